@@ -1,0 +1,329 @@
+"""Build the proving ground's chat model from a seed: `python scripts/build_world.py --out src/sao/world/model`.
+
+What enters: nothing but a seed (the corpus is written by `sao.world.language`, marked by `sao.world.oracle`). What leaves: a
+Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
+
+The corpus has four tasks: write a question as a persona, answer a question (by careful and sloppy authors), check an
+answer mark by mark, and rank two answers. Ranking starts with pairs that are far apart and goes on to closer ones; the
+last part ranks and checks answers that the model itself gave, since those are what it will have to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sao.world.language import FORMS, VERBS, Task, sample_answer, sample_persona, sample_task
+from sao.world.oracle import _asserted, marks
+
+TEMPLATES = Path(__file__).parents[1] / "src" / "sao" / "templates" / "world"
+WRITE, WRITE_ANY, RANK = (
+    (TEMPLATES / f"{name}.txt").read_text().strip() for name in ("prompt", "prompt_without_persona", "judge")
+)
+CHECK = "check this answer. question: {prompt} answer: {answer}"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message['role']) }}{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+SPECIAL = ["<pad>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+PAD, BOS, USER, ASSISTANT, END = 0, 1, 3, 4, 5
+VERDICT_WEIGHT, PROMPT_WEIGHT = 8.0, 0.1
+
+
+def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the world's words; any other text falls back to bytes, so that nothing is lost."""
+    rng = random.Random(seed)
+    words: set[str] = {str(n) for n in range(21)} | set(VERBS) | set(re.findall(r"[a-z]+", WRITE_ANY + WRITE + RANK + CHECK))
+    for _ in range(30_000):
+        persona = sample_persona(rng)
+        task = sample_task(rng, persona)
+        words.update(re.findall(r"[a-z]+", f"{persona} {task.text} {sample_answer(task, rng)}"))
+    words |= set("prompt good bad whole form brief score".split())
+    pieces = [f"▁{word}" for word in sorted(words)] + ["▁>", "▁", ".", ",", ":", "?"]
+    vocab = [(token, 0.0) for token in SPECIAL]
+    vocab += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
+    vocab += [(piece, -1.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=PAD, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<|end|>",
+        pad_token="<pad>",
+        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def check_text(task: Task, answer: str) -> str:
+    """The marks of an answer in words: each claim good or bad, then the oracle's parts in fifths and its score in tenths."""
+    score = marks(task, answer)
+    claims = []
+    for i, item in enumerate(_asserted(task, answer)[:6]):
+        good = item == task.wanted[i] if task.kind == "order" and i < len(task.wanted) else item in task.wanted
+        claims.append(f"{item} {'good' if good else 'bad'}")
+    fifths = f"whole {round(4 * score.completeness)} form {round(score.form)} brief {round(5 * score.brevity)}"
+    return " ".join([*claims, fifths, f"score {round(10 * score.total)}"])
+
+
+Example = tuple[str, str, bool]  # user text, assistant text, whether its first token is a verdict
+
+
+def write_example(rng: random.Random) -> Example:
+    persona = sample_persona(rng) if rng.random() < 0.9 else None
+    user = WRITE_ANY if persona is None else WRITE.format(persona=persona)
+    return user, f"prompt: {sample_task(rng, persona).text}", False
+
+
+def random_task(rng: random.Random) -> Task:
+    return sample_task(rng, sample_persona(rng))
+
+
+def rank_example(rng: random.Random, gap: float, answers: tuple[Task, list[str]] | None) -> Example | None:
+    """Rank two answers whose scores lie at least `gap` apart; None where these two do not."""
+    task, pair = answers if answers else (t := random_task(rng), [sample_answer(t, rng), sample_answer(t, rng)])
+    first, second = (marks(task, a).total for a in pair)
+    if abs(first - second) < gap:
+        return None
+    verdict = "1 > 2" if first > second else "2 > 1"
+    return RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True
+
+
+def corpus(rng: random.Random, n: int, progress: float, own: list[tuple[Task, list[str]]]) -> Iterator[Example]:
+    """`n` examples at this `progress` (0 to 1) of the training; `own` holds answers that the model gave itself."""
+    gap = max(0.05, 0.5 - 0.8 * progress)
+    made = 0
+    while made < n:
+        kind = rng.random()
+        mine = rng.choice(own) if own and rng.random() < 0.6 else None
+        if kind < 0.18:
+            example: Example | None = write_example(rng)
+        elif kind < 0.45:
+            task = random_task(rng)
+            example = (task.text, sample_answer(task, rng), False)
+        elif kind < 0.65:
+            task, pair = mine or (t := random_task(rng), [sample_answer(t, rng)])
+            answer = rng.choice(pair)
+            example = (CHECK.format(prompt=task.text, answer=answer), check_text(task, answer), False)
+        else:
+            example = rank_example(rng, gap, (mine[0], rng.sample(mine[1], 2)) if mine else None)
+        if example:
+            made += 1
+            yield example
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> list[tuple[list[int], list[float]]]:
+    """Token ids and loss weights of each example."""
+    users = tokenizer.backend_tokenizer.encode_batch([e[0] for e in examples], add_special_tokens=False)
+    replies = tokenizer.backend_tokenizer.encode_batch([e[1] for e in examples], add_special_tokens=False)
+    rows = []
+    for user, reply, (_, _, verdict) in zip(users, replies, examples, strict=True):
+        ids = [BOS, USER, *user.ids, END, ASSISTANT, *reply.ids, END]
+        weights = [PROMPT_WEIGHT] * (len(user.ids) + 4) + [1.0] * (len(reply.ids) + 1)
+        if verdict:
+            weights[len(user.ids) + 4] = VERDICT_WEIGHT
+        rows.append((ids, weights))
+    return rows
+
+
+def batches(rows: list[tuple[list[int], list[float]]], tokens: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Padded batches of about `tokens` tokens from rows of like length, in random order: ids and weights [B, T]."""
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    groups, start = [], 0
+    while start < len(rows):
+        width = len(rows[min(start + tokens // len(rows[start][0]), len(rows) - 1)][0])
+        size = max(1, tokens // width)
+        groups.append(rows[start : start + size])
+        start += size
+    rng.shuffle(groups)
+    for group in groups:
+        width = max(len(ids) for ids, _ in group)
+        ids = torch.tensor([ids + [PAD] * (width - len(ids)) for ids, _ in group])
+        weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in group])
+        yield ids, weights
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=BOS,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=END, pad_token_id=PAD, do_sample=True)
+    return model
+
+
+def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+@torch.no_grad()
+def sample(model: LlamaForCausalLM, prefixes: list[list[int]], temperature: float, limit: int = 40) -> list[list[int]]:
+    """One completion to each prefix (all prefixes of one length go through together)."""
+    out: list[list[int]] = [[] for _ in prefixes]
+    by_length: dict[int, list[int]] = {}
+    for i, prefix in enumerate(prefixes):
+        by_length.setdefault(len(prefix), []).append(i)
+    for rows in by_length.values():
+        ids = torch.tensor([prefixes[i] for i in rows])
+        cache, done = None, torch.zeros(len(rows), dtype=torch.bool)
+        for _ in range(limit):
+            result = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache = result.past_key_values
+            ids = torch.multinomial((result.logits[:, -1] / temperature).softmax(-1), 1)
+            done |= ids[:, 0] == END
+            for row, token, ended in zip(rows, ids[:, 0].tolist(), done.tolist(), strict=True):
+                if not ended:
+                    out[row].append(token)
+            if bool(done.all()):
+                break
+    return out
+
+
+def own_answers(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, n: int, temperature: float
+) -> list[tuple[Task, list[str]]]:
+    """`n` tasks with two answers each that the model itself gives."""
+    tasks = [random_task(rng) for _ in range(n)]
+    prompts = tokenizer.backend_tokenizer.encode_batch([t.text for t in tasks], add_special_tokens=False)
+    prefixes = [[BOS, USER, *p.ids, END, ASSISTANT] for p in prompts for _ in range(2)]
+    texts = tokenizer.batch_decode(sample(model, prefixes, temperature), skip_special_tokens=True)
+    return [(task, [texts[2 * i], texts[2 * i + 1]]) for i, task in enumerate(tasks)]
+
+
+@torch.no_grad()
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, n: int = 300) -> dict[str, float]:
+    """Mean oracle score of sampled answers, accuracy and first-slot rate of one-token verdicts on them, prompts that parse."""
+    rng = random.Random(seed)
+    pairs = own_answers(model, tokenizer, rng, n, 0.8)
+    scores = [[marks(task, a).total for a in answers] for task, answers in pairs]
+    one, two = tokenizer.convert_tokens_to_ids(["▁1", "▁2"])
+    right = first = total = flips = 0
+    for (task, (a, b)), (x, y) in zip(pairs, scores, strict=True):
+        if abs(x - y) < 1e-9:
+            continue
+        verdicts = []
+        for one_text, two_text in ((a, b), (b, a)):
+            ids = tokenizer.backend_tokenizer.encode(
+                RANK.format(prompt=task.text, first=one_text, second=two_text), add_special_tokens=False
+            ).ids
+            logits = model(input_ids=torch.tensor([[BOS, USER, *ids, END, ASSISTANT]]), logits_to_keep=1).logits[0, -1]
+            verdicts.append(bool(logits[one] > logits[two]))
+        right += (verdicts[0] == (x > y)) + (verdicts[1] == (y > x))
+        first += sum(verdicts)
+        flips += verdicts[0] == verdicts[1]
+        total += 1
+    fits = 0
+    personas = [sample_persona(rng) for _ in range(100)]
+    texts = tokenizer.backend_tokenizer.encode_batch([WRITE.format(persona=p) for p in personas], add_special_tokens=False)
+    written = tokenizer.batch_decode(
+        sample(model, [[BOS, USER, *t.ids, END, ASSISTANT] for t in texts], 0.8), skip_special_tokens=True
+    )
+    for persona, text in zip(personas, written, strict=True):
+        task = Task.parse(text.removeprefix("prompt: "))
+        fits += task is not None and task.who == persona.split()[2]
+    flat = [s for pair in scores for s in pair]
+    n_pairs = max(1, total)
+    return {
+        "oracle": sum(flat) / len(flat),
+        "judge": right / (2 * n_pairs),
+        "first": first / (2 * n_pairs),
+        "flips": flips / n_pairs,
+        "differ": total / n,
+        "prompts": fits / 100,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tokens", type=float, default=16e6, help="real tokens to train on")
+    parser.add_argument("--hidden", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--own-from", type=float, default=0.6, help="share of the training after which own answers are judged")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng = random.Random(args.seed)
+    tokenizer = build_tokenizer(args.seed)
+    model = build_model(tokenizer, args.hidden, args.layers)
+    opts = optimizers(model, args.lr)
+    print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), **{k: str(v) for k, v in vars(args).items()}}), flush=True)
+    seen, step, next_eval, start = 0.0, 0, 1e6, time.monotonic()
+    own: list[tuple[Task, list[str]]] = []
+    losses: list[float] = []
+    while seen < args.tokens:
+        progress = seen / args.tokens
+        if progress > args.own_from:
+            own = own[-6000:] + own_answers(model, tokenizer, rng, 400, 1.0)
+        rows = encode(tokenizer, list(corpus(rng, 4000, progress, own)))
+        for ids, weights in batches(rows, args.batch, rng):
+            progress = min(1.0, seen / args.tokens)
+            warm = min(1.0, (step + 1) / 100)
+            scale = warm * max(0.02, min(1.0, (1 - progress) / 0.4))
+            for opt in opts:
+                opt.param_groups[0]["lr"] = args.lr * scale
+            logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
+            w = weights[:, 1:]
+            loss = (torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * w).sum() / w.sum()
+            for opt in opts:
+                opt.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for opt in opts:
+                opt.step()
+            seen += float((ids != PAD).sum())
+            step += 1
+            losses.append(loss.item())
+        if seen >= next_eval or seen >= args.tokens:
+            next_eval += 1e6
+            line = {"tokens": round(seen), "step": step, "loss": sum(losses[-50:]) / 50, **evaluate(model, tokenizer, 10_000)}
+            print(json.dumps({**line, "seconds": round(time.monotonic() - start)}), flush=True)
+            model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    assert math.isfinite(losses[-1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Recipes: YAML files and dotted overrides in, one validated, frozen `Config` out.
+
+A recipe names only what differs from the defaults written here. `load_recipe("demo", {"train.beta": "2.0"})` reads
+`sao/recipes/demo.yaml` or a file by path. Keys and tokens never stand in a recipe: they come from the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sao.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, no unknown keys, a docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EngineConfig(Section):
+    """What runs the model when it writes, answers and judges."""
+
+    name: Literal["transformers", "scripted"] = "transformers"
+    """The engine: `transformers` (built in) or `scripted` (a rule-following stand-in for tests)."""
+    device: str = "auto"
+    """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto is float32 on a CPU and what the model was saved in on a GPU."""
+    slots: int = Field(default=64, ge=1, le=4096)
+    """Samples that are generated at once (rows of the decoding batch)."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of torch; 0 leaves torch's own choice. Byte-for-byte reruns need the same number."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run. Off unless asked for."""
+
+
+class PersonasConfig(Section):
+    """Who asks."""
+
+    source: str = "builtin:general"
+    """builtin:general, builtin:world, none, a .jsonl/.parquet/.txt file, or a hub data set id."""
+    column: str = "persona"
+    """The key or column that holds the persona in JSONL, Parquet and hub data sets."""
+    revision: str | None = None
+    """Revision of the hub data set; required for one."""
+    licence: str | None = None
+    """Licence of the source, copied to the manifest and the model card; known for the built-in ones."""
+    n: int = Field(default=1000, ge=1)
+    """Personas to train on; each writes one prompt."""
+    held_out: int = Field(default=200, ge=0)
+    """Further personas, disjoint from those, whose prompts only the evaluation sees."""
+
+
+class PromptsConfig(Section):
+    """How a persona's prompt is written."""
+
+    template: str = "prompt"
+    """Template with {persona}: a name in sao/templates or a file."""
+    template_without_persona: str = "prompt_without_persona"
+    """Template used where personas.source is none."""
+    marker: str = "Prompt:"
+    """What the model's text must begin with; stripped. Text without it is dropped as unreadable."""
+    temperature: float = Field(default=0.6, ge=0)
+    """Sampling temperature (paper: 0.6)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus share."""
+    max_tokens: int = Field(default=512, ge=1)
+    """Longest prompt, in tokens; a longer one is cut off and dropped."""
+
+
+class ResponsesConfig(Section):
+    """How a prompt is answered."""
+
+    n: int = Field(default=2, ge=2)
+    """Answers to each prompt (paper: 2)."""
+    system: str | None = None
+    """System message; folded into the user's turn where the model knows no system role."""
+    temperature: float = Field(default=0.6, ge=0)
+    """Sampling temperature (paper: 0.6)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus share."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest answer, in tokens; a longer one is cut off and dropped."""
+
+
+class JudgingConfig(Section):
+    """How two answers are compared."""
+
+    method: Literal["logprob", "text", "random", "oracle"] = "logprob"
+    """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); random and oracle are
+    controls (oracle: proving ground only)."""
+    orders: Literal["both", "one"] = "both"
+    """Whether each pair is also judged with its answers swapped (paper: one)."""
+    template: str = "judge"
+    """Template with {prompt}, {first}, {second}."""
+    choices: tuple[str, str] = ("1", "2")
+    """What a verdict begins with when the first or the second answer is better."""
+    temperature: float = Field(default=0.6, ge=0)
+    """Sampling temperature of text verdicts."""
+    max_tokens: int = Field(default=16, ge=1)
+    """Longest text verdict, in tokens."""
+    min_mass: float = Field(default=0.05, ge=0, le=1)
+    """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
+
+
+class PairsConfig(Section):
+    """Which judgments become training pairs."""
+
+    keep: Literal["confident", "all"] = "confident"
+    """confident: both orders agree and the margin is large enough; all: every readable verdict (the paper's way)."""
+    min_margin: float = Field(default=1.0, ge=0)
+    """Least mean log-odds, in nats, of a kept pair (verdicts without probabilities have no margin and pass)."""
+
+
+class TrainConfig(Section):
+    """Preference optimisation."""
+
+    loss: Literal["simpo"] = "simpo"
+    """SimPO (arXiv 2405.14734, equation 6)."""
+    beta: float = Field(default=10.0, gt=0)
+    """Scale of the mean log-probability, β (paper: 10)."""
+    gamma: float | None = Field(default=None, ge=0)
+    """Target margin γ in units of reward (paper: 3). Give this or gamma_beta_ratio, not both."""
+    gamma_beta_ratio: float | None = Field(default=None, ge=0)
+    """Target margin as a share of β (the SimPO repository's way of writing it): γ = ratio · β."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate (paper: 1e-6)."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the pairs."""
+    batch_size: int = Field(default=128, ge=1)
+    """Pairs to one optimiser step, over all devices."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Pairs to one forward pass; must divide batch_size."""
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; then it falls as a cosine."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    max_length: int = Field(default=2048, ge=8)
+    """Longest prompt plus answer, in tokens; a pair with a longer one is dropped."""
+    save_steps: int = Field(default=50, ge=1)
+    """Optimiser steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.gamma is not None and self.gamma_beta_ratio is not None:
+            raise ValueError(
+                f"gamma ({self.gamma}) and gamma_beta_ratio ({self.gamma_beta_ratio}) are both given; keep one "
+                "(gamma = gamma_beta_ratio * beta)"
+            )
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+    @property
+    def target_margin(self) -> float:
+        """γ, however it was written; the paper's γ/β of 0.3 where neither form is given."""
+        if self.gamma is not None:
+            return self.gamma
+        ratio = 0.3 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
+        return ratio * self.beta
+
+
+class EvalConfig(Section):
+    """Trained model against base on held-out prompts."""
+
+    bootstrap: int = Field(default=10_000, ge=100)
+    """Resamples of the prompts for the 95 % intervals."""
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    model: str = "builtin:world"
+    """The chat model to align: builtin:world, a folder, or a hub id."""
+    revision: str | None = None
+    """Revision of the hub model."""
+    seed: int = Field(default=0, ge=0)
+    """The run's seed: every request's own seed follows from it."""
+    max_drop_share: float = Field(default=0.5, ge=0, le=1)
+    """A stage that drops a larger share of its items than this ends the run with the commonest reasons."""
+    engine: EngineConfig = EngineConfig()
+    """What runs the model."""
+    personas: PersonasConfig = PersonasConfig()
+    """Who asks."""
+    prompts: PromptsConfig = PromptsConfig()
+    """How prompts are written."""
+    responses: ResponsesConfig = ResponsesConfig()
+    """How they are answered."""
+    judging: JudgingConfig = JudgingConfig()
+    """How answers are compared."""
+    pairs: PairsConfig = PairsConfig()
+    """Which comparisons are learnt from."""
+    train: TrainConfig = TrainConfig()
+    """How the model is trained on them."""
+    eval: EvalConfig = EvalConfig()
+    """How the result is measured."""
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(f.name.removesuffix(".yaml") for f in resources.files("sao.recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The validated config of a shipped recipe (by name) or a YAML file (by path), with dotted overrides such as
+    {"train.beta": "2.0"}, whose values are read as YAML.
+
+    Raises ConfigError for an unknown recipe, unreadable YAML, an unknown key (naming the nearest) or a bad value.
+    """
+    where, text = _read(str(recipe))
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: a recipe is a mapping of keys to values, not {type(data).__name__}")
+    for dotted, value in (overrides or {}).items():
+        _set(data, dotted, value)
+    return make_config(data, where)
+
+
+def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
+    """A Config from nested dicts; `where` opens the error messages."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def field_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from field_names(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    """Where a recipe stands and its text."""
+    path = Path(recipe)
+    if recipe in recipe_names():
+        return f"recipe {recipe}", resources.files("sao.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8")
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, recipe_names(), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"no recipe {recipe!r}: it is no file, and the shipped ones are {', '.join(recipe_names())}.{hint}"
+        )
+    try:
+        return str(path), path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _set(data: dict[str, Any], dotted: str, value: str) -> None:
+    """Set data[a][b] for "a.b"."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        child = data.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}")
+        data = child
+    try:
+        parsed = yaml.safe_load(value)
+        # YAML 1.1 reads 1e-6 as a string.
+        data[last] = float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower() not in ("nan", "inf", "-inf", "infinity")
+
+
+def nearest(dotted: str) -> str:
+    """" Did you mean …?" for a mistyped key, or nothing."""
+    names = list(field_names())
+    by_last = {name.rsplit(".", 1)[-1]: name for name in names}
+    near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)
+    if not near:
+        near = [by_last[n] for n in difflib.get_close_matches(dotted.rsplit(".", 1)[-1], by_last, 1, 0.6)]
+    return f" Did you mean {near[0]}?" if near else " `sao run --help-config` lists the keys."
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
+    dotted = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"unknown key {dotted}.{nearest(dotted)}"
+    message = message.removeprefix("Value error, ")
+    return f"{dotted or 'recipe'}: {message}" + (f" (given: {given!r})" if not isinstance(given, dict) else "")

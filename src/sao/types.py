@@ -1,0 +1,140 @@
+"""The records that pass from stage to stage: flat, frozen, linked by id.
+
+Every record has an `id`, a hash of what made it, and a `row`, its place in its stage's order. A stage's final file is
+sorted by row, so it does not depend on the order in which an engine finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+Verdict = Literal["first", "second", "tie"]
+FinishReason = Literal["stop", "length"]
+
+
+def make_id(*parts: object) -> str:
+    """A 16-digit hexadecimal id: BLAKE2b over the parts (stage fingerprint, input ids, sample index, round, …)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def seed_of(record_id: str) -> int:
+    """The seed of the request that makes this record, below 2**63: it depends on the id alone."""
+    return int(record_id, 16) >> 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Persona:
+    """Somebody who may ask the model something. An empty `text` stands for nobody (the control without personas)."""
+
+    id: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a persona asks."""
+
+    id: str
+    row: int
+    persona_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One answer to a prompt. `token_ids` are the sampled tokens, the end of turn included (None: the engine gives none)."""
+
+    id: str
+    row: int
+    prompt_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...] | None
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """One verdict on two responses in one order; `verdict` None is an unreadable one: neither a tie nor a label.
+
+    `p_first` is the probability that the first is better among the verdict tokens, `mass` the probability that the model
+    gave to the verdict tokens together; both are None for verdicts read from text, whose wording is kept in `text`.
+    """
+
+    id: str
+    row: int
+    prompt_id: str
+    first_id: str
+    second_id: str
+    judge: str
+    verdict: Verdict | None
+    p_first: float | None = None
+    mass: float | None = None
+    text: str | None = None
+
+    @property
+    def winner_id(self) -> str | None:
+        """The id of the response that won, None where none did."""
+        match self.verdict:
+            case "first":
+                return self.first_id
+            case "second":
+                return self.second_id
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """A chosen and a rejected answer. `p_chosen` is the judge's mean probability over the orders, `margin` the mean
+    log-odds in nats (both None where the judge gives no probabilities)."""
+
+    id: str
+    row: int
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    p_chosen: float | None
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Evaluation's twin of a Judgment: base against tuned on one held-out prompt in one order."""
+
+    id: str
+    row: int
+    prompt_id: str
+    order: Literal["base_first", "tuned_first"]
+    judge: str
+    winner: Literal["base", "tuned", "tie"] | None
+    p_tuned: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """An item that a stage could not use, and why. `row` is the row its record would have had."""
+
+    row: int
+    stage: str
+    record_id: str
+    reason: str
+
+
+R = TypeVar("R", bound="Record | Drop")
+Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison
+
+
+def to_dict(record: Record | Drop) -> dict[str, Any]:
+    """The record as a flat dict, in the order of its fields."""
+    return asdict(record)
+
+
+def from_dict(kind: type[R], row: dict[str, Any]) -> R:
+    """The record that `to_dict` wrote. Raises TypeError where a field is missing or unknown."""
+    if row.get("token_ids") is not None:
+        row = {**row, "token_ids": tuple(row["token_ids"])}
+    return kind(**row)

@@ -17,6 +17,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sao.world.language import FORMS, VERBS, Task, sample_answer, sample_persona, sample_task
-from sao.world.oracle import _asserted, marks
+from sao.world.oracle import Score, _asserted, marks
 
 TEMPLATES = Path(__file__).parents[1] / "src" / "sao" / "templates" / "world"
 WRITE, WRITE_ANY, RANK = (
@@ -40,7 +41,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<pad>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 PAD, BOS, USER, ASSISTANT, END = 0, 1, 3, 4, 5
-VERDICT_WEIGHT, PROMPT_WEIGHT = 8.0, 0.1
+VERDICT_WEIGHT, PROMPT_WEIGHT, MARK_WEIGHT = 8.0, 0.1, 3.0
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -86,13 +87,21 @@ def check_text(task: Task, answer: str) -> str:
     return " ".join([*claims, fifths, f"score {round(10 * score.total)}"])
 
 
-Example = tuple[str, str, bool]  # user text, assistant text, whether its first token is a verdict
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A chat of two turns; `judged` are the answers in it, in order, each with its oracle marks (at the user's text's or
+    the reply's end, or before the words "answer 2")."""
+
+    user: str
+    reply: str
+    verdict: bool = False
+    judged: tuple[Score, ...] = ()
 
 
 def write_example(rng: random.Random) -> Example:
     persona = sample_persona(rng) if rng.random() < 0.9 else None
     user = WRITE_ANY if persona is None else WRITE.format(persona=persona)
-    return user, f"prompt: {sample_task(rng, persona).text}", False
+    return Example(user, f"prompt: {sample_task(rng, persona).text}")
 
 
 def random_task(rng: random.Random) -> Task:
@@ -102,11 +111,11 @@ def random_task(rng: random.Random) -> Task:
 def rank_example(rng: random.Random, gap: float, answers: tuple[Task, list[str]] | None) -> Example | None:
     """Rank two answers whose scores lie at least `gap` apart; None where these two do not."""
     task, pair = answers if answers else (t := random_task(rng), [sample_answer(t, rng), sample_answer(t, rng)])
-    first, second = (marks(task, a).total for a in pair)
-    if abs(first - second) < gap:
+    first, second = (marks(task, a) for a in pair)
+    if abs(first.total - second.total) < gap:
         return None
-    verdict = "1 > 2" if first > second else "2 > 1"
-    return RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True
+    verdict = "1 > 2" if first.total > second.total else "2 > 1"
+    return Example(RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True, (first, second))
 
 
 def corpus(rng: random.Random, n: int, progress: float, own: list[tuple[Task, list[str]]]) -> Iterator[Example]:
@@ -116,15 +125,18 @@ def corpus(rng: random.Random, n: int, progress: float, own: list[tuple[Task, li
     while made < n:
         kind = rng.random()
         mine = rng.choice(own) if own and rng.random() < 0.6 else None
-        if kind < 0.18:
+        if kind < 0.17:
             example: Example | None = write_example(rng)
-        elif kind < 0.45:
+        elif kind < 0.42:
             task = random_task(rng)
-            example = (task.text, sample_answer(task, rng), False)
-        elif kind < 0.65:
+            answer = sample_answer(task, rng)
+            example = Example(task.text, answer, judged=(marks(task, answer),))
+        elif kind < 0.55:
             task, pair = mine or (t := random_task(rng), [sample_answer(t, rng)])
             answer = rng.choice(pair)
-            example = (CHECK.format(prompt=task.text, answer=answer), check_text(task, answer), False)
+            example = Example(
+                CHECK.format(prompt=task.text, answer=answer), check_text(task, answer), judged=(marks(task, answer),)
+            )
         else:
             example = rank_example(rng, gap, (mine[0], rng.sample(mine[1], 2)) if mine else None)
         if example:
@@ -132,35 +144,58 @@ def corpus(rng: random.Random, n: int, progress: float, own: list[tuple[Task, li
             yield example
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> list[tuple[list[int], list[float]]]:
-    """Token ids and loss weights of each example."""
-    users = tokenizer.backend_tokenizer.encode_batch([e[0] for e in examples], add_special_tokens=False)
-    replies = tokenizer.backend_tokenizer.encode_batch([e[1] for e in examples], add_special_tokens=False)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids, a loss weight for each, and the oracle's marks at the tokens that end an answer."""
+
+    ids: list[int]
+    weights: list[float]
+    marks: list[tuple[int, Score]]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, examples: list[Example]) -> list[Row]:
+    """The examples as chats of two turns."""
+    users = tokenizer.backend_tokenizer.encode_batch([e.user for e in examples], add_special_tokens=False)
+    replies = tokenizer.backend_tokenizer.encode_batch([e.reply for e in examples], add_special_tokens=False)
+    answer, two = tokenizer.convert_tokens_to_ids(["▁answer", "▁2"])
     rows = []
-    for user, reply, (_, _, verdict) in zip(users, replies, examples, strict=True):
+    for user, reply, example in zip(users, replies, examples, strict=True):
         ids = [BOS, USER, *user.ids, END, ASSISTANT, *reply.ids, END]
         weights = [PROMPT_WEIGHT] * (len(user.ids) + 4) + [1.0] * (len(reply.ids) + 1)
-        if verdict:
-            weights[len(user.ids) + 4] = VERDICT_WEIGHT
-        rows.append((ids, weights))
+        user_end = len(user.ids) + 2
+        if example.verdict:
+            weights[user_end + 2] = VERDICT_WEIGHT
+            between = max(i for i in range(user_end) if ids[i] == answer and ids[i + 1] == two)
+            places = [between, user_end]
+        else:
+            places = [user_end if example.user.startswith("check") else len(ids) - 1]
+        rows.append(Row(ids, weights, list(zip(places, example.judged, strict=False))))
     return rows
 
 
-def batches(rows: list[tuple[list[int], list[float]]], tokens: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded batches of about `tokens` tokens from rows of like length, in random order: ids and weights [B, T]."""
-    rows = sorted(rows, key=lambda row: len(row[0]))
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def batches(rows: list[Row], tokens: int, rng: random.Random) -> Iterator[Batch]:
+    """Padded batches of about `tokens` tokens from rows of like length, in random order: ids [B, T], weights [B, T], places
+    of marks [M, 2] (row, token), marks [M, 5]."""
+    rows = sorted(rows, key=lambda row: len(row.ids))
     groups, start = [], 0
     while start < len(rows):
-        width = len(rows[min(start + tokens // len(rows[start][0]), len(rows) - 1)][0])
+        width = len(rows[min(start + tokens // len(rows[start].ids), len(rows) - 1)].ids)
         size = max(1, tokens // width)
         groups.append(rows[start : start + size])
         start += size
     rng.shuffle(groups)
     for group in groups:
-        width = max(len(ids) for ids, _ in group)
-        ids = torch.tensor([ids + [PAD] * (width - len(ids)) for ids, _ in group])
-        weights = torch.tensor([w + [0.0] * (width - len(w)) for _, w in group])
-        yield ids, weights
+        width = max(len(row.ids) for row in group)
+        ids = torch.tensor([row.ids + [PAD] * (width - len(row.ids)) for row in group])
+        weights = torch.tensor([row.weights + [0.0] * (width - len(row.weights)) for row in group])
+        places = [(i, place) for i, row in enumerate(group) for place, _ in row.marks]
+        values = [
+            (m.correctness, m.completeness, m.form, m.brevity, m.total) for row in group for _, m in row.marks
+        ]
+        yield ids, weights, torch.tensor(places).reshape(-1, 2), torch.tensor(values).reshape(-1, 5)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> LlamaForCausalLM:
@@ -184,13 +219,35 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) ->
     return model
 
 
-def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+class MarkHeads(torch.nn.Module):
+    """Linear readings of an answer's marks from the middle layers, used in training only: they make the model note what an
+    answer is worth where it ends, which a verdict can then look up."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        super().__init__()
+        layers = model.config.num_hidden_layers
+        self.layers = [layers - 2, layers - 1]
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 5) for _ in self.layers)
+
+    def forward(self, hidden: tuple[torch.Tensor, ...], places: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of the marks [M, 5] read from hidden states [B, T, H] at places [M, 2]."""
+        if not len(places):
+            return torch.zeros(())
+        losses = []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            state = hidden[layer][places[:, 0], places[:, 1]]
+            state = state * torch.rsqrt(state.pow(2).mean(-1, keepdim=True) + 1e-6)
+            losses.append((head(state) - marks).pow(2).mean())
+        return torch.stack(losses).mean()
+
+
+def optimizers(model: LlamaForCausalLM, heads: MarkHeads, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the rest."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
         torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW([*rest, *heads.parameters()], lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -277,7 +334,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=float, default=16e6, help="real tokens to train on")
     parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--threads", type=int, default=2)
@@ -288,25 +345,30 @@ def main() -> None:
     rng = random.Random(args.seed)
     tokenizer = build_tokenizer(args.seed)
     model = build_model(tokenizer, args.hidden, args.layers)
-    opts = optimizers(model, args.lr)
+    heads = MarkHeads(model)
+    opts = optimizers(model, heads, args.lr)
     print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), **{k: str(v) for k, v in vars(args).items()}}), flush=True)
     seen, step, next_eval, start = 0.0, 0, 1e6, time.monotonic()
     own: list[tuple[Task, list[str]]] = []
     losses: list[float] = []
+    mark_errors: list[float] = []
     while seen < args.tokens:
         progress = seen / args.tokens
         if progress > args.own_from:
             own = own[-6000:] + own_answers(model, tokenizer, rng, 400, 1.0)
         rows = encode(tokenizer, list(corpus(rng, 4000, progress, own)))
-        for ids, weights in batches(rows, args.batch, rng):
+        for ids, weights, places, values in batches(rows, args.batch, rng):
             progress = min(1.0, seen / args.tokens)
             warm = min(1.0, (step + 1) / 100)
             scale = warm * max(0.02, min(1.0, (1 - progress) / 0.4))
             for opt in opts:
                 opt.param_groups[0]["lr"] = args.lr * scale
-            logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
+            result = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
+            logits = result.logits[:, :-1]
             w = weights[:, 1:]
             loss = (torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * w).sum() / w.sum()
+            noticed = heads(result.hidden_states, places, values)
+            loss = loss + MARK_WEIGHT * noticed
             for opt in opts:
                 opt.zero_grad(set_to_none=True)
             loss.backward()
@@ -316,9 +378,10 @@ def main() -> None:
             seen += float((ids != PAD).sum())
             step += 1
             losses.append(loss.item())
+            mark_errors.append(noticed.item())
         if seen >= next_eval or seen >= args.tokens:
             next_eval += 1e6
-            line = {"tokens": round(seen), "step": step, "loss": sum(losses[-50:]) / 50, **evaluate(model, tokenizer, 10_000)}
+            line = {"tokens": round(seen), "step": step, "loss": sum(losses[-50:]) / 50, "mark_error": sum(mark_errors[-50:]) / 50, **evaluate(model, tokenizer, 10_000)}
             print(json.dumps({**line, "seconds": round(time.monotonic() - start)}), flush=True)
             model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -140,10 +140,14 @@ class Stage:
         counts = {"records": len(ordered) - dropped, "dropped": dropped, "reasons": dict(sorted(reasons.items()))}
         for _ in self.records(kind):
             break  # a record that does not fit its type shows now, not in a later stage
-        write_atomic(self.path / "stage.json", self._stage_json(counts))
+        self.finish(counts)
         for file in self._parts():
             file.unlink()
         self.done.clear()
+
+    def finish(self, counts: dict[str, Any]) -> None:
+        """Mark the stage as finished."""
+        write_atomic(self.path / "stage.json", self._stage_json(counts))
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """The records of a finished stage, in order."""

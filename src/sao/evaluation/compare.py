@@ -1,0 +1,143 @@
+"""Trained model against base: comparisons and answers in, a summary with intervals out; and what a judge's word is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from sao.evaluation.statistics import bootstrap_ci, mean
+from sao.types import Comparison, Judgment, PreferencePair, Response
+
+Oracle = Callable[[str, str], float | None]
+
+
+def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
+    """A judgment on a base and a tuned answer, said in those terms."""
+    base_first = judgment.first_id == base_id
+    p_tuned = judgment.p_first
+    if p_tuned is not None and base_first:
+        p_tuned = 1 - p_tuned
+    winner: Any = judgment.verdict
+    if judgment.verdict in ("first", "second"):
+        winner = "base" if judgment.winner_id == base_id else "tuned"
+    return Comparison(
+        id=judgment.id,
+        row=judgment.row,
+        prompt_id=judgment.prompt_id,
+        order="base_first" if base_first else "tuned_first",
+        judge=judgment.judge,
+        winner=winner,
+        p_tuned=p_tuned,
+    )
+
+
+def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int) -> dict[str, Any]:
+    """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical` answers are ties.
+
+    Unreadable verdicts are counted and left out, never taken for ties.
+    """
+    points: dict[str, list[float]] = {}
+    unreadable = tuned_first = decided = tuned_first_wins = 0
+    for c in comparisons:
+        if c.winner is None:
+            unreadable += 1
+            continue
+        points.setdefault(c.prompt_id, []).append({"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
+        if c.winner != "tie":
+            decided += 1
+            tuned_first += c.order == "tuned_first"
+            tuned_first_wins += (c.winner == "tuned") == (c.order == "tuned_first")
+    rates = [mean(p) for p in points.values()] + [0.5] * identical
+    if not rates:
+        return {"n": 0, "unreadable": unreadable}
+    low, high = bootstrap_ci(rates, resamples, seed)
+    return {
+        "n": len(rates),
+        "win": sum(r > 0.5 for r in rates),
+        "tie": sum(r == 0.5 for r in rates),
+        "loss": sum(r < 0.5 for r in rates),
+        "win_rate": mean(rates),
+        "ci95": [low, high],
+        "first_slot_rate": tuned_first_wins / decided if decided else None,
+        "unreadable": unreadable,
+    }
+
+
+def oracle_summary(
+    rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Mean oracle scores of base and tuned on (prompt, base answer, tuned answer), and their paired difference."""
+    before, after, unknown = [], [], 0
+    for prompt, base, tuned in rows:
+        x, y = oracle(prompt, base), oracle(prompt, tuned)
+        if x is None or y is None:
+            unknown += 1
+        else:
+            before.append(x)
+            after.append(y)
+    if not before:
+        return {"n": 0, "not_of_this_world": unknown}
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    low, high = bootstrap_ci(gains, resamples, seed)
+    return {
+        "before": mean(before),
+        "after": mean(after),
+        "gain": mean(gains),
+        "ci95": [low, high],
+        "n": len(before),
+        "not_of_this_world": unknown,
+    }
+
+
+def judge_summary(
+    groups: Iterable[tuple[str, list[Response], list[Judgment]]], oracle: Oracle | None
+) -> dict[str, Any]:
+    """How a judge behaves on (prompt, answers, judgments): first-slot rate, flips after a swap, unreadable verdicts, and,
+    against an oracle, the share of right verdicts where the oracle sees a difference."""
+    total = unreadable = decided = first = right = known = flips = both = 0
+    for prompt, responses, judgments in groups:
+        worth = {r.id: oracle(prompt, r.text) for r in responses} if oracle else {}
+        winners: dict[frozenset[str], list[str | None]] = {}
+        for j in judgments:
+            total += 1
+            unreadable += j.verdict is None
+            if j.winner_id is None:
+                continue
+            decided += 1
+            first += j.verdict == "first"
+            winners.setdefault(frozenset((j.first_id, j.second_id)), []).append(j.winner_id)
+            x, y = worth.get(j.first_id), worth.get(j.second_id)
+            if x is not None and y is not None and x != y:
+                known += 1
+                right += (x > y) == (j.verdict == "first")
+        for pair in winners.values():
+            if len(pair) == 2:
+                both += 1
+                flips += pair[0] != pair[1]
+    return {
+        "verdicts": total,
+        "unreadable": unreadable,
+        "first_slot_rate": first / decided if decided else None,
+        "flip_rate": flips / both if both else None,
+        "accuracy": right / known if known else None,
+    }
+
+
+def kept_summary(
+    pairs: Iterable[tuple[str, PreferencePair, Response, Response]], possible: int, oracle: Oracle | None
+) -> dict[str, Any]:
+    """Share of the possible pairs that were kept and, against an oracle, how many of their labels are right."""
+    n = right = known = 0
+    for prompt, _, chosen, rejected in pairs:
+        n += 1
+        x, y = (oracle(prompt, chosen.text), oracle(prompt, rejected.text)) if oracle else (None, None)
+        if x is not None and y is not None and x != y:
+            known += 1
+            right += x > y
+    return {"share": n / possible if possible else None, "label_accuracy": right / known if known else None}
+
+
+def lengths(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[int, int]]:
+    """Words in the base and tuned answers."""
+    for _, base, tuned in rows:
+        yield len(base.split()), len(tuned.split())

@@ -1,0 +1,78 @@
+"""The manifest of a run: what it was made with. Written at the start, compared when the same folder is used again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sao.config import Config
+from sao.errors import StoreError
+from sao.store import write_atomic
+
+PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
+# What all records of a run hang on: with another of these in the same folder, nothing could be reused.
+FIXED = ("model_identity", "config.seed", "config.personas")
+
+
+def package_versions() -> dict[str, str | None]:
+    """Version of each package that a run depends on, None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_revision() -> str | None:
+    """The revision of the git checkout that SAO runs from, None where it is installed otherwise."""
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def open_manifest(root: Path, config: Config, model_identity: str, licence: str) -> list[str]:
+    """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
+
+    Raises StoreError where the folder belongs to another model, seed or set of personas, with those differences.
+    """
+    path = root / "manifest.json"
+    new: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "model_identity": model_identity,
+        "persona_licence": licence,
+        "packages": package_versions(),
+        "git": git_revision(),
+    }
+    changes: list[str] = []
+    if path.is_file():
+        try:
+            old = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{path}: not JSON ({error}). Take another folder with --out, or delete this file") from error
+        differences = list(_differences(old, new, ""))
+        changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
+        fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(FIXED)]
+        if fatal:
+            raise StoreError(
+                f"{root}: this folder belongs to another run: " + "; ".join(fatal) + ". It is untouched. Use another "
+                "folder with --out, or the settings it was made with (manifest.json)"
+            )
+        changes = [line for line in changes if line.startswith("config.")]
+    write_atomic(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
+    return [line.removeprefix("config.") for line in changes]
+
+
+def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [(prefix.rstrip("."), old, new)]

@@ -1,0 +1,55 @@
+"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (METHOD: y_1 … y_n ~ M(·|x_i)).
+
+All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sao.config import ResponsesConfig
+from sao.engines import Completion, Engine, Message, Request, Sample, Sampling
+from sao.types import Drop, Prompt, Response, make_id, seed_of
+
+
+def chat(prompt: str, config: ResponsesConfig) -> tuple[Message, ...]:
+    """The chat that a prompt opens; the same for generation, export and training."""
+    system = (Message("system", config.system),) if config.system else ()
+    return (*system, Message("user", prompt))
+
+
+def answer_prompts(
+    prompts: Iterable[Prompt], engine: Engine, config: ResponsesConfig, key: str, done: set[str]
+) -> Iterator[Response | Drop]:
+    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`."""
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    waiting: dict[str, tuple[Prompt, int]] = {}
+
+    def requests() -> Iterator[Request]:
+        for prompt in prompts:
+            ids = [make_id(key, prompt.id, index) for index in range(config.n)]
+            missing = [(index, i) for index, i in enumerate(ids) if i not in done]
+            if missing:
+                waiting.update({i: (prompt, index) for index, i in missing})
+                yield Request(chat(prompt.text, config), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling)
+
+    for completion in engine.generate(requests()):
+        prompt, index = waiting.pop(completion.id)
+        yield read_response(completion, prompt, index, config.n)
+
+
+def read_response(completion: Completion, prompt: Prompt, index: int, n: int) -> Response | Drop:
+    """A completion as a record."""
+    row = prompt.row * n + index
+    if completion.finish_reason == "length" or not completion.text.strip():
+        reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
+        return Drop(row=row, stage="responses", record_id=completion.id, reason=reason)
+    return Response(
+        id=completion.id,
+        row=row,
+        prompt_id=prompt.id,
+        index=index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=completion.finish_reason,
+    )

@@ -267,3 +267,14 @@ def _cut_torn_line(path: Path) -> None:
             keep = start
         if keep < size:
             file.truncate(keep)
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises StoreError where there is none."""
+    path = root / "manifest.json"
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError as error:
+        raise StoreError(f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,7 @@
+"""`python -m sao`."""
+
+import sys
+
+from sao.cli import main
+
+sys.exit(main())

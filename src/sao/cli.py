@@ -1,0 +1,287 @@
+"""The command line: parses, calls, prints. The only place that shows errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sao import __version__
+from sao.errors import ConfigError, SAOError
+
+if TYPE_CHECKING:
+    from sao.config import Config
+
+STAGE_HELP = {
+    "run": "everything: prompts, answers, verdicts, pairs, training, evaluation",
+    "prompts": "personas write prompts",
+    "respond": "… and the model answers them",
+    "judge": "… and judges its answers",
+    "pairs": "… and the verdicts become preference pairs",
+    "train": "… and the model is trained on them",
+    "eval": "… and compared with its base on held-out prompts",
+}
+EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder or a hub id.
+Any key of a recipe can be set: --train.beta 2.0 --judging.method random --personas.n 500
+`sao run --help-config` lists them all. The same command again goes on where it stopped."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 for success, 1 for an error of SAO's, 2 for a wrong command line, 130 after Ctrl-C."""
+    try:
+        return _dispatch(sys.argv[1:] if argv is None else argv)
+    except SAOError as error:
+        print(f"\nsao: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsao: stopped; what is finished is kept, and the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="sao", description="A chat model aligns itself: it writes, answers and judges its own prompts, and learns from them."
+    )
+    parser.add_argument("--version", action="version", version=f"sao {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in STAGE_HELP.items():
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )  # fmt: skip
+        command.add_argument("target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model")
+        command.add_argument("--out", type=Path, help="run folder (default: runs/<target>)")
+        command.add_argument("--seed", type=int, help="the run's seed (default: the recipe's)")
+        command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+        command.add_argument("--quiet", action="store_true", help="no progress")
+        command.add_argument("--help-config", action="store_true", help="list every key of a recipe and stop")
+    export = commands.add_parser("export", help="the pairs of a run as Parquet for TRL (train and disjoint test)")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--out", type=Path, help="folder of the data set (default: RUN/export)")
+    export.add_argument("--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data")
+    export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    env = commands.add_parser("env", help="versions, devices and threads, for a bug report")
+    env.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    return parser
+
+
+def _dispatch(argv: list[str]) -> int:
+    args, extra = build_parser().parse_known_args(argv)
+    if args.command == "env":
+        _no_more(extra)
+        return _env(args.json)
+    if args.command == "export":
+        _no_more(extra)
+        return _export(args)
+    if args.help_config:
+        return _help_config()
+    return _run(args, read_overrides(extra))
+
+
+def _no_more(extra: list[str]) -> None:
+    if extra:
+        raise ConfigError(f"unknown argument {extra[0]}")
+
+
+def read_overrides(extra: list[str]) -> dict[str, str]:
+    """{"train.beta": "2.0"} from ["--train.beta", "2.0"] or ["--train.beta=2.0"]."""
+    found: dict[str, str] = {}
+    words = iter(extra)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument {word!r}; recipe keys are given as --section.key value")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"--{key}: no value given")
+        found[key] = value
+    return found
+
+
+def read_target(target: str, overrides: dict[str, str]) -> Config:
+    """The config of a recipe, a recipe file or a model (with the recipe `default`)."""
+    from sao.config import load_recipe, recipe_names
+
+    if target in recipe_names() or target.endswith((".yaml", ".yml")):
+        return load_recipe(target, overrides)
+    if Path(target).is_dir() or "/" in target or target.startswith("builtin:"):
+        recipe = "demo" if target == "builtin:world" else "default"
+        return load_recipe(recipe, {"model": json.dumps(target), **overrides})
+    return load_recipe(target, overrides)  # raises, naming the nearest recipe
+
+
+def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    if args.seed is not None:
+        overrides["seed"] = str(args.seed)
+    config = read_target(args.target, overrides)
+    out = args.out or Path("runs") / Path(args.target).name.removesuffix(".yaml").replace(":", "-")
+    _quiet_libraries()
+    from sao.pipeline import run
+
+    print(f"sao {__version__}: {config.model} → {out} (recipe {args.target}, seed {config.seed})", file=sys.stderr)
+    bar = Progress(not args.quiet)
+    until = "eval" if args.command == "run" else args.command
+    try:
+        summary = run(config, out, until=until, progress=bar, notify=bar.say)
+    finally:
+        bar.close()
+    print(show_summary(summary))
+    if args.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from sao.config import make_config
+    from sao.export import export_pairs
+    from sao.pipeline import Run
+    from sao.store import read_manifest
+
+    config = make_config(read_manifest(args.run)["config"], f"{args.run}/manifest.json")
+    job = Run(config, args.run, None, lambda *_: None, lambda *_: None)
+    out = args.out or args.run / "export"
+    done = export_pairs(job.labelled(), out, config.responses.system, args.test_share)
+    print(f"{done['train']} pairs for training, {done['test']} for testing (disjoint personas) in {out}")
+    if args.json:
+        print(json.dumps(done))
+    return 0
+
+
+def _env(as_json: bool) -> int:
+    from sao.manifest import git_revision, package_versions
+
+    found: dict[str, Any] = {"packages": package_versions(), "git": git_revision(), "cpus": os.cpu_count()}
+    try:
+        import torch
+
+        cards = range(torch.cuda.device_count())
+        found |= {"threads": torch.get_num_threads(), "gpus": [torch.cuda.get_device_name(i) for i in cards]}
+    except ImportError:
+        found |= {"threads": None, "gpus": []}
+    for key, value in found.items():
+        print(f"{key:10} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}")
+    if as_json:
+        print(json.dumps(found))
+    return 0
+
+
+def _help_config() -> int:
+    from sao.config import Config
+
+    def show(section: Any, prefix: str) -> None:
+        for name, field in section.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                print(f"\n{prefix}{name}: {field.description}")
+                show(field.annotation, f"{prefix}{name}.")
+            else:
+                print(f"  --{prefix}{name} (default: {field.default!r})\n      {' '.join((field.description or '').split())}")
+
+    show(Config, "")
+    return 0
+
+
+class Progress:
+    """Progress bars on stderr: one for each stage, with rate and time left; lines every 10 s where stderr is no terminal."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` items of `stage` are finished."""
+        if not self.shown:
+            return
+        if stage != self._stage:
+            self.close()
+            from tqdm import tqdm
+
+            slow = 0.1 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(total=total, initial=done, desc=f"{stage:13}", mininterval=slow, file=sys.stderr, dynamic_ncols=True)
+            self._stage = stage
+        self._bar.update(done - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.close()
+        if self.shown:
+            print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the present bar."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, ""
+
+
+def show_summary(s: dict[str, Any]) -> str:
+    """The summary as text: examples, funnel, judge, before and after, paths."""
+    lines = [] if s["worked"] else ["Nothing to do: this run is finished."]
+    for example in s.get("examples", []):
+        lines += ["", f"  asked:  {_short(example['prompt'])}"]
+        lines += [f"  before: {_short(example['before'])}", f"  after:  {_short(example['after'])}"]
+    lines += ["", f"{'stage':12} {'kept':>8} {'dropped':>8}  reasons"]
+    for row in s["funnel"]:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in row["reasons"].items())
+        lines.append(f"{row['stage']:12} {row['records']:8} {row['dropped']:8}  {reasons}")
+    lines += _show_judge(s) + _show_outcome(s)
+    lines.append("")
+    lines += [f"{name:12} {path}" for name, path in s["paths"].items()]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+def _show_judge(s: dict[str, Any]) -> list[str]:
+    if "judge" not in s:
+        return []
+    j, parts = s["judge"], []
+    for key, name in (("accuracy", "right"), ("first_slot_rate", "first slot wins"), ("flip_rate", "flips when swapped")):
+        if j[key] is not None:
+            parts.append(f"{name} {100 * j[key]:.1f} %")
+    lines = ["", f"judge        {j['verdicts']} verdicts, {j['unreadable']} unreadable; " + ", ".join(parts)]
+    if s.get("kept", {}).get("share") is not None:
+        label = s["kept"]["label_accuracy"]
+        right = "" if label is None else f", {100 * label:.1f} % of them right"
+        lines.append(f"pairs kept   {100 * s['kept']['share']:.1f} %{right}")
+    return lines
+
+
+def _show_outcome(s: dict[str, Any]) -> list[str]:
+    lines = []
+    if s.get("oracle", {}).get("n"):
+        o = s["oracle"]
+        lines.append(
+            f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+.3f} "
+            f"[{o['ci95'][0]:+.3f}, {o['ci95'][1]:+.3f}] (95 %, {o['n']} held-out prompts)"
+        )
+    if s.get("heldout", {}).get("n"):
+        h = s["heldout"]
+        lines.append(
+            f"self-judged  win {h['win']}, tie {h['tie']}, loss {h['loss']}: {100 * h['win_rate']:.1f} % "
+            f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
+        )
+        lines.append(f"             {h['label']}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

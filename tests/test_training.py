@@ -1,0 +1,437 @@
+"""Losses worked by hand, and training that is exact: the same weights however batches are cut and whatever is killed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from sao.chat import ChatTokenizer
+from sao.config import TrainConfig
+from sao.errors import StoreError, TrainingError
+from sao.training import TokenPair, TrainResult, response_logps, simpo_loss, train
+from sao.training.trainer import EpochOrder, collate
+
+WORDS = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwxyz"]
+END = 2
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+# 22 pairs in batches of 4: six steps an epoch, the last one with 2 pairs; checkpoints at every other step.
+CONFIG = TrainConfig(batch_size=4, micro_batch_size=2, lr=1e-3, epochs=2, save_steps=2, max_length=32)
+STEPS = 12
+
+
+def tiny_model(dropout: float = 0.0) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), attention_dropout=dropout, **sizes, **ids))
+
+
+def tiny_tokenizer() -> ChatTokenizer:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        extra_special_tokens=["<|user|>", "<|assistant|>"],
+        chat_template=TEMPLATE,
+    )
+    return ChatTokenizer(tokenizer)
+
+
+def some_pairs(n: int = 22) -> list[TokenPair]:
+    """Pairs of uneven lengths: the chosen response is of early letters, the rejected one of late ones."""
+    return [
+        TokenPair(
+            id=f"pair-{i}",
+            prompt_ids=(1, 3, *(5 + (i * k) % 26 for k in range(1, 2 + i % 5)), END, 4),
+            chosen_ids=(*(5 + (i + k) % 13 for k in range(1 + i % 7)), END),
+            rejected_ids=(*(18 + (i * 3 + k) % 13 for k in range(1 + i % 4)), END),
+        )
+        for i in range(n)
+    ]
+
+
+def run(out: Path, config: TrainConfig = CONFIG, dropout: float = 0.1, on_log: Any = None) -> TrainResult:
+    return train(some_pairs(), tiny_model(dropout), tiny_tokenizer(), out, config, seed=7, on_log=on_log)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).state_dict())
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_at(step: int) -> Callable[[dict[str, float]], None]:
+    """An on_log that ends the run as Ctrl-C would."""
+
+    def on_log(line: dict[str, float]) -> None:
+        if line["step"] == step:
+            raise KeyboardInterrupt
+
+    return on_log
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(out)
+    return out
+
+
+def assert_same(out: Path, undisturbed: Path) -> None:
+    """The same weights, bit for bit, the same metrics, and nothing left over."""
+    expected, found = weights(undisturbed / "model"), weights(out / "model")
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model"]
+
+
+# Losses
+
+
+def test_simpo_by_hand() -> None:
+    chosen, rejected = torch.tensor([-1.0, -0.8, -2.0]), torch.tensor([-1.5, -1.0, -2.0])
+    # β 2, γ 0.5: margins 1, 0.4, 0; less γ 0.5, −0.1, −0.5; −log σ = log(1 + e^−x)
+    expected = [math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.1)), math.log(1 + math.exp(0.5))]
+    assert simpo_loss(chosen, rejected, 2.0, 0.5).tolist() == pytest.approx(expected, abs=1e-6)
+    assert simpo_loss(chosen[1:2], rejected[1:2], 10.0, 3.0).item() == pytest.approx(1.3132617, abs=1e-6)  # 2 − 3 = −1
+    assert simpo_loss(chosen[:1], rejected[:1], 4.0, 2.0).item() == pytest.approx(math.log(2), abs=1e-6)  # margin = γ
+
+
+def test_gamma_shifts_the_margin_and_is_not_scaled_by_beta() -> None:
+    chosen, rejected = torch.tensor([-1.0]), torch.tensor([-1.25])
+    with_gamma = simpo_loss(chosen, rejected, 4.0, 3.0)
+    assert with_gamma.item() == pytest.approx(simpo_loss(chosen - 3.0 / 4.0, rejected, 4.0, 0.0).item(), abs=1e-6)
+    assert with_gamma.item() == pytest.approx(math.log(1 + math.exp(2.0)), abs=1e-6)
+
+
+def test_simpo_gradient_by_hand_and_no_overflow() -> None:
+    chosen = torch.tensor([-1.0, -100.0], requires_grad=True)
+    loss = simpo_loss(chosen, torch.tensor([-1.0, -1.0]), 10.0, 0.0)
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([math.log(2), 990.0])
+    assert chosen.grad is not None
+    assert chosen.grad.tolist() == pytest.approx([-5.0, -10.0])  # −β σ(−margin)
+
+
+def test_response_logps_by_hand() -> None:
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+    logits = torch.stack([probabilities.log() + 5.0, probabilities.log() - 2.0])  # a constant changes nothing
+    labels = torch.tensor([[-100, 1, 2, 0], [-100, -100, 0, -100]])
+    sums, counts = response_logps(logits, labels)
+    # The token at t is predicted by the row before it: 0.25 · 0.7 · 0.6, and 0.1.
+    assert sums.tolist() == pytest.approx([math.log(0.25 * 0.7 * 0.6), math.log(0.1)], abs=1e-5)
+    assert counts.tolist() == [3, 1]
+
+
+def test_response_logps_is_float32_and_equals_log_softmax() -> None:
+    logits = torch.randn(3, 7, 11, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.tensor([[-100, -100, 4, 5, 6, 7, -100], [-100, 1, 2, 3, 4, 5, 6], [-100] * 7])
+    sums, counts = response_logps(logits, labels)
+    logs = logits.float().log_softmax(-1)
+    by_hand = [sum(logs[b, t - 1, labels[b, t]].item() for t in range(1, 7) if labels[b, t] != -100) for b in range(3)]
+    assert sums.dtype == torch.float32
+    assert sums.tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert counts.tolist() == [4, 6, 0]
+
+
+# Batches
+
+
+def test_collate_pads_right_and_labels_only_responses() -> None:
+    pairs = [
+        TokenPair(id="x", prompt_ids=(1, 3), chosen_ids=(5, END), rejected_ids=(6, 7, END)),
+        TokenPair(id="y", prompt_ids=(1,), chosen_ids=(8, END), rejected_ids=(END,)),
+    ]
+    batch = collate([(4, pairs[0]), (9, pairs[1])], pad_id=0)
+    assert batch["input_ids"].tolist() == [[1, 3, 5, 2, 0], [1, 8, 2, 0, 0], [1, 3, 6, 7, 2], [1, 2, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1] * 5, [1, 1, 0, 0, 0]]
+    assert batch["labels"].tolist()[0] == [-100, -100, 5, 2, -100]
+    assert batch["labels"].tolist()[3] == [-100, 2, -100, -100, -100]
+    assert batch["rows"].tolist() == [4, 9]
+
+
+def test_order_is_a_permutation_for_each_epoch_and_seed() -> None:
+    order = EpochOrder(50, seed=3)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    order.set_epoch(0)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first == list(order)
+    assert len({tuple(first), tuple(second), tuple(EpochOrder(50, seed=4)), tuple(range(50))}) == 4
+
+
+def test_each_pair_weighs_the_same_also_in_the_last_batch(tmp_path: Path) -> None:
+    still = CONFIG.model_copy(update={"lr": 1e-30, "epochs": 1})  # weights stay, so that losses can be added up
+    run(tmp_path, still, dropout=0.0)
+    batch = collate(list(enumerate(some_pairs())), pad_id=0)
+    with torch.no_grad():
+        logits = tiny_model()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    sums, counts = response_logps(logits, batch["labels"])
+    losses = simpo_loss(*(sums / counts).chunk(2), still.beta, still.target_margin)
+    rows = list(EpochOrder(22, seed=7))
+    expected = [losses[rows[start : start + 4]].mean().item() for start in range(0, 22, 4)]
+    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_micro_batches_make_no_difference(tmp_path: Path) -> None:
+    config = TrainConfig(batch_size=8, micro_batch_size=8, lr=1e-3, epochs=2, max_length=32)
+    run(tmp_path / "8", config, dropout=0.0)
+    run(tmp_path / "2", config.model_copy(update={"micro_batch_size": 2}), dropout=0.0)
+    whole, cut = weights(tmp_path / "8/model"), weights(tmp_path / "2/model")
+    for name in whole:
+        torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
+    norms = [[line["grad_norm"] for line in lines(tmp_path / size)] for size in ("8", "2")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+# Training
+
+
+def test_loss_falls_and_margin_rises(tmp_path: Path) -> None:
+    result = run(tmp_path, CONFIG.model_copy(update={"epochs": 5}), dropout=0.0)
+    log = lines(tmp_path)
+    assert result.steps == 30
+    assert result.metrics == log[-1]
+    assert log[-1]["loss"] < 0.2 * log[0]["loss"]
+    assert log[-1]["rewards/margins"] > log[0]["rewards/margins"] + 5
+    assert log[-1]["rewards/accuracies"] == 1.0
+
+
+def test_metrics_have_the_usual_names_and_add_up(undisturbed: Path) -> None:
+    log = lines(undisturbed)
+    assert [line["step"] for line in log] == list(range(1, STEPS + 1))
+    names = "step loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/margins rewards/accuracies"
+    assert set(log[0]) == {*names.split(), "logps/chosen", "logps/rejected", "epoch"}
+    for line in log:
+        assert line["rewards/chosen"] == pytest.approx(CONFIG.beta * line["logps/chosen"])
+        assert line["rewards/margins"] == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"], abs=1e-6)
+    # Cosine after ceil(0.1 · 12) = 2 steps of warm-up, each line with the rate of its own step.
+    rates = [CONFIG.lr * r for r in [0, 0.5, *((1 + math.cos(math.pi * k / 10)) / 2 for k in range(10))]]
+    assert [line["learning_rate"] for line in log] == pytest.approx(rates)
+    assert log[-1]["epoch"] == 2.0
+
+
+def test_saved_folder_is_a_normal_one(undisturbed: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(undisturbed / "model")
+    tokenizer = AutoTokenizer.from_pretrained(undisturbed / "model")
+    assert model.dtype == torch.float32
+    assert model.config.use_cache is True
+    assert (model.config.eos_token_id, model.generation_config.eos_token_id) == (END, END)
+    assert tokenizer.chat_template == TEMPLATE
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": " a "}], tokenize=False)
+    assert rendered == "<s><|user|> a <|end|>"
+    assert {path.name for path in (undisturbed / "model").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    }
+
+
+@pytest.mark.parametrize("loaded_as", [torch.float32, torch.bfloat16])
+def test_number_format_on_disk_is_that_of_the_source(tmp_path: Path, loaded_as: torch.dtype) -> None:
+    tiny_model().bfloat16().save_pretrained(tmp_path / "base")
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=loaded_as)
+    config = CONFIG.model_copy(update={"epochs": 1})
+    result = train(some_pairs(), model, tiny_tokenizer(), tmp_path / "out", config, seed=0)
+    saved = AutoModelForCausalLM.from_pretrained(result.model_dir, dtype="auto")
+    assert saved.dtype == torch.bfloat16
+    assert json.loads((result.model_dir / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_nothing_on_stderr_or_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, CONFIG.model_copy(update={"epochs": 1}))
+    assert capfd.readouterr() == ("", "")
+
+
+# What cannot be trained on
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no pairs.*pairs\.min_margin"):
+        train([], tiny_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=0)
+
+
+def test_empty_response_is_named(tmp_path: Path) -> None:
+    empty = TokenPair(id="pair-x", prompt_ids=(1,), chosen_ids=(5, END), rejected_ids=())
+    with pytest.raises(TrainingError, match="pair-x"):
+        train([*some_pairs(3), empty], tiny_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=0)
+
+
+def test_broken_weights_name_the_pairs_of_the_batch(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.lm_head.weight.data[0, 0] = math.nan
+    with pytest.raises(TrainingError, match="step 1: the loss is not finite") as caught:
+        train(some_pairs(), model, tiny_tokenizer(), tmp_path, CONFIG, seed=7)
+    for row in list(EpochOrder(22, seed=7))[:4]:
+        assert f"pair-{row}" in str(caught.value).replace(".", ",").replace(",", " ").split()
+    assert not (tmp_path / "model").exists()
+
+
+def test_only_the_broken_pair_is_named_and_nothing_of_it_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    pairs = [TokenPair(id=f"pair-{i}", prompt_ids=(1, 5), chosen_ids=(6, END), rejected_ids=(7, END)) for i in range(8)]
+    bad = list(EpochOrder(8, seed=0))[-1]  # in the second batch
+    pairs[bad] = TokenPair(id="the-bad-one", prompt_ids=(1, 30), chosen_ids=(6, END), rejected_ids=(7, END))
+    model.model.embed_tokens.weight.data[30] = math.inf
+    config = CONFIG.model_copy(update={"save_steps": 1})
+    with pytest.raises(TrainingError, match="step 2: the loss is not finite for the pairs the-bad-one"):
+        train(pairs, model, tiny_tokenizer(), tmp_path, config, seed=0)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
+# Interruption
+
+
+def test_resume_is_exact_and_repeats_no_line(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_log=stop_at(7))
+    assert len(lines(tmp_path)) == 7
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    seen: list[float] = []
+    run(tmp_path, on_log=lambda line: seen.append(line["step"]))
+    assert seen == list(range(7, STEPS + 1))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_half_written_checkpoint_is_ignored_and_deleted(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_log=stop_at(5))
+    newest = tmp_path / "checkpoints/checkpoint-4"
+    (newest / "complete.json").unlink()
+    (newest / "optimizer.pt").write_bytes(b"half")
+    (tmp_path / "checkpoints/checkpoint-6").mkdir()
+    (tmp_path / "model.partial").mkdir()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step":6,"lo')
+    seen: list[float] = []
+    run(tmp_path, on_log=lambda line: seen.append(line["step"]))
+    assert seen[0] == 3
+    assert_same(tmp_path, undisturbed)
+
+
+def test_resume_between_epochs(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_log=stop_at(7))
+    for number in (4, 6):
+        assert (tmp_path / f"checkpoints/checkpoint-{number}/complete.json").exists()
+    run(tmp_path)  # from step 6, the end of the first epoch
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_finished_training_is_not_done_again(undisturbed: Path) -> None:
+    before = (undisturbed / "model/model.safetensors").stat().st_mtime_ns
+    (undisturbed / "checkpoints/checkpoint-12").mkdir(parents=True)  # a kill came before they were all deleted
+    result = run(undisturbed, on_log=lambda line: pytest.fail("trained again"))
+    assert result == TrainResult(model_dir=undisturbed / "model", steps=STEPS, metrics=lines(undisturbed)[-1])
+    assert (undisturbed / "model/model.safetensors").stat().st_mtime_ns == before
+    assert not (undisturbed / "checkpoints").exists()
+
+
+def test_full_disk_keeps_earlier_checkpoints(tmp_path: Path, undisturbed: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(line: dict[str, float]) -> None:
+        if line["step"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))  # bytes to a file: no weights fit
+
+    try:
+        with pytest.raises(StoreError, match=r"checkpoint-4.*free some space"):
+            run(tmp_path, on_log=fill_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+    run(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def die_in(function: str, call: int) -> None:
+    """Make the `call`-th call of a function SIGKILL this process before it does anything."""
+    module_name, _, name = function.rpartition(".")
+    module = importlib.import_module(module_name)
+    original, calls = getattr(module, name), [0]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(module, name, dying)
+
+
+def run_and_die(out: Path, function: str, call: int, lines_to_live: int = 10**6) -> int:
+    """Train in another process that kills itself at that call or at that line of metrics; its exit status."""
+    script = (
+        "import os, signal, sys, torch, test_training as t; from pathlib import Path\n"
+        "out, function, call, lines, threads = sys.argv[1:]\n"
+        "torch.set_num_threads(int(threads))\n"
+        "if function: t.die_in(function, int(call))\n"
+        "left = [int(lines)]\n"
+        "def on_log(line):\n"
+        "    left[0] -= 1\n"
+        "    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "t.run(Path(out), on_log=on_log)\n"
+    )
+    arguments = [str(out), function, str(call), str(lines_to_live), str(torch.get_num_threads())]
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, check=False).returncode
+
+
+# Every checkpoint calls torch.save four times: arguments, optimiser, scheduler, random numbers.
+MOMENTS = [
+    pytest.param("torch.save", 6, id="in the second checkpoint, before the optimiser"),
+    pytest.param("torch.save", 12, id="in the third checkpoint, before the random numbers", marks=pytest.mark.slow),
+    pytest.param("sao.training.checkpoints.write_atomic", 3, id="before the marker", marks=pytest.mark.slow),
+    pytest.param("shutil.rmtree", 1, id="while an old checkpoint is deleted", marks=pytest.mark.slow),
+    pytest.param("sao.training.trainer._publish", 1, id="before the model is saved", marks=pytest.mark.slow),
+    pytest.param("sao.training.trainer.fsync", 1, id="before the model is renamed", marks=pytest.mark.slow),
+    pytest.param("sao.training.trainer.fsync", 2, id="after the model is renamed", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("function", "call"), MOMENTS)
+def test_sigkill_changes_nothing(tmp_path: Path, undisturbed: Path, function: str, call: int) -> None:
+    assert run_and_die(tmp_path, function, call) == -signal.SIGKILL
+    run(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_sigkill_at_every_third_step_changes_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    statuses = [run_and_die(tmp_path, "", 0, lines_to_live=3)]
+    while statuses[-1] == -signal.SIGKILL and len(statuses) < 12:
+        statuses.append(run_and_die(tmp_path, "", 0, lines_to_live=3))
+    assert statuses == [-signal.SIGKILL] * 5 + [0]
+    assert_same(tmp_path, undisturbed)

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from sao.config import Config, field_names, load_recipe, make_config, recipe_names
+from sao.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads(name: str) -> None:
+    config = load_recipe(name)
+    assert make_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.bata", "1", "Did you mean train.beta"),
+        ("beta", "1", "Did you mean train.beta"),
+        ("judgin.method", "text", "Did you mean judging"),
+        ("judging.method", "guess", "'logprob', 'text', 'random' or 'oracle'"),
+        ("train.beta", "-1", "greater than 0"),
+        ("responses.n", "1", "greater than or equal to 2"),
+        ("model.x", "1", "model is a value, not a section"),
+        ("train.micro_batch_size", "5", "does not divide batch_size"),
+        ("zzzz", "1", "--help-config"),
+    ],
+)
+def test_bad_keys_and_values_say_what_to_do(key: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("demo", {key: value})
+    assert message in str(caught.value)
+
+
+def test_gamma_in_two_ways_is_an_error_and_each_alone_means_the_same() -> None:
+    with pytest.raises(ConfigError, match=r"gamma \(3.0\) and gamma_beta_ratio \(0.3\)"):
+        load_recipe("default", {"train.gamma": "3", "train.gamma_beta_ratio": "0.3"})
+    one = load_recipe("default", {"train.gamma": "3", "train.beta": "10"})
+    two = load_recipe("default", {"train.gamma_beta_ratio": "0.3", "train.beta": "10"})
+    assert one.train.target_margin == two.train.target_margin == 3.0
+
+
+def test_numbers_in_scientific_writing_are_numbers() -> None:
+    assert load_recipe("default", {"train.lr": "1e-6"}).train.lr == 1e-6
+
+
+def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean demo"):
+        load_recipe("deno")
+    bad = tmp_path / "r.yaml"
+    bad.write_text("a: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_recipe(bad)
+    bad.write_text("- 1")
+    with pytest.raises(ConfigError, match="a mapping"):
+        load_recipe(bad)
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(bad)
+
+
+def test_every_field_is_described() -> None:
+    def check(section: type) -> None:
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            assert field.description, f"{section.__name__}.{name} has no docstring"
+            if hasattr(field.annotation, "model_fields"):
+                check(field.annotation)
+
+    check(Config)
+    assert "train.gamma_beta_ratio" in set(field_names())
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Config().seed = 3  # type: ignore[misc]

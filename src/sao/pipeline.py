@@ -78,7 +78,6 @@ class Run:
         """Check model, templates and folder before any work starts."""
         self.check()
         licence = personas.licence_of(self.config.personas)
-        self.root.mkdir(parents=True, exist_ok=True) if not self.root.exists() else None
         for line in manifest.open_manifest(self.root, self.config, self.model_identity, licence):
             self.notify(f"changed since the last run here: {line}")
 

@@ -180,7 +180,7 @@ class PreferenceTrainer(Trainer):
             sampler=self.order,
             collate_fn=self.data_collator,
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return, no-untyped-call]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

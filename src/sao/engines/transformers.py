@@ -1,0 +1,238 @@
+"""The built-in engine: continuous batching over any transformers chat model whose cache is keys and values.
+
+Requests come in lazily, completions leave as they finish. Requests of like length are prefilled together; a prompt's
+keys and values are computed once and copied into one slot for each of its samples. The slots of a lane decode together
+and refill as samples end, so no step waits for a batch. Lanes are of doubling sizes (64, 128, 256, … positions): a
+sample that outgrows its lane moves on to the next, and while requests last every step runs with all its slots taken.
+
+On a CPU a sample is bitwise the same alone, in any company and after a restart, because a row's numbers depend on the
+shapes of the tensors it is part of and not on the other rows, and every shape here follows from the row alone: prefill
+has a number of rows and columns given by the prompt's length, decoding `slots` rows (idle ones compute nothing of use)
+and the lane size given by the length so far. Other values of `slots` or `threads` may round otherwise. On a GPU the
+same code runs, but its kernels promise no such thing: samples there agree up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sao.chat import ChatTokenizer, load_model, weights_identity
+from sao.config import EngineConfig
+from sao.engines import ChoiceRequest, Choices, Completion, Request
+from sao.engines.lanes import Lane, Network, Sequence
+
+SMALLEST_LANE = 64
+PREFILL_ROWS = 16
+PREFILL_TOKENS = 4096
+READ_AHEAD = 4
+"""Requests read ahead, in multiples of the slots."""
+TOO_LONG = 0
+"""Stands for the padded length of a prompt that does not fit into the model's context."""
+
+T = TypeVar("T", Request, ChoiceRequest)
+
+
+def padded_length(length: int) -> int:
+    """`length` tokens rounded up to the next of 16 steps between powers of two (never finer than 16 tokens)."""
+    step = max(16, (1 << (length - 1).bit_length()) // 16)
+    return -(-length // step) * step
+
+
+def prefill_rows(padded: int) -> int:
+    """Rows of a prefill of `padded` columns: a function of the length alone, see the module's docstring."""
+    return max(1, min(PREFILL_ROWS, PREFILL_TOKENS // padded))
+
+
+def lane_size(positions: int) -> int:
+    """Positions of the smallest lane that holds `positions`; no padded length lies across two lanes."""
+    return max(SMALLEST_LANE, 1 << (positions - 1).bit_length())
+
+
+@dataclass(slots=True)
+class _Prompt(Generic[T]):
+    """A request and its token ids."""
+
+    request: T
+    ids: list[int]
+
+
+class _Window(Generic[T]):
+    """Prompts read ahead, grouped by padded length. Those too long for the model stand under length 0."""
+
+    def __init__(self, prompts: Iterator[tuple[int, _Prompt[T]]], size: int) -> None:
+        self._prompts, self._size, self._held = prompts, size, 0
+        self._read = 0
+        self.groups: dict[int, deque[tuple[int, _Prompt[T]]]] = {}
+
+    def fill(self) -> None:
+        """Read until the window is full or the prompts end."""
+        while self._held < self._size and (item := next(self._prompts, None)) is not None:
+            self.groups.setdefault(item[0], deque()).append((self._read, item[1]))
+            self._read += 1
+            self._held += 1
+
+    def take(self, wanted: Callable[[int], bool]) -> tuple[int, list[_Prompt[T]]] | None:
+        """One prefill's worth of prompts of one length: the fullest group that is `wanted`, or one overdue."""
+
+        def rank(length: int) -> tuple[bool, float, int]:
+            group, rows = self.groups[length], prefill_rows(length or 1)
+            oldest = group[0][0]
+            return self._read - oldest > 8 * self._size, min(1.0, len(group) / rows), -oldest
+
+        length = max(filter(wanted, self.groups), key=rank, default=None)
+        if length is None:
+            return None
+        group = self.groups[length]
+        taken = [group.popleft()[1] for _ in range(min(len(group), prefill_rows(length or 1)))]
+        if not group:
+            del self.groups[length]
+        self._held -= len(taken)
+        return length, taken
+
+
+class _Schedule:
+    """Which lane runs next. Holds the lanes of one `generate` call."""
+
+    def __init__(self, network: Network, window: _Window[Request]) -> None:
+        self.network, self.window = network, window
+        self.lanes: dict[int, Lane] = {}
+
+    def next_lane(self) -> Lane | None:
+        """The largest lane with all slots taken; once requests run short, the smallest with any (None: all done).
+
+        Largest first, because samples only ever move up: so the room they need is there when they outgrow a lane.
+        """
+        sizes = {*self.lanes, *(lane_size(length) for length in self.window.groups)}
+        for size in sorted(sizes, reverse=True):
+            self._top_up(size)
+            if (lane := self.lanes.get(size)) is not None and lane.live.all():
+                return lane
+        return next((lane for _, lane in sorted(self.lanes.items()) if lane.live.any()), None)
+
+    def step(self, lane: Lane) -> list[Sequence]:
+        """Run one step of `lane`; the sequences that ended."""
+        ended, outgrown = lane.step()
+        for sequence in outgrown:
+            self._add(lane.size * 2, sequence)
+        return ended
+
+    def _add(self, size: int, sequence: Sequence) -> None:
+        if size not in self.lanes:
+            self.lanes[size] = Lane(self.network, size, sequence.layers)
+        self.lanes[size].ready.append(sequence)
+
+    def _top_up(self, size: int) -> None:
+        """Fill the free slots of one lane: samples that wait for it first, then new prompts."""
+        while (lane := self.lanes.get(size)) is None or not lane.live.all():
+            if lane is not None and lane.ready:
+                lane.refill()
+            elif (taken := self.window.take(lambda length: lane_size(length) == size)) is not None:
+                self._prefill(size, *taken)
+                self.window.fill()
+            else:
+                return
+
+    def _prefill(self, size: int, padded: int, prompts: list[_Prompt[Request]]) -> None:
+        """Keys and values of all but the last token of each prompt: a lane's step takes that one and draws the next."""
+        layers = self.network.prefill(_matrix([prompt.ids[:-1] for prompt in prompts], padded))
+        for row, prompt in enumerate(prompts):
+            sampling = prompt.request.sampling
+            limit = min(sampling.max_tokens, self.network.context - len(prompt.ids))
+            for sample in prompt.request.samples:
+                self._add(size, Sequence(sample, sampling, limit, len(prompt.ids) - 1, prompt.ids[-1], layers, row))
+
+
+class TransformersEngine:
+    """See the module's docstring and `sao.engines.Engine`."""
+
+    name = "transformers"
+
+    def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
+        """Load `model` (a hub id or a folder). Raises ModelError where it is no chat model that this engine can run."""
+        self.identity = weights_identity(model, revision)
+        self.chat = ChatTokenizer.load(model, config, revision)
+        self.network = Network(load_model(model, config, revision), self.chat, config.slots)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions in order of finishing.
+
+        A prompt that leaves no room in the model's context gives an empty completion without tokens that finished by
+        length; one that leaves little room gets fewer tokens than `max_tokens`.
+        """
+        window = self._window(requests)
+        schedule = _Schedule(self.network, window)
+        while True:
+            window.fill()
+            if (too_long := window.take(lambda length: length == TOO_LONG)) is not None:
+                for prompt in too_long[1]:
+                    yield from (Completion(sample.id, "", (), "length") for sample in prompt.request.samples)
+            elif (lane := schedule.next_lane()) is not None:
+                yield from map(self._completion, schedule.step(lane))
+            else:
+                return
+
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+        """One forward pass for each request, many to a batch. A prompt longer than the model's context gives NaN."""
+        window = self._window(requests)
+        while True:
+            window.fill()
+            if (taken := window.take(lambda length: True)) is None:
+                return
+            padded, prompts = taken
+            if padded == TOO_LONG:
+                yield from (Choices(p.request.id, (float("nan"),) * len(p.request.choices)) for p in prompts)
+            else:
+                yield from self._choices(padded, prompts)
+
+    def close(self) -> None:
+        """Give back the model's memory."""
+        del self.network
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _window(self, requests: Iterable[T]) -> _Window[T]:
+        """`requests`, encoded lazily."""
+
+        def prompts() -> Iterator[tuple[int, _Prompt[T]]]:
+            for request in requests:
+                ids = self.chat.prompt_ids(request.messages)
+                fits = len(ids) < self.network.context
+                yield padded_length(len(ids)) if fits else TOO_LONG, _Prompt(request, ids)
+
+        return _Window(prompts(), READ_AHEAD * self.network.slots)
+
+    def _choices(self, padded: int, prompts: list[_Prompt[ChoiceRequest]]) -> list[Choices]:
+        ids = _matrix([prompt.ids for prompt in prompts], padded)
+        last = np.zeros(len(ids), np.int64)
+        last[: len(prompts)] = [len(prompt.ids) - 1 for prompt in prompts]
+        logprobs = self.network.last_logits(ids, last).float().log_softmax(-1).cpu()
+        choices = (self.chat.choice_ids(p.request.messages, p.request.choices) for p in prompts)
+        return [
+            Choices(prompt.request.id, tuple(row[list(ids)].tolist()))
+            for prompt, row, ids in zip(prompts, logprobs, choices, strict=False)
+        ]
+
+    def _completion(self, sequence: Sequence) -> Completion:
+        """The finished sample, its text cut before the end of turn and the first stop string."""
+        tokens = sequence.tokens
+        ended = bool(self.network.ends[tokens[-1]])
+        text = self.chat.decode(tokens[:-1] if ended else tokens)
+        cut = min((text.find(stop) for stop in sequence.sampling.stop if stop in text), default=None)
+        return Completion(
+            sequence.sample.id, text[:cut], tuple(tokens), "stop" if ended or cut is not None else "length"
+        )
+
+
+def _matrix(rows: list[list[int]], padded: int) -> NDArray[np.int64]:
+    """Token ids padded on the right, [prefill_rows(padded), padded]; rows beyond those given are idle."""
+    matrix = np.zeros((prefill_rows(padded), padded), np.int64)
+    for row, ids in zip(matrix, rows, strict=False):
+        row[: len(ids)] = ids
+    return matrix

@@ -1,0 +1,92 @@
+"""The command line: arguments, output, errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sao.cli import main, read_overrides
+from sao.errors import ConfigError
+
+SMALL = ["--engine.name", "scripted", "--personas.n", "40", "--personas.held_out", "5"]
+
+
+def test_a_stage_command_prints_its_funnel_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The default templates: the scripted engine answers those.
+    command = ["pairs", "default", *SMALL, "--personas.source", "builtin:world", "--out", str(tmp_path), "--json"]
+    assert main(command) == 0
+    out = capsys.readouterr().out.splitlines()
+    summary = json.loads(out[-1])
+    assert {row["stage"] for row in summary["funnel"]} == {"prompts", "responses", "judgments", "pairs"}
+    assert summary["judge"]["first_slot_rate"] is not None
+    assert any(line.startswith("judge ") for line in out)
+    assert main(command) == 0
+    assert "Nothing to do: this run is finished." in capsys.readouterr().out
+
+
+def test_export_writes_disjoint_sets_that_trl_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.parquet
+
+    many = ["--engine.name", "scripted", "--personas.n", "400", "--personas.held_out", "5"]
+    assert main(["pairs", "default", *many, "--personas.source", "builtin:world", "--out", str(tmp_path / "r")]) == 0
+    assert main(["export", str(tmp_path / "r"), "--test-share", "0.2", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    train, test = (pyarrow.parquet.read_table(p).to_pylist() for p in done["paths"])
+    assert (len(train), len(test)) == (done["train"], done["test"])
+    assert len(test) > 0
+    assert not {r["persona_id"] for r in train} & {r["persona_id"] for r in test}
+    row = train[0]
+    assert [m["role"] for m in row["prompt"] + row["chosen"] + row["rejected"]] == ["user", "assistant", "assistant"]
+    assert row["chosen"] != row["rejected"]
+    first = Path(done["paths"][0]).read_bytes()
+    assert main(["export", str(tmp_path / "r"), "--test-share", "0.2"]) == 0
+    assert Path(done["paths"][0]).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "deno"], "Did you mean demo"),
+        (["run", "/nowhere/model"], "no model at"),
+        (["run", "demo", "--train.bata", "1"], "Did you mean train.beta"),
+        (["run", "demo", "--train.beta"], "--train.beta: no value given"),
+        (["run", "demo", "stray"], "unexpected argument 'stray'"),
+        (["export", "/nowhere"], "no run folder"),
+    ],
+)
+def test_errors_go_to_stderr_with_the_next_step(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_overrides() -> None:
+    assert read_overrides(["--train.beta", "2", "--seed=3"]) == {"train.beta": "2", "seed": "3"}
+    assert read_overrides(["--train.gamma=-1"]) == {"train.gamma": "-1"}
+    with pytest.raises(ConfigError):
+        read_overrides(["train.beta", "2"])
+
+
+def test_help_of_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help-config"]) == 0
+    out = capsys.readouterr().out
+    assert "--train.beta (default: 10.0)" in out
+    assert "Scale of the mean log-probability" in out
+
+
+def test_env(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["packages"]["torch"]
+    assert found["threads"] >= 1
+
+
+def test_version() -> None:
+    result = subprocess.run([sys.executable, "-m", "sao", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("sao 0.")

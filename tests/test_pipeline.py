@@ -1,0 +1,184 @@
+"""The whole chain up to the pairs with the scripted engine: reuse, resume, funnel, errors."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao.config import Config, make_config
+from sao.engines import Message, Sampling
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, DropError, ModelError, StoreError, TrainingError
+from sao.pipeline import run
+
+BASE: dict[str, Any] = {
+    "engine": {"name": "scripted"},
+    "personas": {"source": "builtin:world", "n": 60, "held_out": 10},
+}
+
+
+def config(**sections: Any) -> Config:
+    return make_config({**BASE, **sections})
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """The final files of a run, by path."""
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted(root.rglob("*.json*"))
+        if p.name in ("records.jsonl", "drops.jsonl", "stage.json")
+    }
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    first = run(config(), tmp_path, until="pairs", engine=engine)
+    calls = engine.calls
+    again = run(config(), tmp_path, until="pairs", engine=engine)
+    assert (first["worked"], again["worked"]) == (True, False)
+    assert engine.calls == calls == 70 + 2 * 60 + 2 * 60
+    assert first["funnel"] == again["funnel"]
+
+
+def test_the_funnel_adds_up(tmp_path: Path) -> None:
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        return "" if seed % 7 == 0 else f"Prompt: number {seed % 1000}"
+
+    summary = run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=reply))
+    stages = {row["stage"]: row for row in summary["funnel"]}
+    for row in stages.values():
+        assert row["dropped"] == sum(row["reasons"].values())
+    held_out = 10
+    assert stages["prompts"]["records"] + stages["prompts"]["dropped"] == 60 + held_out
+    answers = stages["responses"]["records"] + stages["responses"]["dropped"]
+    assert answers % 2 == 0
+    assert 60 - stages["prompts"]["dropped"] <= answers / 2 <= 60
+    assert stages["pairs"]["records"] + stages["pairs"]["dropped"] <= answers / 2
+    lost = next(tmp_path.glob("round-1/responses-*/drops.jsonl")).read_text().splitlines()
+    drops = [json.loads(line) for line in lost]
+    assert len(drops) == stages["responses"]["dropped"] > 0
+    assert {d["reason"] for d in drops} == {"empty"}
+
+
+def test_another_judge_reuses_the_answers_and_says_what_changed(tmp_path: Path) -> None:
+    run(config(), tmp_path, until="pairs", engine=ScriptedEngine())
+    before = files(tmp_path)
+    engine, said = ScriptedEngine(), []  # type: ignore[var-annotated]
+    run(config(judging={"method": "random"}), tmp_path, until="pairs", engine=engine, notify=said.append)
+    assert engine.calls == 0
+    assert any("judging.method: 'logprob' → 'random'" in line for line in said)
+    after = files(tmp_path)
+    assert before.items() <= after.items()  # the older variant stays beside it
+    assert len(list(tmp_path.glob("round-1/judgments-*"))) == 2
+    assert len(list(tmp_path.glob("round-1/responses-*"))) == 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"personas": {**BASE["personas"], "n": 50}}])
+def test_another_seed_or_other_personas_in_a_used_folder_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    run(config(), tmp_path, until="respond", engine=ScriptedEngine())
+    before = files(tmp_path)
+    with pytest.raises(StoreError, match=r"belongs to another run: config\.(seed: 0 → 5|personas\.n: 60 → 50).*--out"):
+        run(config(**change), tmp_path, until="pairs", engine=ScriptedEngine())
+    with pytest.raises(StoreError, match="model_identity"):
+        run(config(), tmp_path, until="pairs", engine=ScriptedEngine(identity="other weights"))
+    assert files(tmp_path) == before
+
+
+def test_a_recipe_changed_half_way_keeps_what_still_holds(tmp_path: Path) -> None:
+    def stopping(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), tmp_path, until="pairs", engine=ScriptedEngine(choose=stopping))
+    engine = ScriptedEngine()
+    summary = run(config(judging={"orders": "one"}), tmp_path, until="pairs", engine=engine)
+    assert engine.calls == 60
+    assert summary["judge"]["verdicts"] == 60
+
+
+def test_a_model_that_answers_nothing_ends_the_run_with_reasons(tmp_path: Path) -> None:
+    with pytest.raises(DropError, match=r"prompts: 70 of 70 items were dropped.*empty \(70\).*max_drop_share"):
+        run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
+    many = {"source": "builtin:world", "n": 5000, "held_out": 0}
+    engine = ScriptedEngine(reply=lambda m, seed, s: "")
+    with pytest.raises(DropError, match="500 of 500"):
+        run(config(personas=many), tmp_path / "many", until="pairs", engine=engine)
+    assert engine.calls == 500  # it does not wait for the other 4,500
+
+
+def test_no_pairs_is_an_error_that_says_why(tmp_path: Path) -> None:
+    always_first = ScriptedEngine(choose=lambda m, c: (-0.1, -2.4))
+    with pytest.raises(TrainingError, match="orders disagree"):
+        run(config(), tmp_path, until="train", engine=always_first)
+
+
+def test_oracle_outside_the_proving_ground_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(70)))
+    personas = {**BASE["personas"], "source": str(tmp_path / "p.txt")}
+    with pytest.raises(ConfigError, match="proving ground only"):
+        run(config(personas=personas, judging={"method": "oracle"}), tmp_path / "run", until="pairs")
+
+
+def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file.*(Not a directory|File exists|cannot be written)"):
+        run(config(), tmp_path / "file" / "run", until="pairs", engine=ScriptedEngine())
+
+
+def test_a_missing_model_is_found_before_any_work(tmp_path: Path) -> None:
+    missing = make_config({"model": str(tmp_path / "nowhere"), "personas": BASE["personas"]})
+    with pytest.raises(ModelError, match="neither a folder nor a hub id"):
+        run(missing, tmp_path / "run")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        run(make_config({"model": str(tmp_path / "empty")}), tmp_path / "run")
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="weights are missing"):
+        run(make_config({"model": str(tmp_path / "empty")}), tmp_path / "run")
+
+
+def test_a_broken_persona_file_loses_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"persona": f"person {i}"}) for i in range(70)]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join([*lines[:40], '{"persona": ', *lines[40:]]))
+    personas = {**BASE["personas"], "source": str(file)}
+    from sao.errors import DataError
+
+    with pytest.raises(DataError, match=r"p\.jsonl, line 41: not JSON.*Mend or delete the line"):
+        run(config(personas=personas), tmp_path / "run", until="pairs", engine=ScriptedEngine())
+
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    from sao.config import make_config
+    from sao.engines.scripted import ScriptedEngine
+    from sao.pipeline import run
+    config = make_config({"engine": {"name": "scripted"},
+                          "personas": {"source": "builtin:world", "n": 150, "held_out": 10}})
+    run(config, sys.argv[1], until="pairs", engine=ScriptedEngine(delay=0.001))
+""")
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "whole")], check=True)
+    rng, kills = random.Random(1), 0
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], start_new_session=True)
+        time.sleep(0.4 + 0.4 * rng.random())
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], check=True)
+    assert kills >= 3
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob("part-*"))

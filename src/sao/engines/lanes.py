@@ -23,7 +23,7 @@ from sao.errors import EngineError, ModelError
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, [rows, heads, positions, head size] each."""
 Masks = dict[str, tuple[torch.Tensor, int]]
-"""For each kind of layer its additive mask [slots, 1, 1, positions] and its window (keys that a query meets, at most)."""
+"""For each kind of layer its additive mask [slots, 1, 1, positions] and its window (most keys of a query)."""
 _STOP_SLACK = 8
 """Tokens looked at beyond a stop string's bytes (each token is at least a byte; a few may be parts of characters)."""
 _NO_WINDOW = 1 << 60
@@ -39,7 +39,7 @@ def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.
 
     golden = np.uint64(0x9E3779B97F4A7C15)
     bits = mix(mix(seeds + golden) + (steps.astype(np.uint64) + np.uint64(1)) * golden)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -53,6 +53,7 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
     Returns:
         Token ids, [rows], int64.
+
     """
     greedy = logits.argmax(-1)
     if not bool((temperature > 0).any()):
@@ -77,11 +78,14 @@ def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(cumulative.shape[-1] - 1)
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's keys and values of a lane; in a step each row writes at a position of its own."""
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, like: tuple[torch.Tensor, torch.Tensor], slots: int, size: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.keys, self.values = (t.new_zeros((slots, t.shape[1], size, t.shape[3])) for t in like)
         self.rows = torch.arange(slots, device=self.keys.device)
         self.positions = torch.zeros_like(self.rows)
@@ -91,7 +95,7 @@ class SlotLayer(CacheLayerMixin):
         """Nothing is left to do."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the step's [slots, heads, 1, head size] and return all positions."""
         self.keys[self.rows, :, self.positions] = key_states[:, :, 0]
@@ -124,8 +128,8 @@ class Network:
         strange = kinds - {"full_attention", "sliding_attention"}
         if strange or getattr(model, "_is_stateful", False):
             raise ModelError(
-                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that keep more than "
-                "keys and values, which the built-in engine cannot batch. Take a model of attention layers only"
+                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that keep "
+                "more than keys and values, which the built-in engine cannot batch. Take a model of attention layers only"
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
@@ -151,19 +155,22 @@ class Network:
         """Keys and values of prompts [rows, columns], padded on the right: causal attention never looks there."""
         cache = DynamicCache()
         self.forward(input_ids=self.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            raise ModelError(f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch")
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        layers = []
+        for layer in cache.layers:
+            if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+                raise ModelError(f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch")
+            layers.append((layer.keys, layer.values))
+        return layers
 
     @torch.inference_mode()
     def last_logits(self, ids: NDArray[np.int64], last: NDArray[np.int64]) -> torch.Tensor:
-        """Logits [rows, vocabulary] at the places `last` [rows] of `ids` [rows, columns], which are padded on the right.
+        """Logits [rows, vocabulary] at the places `last` [rows] of `ids` [rows, columns], padded on the right.
 
         The head gets these places only: logits of all of them would be the largest tensor by far.
         """
         rows, places = torch.arange(len(ids), device=self.model.device), self.tensor(last)
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][rows, places][:, None],))
+        head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, places][:, None],))
         try:
             return self.forward(input_ids=self.tensor(ids), use_cache=False)[:, 0]
         finally:
@@ -207,7 +214,8 @@ class Lane:
         self.network, self.size = network, size
         self.ready: deque[Sequence] = deque()
         self.held: list[Sequence | None] = [None] * slots
-        self.cache = Cache(layers=[SlotLayer(pair, slots, size) for pair in like])
+        self.layers = [SlotLayer(pair, slots, size) for pair in like]
+        self.cache = Cache(layers=[*self.layers])
         self.masks = network.closed_masks(size)
         self.rows = np.arange(slots)
         self.live, self.stops = np.zeros((2, slots), bool)
@@ -222,7 +230,7 @@ class Lane:
         for slot in np.flatnonzero(~self.live)[: len(self.ready)]:
             sequence = self.ready.popleft()
             n = sequence.length
-            for layer, (keys, values) in zip(self.cache.layers, sequence.layers, strict=True):
+            for layer, (keys, values) in zip(self.layers, sequence.layers, strict=True):
                 layer.keys[slot, :, :n] = keys[sequence.row, :, :n]
                 layer.values[slot, :, :n] = values[sequence.row, :, :n]
             for mask, window in self.masks.values():
@@ -257,7 +265,7 @@ class Lane:
         """Logits [slots, vocabulary] after each slot's next token. Idle slots write into their own position 0."""
         place = np.where(self.live, self.length, 0)
         positions = self.network.tensor(place)
-        for layer in self.cache.layers:
+        for layer in self.layers:
             layer.positions = positions
         for mask, window in self.masks.values():
             mask[self.rows, 0, 0, place] = 0
@@ -294,7 +302,7 @@ class Lane:
         sequence.length, sequence.token, sequence.row = int(self.length[slot]), int(self.token[slot]), 0
         if keep:
             sequence.layers = [
-                (layer.keys[slot : slot + 1].clone(), layer.values[slot : slot + 1].clone()) for layer in self.cache.layers
+                (layer.keys[slot : slot + 1].clone(), layer.values[slot : slot + 1].clone()) for layer in self.layers
             ]
         self.held[slot], self.live[slot], self.length[slot], self.drawn[slot] = None, False, 0, 0
         return sequence

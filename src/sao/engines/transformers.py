@@ -67,8 +67,8 @@ class _Window(Generic[T]):
     """Prompts read ahead, grouped by padded length. Those too long for the model stand under length 0."""
 
     def __init__(self, prompts: Iterator[tuple[int, _Prompt[T]]], size: int) -> None:
-        self._prompts, self._size, self._held = prompts, size, 0
-        self._read = 0
+        self._prompts, self._size = prompts, size
+        self._held = self._read = 0
         self.groups: dict[int, deque[tuple[int, _Prompt[T]]]] = {}
 
     def fill(self) -> None:
@@ -166,7 +166,7 @@ class TransformersEngine:
         A prompt that leaves no room in the model's context gives an empty completion without tokens that finished by
         length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
-        window = self._window(requests)
+        window = self._window(requests, room=1)
         schedule = _Schedule(self.network, window)
         while True:
             window.fill()
@@ -180,10 +180,10 @@ class TransformersEngine:
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """One forward pass for each request, many to a batch. A prompt longer than the model's context gives NaN."""
-        window = self._window(requests)
+        window = self._window(requests, room=0)
         while True:
             window.fill()
-            if (taken := window.take(lambda length: True)) is None:
+            if (taken := window.take(lambda _: True)) is None:
                 return
             padded, prompts = taken
             if padded == TOO_LONG:
@@ -197,13 +197,13 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _window(self, requests: Iterable[T]) -> _Window[T]:
-        """`requests`, encoded lazily."""
+    def _window(self, requests: Iterable[T], room: int) -> _Window[T]:
+        """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too long."""
 
         def prompts() -> Iterator[tuple[int, _Prompt[T]]]:
             for request in requests:
                 ids = self.chat.prompt_ids(request.messages)
-                fits = len(ids) < self.network.context
+                fits = len(ids) + room <= self.network.context
                 yield padded_length(len(ids)) if fits else TOO_LONG, _Prompt(request, ids)
 
         return _Window(prompts(), READ_AHEAD * self.network.slots)
@@ -215,8 +215,8 @@ class TransformersEngine:
         logprobs = self.network.last_logits(ids, last).float().log_softmax(-1).cpu()
         choices = (self.chat.choice_ids(p.request.messages, p.request.choices) for p in prompts)
         return [
-            Choices(prompt.request.id, tuple(row[list(ids)].tolist()))
-            for prompt, row, ids in zip(prompts, logprobs, choices, strict=False)
+            Choices(prompt.request.id, tuple(row[list(wanted)].tolist()))
+            for prompt, row, wanted in zip(prompts, logprobs, choices, strict=False)
         ]
 
     def _completion(self, sequence: Sequence) -> Completion:

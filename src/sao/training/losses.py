@@ -25,6 +25,7 @@ def simpo_loss(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, beta: flo
 
     Returns:
         [B] the loss of each pair.
+
     """
     margins = beta * (chosen_mean_logps - rejected_mean_logps)  # [B]
     return -F.logsigmoid(margins - gamma)  # [B], equation 6
@@ -42,6 +43,7 @@ def response_logps(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         sums: [B] float32, nats; 0 for a row without a response.
         counts: [B] int64, response tokens.
+
     """
     targets = labels[:, 1:]  # [B, T-1]
     flat = logits[:, :-1].float().flatten(0, 1)  # [B·(T-1), V]

@@ -82,6 +82,7 @@ def train(
     Raises:
         TrainingError: There are no pairs, a pair has an empty part, or the loss is not finite.
         StoreError: `out` cannot be written, because the disk is full, say.
+
     """
     if (out / "model").is_dir():
         remove(out / "checkpoints")  # left over from a kill right after the model was finished
@@ -128,6 +129,7 @@ def collate(batch: Sequence[tuple[int, TokenPair]], pad_id: int) -> dict[str, Te
 
     Returns:
         input_ids, attention_mask and labels, each [2B, T] (labels −100 outside the responses), and rows [B].
+
     """
     pairs = [pair for _, pair in batch]
     sides = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
@@ -197,7 +199,7 @@ class PreferenceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This micro-batch's share of the mean loss over the `num_items_in_batch` pairs of the global batch, [].
+        """A micro-batch's share of the mean loss over the `num_items_in_batch` pairs of the global batch, [].
 
         Each pair weighs the same, also where micro-batches or the last global batch are smaller than the others.
         """

@@ -1,4 +1,4 @@
-"""Build the proving ground's chat model from a seed: `python scripts/build_world.py --out src/sao/world/model`.
+"""Build the proving ground's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
 
 What enters: nothing but a seed (the corpus is written by `sao.world.language`, marked by `sao.world.oracle`). What leaves: a
 Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
@@ -24,7 +24,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sao.world.language import FORMS, VERBS, Task, sample_answer, sample_persona, sample_task
+from sao.world.language import VERBS, Task, sample_answer, sample_persona, sample_task
 from sao.world.oracle import Score, _asserted, marks
 
 TEMPLATES = Path(__file__).parents[1] / "src" / "sao" / "templates" / "world"
@@ -47,22 +47,24 @@ VERDICT_WEIGHT, PROMPT_WEIGHT, MARK_WEIGHT = 8.0, 0.1, 3.0
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the world's words; any other text falls back to bytes, so that nothing is lost."""
     rng = random.Random(seed)
-    words: set[str] = {str(n) for n in range(21)} | set(VERBS) | set(re.findall(r"[a-z]+", WRITE_ANY + WRITE + RANK + CHECK))
+    words: set[str] = (
+        {str(n) for n in range(21)} | set(VERBS) | set(re.findall(r"[a-z]+", WRITE_ANY + WRITE + RANK + CHECK))
+    )
     for _ in range(30_000):
         persona = sample_persona(rng)
         task = sample_task(rng, persona)
         words.update(re.findall(r"[a-z]+", f"{persona} {task.text} {sample_answer(task, rng)}"))
-    words |= set("prompt good bad whole form brief score".split())
+    words |= set(["prompt", "good", "bad", "whole", "form", "brief", "score"])
     pieces = [f"▁{word}" for word in sorted(words)] + ["▁>", "▁", ".", ",", ":", "?"]
     vocab = [(token, 0.0) for token in SPECIAL]
     vocab += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     vocab += [(piece, -1.0) for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=PAD, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()]
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -192,9 +194,7 @@ def batches(rows: list[Row], tokens: int, rng: random.Random) -> Iterator[Batch]
         ids = torch.tensor([row.ids + [PAD] * (width - len(row.ids)) for row in group])
         weights = torch.tensor([row.weights + [0.0] * (width - len(row.weights)) for row in group])
         places = [(i, place) for i, row in enumerate(group) for place, _ in row.marks]
-        values = [
-            (m.correctness, m.completeness, m.form, m.brevity, m.total) for row in group for _, m in row.marks
-        ]
+        values = [(m.correctness, m.completeness, m.form, m.brevity, m.total) for row in group for _, m in row.marks]
         yield ids, weights, torch.tensor(places).reshape(-1, 2), torch.tensor(values).reshape(-1, 5)
 
 
@@ -309,7 +309,9 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
         total += 1
     fits = 0
     personas = [sample_persona(rng) for _ in range(100)]
-    texts = tokenizer.backend_tokenizer.encode_batch([WRITE.format(persona=p) for p in personas], add_special_tokens=False)
+    texts = tokenizer.backend_tokenizer.encode_batch(
+        [WRITE.format(persona=p) for p in personas], add_special_tokens=False
+    )
     written = tokenizer.batch_decode(
         sample(model, [[BOS, USER, *t.ids, END, ASSISTANT] for t in texts], 0.8), skip_special_tokens=True
     )
@@ -338,7 +340,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--own-from", type=float, default=0.6, help="share of the training after which own answers are judged")
+    parser.add_argument(
+        "--own-from", type=float, default=0.6, help="share of the training after which own answers are judged"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -347,7 +351,16 @@ def main() -> None:
     model = build_model(tokenizer, args.hidden, args.layers)
     heads = MarkHeads(model)
     opts = optimizers(model, heads, args.lr)
-    print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), **{k: str(v) for k, v in vars(args).items()}}), flush=True)
+    print(
+        json.dumps(
+            {
+                "parameters": model.num_parameters(),
+                "vocabulary": len(tokenizer),
+                **{k: str(v) for k, v in vars(args).items()},
+            }
+        ),
+        flush=True,
+    )
     seen, step, next_eval, start = 0.0, 0, 1e6, time.monotonic()
     own: list[tuple[Task, list[str]]] = []
     losses: list[float] = []
@@ -366,7 +379,9 @@ def main() -> None:
             result = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
             logits = result.logits[:, :-1]
             w = weights[:, 1:]
-            loss = (torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * w).sum() / w.sum()
+            loss = (
+                torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * w
+            ).sum() / w.sum()
             noticed = heads(result.hidden_states, places, values)
             loss = loss + MARK_WEIGHT * noticed
             for opt in opts:
@@ -381,7 +396,13 @@ def main() -> None:
             mark_errors.append(noticed.item())
         if seen >= next_eval or seen >= args.tokens:
             next_eval += 1e6
-            line = {"tokens": round(seen), "step": step, "loss": sum(losses[-50:]) / 50, "mark_error": sum(mark_errors[-50:]) / 50, **evaluate(model, tokenizer, 10_000)}
+            line = {
+                "tokens": round(seen),
+                "step": step,
+                "loss": sum(losses[-50:]) / 50,
+                "mark_error": sum(mark_errors[-50:]) / 50,
+                **evaluate(model, tokenizer, 10_000),
+            }
             print(json.dumps({**line, "seconds": round(time.monotonic() - start)}), flush=True)
             model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

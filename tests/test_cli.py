@@ -57,7 +57,11 @@ def test_export_writes_disjoint_sets_that_trl_reads(tmp_path: Path, capsys: pyte
     ],
 )
 def test_errors_go_to_stderr_with_the_next_step(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1

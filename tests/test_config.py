@@ -73,3 +73,9 @@ def test_every_field_is_described() -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 3  # type: ignore[misc]
+
+
+def test_free_text_is_never_read_as_a_number() -> None:
+    config = load_recipe("default", {"revision": "12e4567", "personas.source": "none", "personas.revision": "1234567"})
+    assert (config.revision, config.personas.source, config.personas.revision) == ("12e4567", "none", "1234567")
+    assert load_recipe("default", {"revision": "null"}).revision is None

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
 import torch
 
+import tiny_models
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Message, Request, Sample, Sampling
 from sao.engines.lanes import draw, uniforms
@@ -56,7 +56,7 @@ def run(engine: TransformersEngine, requests: Iterable[Request]) -> dict[str, Co
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sample_is_the_same_alone_in_company_and_after_a_restart(
     engines: dict[str, TransformersEngine], name: str, threads: int
 ) -> None:
@@ -152,7 +152,9 @@ def test_stop_strings_cut_the_text(engine: TransformersEngine) -> None:
 def test_prompt_longer_than_the_context(tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_models.llama(tmp_path, max_position_embeddings=64), CONFIG)
     room = 64 - len(engine.chat.prompt_ids(request(3, length=2).messages))
-    completions = run(engine, [request(0, length=40), request(1), request(2, length=40), request(3, length=2, max_tokens=999)])
+    completions = run(
+        engine, [request(0, length=40), request(1), request(2, length=40), request(3, length=2, max_tokens=999)]
+    )
     for key in ("0.0", "0.1", "2.0", "2.1"):
         assert completions[key] == Completion(key, "", (), "length")
     assert len(completions["1.0"].token_ids or ()) > 0
@@ -176,13 +178,13 @@ def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
     assert read == given == 300
 
 
-def test_short_samples_come_before_long_ones(engine: TransformersEngine) -> None:
+def test_short_samples_come_before_long_ones(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of twenty requests wants 100 tokens, the others 3; no token ends a sample early."""
+    monkeypatch.setattr(engine.network, "ends", np.zeros_like(engine.network.ends))
     requests = [request(i, n=1, max_tokens=100 if i == 0 else 3) for i in range(20)]
     order = [completion.id for completion in engine.generate(requests)]
-    assert sorted(order, key=lambda key: int(key.split(".")[0])) == [f"{i}.0" for i in range(20)]
-    full = engine.generate([request(0, n=1, max_tokens=100)])
-    if len(next(iter(full)).token_ids or ()) == 100:
-        assert order[-1] == "0.0"
+    assert order[-1] == "0.0"
+    assert sorted(order) == sorted(f"{i}.0" for i in range(20))
 
 
 def test_samples_follow_the_softmax(engine: TransformersEngine) -> None:
@@ -226,11 +228,27 @@ def test_draw_takes_settings_row_by_row() -> None:
 
 
 def test_uniforms_are_splitmix64() -> None:
-    """The mixing function against the published stream of seed 0, and no two alike over seeds and steps."""
+    """Seed 0 is hashed to the published first output of SplitMix64; from there its stream is followed step by step."""
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+
+    def splitmix64(state: int) -> int:
+        x = (state + golden) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return x ^ (x >> 31)
+
+    assert splitmix64(0) == 0xE220A8397B1DCDAF
+    expected = [(splitmix64((0xE220A8397B1DCDAF + k * golden) & mask) >> 11) / 2**53 for k in range(3)]
+    assert uniforms(np.zeros(3, np.uint64), np.arange(3)).tolist() == expected
+
+
+def test_uniforms_are_even_and_unrelated() -> None:
     grid = uniforms(np.repeat(np.arange(100, dtype=np.uint64), 100), np.tile(np.arange(100), 100))
     assert len(set(grid.tolist())) == 10_000
-    assert grid.min() >= 0 and grid.max() < 1
-    assert abs(grid.mean() - 0.5) < 0.01 and abs(grid.var() - 1 / 12) < 0.002
+    assert grid.min() >= 0
+    assert grid.max() < 1
+    assert abs(grid.mean() - 0.5) < 0.01
+    assert abs(grid.var() - 1 / 12) < 0.002
     by_seed = grid.reshape(100, 100)
     assert abs(np.corrcoef(by_seed[:-1].ravel(), by_seed[1:].ravel())[0, 1]) < 0.04
     assert abs(np.corrcoef(by_seed[:, :-1].ravel(), by_seed[:, 1:].ravel())[0, 1]) < 0.04
@@ -246,6 +264,8 @@ def test_shapes_follow_from_the_length_alone() -> None:
 def test_state_space_models_are_refused(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     from sao.engines.lanes import Network
 
-    monkeypatch.setattr(engine.network.model.config, "layer_types", ["linear_attention", "full_attention"], raising=False)
+    monkeypatch.setattr(
+        engine.network.model.config, "layer_types", ["linear_attention", "full_attention"], raising=False
+    )
     with pytest.raises(ModelError, match="linear_attention"):
         Network(engine.network.model, engine.chat, 8)

@@ -182,3 +182,11 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     assert kills >= 3
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert not list((tmp_path / "killed").rglob("part-*"))
+
+
+def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(DropError, match="70 of 70"):
+            run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
+    summary = run(config(max_drop_share=1.0), tmp_path, until="prompts", engine=ScriptedEngine())
+    assert summary["funnel"][0]["dropped"] == 70

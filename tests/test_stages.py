@@ -168,7 +168,15 @@ def test_no_text_but_a_ranking_line_is_a_verdict(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "verdict"),
-    [("1 > 2", "first"), (" 2>1\n", "second"), ("1 > 1", None), ("1 > 2 > 1", None), ("1", None), ("1 > 2.", None), ("1 < 2", None)],
+    [
+        ("1 > 2", "first"),
+        (" 2>1\n", "second"),
+        ("1 > 1", None),
+        ("1 > 2 > 1", None),
+        ("1", None),
+        ("1 > 2.", None),
+        ("1 < 2", None),
+    ],
 )
 def test_ranking_lines(text: str, verdict: str | None) -> None:
     assert read_ranking(text, ("1", "2")) == verdict
@@ -210,7 +218,9 @@ def test_controls() -> None:
     heads = sum(response(0, "a", i).id in by_prompt[f"prompt{i}"] for i in range(400))
     assert 150 < heads < 250
     worth = {"a": 0.2, "b": 0.9}
-    right = list(judge(duels(groups[:1], 2, "k", 2), None, JudgingConfig(method="oracle"), set(), lambda p, a: worth[a]))
+    right = list(
+        judge(duels(groups[:1], 2, "k", 2), None, JudgingConfig(method="oracle"), set(), lambda p, a: worth[a])
+    )
     assert {j.winner_id for j in right} == {response(1, "b", 0).id}
 
 

@@ -24,7 +24,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-TEXT = ["Name three tools of a baker.", "Which is better, the first answer or the second? 1 2 yes no", "Hello world, héllo wörld"]
+TEXT = [
+    "Name three tools of a baker.",
+    "Which is better, the first answer or the second? 1 2 yes no",
+    "Hello world, héllo wörld",
+]
 LLAMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sao.config import TrainConfig
+
 
 def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
     """Markdown with what the model was made from, by which recipe, and under which licences.
@@ -19,7 +21,7 @@ def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
         for row in funnel
     )
     packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
-    gamma = train["gamma"] if train["gamma"] is not None else f"{train['gamma_beta_ratio'] or 0.3} · β"
+    gamma = TrainConfig(**train).target_margin
     return f"""---
 base_model: {config["model"]}
 library_name: transformers
@@ -37,7 +39,8 @@ itself wrote.
 | base model | {config["model"]} (weights, config and tokenizer: sha256 {made["model_identity"]}) |
 | personas | {config["personas"]["source"]}; licence: {made["persona_licence"]} |
 | judge | {config["judging"]["method"]}, orders: {config["judging"]["orders"]} |
-| training | {train["loss"]}, β {train["beta"]}, γ {gamma}, learning rate {train["lr"]}, {train["epochs"]} epoch(s), batch {train["batch_size"]} |
+| training | {train["loss"]}, β {train["beta"]}, γ {gamma}, learning rate {train["lr"]}, {train["epochs"]} epoch(s) |
+| batch | {train["batch_size"]} pairs |
 | seed | {config["seed"]} |
 | packages | {packages} |
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORLD_MODEL = "builtin:world"
-_MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt"]
+_MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "*.py"]
 _NEEDS_EAGER = ("attn_logit_softcapping",)
 _ids_cache: dict[tuple[str, int, int], str] = {}
 
@@ -42,9 +42,13 @@ def find_model(model: str, revision: str | None = None) -> Path:
             )
         path = _fetch(model, revision)
     if not (path / "config.json").is_file():
-        raise ModelError(f"{path}: no config.json, so this is no Hugging Face model folder. Save one with save_pretrained()")
+        raise ModelError(
+            f"{path}: no config.json, so this is no Hugging Face model folder. Save one with save_pretrained()"
+        )
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save again")
+        raise ModelError(
+            f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save again"
+        )
     return path
 
 
@@ -99,7 +103,7 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         text_settings = settings.get_text_config()
         soft_capped = any(getattr(text_settings, name, None) is not None for name in _NEEDS_EAGER)
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
@@ -108,8 +112,7 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {type(error).__name__}: {error}") from error
-    loaded.eval()
-    return loaded.to(device)  # type: ignore[no-any-return]
+    return loaded.eval().to(device)  # type: ignore[no-any-return]
 
 
 class ChatTokenizer:
@@ -199,7 +202,10 @@ class ChatTokenizer:
         return self._template(turns, generate)
 
     def _template(self, turns: list[dict[str, str]], generate: bool) -> list[int]:
-        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=generate, tokenize=True, return_dict=False)
+        # Models that can think before they speak are asked not to: a marker or verdict must come first.
+        ids = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=generate, tokenize=True, return_dict=False, enable_thinking=False
+        )
         return list(ids)
 
     @property

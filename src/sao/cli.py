@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="sao", description="A chat model aligns itself: it writes, answers and judges its own prompts, and learns from them."
+        prog="sao",
+        description="A chat model aligns itself: it writes, answers and judges its own prompts, and learns from them.",
     )
     parser.add_argument("--version", action="version", version=f"sao {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="the pairs of a run as Parquet for TRL (train and disjoint test)")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--out", type=Path, help="folder of the data set (default: RUN/export)")
-    export.add_argument("--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data")
+    export.add_argument(
+        "--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data"
+    )
     export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     env = commands.add_parser("env", help="versions, devices and threads, for a bug report")
     env.add_argument("--json", action="store_true", help="print the result as one JSON line last")
@@ -115,7 +118,7 @@ def read_target(target: str, overrides: dict[str, str]) -> Config:
         return load_recipe(target, overrides)
     if Path(target).is_dir() or "/" in target or target.startswith("builtin:"):
         recipe = "demo" if target == "builtin:world" else "default"
-        return load_recipe(recipe, {"model": json.dumps(target), **overrides})
+        return load_recipe(recipe, {"model": target, **overrides})
     return load_recipe(target, overrides)  # raises, naming the nearest recipe
 
 
@@ -149,11 +152,11 @@ def _quiet_libraries() -> None:
 def _export(args: argparse.Namespace) -> int:
     from sao.config import make_config
     from sao.export import export_pairs
-    from sao.pipeline import Run
+    from sao.folder import RunFolder
     from sao.store import read_manifest
 
     config = make_config(read_manifest(args.run)["config"], f"{args.run}/manifest.json")
-    job = Run(config, args.run, None, lambda *_: None, lambda *_: None)
+    job = RunFolder(config, args.run)
     out = args.out or args.run / "export"
     done = export_pairs(job.labelled(), out, config.responses.system, args.test_share)
     print(f"{done['train']} pairs for training, {done['test']} for testing (disjoint personas) in {out}")
@@ -189,7 +192,9 @@ def _help_config() -> int:
                 print(f"\n{prefix}{name}: {field.description}")
                 show(field.annotation, f"{prefix}{name}.")
             else:
-                print(f"  --{prefix}{name} (default: {field.default!r})\n      {' '.join((field.description or '').split())}")
+                print(
+                    f"  --{prefix}{name} (default: {field.default!r})\n      {' '.join((field.description or '').split())}"
+                )
 
     show(Config, "")
     return 0
@@ -212,7 +217,9 @@ class Progress:
             from tqdm import tqdm
 
             slow = 0.1 if sys.stderr.isatty() else 10.0
-            self._bar = tqdm(total=total, initial=done, desc=f"{stage:13}", mininterval=slow, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, desc=f"{stage:13}", mininterval=slow, file=sys.stderr, dynamic_ncols=True
+            )
             self._stage = stage
         self._bar.update(done - self._bar.n)
 
@@ -254,7 +261,11 @@ def _show_judge(s: dict[str, Any]) -> list[str]:
     if "judge" not in s:
         return []
     j, parts = s["judge"], []
-    for key, name in (("accuracy", "right"), ("first_slot_rate", "first slot wins"), ("flip_rate", "flips when swapped")):
+    for key, name in (
+        ("accuracy", "right"),
+        ("first_slot_rate", "first slot wins"),
+        ("flip_rate", "flips when swapped"),
+    ):
         if j[key] is not None:
             parts.append(f"{name} {100 * j[key]:.1f} %")
     lines = ["", f"judge        {j['verdicts']} verdicts, {j['unreadable']} unreadable; " + ", ".join(parts)]

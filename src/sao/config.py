@@ -50,6 +50,8 @@ class PersonasConfig(Section):
     """The key or column that holds the persona in JSONL, Parquet and hub data sets."""
     revision: str | None = None
     """Revision of the hub data set; required for one."""
+    subset: str | None = None
+    """Configuration of the hub data set, where it has several."""
     licence: str | None = None
     """Licence of the source, copied to the manifest and the model card; known for the built-in ones."""
     n: int = Field(default=1000, ge=1)
@@ -135,7 +137,7 @@ class TrainConfig(Section):
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     batch_size: int = Field(default=128, ge=1)
-    """Pairs to one optimiser step, over all devices."""
+    """Pairs to one optimiser step."""
     micro_batch_size: int = Field(default=8, ge=1)
     """Pairs to one forward pass; must divide batch_size."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
@@ -207,7 +209,9 @@ class Config(Section):
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
-    return sorted(f.name.removesuffix(".yaml") for f in resources.files("sao.recipes").iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files("sao.recipes").iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
@@ -271,12 +275,26 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}")
         data = child
+    if _is_text(dotted) and value != "null":
+        data[last] = value  # a revision such as 12e4567 is no number
+        return
     try:
         parsed = yaml.safe_load(value)
         # YAML 1.1 reads 1e-6 as a string.
         data[last] = float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
     except yaml.YAMLError as error:
         raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}") from error
+
+
+def _is_text(dotted: str) -> bool:
+    """Whether this key of a recipe holds free text."""
+    section: Any = Config
+    for key in dotted.split("."):
+        field = getattr(section, "model_fields", {}).get(key)
+        if field is None:
+            return False
+        section = field.annotation
+    return section in (str, str | None)
 
 
 def _is_number(text: str) -> bool:
@@ -288,7 +306,7 @@ def _is_number(text: str) -> bool:
 
 
 def nearest(dotted: str) -> str:
-    """" Did you mean …?" for a mistyped key, or nothing."""
+    """The hint that names the key nearest to a mistyped one."""
     names = list(field_names())
     by_last = {name.rsplit(".", 1)[-1]: name for name in names}
     near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)

@@ -1,13 +1,13 @@
 """The errors of SAO. A message says what is wrong, where, and what to do next.
 
-    SAOError
-    ├── ConfigError (ValueError)      a recipe or an option that cannot be used
-    ├── DataError (ValueError)        a file of personas, prompts or pairs that cannot be read
-    ├── ModelError (ValueError)       a model that is missing, incomplete or no chat model
-    ├── EngineError (RuntimeError)    an engine that failed, after its bounded retries
-    ├── StoreError (OSError)          a run folder that cannot be written or does not belong to this recipe
-    ├── DropError (RuntimeError)      too large a share of a stage's items was dropped
-    └── TrainingError (RuntimeError)  training that cannot go on (no pairs, a loss that is not finite)
+SAOError
+├── ConfigError (ValueError)      a recipe or an option that cannot be used
+├── DataError (ValueError)        a file of personas, prompts or pairs that cannot be read
+├── ModelError (ValueError)       a model that is missing, incomplete or no chat model
+├── EngineError (RuntimeError)    an engine that failed, after its bounded retries
+├── StoreError (OSError)          a run folder that cannot be written or does not belong to this recipe
+├── DropError (RuntimeError)      too large a share of a stage's items was dropped
+└── TrainingError (RuntimeError)  training that cannot go on (no pairs, a loss that is not finite)
 """
 
 from __future__ import annotations

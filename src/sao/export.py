@@ -21,7 +21,9 @@ def in_test(persona_id: str, share: float) -> bool:
     return int(make_id("test", persona_id), 16) / 2**64 < share
 
 
-def row_of(prompt: Prompt, pair: PreferencePair, chosen: Response, rejected: Response, system: str | None) -> dict[str, Any]:
+def row_of(
+    prompt: Prompt, pair: PreferencePair, chosen: Response, rejected: Response, system: str | None
+) -> dict[str, Any]:
     """One pair in TRL's conversational form, with ids and the judge's certainty as further columns."""
     opening = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt.text}]
     return {

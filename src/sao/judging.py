@@ -1,4 +1,5 @@
-"""Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (METHOD: (y_w, y_l) ← M(ranking instruction)).
+"""Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (Algorithm 1 of arXiv 2510.06652:
+(y_w, y_l) ← M(ranking instruction with x, y_1, y_2)).
 
 `logprob` (default) reads the probabilities of the verdict's first token in one forward pass and, in both orders, lets a
 judge's taste for a slot show itself (RLAIF, arXiv 2309.00267). `text` samples a ranking line and reads it strictly (the paper's
@@ -35,9 +36,7 @@ class Duel:
     second: Response
 
 
-def duels(
-    groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int
-) -> Iterator[Duel]:
+def duels(groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int) -> Iterator[Duel]:
     """Every pair of different answers of each (prompt id, prompt text, answers), in one order or both."""
     per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:

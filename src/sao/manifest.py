@@ -15,7 +15,11 @@ from sao.store import write_atomic
 
 PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
-FIXED = ("model_identity", "config.seed", "config.personas")
+FIXED = (
+    "model_identity",
+    "config.seed",
+    *(f"config.personas.{key}" for key in ("source", "revision", "subset", "n", "held_out")),
+)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -33,7 +37,9 @@ def git_revision() -> str | None:
     """The revision of the git checkout that SAO runs from, None where it is installed otherwise."""
     here = Path(__file__).parent
     try:
-        result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None
@@ -57,7 +63,9 @@ def open_manifest(root: Path, config: Config, model_identity: str, licence: str)
         try:
             old = json.loads(path.read_text("utf-8"))
         except ValueError as error:
-            raise StoreError(f"{path}: not JSON ({error}). Take another folder with --out, or delete this file") from error
+            raise StoreError(
+                f"{path}: not JSON ({error}). Take another folder with --out, or delete this file"
+            ) from error
         differences = list(_differences(old, new, ""))
         changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
         fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(FIXED)]

@@ -1,4 +1,5 @@
-"""Pairs: which judgments are learnt from. Judgments in, `PreferencePair` records or Drops out (METHOD: D ← D ∪ {(x, y_w, y_l)}).
+"""Pairs: which judgments are learnt from. Judgments in, `PreferencePair` records or Drops out
+(arXiv 2510.06652: D ← D ∪ {(x, y_w, y_l)}).
 
 `confident` keeps two answers whose winner is the same in every order judged and whose mean log-odds reach `min_margin`: label
 noise costs more than lost pairs (arXiv 2404.09824). `all` keeps every readable verdict, as the paper does; where both orders were

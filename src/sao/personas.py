@@ -1,8 +1,8 @@
-"""Personas: who asks. A source in, `Persona` records out (METHOD: Algorithm 1, r_1 … r_n).
+"""Personas: who asks. A source in, `Persona` records out (r_1 … r_n in Algorithm 1 of arXiv 2510.06652).
 
-Sources: `builtin:general` (ships, written for SAO, CC0), `builtin:world` (the proving ground's 17,280), `none` (nobody: the control),
-a .jsonl, .parquet or .txt file, or a hub data set by id and revision. Equal texts count once; the last `held_out` of those taken are
-for the evaluation alone.
+Sources: `builtin:general` (ships, written for SAO, CC0), `builtin:world` (the proving ground's 17,280), `none` (nobody:
+the control), a .jsonl, .parquet or .txt file, or a hub data set by id and revision. Equal texts count once; the last
+`held_out` of those taken are for the evaluation alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ def licence_of(config: PersonasConfig) -> str:
 
 def source_identity(config: PersonasConfig, seed: int) -> dict[str, Any]:
     """What the personas depend on: for a file its size and modification time stand for its content."""
-    found: dict[str, Any] = {"source": config.source, "column": config.column, "revision": config.revision}
+    found: dict[str, Any] = {
+        "source": config.source,
+        "column": config.column,
+        "revision": config.revision,
+        "subset": config.subset,
+    }
     path = Path(config.source)
     if path.is_file():
         stat = path.stat()
@@ -90,7 +95,9 @@ def _file_texts(path: Path, column: str) -> Iterator[str]:
                 if line.strip():
                     yield line.strip() if path.suffix == ".txt" else _json_text(line, column, f"{path}, line {number}")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} near byte {error.start}). Convert it, e.g. with iconv") from error
+        raise DataError(
+            f"{path}: not UTF-8 text ({error.reason} near byte {error.start}). Convert it, e.g. with iconv"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -102,7 +109,9 @@ def _json_text(line: str, column: str, where: str) -> str:
         raise DataError(f"{where}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
     if not isinstance(row, dict) or not isinstance(row.get(column), str):
         keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: no text under the key {column!r} (it holds: {keys}). Name the key with --personas.column")
+        raise DataError(
+            f"{where}: no text under the key {column!r} (it holds: {keys}). Name the key with --personas.column"
+        )
     return str(row[column])
 
 
@@ -132,7 +141,9 @@ def _hub_texts(config: PersonasConfig) -> Iterator[str]:
     except ImportError as error:
         raise DataError("hub data sets need the `datasets` package: pip install datasets") from error
     try:
-        rows = datasets.load_dataset(config.source, revision=config.revision, split="train", streaming=True)
+        rows = datasets.load_dataset(
+            config.source, config.subset, revision=config.revision, split="train", streaming=True
+        )
         for row in islice(rows, None):
             if not isinstance(row.get(config.column), str):
                 raise DataError(f"{config.source}: no text in column {config.column!r} (it holds: {', '.join(row)})")

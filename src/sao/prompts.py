@@ -1,4 +1,4 @@
-"""Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (METHOD: x_i ← M(instruction with r_i)).
+"""Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ← M(instruction with r_i)).
 
 The model's text must begin with a fixed marker, which is stripped. Text without it, an empty request and one that was cut
 off at the token limit are dropped, each with its reason.

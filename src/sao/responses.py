@@ -1,4 +1,4 @@
-"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (METHOD: y_1 … y_n ~ M(·|x_i)).
+"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (arXiv 2510.06652: y_1 … y_n ~ M(·|x_i)).
 
 All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a response.
 """

@@ -56,7 +56,10 @@ def write_atomic(path: Path, text: str) -> None:
 def store_error(error: OSError, path: Path) -> StoreError:
     """The OSError of a write, as a message with the next step."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StoreError(f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space and run the same command again")
+        return StoreError(
+            f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space and run the same "
+            "command again"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(f"{path}: cannot be written ({error.strerror}). Choose another folder with --out")
     return StoreError(f"{path}: {error.strerror or error}. All that was finished is kept: run the same command again")
@@ -74,7 +77,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise StoreError(f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it anew") from error
+                raise StoreError(
+                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it anew"
+                ) from error
 
 
 class Stage:
@@ -94,7 +99,9 @@ class Stage:
         if info is None:
             write_atomic(self.path / "stage.json", self._stage_json(None))
         elif info["settings"] != json.loads(dumps(self.settings)):
-            raise StoreError(f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage anew")
+            raise StoreError(
+                f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage anew"
+            )
         try:
             for file in self._parts():
                 if self.finished:
@@ -150,7 +157,9 @@ class Stage:
         write_atomic(self.path / "stage.json", self._stage_json(counts))
 
     def records(self, kind: type[R]) -> Iterator[R]:
-        """The records of a finished stage, in order."""
+        """The records of a finished stage, in order. Raises StoreError where it is not finished."""
+        if not (self.path / "records.jsonl").is_file():
+            raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
         for row in read_jsonl(self.path / "records.jsonl"):
             yield from_dict(kind, row)
 
@@ -169,7 +178,10 @@ class Stage:
             raise StoreError(f"{path}: not JSON ({error}). Delete the folder to make the stage anew") from error
 
     def _stage_json(self, counts: dict[str, Any] | None) -> str:
-        return json.dumps({"stage": self.name, "settings": self.settings, "counts": counts}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps({"stage": self.name, "settings": self.settings, "counts": counts}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.jsonl"))

@@ -99,13 +99,13 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(config: Config, model: str) -> Engine:
+def open_engine(config: Config, model: str, revision: str | None = None) -> Engine:
     """The engine that `config.engine` names, with `model` (a hub id or a folder) loaded."""
     match config.engine.name:
         case "transformers":
             from sao.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, config.engine)
+            return TransformersEngine(model, config.engine, revision)
         case "scripted":
             from sao.engines.scripted import ScriptedEngine
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from sao.chat import ChatTokenizer
 from sao.engines import Sample, Sampling
 from sao.errors import EngineError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sao.chat import ChatTokenizer
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, [rows, heads, positions, head size] each."""

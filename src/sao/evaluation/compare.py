@@ -63,9 +63,7 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
     }
 
 
-def oracle_summary(
-    rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int
-) -> dict[str, Any]:
+def oracle_summary(rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int) -> dict[str, Any]:
     """Mean oracle scores of base and tuned on (prompt, base answer, tuned answer), and their paired difference."""
     before, after, unknown = [], [], 0
     for prompt, base, tuned in rows:

@@ -36,7 +36,9 @@ def train_run(
             pairs.append(encoded)
     write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
     if not pairs:
-        raise TrainingError(f"no pairs to train on: all {len(drops)} are longer than --train.max_length {config.train.max_length}")
+        raise TrainingError(
+            f"no pairs to train on: all {len(drops)} are longer than --train.max_length {config.train.max_length}"
+        )
     steps = -(-len(pairs) // config.train.batch_size) * config.train.epochs
     progress("train", 0, steps)
 

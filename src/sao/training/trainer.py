@@ -3,8 +3,7 @@
 What enters: token pairs and a chat model. What leaves: `out/model`, a Hugging Face folder, and `out/metrics.jsonl`, a
 line for each optimiser step. The loss is SimPO (arXiv 2405.14734, equation 6), the optimiser AdamW on float32 weights.
 
-The same call again goes on from the last checkpoint; `checkpoints` says what counts as one. On a CPU a resumed run ends
-with the same weights, bit for bit, as an undisturbed one.
+The same call again goes on from the last whole checkpoint; on a CPU it ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def train(
     with _quiet():
         with writing(out):
             checkpoint = resume_point(out)
-        model.float()  # type: ignore[no-untyped-call]  # in bfloat16, steps this small are mostly rounded away
+        model.float()  # in bfloat16, steps this small are mostly rounded away
         trainer = PreferenceTrainer(pairs, model, tokenizer.pad_id, out, config, seed, on_log)
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -182,7 +181,7 @@ class PreferenceTrainer(Trainer):
             sampler=self.order,
             collate_fn=self.data_collator,
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return, no-untyped-call]
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -342,10 +341,10 @@ def _quiet() -> Iterator[None]:
     """Keep transformers' progress bars and notices off stderr, and its settings as they were afterwards."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()

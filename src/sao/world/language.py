@@ -141,25 +141,29 @@ def _complete(kind: str, found: re.Match[str], form: str) -> Task | None:
     who = found["who"]
     material, product, tools = OCCUPATIONS[who]
     options: tuple[str, ...] = tuple(found["options"].split(", ")) if "options" in found.groupdict() else ()
-    if len(set(options)) != len(options):
-        return None
     match kind:
         case "list":
             return Task(kind=kind, who=who, form=form, wanted=tuple(tools), need=COUNTS[found["count"]])
         case "fact":
             relation = found["relation"]
-            wanted = (product if relation == "make" else material,)
+            wanted: tuple[str, ...] = (product if relation == "make" else material,)
             return Task(kind=kind, who=who, form=form, wanted=wanted, need=1, relation=relation)
         case "choose" | "odd":
             if not all(option in TOOL_OWNER for option in options):
                 return None
-            wanted = tuple(o for o in options if (TOOL_OWNER[o] == who) == (kind == "choose"))
+            wanted = tuple(dict.fromkeys(o for o in options if (TOOL_OWNER[o] == who) == (kind == "choose")))
             return Task(kind=kind, who=who, form=form, wanted=wanted, need=1, options=options) if wanted else None
         case "order":
             down = found["direction"] == "large to small"
             wanted = tuple(sorted(options, key=int, reverse=down))
             return Task(
-                kind=kind, who=who, form=form, wanted=wanted, need=len(wanted), options=options, relation=found["direction"]
+                kind=kind,
+                who=who,
+                form=form,
+                wanted=wanted,
+                need=len(wanted),
+                options=options,
+                relation=found["direction"],
             )
         case _:
             tool = found["tool"]
@@ -259,7 +263,13 @@ def _spoil(task: Task, items: list[str], rng: random.Random) -> list[str]:
 
 # How often a careful author makes each mistake, and how often a sloppy one does.
 SLOPPY_SHARE = 0.7
-FLAW_RATES = {"wrong": (0.04, 0.45), "short": (0.02, 0.35), "form": (0.02, 0.45), "filler": (0.03, 0.5), "tail": (0.03, 0.4)}
+FLAW_RATES = {
+    "wrong": (0.04, 0.45),
+    "short": (0.02, 0.35),
+    "form": (0.02, 0.45),
+    "filler": (0.03, 0.5),
+    "tail": (0.03, 0.4),
+}
 
 
 def sample_answer(task: Task, rng: random.Random, sloppy: bool | None = None) -> str:

@@ -93,4 +93,3 @@ def _has_form(task: Task, answer: str, said: list[str]) -> bool:
     if task.kind == "explain":
         return len(said) == 2 and render(task, said, task.form) in answer and f"the {task.who}" not in answer
     return f"{said[0]}." in answer and f"the {task.who}" not in answer
-

@@ -1,0 +1,191 @@
+"""A run folder and its recipe: where each stage lies, what it depends on, and how the finished ones are read together.
+
+Reads only. `sao.pipeline` does the work that fills the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sao import personas
+from sao.config import Config, JudgingConfig, ResponsesConfig
+from sao.engines import Engine
+from sao.evaluation import compare
+from sao.store import Stage
+from sao.templates import load_template
+from sao.types import Judgment, PreferencePair, Prompt, Response
+
+
+@dataclass
+class RunFolder:
+    """One run folder with one recipe. `given_engine` takes the place of the configured one (tests, planted judges)."""
+
+    config: Config
+    root: Path
+    given_engine: Engine | None = None
+    round: int = 1
+
+    @cached_property
+    def templates(self) -> dict[str, tuple[str, ...]]:
+        c = self.config
+        nobody = c.personas.source == "none"
+        found: dict[str, tuple[str, ...]] = {c.judging.template: ("prompt", "first", "second")}
+        return found | ({c.prompts.template_without_persona: ()} if nobody else {c.prompts.template: ("persona",)})
+
+    @cached_property
+    def model_identity(self) -> str:
+        """What the model is, whatever its path."""
+        if self.given_engine is not None:
+            return self.given_engine.identity
+        if self.config.engine.name == "scripted":
+            return self.config.model
+        from sao.chat import weights_identity
+
+        return weights_identity(self.config.model, self.config.revision)
+
+    @cached_property
+    def oracle(self) -> compare.Oracle | None:
+        """The proving ground's oracle, None elsewhere."""
+        if self.config.personas.source != "builtin:world":
+            return None
+        from sao.world.oracle import score
+
+        return score
+
+    # Where each stage lies. Its settings hold all that its records depend on, the stage before it included.
+
+    def _stage(self, name: str, before: Stage | None, **settings: Any) -> Stage:
+        upstream = before.fingerprint if before else None
+        return Stage(self.root / f"round-{self.round}", name, {**settings, "upstream": upstream})
+
+    def template_text(self, name: str) -> str:
+        return load_template(name, ())
+
+    @cached_property
+    def personas_stage(self) -> Stage:
+        return self._stage("personas", None, **personas.source_identity(self.config.personas, self.config.seed))
+
+    @cached_property
+    def prompts_stage(self) -> Stage:
+        c = self.config.prompts
+        name = c.template_without_persona if self.config.personas.source == "none" else c.template
+        settings = c.model_dump(mode="json") | {"text": self.template_text(name)}
+        return self._stage("prompts", self.personas_stage, **settings, model=self.model_identity, seed=self.config.seed)
+
+    @cached_property
+    def responses_stage(self) -> Stage:
+        return self._stage("responses", self.prompts_stage, **self.config.responses.model_dump(mode="json"))
+
+    def _judging_settings(self) -> dict[str, Any]:
+        c = self.config.judging
+        used = {
+            "logprob": {"choices", "min_mass", "template"},
+            "text": {"choices", "temperature", "max_tokens", "template"},
+        }.get(c.method, set())
+        settings = c.model_dump(mode="json", include={"method", "orders", *used})
+        return settings | ({"text": self.template_text(c.template)} if used else {})
+
+    @cached_property
+    def judgments_stage(self) -> Stage:
+        return self._stage("judgments", self.responses_stage, **self._judging_settings())
+
+    @cached_property
+    def pairs_stage(self) -> Stage:
+        return self._stage("pairs", self.judgments_stage, **self.config.pairs.model_dump(mode="json"))
+
+    @cached_property
+    def train_stage(self) -> Stage:
+        settings = self.config.train.model_dump(mode="json", exclude={"save_steps"})
+        return self._stage("train", self.pairs_stage, **settings)
+
+    @cached_property
+    def base_answers_stage(self) -> Stage:
+        return self._stage("heldout_base", self.prompts_stage, **self.one_answer.model_dump(mode="json"))
+
+    @cached_property
+    def tuned_answers_stage(self) -> Stage:
+        return self._stage("heldout_tuned", self.train_stage, **self.one_answer.model_dump(mode="json"))
+
+    @cached_property
+    def comparisons_stage(self) -> Stage:
+        settings = self.eval_judging.model_dump(mode="json") | {
+            "text": self.template_text(self.config.judging.template)
+        }
+        return self._stage("comparisons", self.tuned_answers_stage, **settings)
+
+    @cached_property
+    def one_answer(self) -> ResponsesConfig:
+        return self.config.responses.model_construct(**(self.config.responses.model_dump() | {"n": 1}))
+
+    @cached_property
+    def eval_judging(self) -> JudgingConfig:
+        """Both orders always; the controls (random, oracle) label training pairs only, the model judges the result."""
+        method = self.config.judging.method
+        return self.config.judging.model_copy(
+            update={"orders": "both", "method": method if method in ("logprob", "text") else "logprob"}
+        )
+
+    # The finished records, joined. All files are in the order of their rows, so one group is in memory at a time.
+
+    def asked(self, held_out: bool) -> Iterator[Prompt]:
+        n = self.config.personas.n
+        return (p for p in self.prompts_stage.records(Prompt) if (p.row >= n) == held_out)
+
+    def answered(self) -> Iterator[tuple[Prompt, list[Response]]]:
+        """Each training prompt with its answers: both files are in the same order."""
+        answers = Grouped(self.responses_stage.records(Response))
+        return ((prompt, answers.take(prompt.id)) for prompt in self.asked(False))
+
+    def judged(self) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
+        verdicts = Grouped(self.judgments_stage.records(Judgment))
+        return ((prompt, answers, verdicts.take(prompt.id)) for prompt, answers in self.answered())
+
+    def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
+        """The finished data set: prompt, pair, chosen, rejected."""
+        kept = Grouped(self.pairs_stage.records(PreferencePair))
+        for prompt, answers in self.answered():
+            by_id = {r.id: r for r in answers}
+            for pair in kept.take(prompt.id):
+                yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the trained model lies."""
+        return self.train_stage.path / "model"
+
+    def held_out(self) -> Iterator[tuple[Prompt, Response, Response]]:
+        """Held-out prompts that both models answered: prompt, base's answer, tuned model's answer."""
+        base = Grouped(self.base_answers_stage.records(Response))
+        tuned = Grouped(self.tuned_answers_stage.records(Response))
+        for prompt in self.asked(True):
+            x, y = base.take(prompt.id), tuned.take(prompt.id)
+            if x and y:
+                yield prompt, x[0], y[0]
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """What entered and left each finished stage and why the rest was dropped; it adds up."""
+        stages = [self.prompts_stage, self.responses_stage, self.judgments_stage, self.pairs_stage, self.train_stage]
+        return [{"stage": s.name, **s.counts} for s in stages if s.finished]
+
+
+class Grouped:
+    """Records in order, handed out prompt by prompt: a merge join that holds one group in memory."""
+
+    def __init__(self, records: Iterator[Any]) -> None:
+        self._groups = groupby(records, key=lambda r: r.prompt_id)
+        self._next: tuple[str, list[Any]] | None = None
+
+    def take(self, prompt_id: str) -> list[Any]:
+        """The records of this prompt; prompts must be asked for in the files' order."""
+        if self._next is None:
+            key, group = next(self._groups, ("", iter(())))
+            self._next = (key, list(group))
+        if self._next[0] != prompt_id:
+            return []
+        found, self._next = self._next[1], None
+        return found

@@ -41,7 +41,7 @@ DEMO_SIZE = {
     "num_key_value_heads": 4,
     "head_dim": 24,
 }
-WORDS = "baker farmer tool three name the answer first second better red blue why explain".split()
+WORDS = ["baker", "farmer", "tool", "three", "name", "the", "answer", "first", "better", "red", "why", "explain"]
 
 
 def make_requests(n: int, seed: int) -> list[Request]:
@@ -152,7 +152,7 @@ def report(
         "prompt_tokens": sum(len(engine.chat.prompt_ids(r.messages)) for r in requests),
         "parameters": engine.network.model.num_parameters(),
         "threads": torch.get_num_threads(),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
+        "load_average": [round(value, 2) for value in os.getloadavg()],
         "cpus": os.cpu_count(),
         "machine": platform.machine(),
         "versions": {

@@ -54,7 +54,7 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         persona = sample_persona(rng)
         task = sample_task(rng, persona)
         words.update(re.findall(r"[a-z]+", f"{persona} {task.text} {sample_answer(task, rng)}"))
-    words |= set(["prompt", "good", "bad", "whole", "form", "brief", "score"])
+    words |= {"prompt", "good", "bad", "whole", "form", "brief", "score"}
     pieces = [f"▁{word}" for word in sorted(words)] + ["▁>", "▁", ".", ",", ":", "?"]
     vocab = [(token, 0.0) for token in SPECIAL]
     vocab += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
@@ -120,20 +120,49 @@ def rank_example(rng: random.Random, gap: float, answers: tuple[Task, list[str]]
     return Example(RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True, (first, second))
 
 
-def corpus(rng: random.Random, n: int, progress: float, own: list[tuple[Task, list[str]]]) -> Iterator[Example]:
-    """`n` examples at this `progress` (0 to 1) of the training; `own` holds answers that the model gave itself."""
-    gap = max(0.05, 0.5 - 0.8 * progress)
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the training, with its own warm-up and decay: real tokens, the shares of the tasks write, answer, check (the
+    rest ranks), the share of answers that go to the kinds in `hard`, and the gap in score between ranked answers at the start
+    and how fast it closes. From `own_from` (a share of the phase) on, the model's own answers are ranked and checked too."""
+
+    tokens: float
+    write: float
+    answer: float
+    check: float
+    hard: float
+    gap: float
+    closing: float
+    own_from: float
+
+
+# Picking out of what a question offers is learnt late; the second phase gives it the room.
+HARD = ["choices", "puzzles", "prices"]
+PHASES = [
+    Phase(tokens=14e6, write=0.17, answer=0.25, check=0.13, hard=0.0, gap=0.5, closing=0.8, own_from=0.6),
+    Phase(tokens=8e6, write=0.10, answer=0.45, check=0.10, hard=0.75, gap=0.05, closing=0.0, own_from=0.3),
+]
+
+
+def corpus(
+    rng: random.Random, n: int, phase: Phase, progress: float, own: list[tuple[Task, list[str]]]
+) -> Iterator[Example]:
+    """`n` examples at this `progress` (0 to 1) of the phase; `own` holds answers that the model gave itself."""
+    gap = max(0.05, phase.gap - phase.closing * progress)
     made = 0
     while made < n:
         kind = rng.random()
         mine = rng.choice(own) if own and rng.random() < 0.6 else None
-        if kind < 0.17:
+        if kind < phase.write:
             example: Example | None = write_example(rng)
-        elif kind < 0.42:
+        elif kind < phase.write + phase.answer:
             task = random_task(rng)
+            if phase.hard and rng.random() < phase.hard:
+                words = sample_persona(rng).split()
+                task = sample_task(rng, " ".join([*words[:-1], rng.choice(HARD)]))
             answer = sample_answer(task, rng)
             example = Example(task.text, answer, judged=(marks(task, answer),))
-        elif kind < 0.55:
+        elif kind < phase.write + phase.answer + phase.check:
             task, pair = mine or (t := random_task(rng), [sample_answer(t, rng)])
             answer = rng.choice(pair)
             example = Example(
@@ -330,62 +359,34 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=float, default=16e6, help="real tokens to train on")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--own-from", type=float, default=0.6, help="share of the training after which own answers are judged"
-    )
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
-    tokenizer = build_tokenizer(args.seed)
-    model = build_model(tokenizer, args.hidden, args.layers)
+def train_phase(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, number: int, args: argparse.Namespace
+) -> None:
+    """One phase, with optimisers and random numbers of its own."""
+    if number:  # the first phase goes on with the numbers that made the model
+        torch.manual_seed(args.seed + number)
+    rng = random.Random(args.seed + number)
     heads = MarkHeads(model)
     opts = optimizers(model, heads, args.lr)
-    print(
-        json.dumps(
-            {
-                "parameters": model.num_parameters(),
-                "vocabulary": len(tokenizer),
-                **{k: str(v) for k, v in vars(args).items()},
-            }
-        ),
-        flush=True,
-    )
     seen, step, next_eval, start = 0.0, 0, 1e6, time.monotonic()
     own: list[tuple[Task, list[str]]] = []
     losses: list[float] = []
     mark_errors: list[float] = []
-    while seen < args.tokens:
-        progress = seen / args.tokens
-        if progress > args.own_from:
+    while seen < phase.tokens:
+        if seen / phase.tokens > phase.own_from:
             own = own[-6000:] + own_answers(model, tokenizer, rng, 400, 1.0)
-        rows = encode(tokenizer, list(corpus(rng, 4000, progress, own)))
+        rows = encode(tokenizer, list(corpus(rng, 4000, phase, seen / phase.tokens, own)))
         for ids, weights, places, values in batches(rows, args.batch, rng):
-            progress = min(1.0, seen / args.tokens)
-            warm = min(1.0, (step + 1) / 100)
-            scale = warm * max(0.02, min(1.0, (1 - progress) / 0.4))
+            progress = min(1.0, seen / phase.tokens)
             for opt in opts:
-                opt.param_groups[0]["lr"] = args.lr * scale
-            result = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
-            logits = result.logits[:, :-1]
-            w = weights[:, 1:]
-            loss = (
-                torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * w
-            ).sum() / w.sum()
-            noticed = heads(result.hidden_states, places, values)
-            loss = loss + MARK_WEIGHT * noticed
-            for opt in opts:
+                opt.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - progress) / 0.4))
                 opt.zero_grad(set_to_none=True)
+            result = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
+            surprise = torch.nn.functional.cross_entropy(
+                result.logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
+            )
+            noticed = heads(result.hidden_states, places, values)
+            loss = (surprise * weights[:, 1:]).sum() / weights[:, 1:].sum() + MARK_WEIGHT * noticed
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
@@ -394,19 +395,38 @@ def main() -> None:
             step += 1
             losses.append(loss.item())
             mark_errors.append(noticed.item())
-        if seen >= next_eval or seen >= args.tokens:
+        if seen >= next_eval or seen >= phase.tokens:
             next_eval += 1e6
-            line = {
-                "tokens": round(seen),
-                "step": step,
-                "loss": sum(losses[-50:]) / 50,
-                "mark_error": sum(mark_errors[-50:]) / 50,
-                **evaluate(model, tokenizer, 10_000),
-            }
+            line = {"phase": number, "tokens": round(seen), "step": step, "loss": sum(losses[-50:]) / 50}
+            line |= {"mark_error": sum(mark_errors[-50:]) / 50, **evaluate(model, tokenizer, 10_000)}
             print(json.dumps({**line, "seconds": round(time.monotonic() - start)}), flush=True)
             model.save_pretrained(args.out)
+    if not math.isfinite(losses[-1]):
+        raise SystemExit("the loss is not finite: lower --lr")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=96)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--continue-from", type=Path, help="a model folder in which the first phase is finished")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer(args.seed)
+    model = build_model(tokenizer, args.hidden, args.layers)
+    if args.continue_from:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32").state_dict())
+    print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "torch": torch.__version__}))
+    for number, phase in enumerate(PHASES):
+        if number or not args.continue_from:
+            train_phase(model, tokenizer, phase, number, args)
     tokenizer.save_pretrained(args.out)
-    assert math.isfinite(losses[-1])
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 import tiny_models
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Message, Request, Sample, Sampling
-from sao.engines.lanes import draw, uniforms
+from sao.engines.lanes import Network, draw, uniforms
 from sao.engines.transformers import TransformersEngine, lane_size, padded_length, prefill_rows
-from sao.errors import ModelError
+from sao.errors import EngineError, ModelError
 
 CONFIG = EngineConfig(device="cpu", slots=8, threads=1)
 BUILDERS = {
@@ -163,6 +164,29 @@ def test_prompt_longer_than_the_context(tmp_path: Path) -> None:
     assert all(map(math.isnan, choices.logprobs))
 
 
+def test_overlong_and_empty_requests_among_many(engine: TransformersEngine) -> None:
+    """None of them stops the others, wherever they stand; a request without samples gives nothing."""
+    requests = [
+        request(i, n=i % 3, max_tokens=5, length={7: 300, 8: 60, 9: 300}.get(i % 10, i % 5)) for i in range(300)
+    ]
+    completions = run(engine, requests)
+    assert sorted(completions) == sorted(sample.id for each in requests for sample in each.samples)
+    empty = {key for key, each in completions.items() if each.token_ids == ()}
+    assert empty == {sample.id for i, each in enumerate(requests) if i % 10 in (7, 9) for sample in each.samples}
+    assert list(engine.generate([request(i, n=0) for i in range(200)])) == []
+
+
+def test_full_gpu_names_the_way_out(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(engine.network, "forward", full)
+    with pytest.raises(EngineError, match=r"try engine.slots=4 \(no memory\)"):
+        list(engine.generate([request(0)]))
+    with pytest.raises(EngineError, match=r"try engine.slots=4"):
+        list(engine.choice_logprobs([ChoiceRequest("a", chat("b"), ("1", "2"))]))
+
+
 def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
     """The window is four times the eight slots, so unfinished requests are bounded; short samples come early."""
     read = 0
@@ -261,11 +285,13 @@ def test_shapes_follow_from_the_length_alone() -> None:
     assert all(lane_size(n) == lane_size(padded_length(n)) for n in range(1, 3000))
 
 
-def test_state_space_models_are_refused(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sao.engines.lanes import Network
-
-    monkeypatch.setattr(
-        engine.network.model.config, "layer_types", ["linear_attention", "full_attention"], raising=False
-    )
+def test_models_that_keep_more_than_keys_and_values_are_refused(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(ModelError, match="MambaForCausalLM has layers"):
+        Network(mamba, engine.chat, 8)
+    kinds = ["linear_attention", "full_attention"]
+    monkeypatch.setattr(engine.network.model.config, "layer_types", kinds, raising=False)
     with pytest.raises(ModelError, match="linear_attention"):
         Network(engine.network.model, engine.chat, 8)

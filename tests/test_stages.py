@@ -18,7 +18,7 @@ from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
 from sao.judging import duels, judge, read_logprobs, read_ranking
 from sao.pairs import build_pairs
-from sao.personas import read_personas
+from sao.personas import read_personas, source_identity
 from sao.prompts import read_prompt, write_prompts
 from sao.responses import answer_prompts
 from sao.templates import fill, load_template
@@ -64,6 +64,14 @@ def test_too_few_personas_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n")
     with pytest.raises(DataError, match="holds 1 distinct personas"):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=2, held_out=0), 0))
+
+
+def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "x\n"), ("b.txt", "x\n"), ("c.txt", "y\n")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (source_identity(PersonasConfig(source=str(tmp_path / f"{n}.txt")), 0) for n in "abc")
+    assert a == b
+    assert a != c
 
 
 def test_a_hub_data_set_needs_its_revision() -> None:

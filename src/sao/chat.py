@@ -93,6 +93,7 @@ def pick_device(config: EngineConfig) -> str:
 def load_model(model: str, config: EngineConfig, revision: str | None = None) -> PreTrainedModel:
     """The model in eval mode on its device. Raises ModelError where it cannot be loaded."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.threads:
@@ -110,7 +111,7 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
             attn_implementation="eager" if soft_capped else "sdpa",
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {type(error).__name__}: {error}") from error
     return loaded.eval().to(device)  # type: ignore[no-any-return]
 

@@ -7,6 +7,7 @@ the control), a .jsonl, .parquet or .txt file, or a hub data set by id and revis
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def licence_of(config: PersonasConfig) -> str:
 
 
 def source_identity(config: PersonasConfig, seed: int) -> dict[str, Any]:
-    """What the personas depend on: for a file its size and modification time stand for its content."""
+    """What the personas depend on; a file counts by its content, wherever it lies."""
     found: dict[str, Any] = {
         "source": config.source,
         "column": config.column,
@@ -37,8 +38,8 @@ def source_identity(config: PersonasConfig, seed: int) -> dict[str, Any]:
     }
     path = Path(config.source)
     if path.is_file():
-        stat = path.stat()
-        found |= {"source": str(path.resolve()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+        with path.open("rb") as file:
+            found["source"] = hashlib.file_digest(file, "sha256").hexdigest()
     if config.source == "builtin:world":
         found["seed"] = seed
     return found | {"n": config.n, "held_out": config.held_out}

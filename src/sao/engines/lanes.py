@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 from sao.engines import Sample, Sampling
-from sao.errors import EngineError, ModelError
+from sao.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +81,7 @@ def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(cumulative.shape[-1] - 1)
 
 
-class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class SlotLayer(CacheLayerMixin):
     """One layer's keys and values of a lane; in a step each row writes at a position of its own."""
 
     keys: torch.Tensor
@@ -131,26 +131,21 @@ class Network:
         strange = kinds - {"full_attention", "sliding_attention"}
         if strange or getattr(model, "_is_stateful", False):
             raise ModelError(
-                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that keep "
-                "more than keys and values, which the built-in engine cannot batch. Take a model of attention layers only"
+                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that keep more "
+                "than keys and values, which the built-in engine cannot batch. Take a model of attention layers only"
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
         self.ends = np.zeros(settings.vocab_size, bool)
-        self.ends[sorted(chat.end_ids)] = True
+        self.ends[[token for token in chat.end_ids if token < settings.vocab_size]] = True
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """`array` on the model's device."""
         return torch.from_numpy(array).to(self.model.device)
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """The model's logits. Raises EngineError where the GPU's memory does not suffice."""
-        try:
-            logits: torch.Tensor = self.model(**inputs).logits
-        except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"the GPU's memory does not suffice with engine.slots={self.slots}: try a lower engine.slots ({error})"
-            ) from error
+        """The model's logits."""
+        logits: torch.Tensor = self.model(**inputs).logits
         return logits
 
     @torch.inference_mode()
@@ -172,7 +167,7 @@ class Network:
         The head gets these places only: logits of all of them would be the largest tensor by far.
         """
         rows, places = torch.arange(len(ids), device=self.model.device), self.tensor(last)
-        head: torch.nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        head: torch.nn.Module = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, places][:, None],))
         try:
             return self.forward(input_ids=self.tensor(ids), use_cache=False)[:, 0]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -27,6 +28,7 @@ from sao.chat import ChatTokenizer, load_model, weights_identity
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request
 from sao.engines.lanes import Lane, Network, Sequence
+from sao.errors import EngineError
 
 SMALLEST_LANE = 64
 PREFILL_ROWS = 16
@@ -67,7 +69,8 @@ class _Window(Generic[T]):
     """Prompts read ahead, grouped by padded length. Those too long for the model stand under length 0."""
 
     def __init__(self, prompts: Iterator[tuple[int, _Prompt[T]]], size: int) -> None:
-        self._prompts, self._size = prompts, size
+        self._prompts: Iterator[tuple[int, _Prompt[T]]] = prompts
+        self._size = size
         self._held = self._read = 0
         self.groups: dict[int, deque[tuple[int, _Prompt[T]]]] = {}
 
@@ -104,24 +107,26 @@ class _Schedule:
         self.network, self.window = network, window
         self.lanes: dict[int, Lane] = {}
 
-    def next_lane(self) -> Lane | None:
+    def step(self) -> list[Sequence] | None:
+        """Run one step of one lane; the sequences that ended, or None where there is nothing to run."""
+        if (lane := self._next_lane()) is None:
+            return None
+        ended, outgrown = lane.step()
+        for sequence in outgrown:
+            self._add(lane.size * 2, sequence)
+        return ended
+
+    def _next_lane(self) -> Lane | None:
         """The largest lane with all slots taken; once requests run short, the smallest with any (None: all done).
 
         Largest first, because samples only ever move up: so the room they need is there when they outgrow a lane.
         """
-        sizes = {*self.lanes, *(lane_size(length) for length in self.window.groups)}
+        sizes = {*self.lanes, *(lane_size(length) for length in self.window.groups if length != TOO_LONG)}
         for size in sorted(sizes, reverse=True):
             self._top_up(size)
             if (lane := self.lanes.get(size)) is not None and lane.live.all():
                 return lane
         return next((lane for _, lane in sorted(self.lanes.items()) if lane.live.any()), None)
-
-    def step(self, lane: Lane) -> list[Sequence]:
-        """Run one step of `lane`; the sequences that ended."""
-        ended, outgrown = lane.step()
-        for sequence in outgrown:
-            self._add(lane.size * 2, sequence)
-        return ended
 
     def _add(self, size: int, sequence: Sequence) -> None:
         if size not in self.lanes:
@@ -133,7 +138,7 @@ class _Schedule:
         while (lane := self.lanes.get(size)) is None or not lane.live.all():
             if lane is not None and lane.ready:
                 lane.refill()
-            elif (taken := self.window.take(lambda length: lane_size(length) == size)) is not None:
+            elif (taken := self.window.take(lambda n: n != TOO_LONG and lane_size(n) == size)) is not None:
                 self._prefill(size, *taken)
                 self.window.fill()
             else:
@@ -173,9 +178,12 @@ class TransformersEngine:
             if (too_long := window.take(lambda length: length == TOO_LONG)) is not None:
                 for prompt in too_long[1]:
                     yield from (Completion(sample.id, "", (), "length") for sample in prompt.request.samples)
-            elif (lane := schedule.next_lane()) is not None:
-                yield from map(self._completion, schedule.step(lane))
-            else:
+                continue
+            with self._enough_memory():
+                ended = schedule.step()
+            if ended is not None:
+                yield from map(self._completion, ended)
+            elif not window.groups:
                 return
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
@@ -189,13 +197,27 @@ class TransformersEngine:
             if padded == TOO_LONG:
                 yield from (Choices(p.request.id, (float("nan"),) * len(p.request.choices)) for p in prompts)
             else:
-                yield from self._choices(padded, prompts)
+                with self._enough_memory():
+                    choices = self._choices(padded, prompts)
+                yield from choices
 
     def close(self) -> None:
         """Give back the model's memory."""
         del self.network
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Turns a full GPU into an EngineError that says what to do."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            slots = self.network.slots
+            raise EngineError(
+                f"the GPU's memory does not suffice with engine.slots={slots}: try engine.slots={max(1, slots // 2)} "
+                f"({error})"
+            ) from error
 
     def _window(self, requests: Iterable[T], room: int) -> _Window[T]:
         """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too long."""

@@ -379,7 +379,9 @@ def train_phase(
         for ids, weights, places, values in batches(rows, args.batch, rng):
             progress = min(1.0, seen / phase.tokens)
             for opt in opts:
-                opt.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - progress) / 0.4))
+                opt.param_groups[0]["lr"] = (
+                    args.lr * min(1.0, (step + 1) / 100) * max(0.02, min(1.0, (1 - progress) / 0.4))
+                )
                 opt.zero_grad(set_to_none=True)
             result = model(input_ids=ids, attention_mask=(ids != PAD).long(), output_hidden_states=True)
             surprise = torch.nn.functional.cross_entropy(

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_models
 
+import tiny_models
 from sao.chat import ChatTokenizer, find_model
 from sao.config import Config, EngineConfig, make_config
 from sao.engines import Message, Request, Sample, Sampling

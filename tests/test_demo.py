@@ -1,0 +1,93 @@
+"""The proving ground for real: the shipped model, the whole run, the control, and kills."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sao.chat import ChatTokenizer, find_model
+from sao.config import EngineConfig, load_recipe
+from sao.engines import Message
+from sao.pipeline import run
+
+pytestmark = pytest.mark.slow
+SMALLER = {"personas.n": "1500", "personas.held_out": "400", "engine.threads": "1", "seed": "7"}
+
+
+def test_the_shipped_model_is_small_and_speaks_its_world() -> None:
+    path = find_model("builtin:world")
+    assert sum(f.stat().st_size for f in path.iterdir()) <= 4 * 2**20
+    chat = ChatTokenizer.load("builtin:world", EngineConfig())
+    text = "which of these does the baker use: saw, oven, net? use one word."
+    assert chat.decode(chat.tokenizer(text).input_ids) == text
+    assert chat.prompt_ids([Message("user", text)]).count(chat.bos_id) == 1
+    odd = "Ünïcode 漢字 \t and <html>"
+    assert chat.decode(chat.tokenizer(odd).input_ids) == " ".join(odd.split())
+
+
+def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
+    """The demo at a third of its size: the oracle sees the gain, and no gain from a coin's labels on the same answers."""
+    aligned = run(load_recipe("demo", SMALLER), tmp_path)
+    oracle = aligned["oracle"]
+    assert 0.40 <= oracle["before"] <= 0.65
+    assert oracle["gain"] > 0.03
+    assert oracle["ci95"][0] > 0
+    assert 0.80 <= aligned["judge"]["accuracy"] <= 0.93
+    assert aligned["kept"]["label_accuracy"] >= aligned["judge"]["accuracy"]
+    assert "CIRCULAR" in aligned["heldout"]["label"]
+    again = run(load_recipe("demo", SMALLER), tmp_path)
+    assert not again["worked"]
+    assert again["oracle"] == oracle
+    control = run(load_recipe("demo", {**SMALLER, "judging.method": "random"}), tmp_path)
+    assert control["oracle"]["before"] == oracle["before"]  # the held-out answers of the base are reused
+    assert control["oracle"]["gain"] < 0.02
+    # The persona role matters: without it the model's prompts repeat far more.
+    prompts = {p.text for p in _prompts(tmp_path)}
+    alone = tmp_path / "alone"
+    run(load_recipe("demo", {**SMALLER, "personas.source": "none"}), alone, until="prompts")
+    assert len({p.text for p in _prompts(alone)}) < 0.5 * len(prompts)
+
+
+def _prompts(root: Path) -> list:  # type: ignore[type-arg]
+    from sao.store import read_jsonl
+    from sao.types import Prompt, from_dict
+
+    (file,) = root.glob("round-1/prompts-*/records.jsonl")
+    return [from_dict(Prompt, row) for row in read_jsonl(file)]
+
+
+def test_sigkill_at_random_moments_gives_the_same_bytes_and_weights(tmp_path: Path) -> None:
+    def command(out: str) -> list[str]:
+        sizes = ["--personas.n", "150", "--personas.held_out", "30", "--train.save_steps", "1", "--engine.threads", "1"]
+        return [sys.executable, "-m", "sao", "run", "demo", "--quiet", "--out", str(tmp_path / out), *sizes]
+
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command("whole"), check=True, env=env, **quiet)
+    rng, kills = random.Random(3), 0
+    for _ in range(4):
+        process = subprocess.Popen(command("killed"), env=env, start_new_session=True, **quiet)
+        try:
+            process.wait(4 + 5 * rng.random())
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+    subprocess.run(command("killed"), check=True, env=env, **quiet)
+    assert kills > 0
+    names = ("records.jsonl", "drops.jsonl", "model.safetensors", "metrics.jsonl")
+    files = [
+        {
+            str(p.relative_to(tmp_path / out)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted((tmp_path / out).rglob("*"))
+            if p.name in names
+        }
+        for out in ("whole", "killed")
+    ]
+    assert files[0] == files[1]
+    assert len(files[0]) > 10

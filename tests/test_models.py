@@ -113,3 +113,16 @@ def test_broken_weights_are_a_clear_error(tmp_path: Path) -> None:
     (path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(str(path), EngineConfig())
+
+
+def test_a_generation_config_that_transformers_refuses_to_save_is_mended(tmp_path: Path) -> None:
+    from sao.chat import load_model
+
+    path = Path(tiny_models.llama(tmp_path / "m"))
+    settings = json.loads((path / "generation_config.json").read_text())
+    settings |= {"temperature": 0.6, "top_p": 0.9, "do_sample": False}
+    (path / "generation_config.json").write_text(json.dumps(settings))
+    load_model(str(path), EngineConfig()).save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == settings["eos_token_id"]
+    assert saved.get("temperature") is None

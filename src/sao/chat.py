@@ -113,6 +113,11 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be loaded: {type(error).__name__}: {error}") from error
+    generation = loaded.generation_config
+    if generation is not None and not generation.do_sample:
+        # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(generation, name, None)
     return loaded.eval().to(device)  # type: ignore[no-any-return]
 
 

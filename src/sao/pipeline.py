@@ -137,6 +137,7 @@ class Run(RunFolder):
                 if limit_drops and done >= DROPS_CHECKED_FROM:
                     self._check_drops(stage, dropped, done, reasons)
         stage.seal(kind)
+        self.progress(stage.name, total, total)  # identical answers are not judged, so fewer may have come
         if limit_drops:
             self._check_drops(stage)
 

@@ -33,6 +33,7 @@ def row(seed: int, summary: dict[str, Any]) -> str:
     flips = "–" if judge["flip_rate"] is None else f"{judge['flip_rate']:.3f}"
     return (
         f"| {seed} | {o['before']:.3f} | {o['after']:.3f} | {o['gain']:+.3f} | [{low:+.3f}, {high:+.3f}] "
+        f"| {o['unseen']['gain']:+.3f} ({o['unseen']['n']}) "
         f"| {judge['accuracy']:.3f} | {judge['first_slot_rate']:.3f} | {flips} "
         f"| {kept['share']:.3f} | {kept['label_accuracy']:.3f} | {summary['seconds']:.0f} |"
     )
@@ -47,11 +48,10 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     for way in args.ways:
-        heads = (
-            "seed | before | after | gain | 95 % interval | judge right | first slot | flips | kept | labels right | s"
-        )
+        heads = "seed | before | after | gain | 95 % interval | gain, unseen (n) "
+        heads += "| judge right | first slot | flips | kept | labels right | s"
         print(f"\n### {way}\n\n| {heads} |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
         for seed in args.seeds:
             settings = {"seed": str(seed), "engine.threads": str(args.threads), **WAYS[way]}
             summary = run(load_recipe("demo", settings), args.out / str(seed))

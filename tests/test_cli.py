@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sao.cli import main, read_overrides
+from sao.cli import join_overrides, main, read_overrides
 from sao.errors import ConfigError
 
 SMALL = ["--engine.name", "scripted", "--personas.n", "40", "--personas.held_out", "5"]
@@ -68,6 +68,24 @@ def test_errors_go_to_stderr_with_the_next_step(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_a_key_before_the_target_is_not_taken_for_it() -> None:
+    assert join_overrides(["run", "--personas.n", "500", "demo"]) == ["run", "--personas.n=500", "demo"]
+    assert join_overrides(["run", "--json", "--seed", "3", "--model", "x"]) == [
+        "run",
+        "--json",
+        "--seed",
+        "3",
+        "--model=x",
+    ]
+
+
+def test_top_keys_are_those_of_the_recipe() -> None:
+    from sao.cli import TOP_KEYS
+    from sao.config import field_names
+
+    assert {name for name in field_names() if "." not in name} == {*TOP_KEYS, "seed"}
 
 
 def test_overrides() -> None:

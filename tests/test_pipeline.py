@@ -61,7 +61,7 @@ def test_the_funnel_adds_up(tmp_path: Path) -> None:
     answers = stages["responses"]["records"] + stages["responses"]["dropped"]
     assert answers % 2 == 0
     assert 60 - stages["prompts"]["dropped"] <= answers / 2 <= 60
-    assert stages["pairs"]["records"] + stages["pairs"]["dropped"] <= answers / 2
+    assert stages["pairs"]["records"] + stages["pairs"]["dropped"] == answers / 2
     lost = next(tmp_path.glob("round-1/responses-*/drops.jsonl")).read_text().splitlines()
     drops = [json.loads(line) for line in lost]
     assert len(drops) == stages["responses"]["dropped"] > 0

@@ -252,10 +252,11 @@ def judgment(first: Response, second: Response, p_first: float | None, verdict: 
 
 
 A, B = response(0, "a"), response(1, "b")
+ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")
 
 
 def pair_of(judgments: list[Judgment], **settings: object) -> PreferencePair | Drop:
-    (only,) = build_pairs([([A, B], judgments)], PairsConfig(**settings), "key", 2)  # type: ignore[arg-type]
+    (only,) = build_pairs([(ASKED, [A, B], judgments)], PairsConfig(**settings), "key", 2)  # type: ignore[arg-type]
     return only
 
 
@@ -283,9 +284,15 @@ def test_drops_carry_their_reason(judgments: list[Judgment], reason: str) -> Non
     assert pair.reason == reason
 
 
+def test_a_dropped_answer_is_accounted_for() -> None:
+    (only,) = build_pairs([(ASKED, [B], [])], PairsConfig(), "key", 2)
+    assert isinstance(only, Drop)
+    assert only.reason == "an answer was dropped"
+
+
 def test_identical_answers_never_pair() -> None:
     for keep in ("all", "confident"):
-        out = list(build_pairs([([A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2))  # type: ignore[arg-type]
+        out = list(build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2))  # type: ignore[arg-type]
         assert isinstance(out[0], Drop)
         assert out[0].reason == "identical answers"
 

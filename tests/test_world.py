@@ -57,6 +57,7 @@ def test_every_task_reads_back_and_its_right_answer_is_worth_one() -> None:
         ("which of these does the baker not use: saw, oven, tray? use one word.", "saw.", 1.0),
         ("sort these prices of the baker from small to large: 7, 3, 9.", "3, 7, 9.", 1.0),
         ("sort these prices of the baker from small to large: 7, 3, 9.", "3, 9, 7.", 1 / 3),
+        ("sort these prices of the baker from small to large: 7, 3, 3.", "3, 3, 7.", 1.0),
         ("what does the baker do with the oven? use few words.", "to heat the dough.", 1.0),
         ("what does the baker do with the oven? use few words.", "to heat.", 0.4 * 0.5 + 0.3),
     ],

@@ -111,14 +111,15 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
             attn_implementation="eager" if soft_capped else "sdpa",
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{path}: the model cannot be loaded: {type(error).__name__}: {error}") from error
+        loaded = loaded.eval().to(device)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
     generation = loaded.generation_config
     if generation is not None and not generation.do_sample:
         # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
             setattr(generation, name, None)
-    return loaded.eval().to(device)  # type: ignore[no-any-return]
+    return loaded  # type: ignore[no-any-return]
 
 
 class ChatTokenizer:
@@ -208,9 +209,15 @@ class ChatTokenizer:
         return self._template(turns, generate)
 
     def _template(self, turns: list[dict[str, str]], generate: bool) -> list[int]:
-        # Models that can think before they speak are asked not to: a marker or verdict must come first.
+        # Models that can think before they speak are asked not to: a marker or verdict must come first. Templates that
+        # print the date get a fixed one, so that a run resumed tomorrow sees the same ids.
         ids = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=generate, tokenize=True, return_dict=False, enable_thinking=False
+            turns,
+            add_generation_prompt=generate,
+            tokenize=True,
+            return_dict=False,
+            enable_thinking=False,
+            date_string="26 Jul 2024",
         )
         return list(ids)
 

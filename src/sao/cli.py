@@ -25,6 +25,8 @@ STAGE_HELP = {
     "train": "… and the model is trained on them",
     "eval": "… and compared with its base on held-out prompts",
 }
+TOP_KEYS = ("model", "revision", "max_drop_share")
+"""The keys of a recipe that stand in no section (`seed` is an option of its own)."""
 EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder or a hub id.
 Any key of a recipe can be set: --train.beta 2.0 --judging.method random --personas.n 500
 `sao run --help-config` lists them all. The same command again goes on where it stopped."""
@@ -42,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"\nsao: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
         return 1
 
 
@@ -77,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _dispatch(argv: list[str]) -> int:
-    args, extra = build_parser().parse_known_args(argv)
+    args, extra = build_parser().parse_known_args(join_overrides(argv))
     if args.command == "env":
         _no_more(extra)
         return _env(args.json)
@@ -92,6 +97,22 @@ def _dispatch(argv: list[str]) -> int:
 def _no_more(extra: list[str]) -> None:
     if extra:
         raise ConfigError(f"unknown argument {extra[0]}")
+
+
+def join_overrides(argv: list[str]) -> list[str]:
+    """`--train.beta 2` as `--train.beta=2`, so that the value is never taken for TARGET."""
+    joined: list[str] = []
+    words = iter(argv)
+    for word in words:
+        key = word.removeprefix("--")
+        is_key = "." in key or key in TOP_KEYS
+        if word.startswith("--") and "=" not in word and is_key:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"--{key}: no value given")
+            word = f"{word}={value}"
+        joined.append(word)
+    return joined
 
 
 def read_overrides(extra: list[str]) -> dict[str, str]:
@@ -284,6 +305,12 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+.3f} "
             f"[{o['ci95'][0]:+.3f}, {o['ci95'][1]:+.3f}] (95 %, {o['n']} held-out prompts)"
         )
+        if o["unseen"].get("n"):
+            u = o["unseen"]
+            lines.append(
+                f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+.3f} "
+                f"[{u['ci95'][0]:+.3f}, {u['ci95'][1]:+.3f}] (the {u['n']} of them whose text is in no training prompt)"
+            )
     if s.get("heldout", {}).get("n"):
         h = s["heldout"]
         lines.append(
@@ -291,6 +318,10 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
         )
         lines.append(f"             {h['label']}")
+        if any(h["cut_off"].values()):
+            lines.append(
+                f"             answers cut off or empty: base {h['cut_off']['base']}, tuned {h['cut_off']['tuned']}"
+            )
     return lines
 
 

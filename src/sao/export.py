@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sao.errors import DataError
+from sao.errors import DataError, StoreError
 from sao.store import store_error
 from sao.types import PreferencePair, Prompt, Response, make_id
 
@@ -75,5 +75,9 @@ def export_pairs(labelled: Labelled, out: Path, system: str | None, test_share: 
             writer.close()
             temporary[split].replace(out / f"{split}.parquet")
     except OSError as error:
+        for path in (out / ".train.parquet.tmp", out / ".test.parquet.tmp"):
+            path.unlink(missing_ok=True)
+        if isinstance(error, StoreError):
+            raise
         raise store_error(error, out) from error
     return counts | {"paths": [str(out / "train.parquet"), str(out / "test.parquet")]}

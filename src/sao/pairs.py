@@ -13,26 +13,28 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from sao.config import PairsConfig
-from sao.types import Drop, Judgment, PreferencePair, Response, make_id
+from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
 
 def build_pairs(
-    groups: Iterable[tuple[list[Response], list[Judgment]]], config: PairsConfig, key: str, n: int
+    groups: Iterable[tuple[Prompt, list[Response], list[Judgment]]], config: PairsConfig, key: str, n: int
 ) -> Iterator[PreferencePair | Drop]:
-    """One pair or Drop for every two answers to a prompt; `groups` holds each prompt's answers and judgments."""
-    per_prompt = n * (n - 1) // 2
-    for responses, judgments in groups:
+    """One pair or Drop for every two answers to a prompt; `groups` holds each prompt with its answers and judgments."""
+    for prompt, responses, judgments in groups:
         by_pair: dict[frozenset[str], list[Judgment]] = {}
         for judgment in judgments:
             by_pair.setdefault(frozenset((judgment.first_id, judgment.second_id)), []).append(judgment)
-        for a, b in combinations(responses, 2):
-            place = sum(n - 1 - i for i in range(a.index)) + b.index - a.index - 1
-            row = a.row // n * per_prompt + place
-            pair_id = make_id(key, a.id, b.id)
-            if a.text == b.text:
+        by_index = {response.index: response for response in responses}
+        for place, (i, j) in enumerate(combinations(range(n), 2)):
+            row = prompt.row * (n * (n - 1) // 2) + place
+            pair_id = make_id(key, prompt.id, i, j)
+            if i not in by_index or j not in by_index:
+                yield Drop(row=row, stage="pairs", record_id=pair_id, reason="an answer was dropped")
+            elif by_index[i].text == by_index[j].text:
                 yield Drop(row=row, stage="pairs", record_id=pair_id, reason="identical answers")
-                continue
-            yield decide(a, b, by_pair.get(frozenset((a.id, b.id)), []), config, pair_id, row)
+            else:
+                a, b = by_index[i], by_index[j]
+                yield decide(a, b, by_pair.get(frozenset((a.id, b.id)), []), config, pair_id, row)
 
 
 def decide(

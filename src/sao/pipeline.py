@@ -56,7 +56,7 @@ def run(
     finally:
         job.close()
     summary["seconds"] = round(time.monotonic() - started, 1)
-    if until == STAGES[-1]:
+    if until == STAGES[-1] and (job.worked or not (job.root / "summary.json").is_file()):
         write_atomic(job.root / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return summary
 
@@ -206,7 +206,7 @@ class Run(RunFolder):
             self.config.personas.n * n * (n - 1) // 2,
             lambda key, done: (
                 pair
-                for pair in pairs.build_pairs(((a, j) for _, a, j in self.judged()), self.config.pairs, key, n)
+                for pair in pairs.build_pairs(self.judged(), self.config.pairs, key, n)
                 if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done
             ),
             limit_drops=False,
@@ -250,6 +250,7 @@ class Run(RunFolder):
 
         if not self.base_answers_stage.open().finished:
             self._fill(self.base_answers_stage, Response, total, answers(self.engine))
+        self._check_drops(self.base_answers_stage)
         if not self.tuned_answers_stage.open().finished:
             self.close()
             tuned = open_engine(self.config, str(self.model_dir))
@@ -257,6 +258,7 @@ class Run(RunFolder):
                 self._fill(self.tuned_answers_stage, Response, total, answers(tuned))
             finally:
                 tuned.close()
+        self._check_drops(self.tuned_answers_stage)
         if not self.comparisons_stage.open().finished:
             self._fill(self.comparisons_stage, Comparison, 2 * total, self._compare)
 

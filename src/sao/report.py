@@ -47,7 +47,17 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
         "words_tuned": sum(b for _, b in words) / max(1, len(words)),
     }
     examples = [{"prompt": p, "before": a, "after": b} for p, a, b in rows if a != b][:3]
+    # Personas are disjoint, questions need not be: many people ask the same. So the gain on unseen questions stands beside.
+    trained_on = {p.text for p in run.asked(False)}
+    unseen = [row for row in rows if row[0] not in trained_on]
+    wins["seen_in_training"] = len(rows) - len(unseen)
+    # Answers cut off or empty are in no pair of answers below; how many there were must be seen.
+    wins["cut_off"] = {
+        "base": run.base_answers_stage.counts["dropped"],
+        "tuned": run.tuned_answers_stage.counts["dropped"],
+    }
     found: dict[str, Any] = {"heldout": wins, "examples": examples}
     if run.oracle:
         found["oracle"] = compare.oracle_summary(rows, run.oracle, resamples, seed)
+        found["oracle"]["unseen"] = compare.oracle_summary(unseen, run.oracle, resamples, seed)
     return found

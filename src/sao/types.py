@@ -89,8 +89,8 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """A chosen and a rejected answer. `p_chosen` is the judge's mean probability over the orders, `margin` the mean
-    log-odds in nats (both None where the judge gives no probabilities)."""
+    """A chosen and a rejected answer. `margin` is the mean over the orders of the judge's log-odds, in nats, and `p_chosen`
+    the probability that belongs to it; both are None where the judge gives no probabilities."""
 
     id: str
     row: int

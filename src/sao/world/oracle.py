@@ -14,6 +14,7 @@ Enters: the text of a prompt and of an answer. Leaves: a `Score`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from sao.world.language import (
@@ -56,7 +57,8 @@ def marks(task: Task, answer: str) -> Score:
     """The four marks of an answer to `task`."""
     answer = " ".join(answer.split())
     said = _asserted(task, answer)
-    right = list(dict.fromkeys(item for item in said if item in task.wanted))
+    wanted = Counter(task.wanted)  # a price may stand twice
+    right = list((Counter(said) & wanted).elements())
     if task.kind == "order":
         places = sum(a == b for a, b in zip(said, task.wanted, strict=False))
         correctness = places / max(len(said), len(task.wanted))

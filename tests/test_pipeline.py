@@ -104,6 +104,18 @@ def test_a_recipe_changed_half_way_keeps_what_still_holds(tmp_path: Path) -> Non
     assert summary["judge"]["verdicts"] == 60
 
 
+def test_an_edited_persona_file_under_a_half_done_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "p.txt"
+    file.write_text("\n".join(f"person {i}" for i in range(70)))
+    people = {**BASE["personas"], "source": str(file)}
+    run(config(personas=people), tmp_path / "run", until="respond", engine=ScriptedEngine())
+    before = files(tmp_path / "run")
+    file.write_text(file.read_text().replace("person 3", "nobody"))
+    with pytest.raises(StoreError, match=r"belongs to another run: persona_identity"):
+        run(config(personas=people), tmp_path / "run", until="pairs", engine=ScriptedEngine())
+    assert files(tmp_path / "run") == before
+
+
 def test_a_model_that_answers_nothing_ends_the_run_with_reasons(tmp_path: Path) -> None:
     with pytest.raises(DropError, match=r"prompts: 70 of 70 items were dropped.*empty \(70\).*max_drop_share"):
         run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))

@@ -15,11 +15,7 @@ from sao.store import write_atomic
 
 PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
-FIXED = (
-    "model_identity",
-    "config.seed",
-    *(f"config.personas.{key}" for key in ("source", "revision", "subset", "n", "held_out")),
-)
+FIXED = ("model_identity", "persona_identity", "config.seed", "config.personas.n", "config.personas.held_out")
 
 
 def package_versions() -> dict[str, str | None]:
@@ -45,7 +41,7 @@ def git_revision() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def open_manifest(root: Path, config: Config, model_identity: str, licence: str) -> list[str]:
+def open_manifest(root: Path, config: Config, model_identity: str, persona_identity: str, licence: str) -> list[str]:
     """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
 
     Raises StoreError where the folder belongs to another model, seed or set of personas, with those differences.
@@ -54,6 +50,7 @@ def open_manifest(root: Path, config: Config, model_identity: str, licence: str)
     new: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "model_identity": model_identity,
+        "persona_identity": persona_identity,
         "persona_licence": licence,
         "packages": package_versions(),
         "git": git_revision(),

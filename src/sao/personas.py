@@ -12,7 +12,6 @@ import json
 import random
 from collections.abc import Iterator
 from importlib import resources
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sao.config import PersonasConfig
 from sao.errors import DataError
 from sao.types import Persona, make_id
 
-LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "CC0-1.0", "none": "none (no personas)"}
+LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none": "none (no personas)"}
 
 
 def licence_of(config: PersonasConfig) -> str:
@@ -145,7 +144,7 @@ def _hub_texts(config: PersonasConfig) -> Iterator[str]:
         rows = datasets.load_dataset(
             config.source, config.subset, revision=config.revision, split="train", streaming=True
         )
-        for row in islice(rows, None):
+        for row in rows:
             if not isinstance(row.get(config.column), str):
                 raise DataError(f"{config.source}: no text in column {config.column!r} (it holds: {', '.join(row)})")
             yield row[config.column]

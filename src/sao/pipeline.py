@@ -73,8 +73,8 @@ class Run(RunFolder):
     def open(self) -> None:
         """Check model, templates and folder before any work starts."""
         self.check()
-        licence = personas.licence_of(self.config.personas)
-        for line in manifest.open_manifest(self.root, self.config, self.model_identity, licence):
+        source, licence = self.personas_stage.settings["source"], personas.licence_of(self.config.personas)
+        for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licence):
             self.notify(f"changed since the last run here: {line}")
 
     def check(self) -> None:

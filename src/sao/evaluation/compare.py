@@ -37,7 +37,7 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
     Unreadable verdicts are counted and left out, never taken for ties.
     """
     points: dict[str, list[float]] = {}
-    unreadable = tuned_first = decided = tuned_first_wins = 0
+    unreadable = decided = tuned_first_wins = 0
     for c in comparisons:
         if c.winner is None:
             unreadable += 1
@@ -45,7 +45,6 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
         points.setdefault(c.prompt_id, []).append({"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
         if c.winner != "tie":
             decided += 1
-            tuned_first += c.order == "tuned_first"
             tuned_first_wins += (c.winner == "tuned") == (c.order == "tuned_first")
     rates = [mean(p) for p in points.values()] + [0.5] * identical
     if not rates:

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ZERO3 := build/zero3/.installed
 
 .PHONY: demo test check world clean
 
@@ -11,6 +12,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -m "not slow"
+	$(MAKE) $(ZERO3)
 	$(BIN)/pytest -m slow
 
 check: $(STAMP)
@@ -27,6 +29,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,hub]"
 	touch $(STAMP)
+
+# DeepSpeed, for the slow tests of train.parallel zero3. Apart from the environment, since importing it prints; the first
+# test builds its extension for the CPU with the C++ compiler (about 4 minutes).
+$(ZERO3): | $(STAMP)
+	$(BIN)/pip install -q --upgrade --target build/zero3 --no-deps --no-build-isolation deepspeed==0.19.8 \
+		hjson==3.1.0 ninja==1.13.2 msgpack==1.2.4 py-cpuinfo==9.0.0 einops==0.8.2
+	touch $@
 
 clean:
 	rm -rf $(VENV) build runs

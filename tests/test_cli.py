@@ -98,8 +98,8 @@ def test_overrides() -> None:
 def test_help_of_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help-config"]) == 0
     out = capsys.readouterr().out
-    assert "--train.beta (default: 10.0)" in out
-    assert "Scale of the mean log-probability" in out
+    assert "--train.lr (default: 1e-06)" in out
+    assert "Peak learning rate" in out
 
 
 def test_env(capsys: pytest.CaptureFixture[str]) -> None:

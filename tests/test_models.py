@@ -43,12 +43,15 @@ def tiny_config(model: str, tmp_path: Path) -> Config:
 
 @pytest.mark.slow
 def test_the_whole_run(model: str, tmp_path: Path) -> None:
+    Path(model, "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
     summary = run(tiny_config(model, tmp_path), tmp_path / "run")
     funnel = {row["stage"]: row for row in summary["funnel"]}
     assert funnel["prompts"]["records"] + funnel["prompts"]["dropped"] == 13
     assert funnel["train"]["records"] == funnel["pairs"]["records"] > 0
     tuned = Path(summary["paths"]["model"])
-    assert (tuned / "README.md").is_file()
+    assert "| its licence | apache-2.0 |" in (tuned / "README.md").read_text()
+    manifest = json.loads((tuned / "sao_manifest.json").read_text())
+    assert manifest["licences"]["model"] == "apache-2.0"
     assert find_model(str(tuned)) == tuned
     before, after = (ChatTokenizer.load(m, EngineConfig()) for m in (model, str(tuned)))
     chat = [Message("system", "be brief"), Message("user", "hello there")]

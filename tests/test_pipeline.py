@@ -1,5 +1,6 @@
 """The whole chain up to the pairs with the scripted engine: reuse, resume, funnel, errors."""
 
+import contextlib
 import json
 import os
 import random
@@ -179,16 +180,29 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files under a folder that another process is writing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a part may be renamed between the listing and here
+            total += path.stat().st_size
+    return total
+
+
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "whole")], check=True)
+    share = bytes_in(tmp_path / "whole") // 12  # moments are counted in bytes: a faster machine is killed as often
     rng, kills = random.Random(1), 0
-    for _ in range(10):
+    while kills < 10:
+        until = bytes_in(tmp_path / "killed") + rng.randrange(1, share)
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], start_new_session=True)
-        time.sleep(0.4 + 0.4 * rng.random())
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            kills += 1
+        while process.poll() is None and bytes_in(tmp_path / "killed") < until:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        kills += 1
         process.wait()
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], check=True)
     assert kills >= 3

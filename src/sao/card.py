@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sao.config import TrainConfig
@@ -21,30 +22,42 @@ def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
         for row in funnel
     )
     packages = ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
-    gamma = TrainConfig(**train).target_margin
+    settings = TrainConfig(**train)
+    scale = f"β {settings.scale:g}" + (f", γ {settings.target_margin:g}" if settings.loss == "simpo" else "")
+    source = config["pairs"]["source"]
+    if source is None:
+        how = "with its own preferences"
+        made_of = "on prompts, answers and verdicts that the base model itself\nwrote"
+        origin = (
+            f"| personas | {config['personas']['source']}; licence: {made['licences']['personas']} |\n"
+            f"| judge | {config['judging']['method']}, orders: {config['judging']['orders']} |"
+        )
+    else:
+        how = "with given preferences"
+        made_of = "on a data set of preferences that others made"
+        origin = f"| pairs | {Path(source).name if Path(source).exists() else source}; licence: {made['licences']['pairs']} |"
     return f"""---
 base_model: {config["model"]}
 library_name: transformers
 pipeline_tag: text-generation
-tags: [sao, simpo, self-alignment]
+tags: [sao, {train["loss"]}, self-alignment]
 ---
 
-# {config["model"]}, aligned with its own preferences
+# {config["model"]}, aligned {how}
 
-Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) on prompts, answers and verdicts that the base model
-itself wrote.
+Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {made_of}.
 
 | | |
 |---|---|
 | base model | {config["model"]} (weights, config and tokenizer: sha256 {made["model_identity"]}) |
-| personas | {config["personas"]["source"]}; licence: {made["persona_licence"]} |
-| judge | {config["judging"]["method"]}, orders: {config["judging"]["orders"]} |
-| training | {train["loss"]}, β {train["beta"]}, γ {gamma}, learning rate {train["lr"]}, {train["epochs"]} epoch(s) |
+| its licence | {made["licences"]["model"]} |
+{origin}
+| training | {train["method"]}, {train["loss"]}, {scale}, learning rate {train["lr"]}, {train["epochs"]} epoch(s) |
 | batch | {train["batch_size"]} pairs |
 | seed | {config["seed"]} |
 | packages | {packages} |
 
-The model keeps the licence of its base model; the data keep the licence of the personas.
+The model keeps the licence of its base model; the data keep the licence of their source.
 
 ## What went in
 

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WORLD_MODEL = "builtin:world"
-_MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja", "*.txt", "*.py"]
+_MODEL_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "*.py",
+    "README.md",
+]
 _NEEDS_EAGER = ("attn_logit_softcapping",)
 _ids_cache: dict[tuple[str, int, int], str] = {}
 
@@ -81,6 +90,17 @@ def weights_identity(model: str, revision: str | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
+def model_licence(model: str, revision: str | None = None) -> str:
+    """The licence that a model's own card names in its front matter."""
+    if model == WORLD_MODEL:
+        return "Apache-2.0"
+    card = find_model(model, revision) / "README.md"
+    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+    front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
+    named = re.search(r"^license(?:_name)?:[ \t]*(\S.*)$", front, re.MULTILINE)
+    return named[1].strip() if named else "unknown: see the base model's own card"
+
+
 def pick_device(config: EngineConfig) -> str:
     """The torch device that `config` asks for."""
     import torch
@@ -90,8 +110,13 @@ def pick_device(config: EngineConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_model(model: str, config: EngineConfig, revision: str | None = None) -> PreTrainedModel:
-    """The model in eval mode on its device. Raises ModelError where it cannot be loaded."""
+def load_model(
+    model: str, config: EngineConfig, revision: str | None = None, quantisation: object | None = None
+) -> PreTrainedModel:
+    """The model in eval mode on its device; `quantisation` is transformers' description of how its weights are held.
+
+    Raises ModelError where it cannot be loaded.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -110,8 +135,9 @@ def load_model(model: str, config: EngineConfig, revision: str | None = None) ->
             # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
             attn_implementation="eager" if soft_capped else "sdpa",
             trust_remote_code=config.trust_remote_code,
+            **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
         )
-        loaded = loaded.eval().to(device)
+        loaded = loaded.eval() if quantisation else loaded.eval().to(device)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
     generation = loaded.generation_config

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao import __version__
-from sao.errors import ConfigError, SAOError
+from sao.errors import ConfigError, SAOError, Terminated
 
 if TYPE_CHECKING:
     from sao.config import Config
@@ -33,12 +35,17 @@ Any key of a recipe can be set: --train.beta 2.0 --judging.method random --perso
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 for success, 1 for an error of SAO's, 2 for a wrong command line, 130 after Ctrl-C."""
+    """Run one command; 0 for success, 1 for an error of SAO's, 2 for a wrong command line, 130 after Ctrl-C,
+    143 after SIGTERM."""
     try:
         return _dispatch(sys.argv[1:] if argv is None else argv)
     except SAOError as error:
-        print(f"\nsao: {type(error).__name__}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's other processes meet the same error
+            print(f"\nsao: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except Terminated as error:
+        print(f"\nsao: {error}; the same command goes on from here", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("\nsao: stopped; what is finished is kept, and the same command goes on from here", file=sys.stderr)
         return 130
@@ -63,7 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )  # fmt: skip
-        command.add_argument("target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model")
+        command.add_argument("target", nargs="?", metavar="TARGET", help="recipe, recipe file or model (default: demo)")
+        command.add_argument(
+            "--pairs", metavar="FILE|HUB", help="train on this preference data set instead of the model's own answers"
+        )
         command.add_argument("--out", type=Path, help="run folder (default: runs/<target>)")
         command.add_argument("--seed", type=int, help="the run's seed (default: the recipe's)")
         command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
@@ -76,6 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data"
     )
     export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    plan = commands.add_parser(
+        "plan", help="memory and hours of a recipe before anything starts, and which way of training fits",
+        epilog="Any key of a recipe can be set too: --train.method lora --train.micro_batch_size 4", allow_abbrev=False,
+    )  # fmt: skip
+    plan.add_argument("target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model")
+    plan.add_argument("--gpu", default="H100-80", help="the card to plan for (default: H100-80)")
+    plan.add_argument("--gpus", type=int, help="how many (default: train.processes)")
+    plan.add_argument("--prompt-tokens", type=int, default=60, help="assumed mean length of a prompt (default: 60)")
+    plan.add_argument("--response-tokens", type=int, default=400, help="… of an answer (default: 400)")
+    plan.add_argument("--mfu", type=float, default=0.40, help="assumed share of the GPU's peak rate (default: 0.40)")
+    plan.add_argument("--probe", action="store_true", help="also time a few optimiser steps on this machine")
+    plan.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     env = commands.add_parser("env", help="versions, devices and threads, for a bug report")
     env.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     return parser
@@ -89,6 +111,8 @@ def _dispatch(argv: list[str]) -> int:
     if args.command == "export":
         _no_more(extra)
         return _export(args)
+    if args.command == "plan":
+        return _plan(args, read_overrides(extra))
     if args.help_config:
         return _help_config()
     return _run(args, read_overrides(extra))
@@ -146,20 +170,27 @@ def read_target(target: str, overrides: dict[str, str]) -> Config:
 def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
-    config = read_target(args.target, overrides)
-    out = args.out or Path("runs") / Path(args.target).name.removesuffix(".yaml").replace(":", "-")
+    if args.pairs is not None:
+        overrides["pairs.source"] = args.pairs
+    # The demo's settings are the tiny model's; another model by --model starts from the defaults.
+    target = args.target or (overrides.get("model", "demo") if "model" in overrides else "demo")
+    config = read_target(target, overrides)
+    out = args.out or Path("runs") / re.sub(r"\.ya?ml$", "", Path(target).name).replace(":", "-")
     _quiet_libraries()
     from sao.pipeline import run
 
-    print(f"sao {__version__}: {config.model} → {out} (recipe {args.target}, seed {config.seed})", file=sys.stderr)
-    bar = Progress(not args.quiet)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+    if first:
+        print(f"sao {__version__}: {config.model} → {out} (recipe {target}, seed {config.seed})", file=sys.stderr)
+    bar = Progress(first and not args.quiet)
     until = "eval" if args.command == "run" else args.command
     try:
         summary = run(config, out, until=until, progress=bar, notify=bar.say)
     finally:
         bar.close()
-    print(show_summary(summary))
-    if args.json:
+    if first:
+        print(show_summary(summary))
+    if first and args.json:
         print(json.dumps(summary, ensure_ascii=False))
     return 0
 
@@ -177,12 +208,37 @@ def _export(args: argparse.Namespace) -> int:
     from sao.store import read_manifest
 
     config = make_config(read_manifest(args.run)["config"], f"{args.run}/manifest.json")
+    if config.pairs.source is not None:
+        raise ConfigError(
+            f"{args.run}: trained on given pairs ({config.pairs.source}); it made none of its own to export"
+        )
     job = RunFolder(config, args.run)
     out = args.out or args.run / "export"
     done = export_pairs(job.labelled(), out, config.responses.system, args.test_share)
     print(f"{done['train']} pairs for training, {done['test']} for testing (disjoint personas) in {out}")
     if args.json:
         print(json.dumps(done))
+    return 0
+
+
+def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from sao.plan import Lengths, make_plan, show_plan
+    from sao.shapes import find_gpu
+
+    config = read_target(args.target, overrides)
+    lengths = Lengths(prompt=args.prompt_tokens, response=args.response_tokens, mfu=args.mfu)
+    plan = make_plan(config, find_gpu(args.gpu), args.gpus, lengths)
+    print(show_plan(plan))
+    result = plan.as_dict()
+    if args.probe:
+        _quiet_libraries()
+        from sao.probe import probe
+
+        measured = probe(config, plan)
+        print(f"\n{measured.line}")
+        result["measured"] = dataclasses.asdict(measured)
+    if args.json:
+        print(json.dumps(result))
     return 0
 
 

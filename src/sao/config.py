@@ -54,8 +54,8 @@ class PersonasConfig(Section):
     """Configuration of the hub data set, where it has several."""
     licence: str | None = None
     """Licence of the source, copied to the manifest and the model card; known for the built-in ones."""
-    n: int = Field(default=1000, ge=1)
-    """Personas to train on; each writes one prompt."""
+    n: int = Field(default=1000, ge=0)
+    """Personas to train on; each writes one prompt. Not used where pairs.source is given."""
     held_out: int = Field(default=200, ge=0)
     """Further personas, disjoint from those, whose prompts only the evaluation sees."""
 
@@ -113,33 +113,85 @@ class JudgingConfig(Section):
 
 
 class PairsConfig(Section):
-    """Which judgments become training pairs."""
+    """Which judgments become training pairs; or the labelled set that takes their place."""
 
+    source: str | None = None
+    """null: the run's own answers and verdicts. Else a preference data set to train on (a labelled baseline, say): a .jsonl,
+    .json or .parquet file, a folder of Parquet files, or a hub id; the forms are those of TRL and SimPO."""
+    revision: str | None = None
+    """Revision of the hub data set; required for one."""
+    subset: str | None = None
+    """Configuration of the hub data set, where it has several."""
+    split: str = "train"
+    """Split of the hub data set, or of the folder."""
+    licence: str | None = None
+    """Licence of the data set, copied to the manifest and the model card."""
     keep: Literal["confident", "all"] = "confident"
     """confident: both orders agree and the margin is large enough; all: every readable verdict (the paper's way)."""
     min_margin: float = Field(default=1.0, ge=0)
     """Least mean log-odds, in nats, of a kept pair (verdicts without probabilities have no margin and pass)."""
 
 
+Loss = Literal["simpo", "dpo", "ipo", "dpo_norm", "orpo", "cpo", "kto"]
+DEFAULT_BETA: dict[str, float] = {
+    "simpo": 10.0, "dpo": 0.1, "ipo": 0.1, "dpo_norm": 5.0, "orpo": 0.1, "cpo": 0.1, "kto": 0.1,
+}  # fmt: skip
+"""What train.beta is where it is not given; the losses measure it in different units (see sao/training/losses.py)."""
+
+
+class LoraConfig(Section):
+    """The adapter of `train.method: lora` and `qlora`."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale: the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: str | list[str] = "all-linear"
+    """Layers that get an adapter: all-linear (every linear layer but the head) or a list of names such as q_proj."""
+
+
 class TrainConfig(Section):
     """Preference optimisation."""
 
-    loss: Literal["simpo"] = "simpo"
-    """SimPO (arXiv 2405.14734, equation 6)."""
-    beta: float = Field(default=10.0, gt=0)
-    """Scale of the mean log-probability, β (paper: 10)."""
+    loss: Loss = "simpo"
+    """simpo, dpo, ipo, dpo_norm (length-normalised DPO), orpo, cpo or kto; equations in sao/training/losses.py."""
+    beta: float | None = Field(default=None, gt=0)
+    """β of the loss (for ipo its τ, for orpo its λ). null takes the loss's usual one: simpo 10 (as the paper), dpo_norm 5,
+    others 0.1."""
     gamma: float | None = Field(default=None, ge=0)
-    """Target margin γ in units of reward (paper: 3). Give this or gamma_beta_ratio, not both."""
+    """SimPO's target margin γ in units of reward (paper: 3). Give this or gamma_beta_ratio, not both."""
     gamma_beta_ratio: float | None = Field(default=None, ge=0)
     """Target margin as a share of β (the SimPO repository's way of writing it): γ = ratio · β."""
+    margin_weight: float = Field(default=0.0, ge=0)
+    """Further target margin of each pair, in units of reward: this times the judge's margin (nats) of the pair."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Probability with which a label is taken to be wrong."""
+    soft_labels: bool = False
+    """Whether a pair's label is the judge's probability of the chosen answer instead of 1."""
+    nll_weight: float | None = Field(default=None, ge=0)
+    """Weight of the chosen answer's negative log-likelihood, nats per token. null: 1 for orpo and cpo, else 0."""
+    nll_average: Literal["pairs", "tokens"] = "pairs"
+    """Whether each pair or each token of the batch weighs the same in that term (TRL: tokens)."""
+    nll_on_prompt: bool = False
+    """Whether that term also covers the prompt (TRL's ORPO does)."""
+    method: Literal["full", "lora", "qlora"] = "full"
+    """full: all weights; lora: an adapter; qlora: an adapter on weights held in 4 bits (bitsandbytes)."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """Format of the weights while they are trained (bfloat16 with optimizer adamw only for adapters: small steps round away)."""
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_sr"] = "adamw"
+    """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded stochastically)."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate (paper: 1e-6)."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     batch_size: int = Field(default=128, ge=1)
-    """Pairs to one optimiser step."""
+    """Pairs to one optimiser step, over all GPUs."""
     micro_batch_size: int = Field(default=8, ge=1)
-    """Pairs to one forward pass; must divide batch_size."""
+    """Pairs to one forward pass on one GPU; times the number of GPUs it must divide batch_size."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; then it falls as a cosine."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -147,9 +199,31 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     max_length: int = Field(default=2048, ge=8)
-    """Longest prompt plus answer, in tokens; a pair with a longer one is dropped."""
+    """Longest prompt plus answer, in tokens."""
+    too_long: Literal["drop", "cut"] = "drop"
+    """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is always dropped)."""
+    batches: Literal["packed", "padded"] = "packed"
+    """packed: the answers of a micro-batch in one row without padding; padded: one row each, the model's own attention."""
+    share_prompt: bool = True
+    """Whether a packed pair's prompt is computed once for both answers."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more time."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train together on this machine, one to a GPU (for several machines call `sao train` by torchrun)."""
+    parallel: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """How several processes share the work: copies of the model, or its weights, gradients and states split."""
+    held_out_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the pairs kept from training and measured while it runs (metrics eval_*)."""
+    eval_steps: int = Field(default=50, ge=1)
+    """Optimiser steps between those measurements and between the alarms' samples."""
+    samples: int = Field(default=0, ge=0, le=64)
+    """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and repetition."""
+    on_alarm: Literal["warn", "stop"] = "warn"
+    """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive samples)."""
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between checkpoints."""
+    report_to: list[Literal["wandb", "tensorboard"]] = []
+    """Where metrics go besides metrics.jsonl."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -158,17 +232,45 @@ class TrainConfig(Section):
                 f"gamma ({self.gamma}) and gamma_beta_ratio ({self.gamma_beta_ratio}) are both given; keep one "
                 "(gamma = gamma_beta_ratio * beta)"
             )
+        if self.loss != "simpo" and (self.gamma or self.gamma_beta_ratio):
+            raise ValueError(f"gamma and gamma_beta_ratio belong to simpo, not to {self.loss}; take them out")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.method == "full" and self.weights == "bfloat16" and self.optimizer != "adamw_sr":
+            raise ValueError(
+                f"weights bfloat16 with optimizer {self.optimizer}: steps of lr {self.lr:g} are mostly rounded away (they are "
+                "smaller than the weights' last digit). Take weights float32, optimizer adamw_sr, or method lora"
+            )
+        if self.optimizer == "adamw_sr" and self.weights != "bfloat16":
+            raise ValueError("optimizer adamw_sr rounds bfloat16 weights stochastically: set weights bfloat16 with it")
         return self
 
     @property
+    def scale(self) -> float:
+        """β, or the loss's usual one where it is not given."""
+        return DEFAULT_BETA[self.loss] if self.beta is None else self.beta
+
+    @property
     def target_margin(self) -> float:
-        """γ, however it was written; the paper's γ/β of 0.3 where neither form is given."""
+        """SimPO's γ, however it was written; the paper's γ/β of 0.3 where neither form is given; 0 for other losses."""
+        if self.loss != "simpo":
+            return 0.0
         if self.gamma is not None:
             return self.gamma
         ratio = 0.3 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
-        return ratio * self.beta
+        return ratio * self.scale
+
+    @property
+    def likelihood_weight(self) -> float:
+        """The weight of the likelihood term; 1 for the losses that are defined with it."""
+        if self.nll_weight is not None:
+            return self.nll_weight
+        return 1.0 if self.loss in ("orpo", "cpo") else 0.0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the untrained model."""
+        return self.loss in ("dpo", "ipo", "dpo_norm", "kto")
 
 
 class EvalConfig(Section):
@@ -205,6 +307,12 @@ class Config(Section):
     """How the model is trained on them."""
     eval: EvalConfig = EvalConfig()
     """How the result is measured."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.personas.n == 0 and self.pairs.source is None:
+            raise ValueError("personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source")
+        return self
 
 
 def recipe_names() -> list[str]:

@@ -43,3 +43,7 @@ class DropError(SAOError, RuntimeError):
 
 class TrainingError(SAOError, RuntimeError):
     """Training that cannot go on."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came while a model was trained; a checkpoint was saved. No SAOError: nothing went wrong."""

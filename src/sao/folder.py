@@ -10,15 +10,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sao import personas
+from sao import personas, rows
 from sao.config import Config, JudgingConfig, ResponsesConfig
 from sao.engines import Engine
 from sao.evaluation import compare
 from sao.store import Stage
 from sao.templates import load_template
-from sao.types import Judgment, PreferencePair, Prompt, Response
+from sao.types import Drop, Judgment, PreferencePair, Prompt, Response
+
+if TYPE_CHECKING:
+    from sao.training.data import TextPair
+
+NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
+                   "eval_steps", "samples", "on_alarm", "report_to")  # fmt: skip
+"""Keys of the section `train` that change nothing in the trained weights but their rounding."""
 
 
 @dataclass
@@ -47,6 +54,15 @@ class RunFolder:
         from sao.chat import weights_identity
 
         return weights_identity(self.config.model, self.config.revision)
+
+    @cached_property
+    def model_licence(self) -> str:
+        """The licence that the model's own card names."""
+        if self.given_engine is not None or self.config.engine.name == "scripted":
+            return "none (no weights)"
+        from sao.chat import model_licence
+
+        return model_licence(self.config.model, self.config.revision)
 
     @cached_property
     def oracle(self) -> compare.Oracle | None:
@@ -96,12 +112,19 @@ class RunFolder:
 
     @cached_property
     def pairs_stage(self) -> Stage:
-        return self._stage("pairs", self.judgments_stage, **self.config.pairs.model_dump(mode="json"))
+        settings = self.config.pairs.model_dump(mode="json", include={"keep", "min_margin"})
+        return self._stage("pairs", self.judgments_stage, **settings)
 
     @cached_property
     def train_stage(self) -> Stage:
-        settings = self.config.train.model_dump(mode="json", exclude={"save_steps"})
-        return self._stage("train", self.pairs_stage, **settings)
+        settings = self.config.train.model_dump(mode="json", exclude=set(NOT_LEARNT_FROM))
+        if self.config.pairs.source is None:
+            return self._stage("train", self.pairs_stage, **settings)
+        identity = rows.content_identity(self.config.pairs.source)
+        given = self.config.pairs.model_dump(mode="json", include={"revision", "subset", "split"}) | {
+            "source": identity
+        }
+        return self._stage("train", None, **settings, pairs=given, model=self.model_identity, seed=self.config.seed)
 
     @cached_property
     def base_answers_stage(self) -> Stage:
@@ -153,6 +176,23 @@ class RunFolder:
             for pair in kept.take(prompt.id):
                 yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]
 
+    def to_train_on(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response] | TextPair | Drop]:
+        """The run's own data set, or the one that pairs.source names."""
+        c = self.config.pairs
+        if c.source is None:
+            return self.labelled()
+        from sao.training.data import read_pairs
+
+        return read_pairs(c.source, c.revision, c.subset, c.split)
+
+    def trained_texts(self) -> set[str]:
+        """The questions that were trained on."""
+        if self.config.pairs.source is None:
+            return {p.text for p in self.asked(False)}
+        from sao.training.data import TextPair
+
+        return {pair.messages[-1].content for pair in self.to_train_on() if isinstance(pair, TextPair)}
+
     @property
     def model_dir(self) -> Path:
         """Where the trained model lies."""
@@ -169,7 +209,10 @@ class RunFolder:
 
     def funnel(self) -> list[dict[str, Any]]:
         """What entered and left each finished stage and why the rest was dropped; it adds up."""
-        stages = [self.prompts_stage, self.responses_stage, self.judgments_stage, self.pairs_stage, self.train_stage]
+        made = (
+            [self.responses_stage, self.judgments_stage, self.pairs_stage] if self.config.pairs.source is None else []
+        )
+        stages = [self.prompts_stage, *made, self.train_stage]
         return [{"stage": s.name, **s.counts} for s in stages if s.finished]
 
 

@@ -41,7 +41,9 @@ def git_revision() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def open_manifest(root: Path, config: Config, model_identity: str, persona_identity: str, licence: str) -> list[str]:
+def open_manifest(
+    root: Path, config: Config, model_identity: str, persona_identity: str, licences: dict[str, str]
+) -> list[str]:
     """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
 
     Raises StoreError where the folder belongs to another model, seed or set of personas, with those differences.
@@ -51,7 +53,7 @@ def open_manifest(root: Path, config: Config, model_identity: str, persona_ident
         "config": config.model_dump(mode="json"),
         "model_identity": model_identity,
         "persona_identity": persona_identity,
-        "persona_licence": licence,
+        "licences": licences,
         "packages": package_versions(),
         "git": git_revision(),
     }

@@ -7,17 +7,27 @@ ones, and everything before is reused.
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sao import judging, manifest, pairs, personas, prompts, responses
+from sao.card import model_card
 from sao.config import Config
 from sao.engines import Engine, open_engine
-from sao.errors import ConfigError, DropError, TrainingError
+from sao.errors import ConfigError, DropError, Terminated, TrainingError
 from sao.evaluation import compare
 from sao.folder import RunFolder
 from sao.report import summarise
@@ -26,6 +36,8 @@ from sao.templates import load_template
 from sao.types import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response
 
 STAGES = ("prompts", "respond", "judge", "pairs", "train", "eval")
+OWN_DATA = ("respond", "judge", "pairs")
+"""The stages that a given set of pairs (pairs.source) takes the place of."""
 Progress = Callable[[str, int, int], None]
 """(stage, items done, items in all), called for every item."""
 Notify = Callable[[str], None]
@@ -47,11 +59,19 @@ def run(
     before stays finished.
     """
     started = time.monotonic()
+    names = list(STAGES[: STAGES.index(until) + 1])
+    if config.pairs.source is not None:
+        # Nobody is asked for training; the evaluation has its own personas.
+        config = config.model_copy(update={"personas": config.personas.model_copy(update={"n": 0})})
+        names = [name for name in names if name not in OWN_DATA and (name != "prompts" or until == "eval")]
     job = Run(config, Path(out), engine, progress=progress, notify=notify)
     try:
         job.open()
-        for name in STAGES[: STAGES.index(until) + 1]:
-            getattr(job, name)()
+        if is_worker():
+            job.train_together(until)
+        else:
+            for name in names:
+                getattr(job, name)()
         summary = summarise(job, STAGES.index(until) + 1, job.worked)
     finally:
         job.close()
@@ -73,8 +93,13 @@ class Run(RunFolder):
     def open(self) -> None:
         """Check model, templates and folder before any work starts."""
         self.check()
-        source, licence = self.personas_stage.settings["source"], personas.licence_of(self.config.personas)
-        for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licence):
+        if int(os.environ.get("RANK", "0")) > 0:
+            return  # the first process writes
+        source = self.personas_stage.settings["source"]
+        licences = {"model": self.model_licence, "personas": personas.licence_of(self.config.personas)}
+        if self.config.pairs.source is not None:
+            licences["pairs"] = self.config.pairs.licence or "unknown: set pairs.licence to the data set's licence"
+        for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licences):
             self.notify(f"changed since the last run here: {line}")
 
     def check(self) -> None:
@@ -85,6 +110,8 @@ class Run(RunFolder):
             raise ConfigError("judging.method oracle exists in the proving ground only (personas.source builtin:world)")
         if self.config.judging.method in ("logprob", "text") and self.given_engine is None:
             self._engine_check()
+        if self.config.pairs.source is not None and not self.model_dir.is_dir():
+            deque(itertools.islice(self.to_train_on(), 200), maxlen=0)  # raises where the set is none
 
     def _engine_check(self) -> None:
         if self.config.engine.name == "scripted":
@@ -217,7 +244,7 @@ class Run(RunFolder):
         stage = self.train_stage.open()
         if stage.finished and self.model_dir.is_dir():
             return
-        if self.pairs_stage.counts["records"] == 0:
+        if self.config.pairs.source is None and self.pairs_stage.counts["records"] == 0:
             reasons = self.pairs_stage.counts["reasons"]
             raise TrainingError(
                 f"no pairs to train on: all were dropped ({reasons}). Lower --pairs.min_margin, or start again with more "
@@ -227,17 +254,41 @@ class Run(RunFolder):
             raise ConfigError("the scripted engine has no model to train; stop before with `sao pairs`")
         self.close()
         self.worked = True
+        if self.config.train.processes > 1 and not is_worker():
+            status = launch(self.config, self.root, stage.path)
+            # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies there.
+            if not (stage.open().finished and self.model_dir.is_dir()):
+                raise TrainingError(
+                    f"training in {self.config.train.processes} processes ended with status {status}; the reason stands above. "
+                    "Checkpoints are kept, and the same command goes on from them"
+                )
+        else:
+            self._train(stage)
+
+    def train_together(self, until: str) -> None:
+        """What each of torchrun's processes does: the training, and nothing else."""
+        if until != "train" or (self.config.pairs.source is None and not self.pairs_stage.open().finished):
+            raise ConfigError(
+                "under torchrun there is only training: first `sao pairs` with the same recipe and --out, then torchrun with "
+                "`-m sao train`. On one machine plain `sao run` with --train.processes does it all"
+            )
+        stage = self.train_stage.open()
+        if not (stage.finished and self.model_dir.is_dir()):
+            self._train(stage)
+
+    def _train(self, stage: Stage) -> None:
         from sao.training import job
 
-        counts = job.train_run(self.config, self.labelled(), stage.path, self.progress)
-        write_atomic(self.model_dir / "README.md", self._card())
+        counts = job.train_run(self.config, self.to_train_on(), stage.path, self.progress, self.notify)
+        if int(os.environ.get("RANK", "0")) > 0:
+            return
+        made = (self.root / "manifest.json").read_text("utf-8")
+        write_atomic(
+            self.model_dir / "README.md",
+            model_card(json.loads(made), [*self.funnel(), {"stage": stage.name, **counts}]),
+        )
+        write_atomic(self.model_dir / "sao_manifest.json", made)
         stage.finish(counts)
-
-    def _card(self) -> str:
-        from sao.card import model_card
-
-        made = json.loads((self.root / "manifest.json").read_text("utf-8"))
-        return model_card(made, self.funnel())
 
     def eval(self) -> None:
         """Held-out prompts answered by base and tuned model, compared in both orders by the untrained model."""
@@ -273,3 +324,42 @@ class Run(RunFolder):
 
         for verdict in judging.judge(duels(), self.engine, self.eval_judging, done, self.oracle):
             yield compare.comparison_of(verdict, verdict.first_id if verdict.first_id in bases else verdict.second_id)
+
+
+def is_worker() -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(config: Config, root: Path, folder: Path) -> int:
+    """Train in `config.train.processes` processes on this machine, by torchrun; its status. SIGTERM and Ctrl-C reach them.
+
+    Raises Terminated where SIGTERM came.
+    """
+    from sao.training.guards import LAUNCHER
+
+    recipe = folder / "recipe.yaml"
+    write_atomic(recipe, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(config.train.processes), "-m", "sao", "train", str(recipe), "--out", str(root)]
+    # torchrun gives its processes half a minute to end, too little for a large model's checkpoint.
+    given = {"OMP_NUM_THREADS": str(config.engine.threads or 1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
+    given[LAUNCHER] = str(os.getpid())  # they end when this process is gone
+    environment = {**given, **os.environ}
+    listening = threading.current_thread() is threading.main_thread()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as together:
+        ended: list[int] = []
+
+        def pass_on(number: int, frame: Any) -> None:
+            ended.append(number)
+            together.send_signal(signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, pass_on) if listening else None
+        try:
+            status = together.wait()
+        finally:
+            if listening:
+                signal.signal(signal.SIGTERM, before)
+    if ended:
+        raise Terminated("training: ended by SIGTERM; what was saved is kept")
+    return status

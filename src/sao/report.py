@@ -18,9 +18,10 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
         "worked": worked,
         "funnel": run.funnel(),
     }
-    if until >= 3:
+    own = run.config.pairs.source is None
+    if until >= 3 and own:
         found["judge"] = compare.judge_summary(((p.text, a, j) for p, a, j in run.judged()), run.oracle)
-    if until >= 4:
+    if until >= 4 and own:
         possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
         found["kept"] = compare.kept_summary(((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle)
     if until == 6 and run.config.personas.held_out:
@@ -48,7 +49,7 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     }
     examples = [{"prompt": p, "before": a, "after": b} for p, a, b in rows if a != b][:3]
     # Personas are disjoint, questions need not be: many people ask the same. So the gain on unseen questions stands beside.
-    trained_on = {p.text for p in run.asked(False)}
+    trained_on = run.trained_texts()
     unseen = [row for row in rows if row[0] not in trained_on]
     wins["seen_in_training"] = len(rows) - len(unseen)
     # Answers cut off or empty are in no pair of answers below; how many there were must be seen.

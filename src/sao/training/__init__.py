@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from sao.training.losses import response_logps, simpo_loss
-from sao.training.trainer import TokenPair, TrainResult, train
+from sao.training.batches import TokenPair
+from sao.training.logps import token_logps
+from sao.training.losses import (
+    PairLogps,
+    cpo_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    orpo_loss,
+    preference_loss,
+    simpo_loss,
+)
+from sao.training.run import TrainResult, train
 
-__all__ = ["TokenPair", "TrainResult", "response_logps", "simpo_loss", "train"]
+__all__ = [
+    "PairLogps",
+    "TokenPair",
+    "TrainResult",
+    "cpo_loss",
+    "dpo_loss",
+    "ipo_loss",
+    "kto_loss",
+    "orpo_loss",
+    "preference_loss",
+    "simpo_loss",
+    "token_logps",
+    "train",
+]

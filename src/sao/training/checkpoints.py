@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import OutOfMemoryError
 
 from sao.errors import StoreError
 from sao.store import dumps, store_error, write_atomic
@@ -53,11 +54,16 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def seal(folder: Path, metrics: Path) -> None:
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint."""
+    return int(json.loads((checkpoint / _MARKER).read_text("utf-8"))["processes"])
+
+
+def seal(folder: Path, metrics: Path, processes: int) -> None:
     """Let a checkpoint count, now that all of it is written; then drop all but the newest ones."""
     with writing(folder):
         fsync(folder, metrics)
-        write_atomic(folder / _MARKER, dumps({"metrics_bytes": metrics.stat().st_size}))
+        write_atomic(folder / _MARKER, dumps({"metrics_bytes": metrics.stat().st_size, "processes": processes}))
     with writing(folder.parent):
         for old in _complete(folder.parent)[:-KEPT]:
             remove(old)
@@ -66,7 +72,7 @@ def seal(folder: Path, metrics: Path) -> None:
 def fsync(*paths: Path) -> None:
     """Make files, and folders with the files in them, durable."""
     for path in paths:
-        inside = (file for file in path.iterdir() if file.is_file()) if path.is_dir() else ()
+        inside = path.rglob("*") if path.is_dir() else ()
         for file in [*inside, path]:
             handle = os.open(file, os.O_RDONLY)
             try:
@@ -83,7 +89,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if path.name.startswith("checkpoint-") or path.name == "model.partial":
             shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, StoreError):
+        if isinstance(error, (StoreError, OutOfMemoryError)):
             raise
         if isinstance(error, OSError):
             raise store_error(error, path) from error

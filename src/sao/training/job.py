@@ -2,57 +2,143 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from sao.chat import ChatTokenizer, load_model
-from sao.config import Config
+from sao.config import Config, TrainConfig
 from sao.engines import Message
-from sao.errors import TrainingError
+from sao.errors import DropError, TrainingError
 from sao.store import dumps, write_atomic
-from sao.training.trainer import TokenPair, train
+from sao.training import guards, parallel
+from sao.training.adapters import quantisation
+from sao.training.batches import TokenPair, split_pairs
+from sao.training.data import TextPair
+from sao.training.run import train
 from sao.types import Drop, PreferencePair, Prompt, Response, to_dict
 
-Labelled = Iterable[tuple[Prompt, PreferencePair, Response, Response]]
+Labelled = tuple[Prompt, PreferencePair, Response, Response]
+"""A prompt, its pair, the chosen and the rejected answer."""
+Progress = Callable[[str, int, int], None]
+Notify = Callable[[str], None]
 
 
 def train_run(
-    config: Config, labelled: Labelled, folder: Path, progress: Callable[[str, int, int], None]
+    config: Config, source: Iterable[Labelled | TextPair | Drop], folder: Path, progress: Progress, notify: Notify
 ) -> dict[str, Any]:
-    """Train `config.model` on the labelled answers; the model arrives in folder/model. Returns the counts of the stage.
+    """Train `config.model` on the pairs of `source`; the model arrives in folder/model. Returns the counts of the stage.
 
-    A pair whose prompt and longer answer exceed train.max_length is dropped and counted (drops.jsonl), never cut.
-    Raises TrainingError where no pair is left.
+    A pair that cannot be trained on becomes a Drop (drops.jsonl), counted by its reason. Under torchrun every process makes
+    this call. Raises TrainingError where no pair is left.
     """
+    group = parallel.processes()
+    if group.rank > 0:
+        progress = notify = _silent
     tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
-    pairs, drops = [], []
-    for prompt, pair, chosen, rejected in labelled:
-        encoded = encode_pair(tokenizer, config, prompt, pair, chosen, rejected)
-        longest = len(encoded.prompt_ids) + max(len(encoded.chosen_ids), len(encoded.rejected_ids))
-        if longest > config.train.max_length:
-            drops.append(Drop(row=pair.row, stage="train", record_id=pair.id, reason="longer than max_length"))
-        else:
-            pairs.append(encoded)
-    write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
+    pairs, drops, cut = encode_all(config, tokenizer, source)
+    reasons = dict(Counter(drop.reason for drop in drops).most_common())
+    if group.rank == 0:
+        write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
+    share = len(drops) / max(1, len(drops) + len(pairs))
+    if pairs and share > config.max_drop_share:
+        raise DropError(
+            f"train: {len(drops)} of {len(drops) + len(pairs)} pairs were dropped, more than max_drop_share = "
+            f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change --train.max_length or the "
+            "data, or allow more with --max_drop_share"
+        )
     if not pairs:
         raise TrainingError(
-            f"no pairs to train on: all {len(drops)} are longer than --train.max_length {config.train.max_length}"
+            f"no pairs to train on: all {len(drops)} were dropped ({reasons}); --train.max_length is {config.train.max_length}"
         )
-    steps = -(-len(pairs) // config.train.batch_size) * config.train.epochs
+    model = load_to_train(config)
+    warning = guards.rate_warning(config.train, model.num_parameters())
+    if warning:
+        notify(f"warning: {warning}")
+
+    def on_log(line: dict[str, Any]) -> None:
+        if "alarm" in line:
+            notify(f"alarm at step {line['step']}: {line['alarm']}")
+        elif "loss" in line:
+            progress("train", int(line["step"]), steps)
+
+    kept = len(split_pairs(pairs, config.train.held_out_share)[0])
+    steps = -(-kept // config.train.batch_size) * config.train.epochs
     progress("train", 0, steps)
-
-    def on_log(metrics: dict[str, float]) -> None:
-        if "step" in metrics:
-            progress("train", int(metrics["step"]), steps)
-
-    # The weights are trained in float32 whatever they are stored in: bfloat16 weights hardly move at small rates.
-    engine = config.engine.model_copy(update={"dtype": "float32"})
-    model = load_model(config.model, engine, config.revision)
     result = train(pairs, model, tokenizer, folder, config.train, config.seed, on_log)
-    reasons = {"longer than max_length": len(drops)} if drops else {}
-    metrics = {key: round(value, 6) for key, value in result.metrics.items() if isinstance(value, float)}
-    return {"records": len(pairs), "dropped": len(drops), "reasons": reasons, "steps": result.steps, "metrics": metrics}
+    metrics = {key: float(f"{value:.6g}") for key, value in result.metrics.items() if isinstance(value, float)}
+    counts = {
+        "records": len(pairs),
+        "dropped": len(drops),
+        "reasons": reasons,
+        "steps": result.steps,
+        "metrics": metrics,
+    }
+    return counts | ({"cut": cut} if cut else {})
+
+
+def _silent(*args: object) -> None:
+    """Say nothing: the first process speaks for all."""
+
+
+def load_to_train(config: Config) -> PreTrainedModel:
+    """`config.model` on its device, in the number format in which it is to be trained."""
+    train_config = config.train
+    if train_config.method == "qlora":
+        return load_model(config.model, config.engine, config.revision, quantisation(train_config))
+    engine = config.engine.model_copy(update={"dtype": train_config.weights})
+    return load_model(config.model, engine, config.revision)
+
+
+def encode_all(
+    config: Config, tokenizer: ChatTokenizer, source: Iterable[Labelled | TextPair | Drop]
+) -> tuple[list[TokenPair], list[Drop], int]:
+    """Token pairs, what was dropped, and how many answers were cut."""
+    pairs: list[TokenPair] = []
+    drops: list[Drop] = []
+    cut = 0
+    for item in source:
+        if isinstance(item, Drop):
+            drops.append(item)
+            continue
+        row = item.row if isinstance(item, TextPair) else item[1].row
+        if isinstance(item, TextPair) and not (
+            tokenizer.clean(item.chosen).strip() and tokenizer.clean(item.rejected).strip()
+        ):
+            drops.append(
+                Drop(row=row, stage="train", record_id=item.id, reason="empty answer")
+            )  # but for special tokens
+            continue
+        encoded = encode_text(tokenizer, item) if isinstance(item, TextPair) else encode_pair(tokenizer, config, *item)
+        fitting, reason = fit(encoded, config.train)
+        if fitting is None:
+            drops.append(Drop(row=row, stage="train", record_id=encoded.id, reason=reason))
+        else:
+            pairs.append(fitting)
+            cut += (fitting.chosen_ids != encoded.chosen_ids) + (fitting.rejected_ids != encoded.rejected_ids)
+    return pairs, drops, cut
+
+
+def fit(pair: TokenPair, config: TrainConfig) -> tuple[TokenPair | None, str]:
+    """The pair within `max_length`, or None and the reason why it cannot be trained on."""
+    room = config.max_length - len(pair.prompt_ids)
+    if not pair.chosen_ids or not pair.rejected_ids:
+        return None, "empty answer"
+    if not pair.prompt_ids:
+        return None, "no prompt"
+    if room < 1:
+        return None, "prompt as long as max_length"
+    if max(len(pair.chosen_ids), len(pair.rejected_ids)) > room:
+        if config.too_long == "drop":
+            return None, "longer than max_length"
+        pair = replace(pair, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    if pair.chosen_ids == pair.rejected_ids:
+        return None, "chosen equals rejected"
+    return pair, ""
 
 
 def encode_pair(
@@ -63,5 +149,22 @@ def encode_pair(
     messages = [*system, Message("user", prompt.text)]
     replies = [r.token_ids or tuple(tokenizer.reply_ids(messages, r.text)) for r in (chosen, rejected)]
     return TokenPair(
-        id=pair.id, prompt_ids=tuple(tokenizer.prompt_ids(messages)), chosen_ids=replies[0], rejected_ids=replies[1]
+        id=pair.id,
+        prompt_ids=tuple(tokenizer.prompt_ids(messages)),
+        chosen_ids=replies[0],
+        rejected_ids=replies[1],
+        p_chosen=pair.p_chosen,
+        margin=pair.margin,
+    )
+
+
+def encode_text(tokenizer: ChatTokenizer, pair: TextPair) -> TokenPair:
+    """The ids of a pair that came as text."""
+    return TokenPair(
+        id=pair.id,
+        prompt_ids=tuple(tokenizer.prompt_ids(pair.messages)),
+        chosen_ids=tuple(tokenizer.reply_ids(pair.messages, pair.chosen)),
+        rejected_ids=tuple(tokenizer.reply_ids(pair.messages, pair.rejected)),
+        p_chosen=pair.p_chosen,
+        margin=pair.margin,
     )

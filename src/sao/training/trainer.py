@@ -1,149 +1,45 @@
-"""Full fine-tuning on preference pairs: `train(pairs, model, tokenizer, out, config, seed)`.
+"""The trainer: transformers.Trainer does the stepping, saving and reporting; losses, log-probabilities and batches are ours.
 
-What enters: token pairs and a chat model. What leaves: `out/model`, a Hugging Face folder, and `out/metrics.jsonl`, a
-line for each optimiser step. The loss is SimPO (arXiv 2405.14734, equation 6), the optimiser AdamW on float32 weights.
-
-The same call again goes on from the last whole checkpoint; on a CPU it ends with the same weights, bit for bit.
+What enters: token pairs and a policy (`sao.training.policy`). What leaves: trained weights, checkpoints, and a line of
+metrics.jsonl for each optimiser step and each measurement. `sao.training.run.train` is what makes and ends it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import itertools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+import os
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedConfig, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
-from transformers.utils import logging as transformers_logging
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
 from sao.chat import ChatTokenizer
 from sao.config import TrainConfig
-from sao.errors import StoreError, TrainingError
+from sao.errors import Terminated, TrainingError
 from sao.store import dumps, read_jsonl
-from sao.training.checkpoints import fsync, remove, resume_point, seal, writing
-from sao.training.losses import IGNORED, response_logps, simpo_loss
+from sao.training import guards, parallel
+from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, pack, pad, split_pairs
+from sao.training.checkpoints import seal, writing
+from sao.training.losses import PairLogps, preference_loss
+from sao.training.optimizer import AdamWStochastic
+from sao.training.policy import part_sums
+from sao.training.reference import reference_sums
 from sao.types import make_id, seed_of
 
-OnLog = Callable[[dict[str, float]], None]
+OnLog = Callable[[dict[str, Any]], None]
+MEASURES = ("loss", "nll", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "tokens")
+"""The rows of what is measured of each pair; see `PreferenceTrainer.pair_losses`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPair:
-    """A preference pair as token ids. The responses end with the end of turn."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainResult:
-    """The trained model's folder, the optimiser steps taken, and the metrics of the last one."""
-
-    model_dir: Path
-    steps: int
-    metrics: dict[str, float]
-
-
-def train(
-    pairs: Sequence[TokenPair],
-    model: PreTrainedModel,
-    tokenizer: ChatTokenizer,
-    out: Path,
-    config: TrainConfig,
-    seed: int,
-    on_log: OnLog | None = None,
-) -> TrainResult:
-    """Train `model` (in place) on `pairs` and save it to `out/model`; go on from `out/checkpoints` where there are any.
-
-    Where `out/model` exists nothing is trained and the stored result returned. The weights are float32 while training
-    (on a GPU the forward pass runs in bfloat16) and are saved in the format in which the model came.
-
-    Args:
-        pairs: What to train on; none longer than `config.max_length`, which the caller sees to.
-        model: The model to train; its device is kept.
-        tokenizer: Its tokenizer, saved with the model.
-        out: The folder to write into.
-        config: The settings.
-        seed: Decides the order of the pairs and, where the model has dropout, its noise.
-        on_log: Called with the metrics of each optimiser step that is run.
-
-    Raises:
-        TrainingError: There are no pairs, a pair has an empty part, or the loss is not finite.
-        StoreError: `out` cannot be written, because the disk is full, say.
-
-    """
-    if (out / "model").is_dir():
-        remove(out / "checkpoints")  # left over from a kill right after the model was finished
-        return _stored_result(out)
-    _check(pairs)
-    dtype, use_cache = _saved_dtype(model), model.config.use_cache
-    with _quiet():
-        with writing(out):
-            checkpoint = resume_point(out)
-        model.float()  # in bfloat16, steps this small are mostly rounded away
-        trainer = PreferenceTrainer(pairs, model, tokenizer.pad_id, out, config, seed, on_log)
-        try:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
-            model.train(False)
-        model.to(dtype=dtype)  # type: ignore[call-arg]
-        _publish(model, tokenizer, out)
-    return _stored_result(out)
-
-
-class EpochOrder(Sampler[int]):
-    """The rows of each epoch: a permutation that depends on the seed and the epoch's number alone."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self.rows = rows
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0; Trainer calls this before each, also when it resumes."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(seed_of(make_id("order", self.seed, self.epoch)))
-        return iter(torch.randperm(self.rows, generator=generator).tolist())
-
-
-def collate(batch: Sequence[tuple[int, TokenPair]], pad_id: int) -> dict[str, Tensor]:
-    """B numbered pairs as one batch of 2B sequences, padded on the right: the chosen ones first, then the rejected.
-
-    Returns:
-        input_ids, attention_mask and labels, each [2B, T] (labels −100 outside the responses), and rows [B].
-
-    """
-    pairs = [pair for _, pair in batch]
-    sides = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-    ids = [torch.tensor([*prompt, *response]) for prompt, response in sides]
-    labels = [torch.tensor([*[IGNORED] * len(prompt), *response]) for prompt, response in sides]
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id),
-        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-        "rows": torch.tensor([row for row, _ in batch]),
-    }
-
-
-class PreferenceTrainer(Trainer):
-    """transformers.Trainer with a preference loss, an order of its own and checkpoints that are whole or nothing."""
+class PreferenceTrainer(parallel.ParallelTrainer):
+    """transformers.Trainer with preference losses, batches of its own and checkpoints that are whole or nothing."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch
 
@@ -151,109 +47,297 @@ class PreferenceTrainer(Trainer):
         self,
         pairs: Sequence[TokenPair],
         model: PreTrainedModel,
-        pad_id: int,
+        tokenizer: ChatTokenizer,
         out: Path,
         config: TrainConfig,
         seed: int,
+        attention: str,
         on_log: OnLog | None,
+        from_start: bool,
     ) -> None:
-        self.pairs = pairs
         self.config = config
-        self.order = EpochOrder(len(pairs), seed)
+        self.pad_id = tokenizer.pad_id
+        self.end_ids = tokenizer.end_ids
+        self.seed = seed
+        self.attention = attention
         self.checkpoints = out / "checkpoints"
         self.metrics_file = out / "metrics.jsonl"
         self.on_log = on_log
-        self._step_rows: list[int] = []
-        self._measured: list[Tensor] = []
+        self.group = parallel.processes()
+        train_pairs, self.held_out = split_pairs(pairs, config.held_out_share)
+        self.n_train = len(train_pairs)
+        self.pairs = [*train_pairs, *self.held_out]
+        self._step_pairs, self._step_tokens = 0, 0
+        covered = [len(p.chosen_ids) + config.nll_on_prompt * (len(p.prompt_ids) - 1) for p in self.held_out]
+        self._held_out_tokens = statistics.fmean(covered) if covered else 0.0
+        self._measured: list[tuple[list[int], Tensor]] = []
+        self._alarms = guards.Alarms()
+        self._alarm = self._alarms.replay(read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ())
+        if config.on_alarm == "stop" and self._alarm is not None:
+            raise self._by_alarm("before")
+        self._targets = torch.tensor([_target(pair, config) for pair in self.pairs])  # [pairs, 2]
+        self._reference: Tensor | None = None  # [pairs, 2]
+        if config.needs_reference:
+            size, world, rank = config.micro_batch_size, self.group.world, self.group.rank
+            self._reference = reference_sums(
+                model, self.pairs, self.batch_of, size, out, self._half(model.device), world, rank
+            )
+        if "tensorboard" in config.report_to:  # its default is among the checkpoints, which are cleared away
+            os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
+        stochastic: Any = {"optimizer_cls_and_kwargs": (AdamWStochastic, {"lr": config.lr})}
         # Without the tokenizer: Trainer would rewrite the model's own end-of-turn ids to match it.
         super().__init__(
             model=model,
-            args=_arguments(config, self.checkpoints, seed, model.device.type),
-            data_collator=partial(collate, pad_id=pad_id),
+            args=self._arguments(model.device, from_start),
+            data_collator=self.collate,
+            eval_dataset=self.held_out or self.pairs,  # only so that Trainer calls `evaluate`
+            **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
         self.remove_callback(PrinterCallback)
+        self.flow = guards.SaveAndStop(config.save_steps, self.group.world)
+        self.add_callback(self.flow)
+
+    def _arguments(self, device: torch.device, from_start: bool) -> TrainingArguments:
+        c = self.config
+        measured = bool(self.held_out or c.samples)
+        # The unfused one makes copies of all weights.
+        plain = "adamw_torch_fused" if device.type == "cuda" else "adamw_torch"
+        args = TrainingArguments(
+            output_dir=str(self.checkpoints),
+            num_train_epochs=c.epochs,
+            per_device_train_batch_size=c.micro_batch_size,
+            gradient_accumulation_steps=self.group.micro_steps(c),
+            gradient_checkpointing=c.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            optim="adamw_bnb_8bit" if c.optimizer == "adamw_8bit" else plain,
+            learning_rate=c.lr,
+            lr_scheduler_type="cosine",
+            warmup_steps=c.warmup_ratio,  # below 1 it is a share of the steps
+            weight_decay=c.weight_decay,
+            max_grad_norm=c.max_grad_norm,
+            bf16=self._half(device),
+            run_name=self.metrics_file.parent.name,
+            save_strategy="no",  # the callback says when
+            eval_strategy="steps" if measured else "no",
+            eval_steps=c.eval_steps,
+            eval_on_start=measured and from_start,
+            logging_steps=1,
+            logging_nan_inf_filter=False,  # it would hide a broken loss
+            seed=self.seed % 2**32,  # NumPy takes no more
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            log_level="error",
+            report_to=list(c.report_to) or "none",
+            ddp_find_unused_parameters=False,
+            **({"use_cpu": device.type == "cpu"} | parallel.arguments(c, self.group)),
+        )
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # otherwise Trainer splits every batch over all GPUs it sees (DataParallel)
+        return args
+
+    def _half(self, device: torch.device) -> bool:
+        """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained as such."""
+        return device.type == "cuda" and not (self.config.method == "full" and self.config.weights == "bfloat16")
+
+    # Data
+
+    def batch_of(self, rows: Iterable[int]) -> Batch:
+        """Rows of `pairs` as one batch; ~row is a filler of weight 0."""
+        rows = list(rows)
+        numbers = [row if row >= 0 else ~row for row in rows]
+        chosen, weights = [self.pairs[row] for row in numbers], [float(row >= 0) for row in rows]
+        if self.config.batches == "padded":
+            return pad(chosen, self.pad_id, numbers, weights, self.config.nll_on_prompt)
+        return pack(chosen, numbers, weights, self.config.share_prompt, self.config.nll_on_prompt)
+
+    def collate(self, rows: list[int]) -> dict[str, Any]:
+        """A micro-batch for `compute_loss`."""
+        return {"batch": self.batch_of(rows)}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of numbered pairs in `EpochOrder`; the last one of an epoch may be smaller."""
-        loader: DataLoader[Any] = DataLoader(
-            list(enumerate(self.pairs)),  # type: ignore[arg-type]
-            batch_size=self.args.per_device_train_batch_size,
-            sampler=self.order,
-            collate_fn=self.data_collator,
-        )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        """The micro-batches of this process (see `sao.training.batches`)."""
+        c, group = self.config, self.group
+        lengths = [len(pair) for pair in self.pairs[: self.n_train]]
+        order = EpochOrder(lengths, self.seed, c.batch_size)
+        batches = MicroBatches(order, c.batch_size, c.micro_batch_size, group.world, group.rank, c.batches == "packed")
+        everything: Any = _Rows(-self.n_train, self.n_train)
+        loader: DataLoader[Any] = DataLoader(everything, batch_sampler=batches, collate_fn=self.collate)
+        # They are dealt to the processes already: this only adds what Trainer expects of a loader.
+        prepared: DataLoader[Any] = prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False)
+        return prepared
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
-        """The micro-batches of one optimiser step and the number of pairs in them."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._step_rows = [row for batch in batches for row in batch["rows"].tolist()]
-        return batches, len(self._step_rows)
+        """The micro-batches of one optimiser step and the number of pairs in them, over all processes."""
+        inputs = list(itertools.islice(epoch_iterator, num_batches))
+        pairs = sum(item["batch"].weights.sum().item() for item in inputs)
+        tokens = sum((self._covered(item["batch"]) * item["batch"].weights).sum().item() for item in inputs)
+        self._step_pairs, self._step_tokens = self.group.sums(round(pairs), round(tokens))
+        return inputs, self._step_pairs
+
+    def _covered(self, batch: Batch) -> Tensor:
+        """[B] tokens of each pair that the likelihood term covers."""
+        n = len(batch.rows)
+        counts = torch.tensor(batch.lengths, dtype=torch.float32)
+        return counts[:n] + counts[2 * n :] if self.config.nll_on_prompt else counts[:n]
+
+    # Loss
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor | Any],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A micro-batch's share of the mean loss over the `num_items_in_batch` pairs of the global batch, [].
+        """A micro-batch's share of the mean loss over the pairs of the global batch, [].
 
         Each pair weighs the same, also where micro-batches or the last global batch are smaller than the others.
         """
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        sums, counts = response_logps(outputs.logits, inputs["labels"])  # [2B], [2B]
-        chosen, rejected = (sums / counts).chunk(2)  # [B], [B]
-        losses = simpo_loss(chosen, rejected, self.config.beta, self.config.target_margin)  # [B]
-        self._measured.append(torch.stack([losses, chosen, rejected]).detach())
-        loss = losses.sum() / (num_items_in_batch or len(losses))
-        return (loss, outputs) if return_outputs else loss
+        parallel.check_wrapper(model, self.config, self.group)
+        batch = inputs["batch"].to(self.args.device)
+        losses, measured = self.pair_losses(model, batch, self._step_tokens / self._step_pairs)
+        real = [i for i, row in enumerate(batch.rows) if bool(inputs["batch"].weights[i])]
+        self._measured.append(([batch.rows[i] for i in real], measured[:, real]))
+        # Wrappers average the gradients over the processes, so each gives its share times their number.
+        loss = (losses * batch.weights).sum() / self._step_pairs * self.group.world
+        return (loss, None) if return_outputs else loss
+
+    def pair_losses(self, model: torch.nn.Module, batch: Batch, tokens_per_pair: float) -> tuple[Tensor, Tensor]:
+        """[B] losses, and [len(MEASURES), B] what is measured of each pair.
+
+        `tokens_per_pair` is the mean over the global batch, for a likelihood that is averaged over tokens.
+        """
+        c = self.config
+        chosen, rejected, *prompts = part_sums(model, batch)  # [B] each
+        device, n = chosen.device, len(batch.rows)
+        lengths = torch.tensor(batch.lengths, dtype=torch.float32, device=device)
+        reference = None if self._reference is None else self._reference[batch.rows].to(device)
+        logps = PairLogps(
+            chosen=chosen,
+            rejected=rejected,
+            chosen_tokens=lengths[:n],
+            rejected_tokens=lengths[n : 2 * n],
+            ref_chosen=None if reference is None else reference[:, 0],
+            ref_rejected=None if reference is None else reference[:, 1],
+        )
+        gamma, label = self._targets[batch.rows].to(device).unbind(1)
+        losses, reward_w, reward_l = preference_loss(c, logps, gamma, label)
+        covered = self._covered(batch).to(device) if c.nll_average == "pairs" else tokens_per_pair
+        nll = -(chosen + prompts[0] if prompts else chosen) / covered
+        if c.likelihood_weight:
+            losses = losses + c.likelihood_weight * nll
+        seen = [losses, nll, reward_w, reward_l, *logps.means, logps.chosen_tokens + logps.rejected_tokens]
+        return losses, torch.stack([row.detach().float() for row in seen])
+
+    # Metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Append the metrics of the optimiser step that was just taken to metrics.jsonl.
 
         Trainer calls this before it saves a checkpoint, so no broken weights are ever saved.
         """
-        if "loss" not in logs:
+        if "loss" in logs:
+            rows, measured = self._take_measured()
+            self._check_finite(rows, measured[0], logs["grad_norm"])
+            logs.update(self._means(measured))
+        elif not any(name.startswith(("eval_", "samples/")) for name in logs):
             return  # Trainer's summary of the whole run
-        measured = torch.cat(self._measured, dim=1).double()  # [3, pairs of the step]
-        self._measured.clear()
-        self._check_finite(measured[0], logs["grad_norm"])
-        logs.update(self._metrics(measured))
-        super().log(logs, start_time)  # adds the epoch
+        # Trainer counts micro-batches, of which the last batch may have fewer: the share depends on how they are cut.
+        self.state.epoch = self.config.epochs * self.state.global_step / self.state.max_steps
+        super().log(logs, start_time)  # adds the epoch, and tells W&B and the like
         line = {"step": self.state.global_step, **logs}
-        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(dumps(line) + "\n")
-        if self.on_log is not None:
-            self.on_log(line)
+        self._write(line)
+        for alarm in self._alarms.see(line):
+            self._alarm = alarm
+            self._write({"step": self.state.global_step, "alarm": alarm})
+            if self.config.on_alarm == "stop":
+                self.control.should_save = self.control.should_training_stop = True
 
-    def _metrics(self, measured: Tensor) -> dict[str, float]:
-        """Means over the pairs of a step; `measured` is [3, N]: losses, ā_w and ā_l in nats per token.
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.group.rank == 0:
+            with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(dumps(line) + "\n")
+            if self.on_log is not None:
+                self.on_log(line)
 
-        Rewards are β·ā (arXiv 2405.14734, equation 4); the margins are those before γ is subtracted.
-        """
-        _, chosen, rejected = measured
-        beta = self.config.beta
-        return {
-            "rewards/chosen": beta * chosen.mean().item(),
-            "rewards/rejected": beta * rejected.mean().item(),
-            "rewards/margins": beta * (chosen - rejected).mean().item(),
-            "rewards/accuracies": (chosen > rejected).double().mean().item(),
-            "logps/chosen": chosen.mean().item(),
-            "logps/rejected": rejected.mean().item(),
-        }
+    def _take_measured(self) -> tuple[list[int], Tensor]:
+        """What was measured since the last call, over all processes: rows, and [len(MEASURES), rows]."""
+        rows = [row for rows, _ in self._measured for row in rows]
+        columns = torch.cat([m for _, m in self._measured], dim=1).double().cpu().t().tolist() if self._measured else []
+        self._measured.clear()
+        found = self.group.gather(list(zip(rows, columns, strict=True)))
+        return [row for row, _ in found], torch.tensor([column for _, column in found], dtype=torch.float64).t()
 
-    def _check_finite(self, losses: Tensor, grad_norm: float) -> None:
+    def _means(self, measured: Tensor) -> dict[str, float]:
+        """Means over pairs of what MEASURES names. Rewards are the implicit ones of the loss; margins are before γ."""
+        mean = dict(zip(MEASURES, measured.mean(1).tolist(), strict=True))
+        margins = measured[MEASURES.index("rewards/chosen")] - measured[MEASURES.index("rewards/rejected")]
+        mean["rewards/margins"] = margins.mean().item()
+        mean["rewards/accuracies"] = (margins > 0).double().mean().item()
+        if not self.config.likelihood_weight:
+            del mean["nll"]
+        return mean
+
+    def _check_finite(self, rows: list[int], losses: Tensor, grad_norm: float) -> None:
         """Raise TrainingError naming the pairs whose loss is not finite, or all where only the gradient is not."""
-        broken = [row for row, fine in zip(self._step_rows, losses.isfinite().tolist(), strict=True) if not fine]
+        broken = [row for row, fine in zip(rows, losses.isfinite().tolist(), strict=True) if not fine]
         if not broken and math.isfinite(grad_norm):
             return
-        ids = ", ".join(self.pairs[row].id for row in broken or self._step_rows)
+        ids = ", ".join(self.pairs[row].id for row in broken or rows)
         raise TrainingError(
             f"optimiser step {self.state.global_step}: the {'loss' if broken else 'gradient'} is not finite for the "
             f"pairs {ids}. Look at these pairs and whether the model's weights are finite; else lower train.lr "
-            f"({self.config.lr:g}) or train.beta ({self.config.beta:g})"
+            f"({self.config.lr:g}) or train.beta ({self.config.scale:g})"
+        )
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss, accuracy and margin on the held-out pairs, and length and repetition of sampled answers."""
+        model, metrics = self.model_wrapped, {}
+        if self.held_out:
+            model.eval()
+            rows = range(self.n_train + self.group.rank, len(self.pairs), self.group.world)
+            size = self.config.micro_batch_size
+            # As many forward passes in every process: sharded weights are gathered by all of them together.
+            for i in range(0, -(-len(self.held_out) // self.group.world), size):
+                batch = self.batch_of(rows[i : i + size] or [self.n_train]).to(self.args.device)
+                with torch.no_grad(), self.compute_loss_context_manager(), self.autocast_smart_context_manager():
+                    _, measured = self.pair_losses(model, batch, self._held_out_tokens)
+                if rows[i : i + size]:
+                    self._measured.append((batch.rows, measured))
+            metrics = {f"eval_{name}": value for name, value in self._means(self._take_measured()[1]).items()}
+            model.train()
+        if self.config.samples:
+            some = (self.held_out or self.pairs)[: self.config.samples]
+            longest = 2 * max(len(pair.chosen_ids) for pair in some)
+            chat, step = self.accelerator.unwrap_model(self.model), self.state.global_step
+            prompts = [pair.prompt_ids for pair in some]
+            seed = seed_of(make_id(self.seed, step))
+            together = self.group.world > 1 and self.config.parallel != "ddp"
+            metrics |= guards.sample_metrics(chat, prompts, longest, self.attention, seed, self.end_ids, together)
+        metrics = self.group.from_first(metrics)  # alarms must see the same in all of them
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    # Ends
+
+    def raise_if_stopped(self) -> None:
+        """Raise Terminated or TrainingError where training ended before its last step."""
+        if self.state.global_step >= self.state.max_steps:
+            return
+        if self.flow.terminated:
+            raise Terminated(
+                f"training: SIGTERM at step {self.state.global_step} of {self.state.max_steps}; it is saved"
+            )
+        raise self._by_alarm(f"at step {self.state.global_step}")
+
+    def _by_alarm(self, when: str) -> TrainingError:
+        return TrainingError(
+            f"stopped {when} by an alarm: {self._alarm}. The checkpoint is kept. Lower train.lr ({self.config.lr:g}), add "
+            "train.nll_weight, or go on with --train.on_alarm warn"
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -261,90 +345,27 @@ class PreferenceTrainer(Trainer):
         folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
         with writing(folder):
             super()._save_checkpoint(model, trial)
-        seal(folder, self.metrics_file)
+        self.group.wait()
+        if self.group.rank == 0:
+            seal(folder, self.metrics_file, self.group.world)
+        self.group.wait()
 
 
-def _arguments(config: TrainConfig, folder: Path, seed: int, device: str) -> TrainingArguments:
-    args = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        optim="adamw_torch",
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        bf16=device == "cuda",
-        use_cpu=device == "cpu",
-        save_steps=config.save_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would hide a broken loss
-        seed=seed % 2**32,  # NumPy takes no more
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        log_level="error",
-        report_to="none",
-    )
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # otherwise Trainer splits every batch over all GPUs it sees (DataParallel)
-    return args
+class _Rows:
+    """A data set whose items are their own numbers."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.rows = range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> int:
+        return row
 
 
-def _check(pairs: Sequence[TokenPair]) -> None:
-    """Raise TrainingError where there is nothing to train on."""
-    if not pairs:
-        raise TrainingError(
-            "there are no pairs to train on. See in the report why they were dropped; then loosen the filter "
-            "(pairs.min_margin, pairs.keep) or take more personas (personas.n)"
-        )
-    for pair in pairs:
-        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
-            raise TrainingError(f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training")
-
-
-def _saved_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The number format in which the model lies on disk; its own where it was not loaded from a folder."""
-    source = model.name_or_path
-    if not source or not (Path(source) / "config.json").is_file():
-        return model.dtype
-    settings, _ = PreTrainedConfig.get_config_dict(source)
-    name = settings.get("dtype") or settings.get("torch_dtype")  # the second is the older key
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    return dtype if isinstance(dtype, torch.dtype) else model.dtype
-
-
-def _publish(model: PreTrainedModel, tokenizer: ChatTokenizer, out: Path) -> None:
-    """Save the model; it appears as `out/model` when it is whole. The checkpoints are no longer needed then."""
-    unfinished = out / "model.partial"
-    with writing(unfinished):
-        model.save_pretrained(unfinished)
-        tokenizer.tokenizer.save_pretrained(unfinished)
-        fsync(unfinished, out / "metrics.jsonl")
-        unfinished.rename(out / "model")
-        fsync(out)
-        remove(out / "checkpoints")
-
-
-def _stored_result(out: Path) -> TrainResult:
-    """The result of a finished training, from the last line of its metrics."""
-    path = out / "metrics.jsonl"
-    lines = deque(read_jsonl(path), maxlen=1) if path.is_file() else ()
-    if not lines:
-        raise StoreError(f"{path}: missing or empty beside a finished model. Delete {out} to train anew")
-    return TrainResult(model_dir=out / "model", steps=int(lines[0]["step"]), metrics=lines[0])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and notices off stderr, and its settings as they were afterwards."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+def _target(pair: TokenPair, config: TrainConfig) -> tuple[float, float]:
+    """A pair's target margin γ, and the probability that its label is right."""
+    label = pair.p_chosen if config.soft_labels and pair.p_chosen is not None else 1.0
+    smoothed = label * (1 - config.label_smoothing) + (1 - label) * config.label_smoothing
+    return config.target_margin + config.margin_weight * (pair.margin or 0.0), smoothed

@@ -1,0 +1,209 @@
+"""Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain rows out.
+
+Everything is read as a stream, so memory stays flat whatever the size. A file that cannot be read is an error with its place;
+what a row means is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sao.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+BATCH_ROWS = 256
+CHUNK = 1 << 20
+"""Characters of a JSON array that are read at a time."""
+_OTHER_SPLIT = re.compile(r"(train|test|valid|val|dev|eval)")
+_SPACE = re.compile(r"\s*")
+
+
+def read_rows(
+    source: str,
+    columns: Sequence[str],
+    also: Sequence[str] = (),
+    *,
+    what: str,
+    option: str,
+    revision: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+) -> Iterator[tuple[str, Any]]:
+    """Each row with its place (file and line, or data set and row: for messages), in the source's order.
+
+    Args:
+        source: A .jsonl file, a .json file (lines, or one array), a .parquet or .txt file, a folder of Parquet files, or the id
+            of a hub data set.
+        columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is missing all are, so
+            that the caller can say what there is.
+        also: What the caller reads where it is there.
+        what: What the rows should be ("personas"), for messages.
+        option: How the user gives the revision, for messages.
+        revision: Commit or tag of the hub data set, which needs one.
+        subset: Configuration of the hub data set.
+        split: Split of the hub data set, or of the folder.
+
+    Yields:
+        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of .txt.
+
+    Raises:
+        DataError: For a source that is not there or cannot be read.
+
+    """
+    path = Path(source)
+    if path.is_dir():
+        for file in _shards(path, split):
+            yield from _parquet_rows(file, columns, also)
+    elif path.suffix == ".parquet" and path.is_file():
+        yield from _parquet_rows(path, columns, also)
+    elif path.suffix in SUFFIXES and path.is_file():
+        yield from _text_rows(path)
+    elif path.suffix in SUFFIXES:
+        raise DataError(f"{source}: no such file of {what}")
+    elif path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise DataError(
+            f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's id"
+        )
+    else:
+        if revision is None:
+            raise DataError(
+                f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too ({option}: a "
+                "commit or tag), so that the run can be repeated"
+            )
+        yield from _hub_rows(source, revision, subset, split)
+
+
+def content_identity(source: str) -> str:
+    """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the name itself."""
+    path = Path(source)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        return source
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet (also in data/, as on the hub), or all, where none is
+    named after a split."""
+    found = [folder / f"{split}.parquet"] if (folder / f"{split}.parquet").is_file() else []
+    for place in (folder, folder / "data"):
+        found = found or sorted(place.glob(f"{split}-*.parquet"))
+    everything = sorted(folder.glob("*.parquet"))
+    if not found and not any(_OTHER_SPLIT.match(file.name) for file in everything):
+        found = everything
+    if found:
+        return found
+    if (folder / "manifest.json").is_file():
+        raise DataError(f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR")
+    names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+    raise DataError(
+        f"{folder}: no {split}.parquet and no {split}-*.parquet in it (it holds: {names}). Name the file itself"
+    )
+
+
+def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        # Without these pyarrow holds the columns of a whole row group, and that may be the whole file.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            wanted = [n for n in names if n in (*columns, *also)] if set(columns) <= set(names) else None
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a readable Parquet file, from row {number} on ({error}). Copy or make it again"
+        ) from error
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of .txt, .jsonl and .json, empty lines left out."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".json" and file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                yield from _array_rows(path)
+                return
+            file.seek(0)
+            for number, raw in enumerate(file, 1):
+                place = f"{path}, line {number}"
+                line = _decode(raw, place).removeprefix("\ufeff").strip()
+                if line:
+                    yield place, line if path.suffix == ".txt" else _parse(line, place)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decode(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv") from error
+
+
+def _parse(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
+
+
+def _array_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """The items of a file that is one JSON array; a piece of the file is held, never the whole."""
+    decoder, number = json.JSONDecoder(), 0
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            text = file.read(CHUNK).lstrip()
+            at = _skip_space(text, 1)
+            while text[at : at + 1] != "]":
+                try:
+                    row, end = decoder.raw_decode(text, at)
+                    end = _skip_space(text, end)
+                    if text[end : end + 1] not in (",", "]"):
+                        raise ValueError("no comma follows")
+                except ValueError as error:
+                    more = file.read(max(CHUNK, len(text)))  # the item may merely go on
+                    if not more:
+                        raise DataError(f"{path}, item {number}: not JSON ({error}). Mend the file") from error
+                    text, at = text[at:] + more, 0
+                    at = _skip_space(text, at)
+                    continue
+                yield f"{path}, item {number}", row
+                number += 1
+                at = _skip_space(text, end + 1) if text[end] == "," else end
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path}, item {number}: not UTF-8 text, or not JSON ({error}). Mend the file") from error
+
+
+def _skip_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return at if found is None else found.end()
+
+
+def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hub data sets need the `datasets` package: pip install datasets") from error
+    try:
+        rows = datasets.load_dataset(source, subset, revision=revision, split=split, streaming=True)
+        for number, row in enumerate(rows):
+            yield f"{source}, row {number}", row
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, revision, subset and "
+            "split, the network and, for gated data, HF_TOKEN"
+        ) from error

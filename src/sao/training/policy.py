@@ -1,0 +1,128 @@
+"""The model as a policy: a forward pass that returns the log-probabilities of given tokens instead of logits.
+
+`as_policy(model)` changes the model in place so that, called with `selected` and `targets`, it never builds the logits (see
+`sao.training.logps`). The work is done inside the model's own forward and its head's, so that wrappers that gather weights
+around a module's forward (DDP, FSDP2, ZeRO-3, PEFT) see what they expect. Called as usual, the model does what it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sao.errors import ModelError
+from sao.training.attention import PACKED
+from sao.training.batches import Batch, TokenPair, pad
+from sao.training.logps import token_logps
+
+
+def as_policy(model: PreTrainedModel, packed: bool) -> None:
+    """Teach `model` to return log-probabilities and, where `packed`, to read rows of many answers.
+
+    Raises ModelError where its head is not a plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ModelError(
+            f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the head and quantised "
+            "heads cannot be trained. Take the head out of train.lora.targets"
+        )
+    settings = model.config.get_text_config()
+    if getattr(settings, "output_router_logits", False):
+        raise ModelError(
+            "the model's config asks for its router's own loss (output_router_logits), which this training does not add. Set it "
+            "to false in config.json"
+        )
+    scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
+        getattr(settings, "logits_scaling", None) or 1.0
+    )
+    softcap = getattr(settings, "final_logit_softcapping", None)
+    plain_head, plain_model = head.forward, model.forward
+
+    def head_forward(self: nn.Linear, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is None:
+            return plain_head(hidden)
+        return token_logps(hidden, self.weight, targets, self.bias, scale, softcap)
+
+    def model_forward(self: PreTrainedModel, *args: Any, **inputs: Any) -> Any:
+        targets = inputs.pop("targets", None)
+        if targets is None:
+            return plain_model(*args, **inputs)
+        selected = inputs.pop("selected")
+        inputs.pop("labels", None)
+        inputs["use_cache"] = False
+        hidden = self.base_model(*args, **{k: v for k, v in inputs.items() if v is not None})[0]  # [rows, T, H]
+        return head(hidden.flatten(0, 1).index_select(0, selected), targets)  # [N]
+
+    for module, forward in ((head, head_forward), (model, model_forward)):
+        setattr(module, "forward", MethodType(forward, module))  # noqa: B010  # on the instance, not on the class
+    if packed:
+        model.set_attn_implementation(PACKED)
+
+
+@contextlib.contextmanager
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model with another attention for a while: to generate, or to be compared with itself."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def part_sums(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    """Sums of the log-probabilities of the batch's parts, nats: chosen [B], rejected [B] and, where it has them, prompts [B]."""
+    logps = model(**batch.model_inputs)  # [N]
+    # A sum for each part: index_add would add in an order of its own on a GPU.
+    sums = torch.stack([part.sum() for part in torch.split(logps, batch.lengths)])
+    return torch.split(sums, len(batch.rows))
+
+
+def check_policy(model: PreTrainedModel, plain: str, pairs: list[TokenPair], batch: Batch, exact: bool) -> None:
+    """Compare the policy's log-probabilities on `pairs` with those of the model's own logits under attention `plain`.
+
+    `exact` says that all is reckoned in float32: then no token may differ by more than 0.01 nats; else the mean by more than
+    0.05, since rounding to three digits adds up over the layers. Raises ModelError where they do: the model then has something
+    in its layers or its head that packing or the tiled head does not know, and its training would be silently wrong.
+    """
+    padded = pad(pairs, 0).to(model.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), attention_of(model, plain):
+        logits = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits.flatten(0, 1)
+        expected = logits[padded.selected].float().log_softmax(-1).gather(1, padded.targets[:, None])[:, 0]
+        head = model(**padded.model_inputs)
+    with torch.no_grad():
+        found = model(**batch.to(model.device).model_inputs)
+    model.train(was_training)
+    if not expected.isfinite().all():
+        broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+        raise ModelError(
+            "the model's log-probabilities are not finite"
+            + (
+                f"; NaN or infinite weights in {', '.join(broken[:5])}. Load it from a sound checkpoint"
+                if broken
+                else ""
+            )
+        )
+    head_off, packed_off = (
+        float((x - expected).abs().max() if exact else (x - expected).abs().mean()) for x in (head, found)
+    )
+    tolerance = 0.01 if exact else 0.05
+    if not head_off <= tolerance:
+        raise ModelError(
+            "this model's head does more than a linear layer, scaling and soft-capping: its log-probabilities are off by "
+            f"{head_off:.3g} nats. It cannot be trained here; please report the model"
+        )
+    if not packed_off <= tolerance:
+        raise ModelError(
+            "this model's layers look beyond their own answer in a packed row (off by "
+            f"{packed_off:.3g} nats). Train it with --train.batches padded"
+        )

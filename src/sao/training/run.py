@@ -1,0 +1,234 @@
+"""Training on preference pairs: `train(pairs, model, tokenizer, out, config, seed)`.
+
+What enters: token pairs and a chat model. What leaves: `out/model`, a Hugging Face folder, `out/metrics.jsonl`, a line for
+each optimiser step and each measurement, and, for adapters, `out/adapter`.
+
+The same call again goes on from the last whole checkpoint; on a CPU it ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from sao.chat import ChatTokenizer
+from sao.config import TrainConfig
+from sao.errors import StoreError, TrainingError
+from sao.store import read_jsonl
+from sao.training import parallel
+from sao.training.adapters import add_adapter, merged
+from sao.training.batches import TokenPair, check_pairs, pack, pad
+from sao.training.checkpoints import fsync, processes_of, remove, resume_point, writing
+from sao.training.optimizer import rounded
+from sao.training.policy import as_policy, check_policy
+from sao.training.trainer import OnLog, PreferenceTrainer
+
+PROBE = 128
+"""Tokens of a prompt or an answer, at most, on which policy and model are compared before training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """The trained model's folder, the optimiser steps taken, and the metrics of the last step and the last measurement."""
+
+    model_dir: Path
+    steps: int
+    metrics: dict[str, Any]
+
+
+def train(
+    pairs: Sequence[TokenPair],
+    model: PreTrainedModel,
+    tokenizer: ChatTokenizer,
+    out: Path,
+    config: TrainConfig,
+    seed: int,
+    on_log: OnLog | None = None,
+) -> TrainResult:
+    """Train `model` (in place) on `pairs` and save it to `out/model`; go on from `out/checkpoints` where there are any.
+
+    Where `out/model` exists nothing is trained and the stored result returned. The model is saved in the number format in
+    which it came; an adapter is merged into it and also saved by itself. Under torchrun every process makes this call.
+
+    Args:
+        pairs: What to train on; none longer than `config.max_length`, which the caller sees to.
+        model: The model to train; its device is kept.
+        tokenizer: Its tokenizer, saved with the model.
+        out: The folder to write into.
+        config: The settings.
+        seed: Decides the order of the pairs, the adapter's start and, where there is dropout, its noise.
+        on_log: Called with every line of metrics.jsonl that is written; in the first process only.
+
+    Raises:
+        TrainingError: There are no pairs, a pair has an empty part or impossible ids, the loss is not finite, memory does
+            not suffice, or an alarm stopped the training (`config.on_alarm`).
+        StoreError: `out` cannot be written, because the disk is full, say.
+        Terminated: SIGTERM came; a checkpoint was saved, and the same call goes on from it.
+
+    """
+    group = parallel.processes()
+    if group.first_alone(lambda: _finished(out)):
+        return _stored_result(out)
+    parallel.check_setup(model, config, group)
+    check_pairs(pairs, model.config.get_text_config().vocab_size)
+    saved_dtype, use_cache, attention = _saved_dtype(model), model.config.use_cache, model.config._attn_implementation
+    with _quiet():
+        with writing(out):
+            checkpoint = group.first_alone(lambda: resume_point(out))
+        if config.parallel == "zero3" and checkpoint is not None and processes_of(checkpoint) != group.world:
+            raise TrainingError(
+                f"{checkpoint} was written by {processes_of(checkpoint)} processes, and zero3 cannot go on with {group.world}. "
+                f"Give --train.processes {processes_of(checkpoint)}, or delete {out} to start anew"
+            )
+        try:
+            policy = _policy(model, config, seed, pairs)
+            trainer = PreferenceTrainer(
+                pairs, policy, tokenizer, out, config, seed, attention, on_log, checkpoint is None
+            )
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            finally:
+                trainer.flow.restore()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(_out_of_memory(config, error)) from error
+        finally:
+            model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
+            model.train(False)
+        trainer.raise_if_stopped()
+        _publish(trainer, tokenizer, saved_dtype, out)
+        group.wait()
+    return _stored_result(out)
+
+
+def _policy(model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Sequence[TokenPair]) -> PreTrainedModel:
+    """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead of logits."""
+    if config.method != "qlora":
+        model.to(dtype=getattr(torch, config.weights))  # type: ignore[call-arg]
+    attention = model.config._attn_implementation
+    policy = model if config.method == "full" else add_adapter(model, config, seed)
+    packed = config.batches == "packed"
+    as_policy(model, packed)
+    exact = model.dtype == torch.float32 and config.method != "qlora"
+    some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))
+    check_policy(
+        model, attention, some, pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0), exact
+    )
+    return policy
+
+
+def _probe(pairs: Sequence[TokenPair], window: int | None) -> list[TokenPair]:
+    """Two pairs of unlike lengths to compare policy and model on, cut short: the comparison holds their whole logits.
+
+    Where answers outgrow the model's sliding window, so do these.
+    """
+    longest = max(pairs, key=len)
+    room = PROBE if window is None or len(longest) <= window else window + PROBE
+    return [
+        replace(
+            pair,
+            prompt_ids=pair.prompt_ids[-PROBE:],
+            chosen_ids=pair.chosen_ids[:room],
+            rejected_ids=pair.rejected_ids[:room],
+        )
+        for pair in (longest, min(pairs, key=len))
+    ]
+
+
+def _saved_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The number format in which the model lies on disk; its own where it was not loaded from a folder."""
+    source = model.name_or_path
+    if not source or not (Path(source) / "config.json").is_file():
+        return model.dtype
+    settings, _ = PreTrainedConfig.get_config_dict(source)
+    name = settings.get("dtype") or settings.get("torch_dtype")  # the second is the older key
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return dtype if isinstance(dtype, torch.dtype) else model.dtype
+
+
+def _out_of_memory(config: TrainConfig, error: Exception) -> str:
+    ways = [f"a smaller train.micro_batch_size (now {config.micro_batch_size})"] if config.micro_batch_size > 1 else []
+    ways += [] if config.gradient_checkpointing else ["train.gradient_checkpointing true"]
+    ways += ["train.method lora"] if config.method == "full" else ["a smaller train.max_length"]
+    return (
+        f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao plan` reckons what fits. "
+        "Checkpoints are kept"
+    )
+
+
+def _publish(trainer: PreferenceTrainer, tokenizer: ChatTokenizer, dtype: torch.dtype, out: Path) -> None:
+    """Save the model; it appears as `out/model` when it is whole. The checkpoints are no longer needed then."""
+    model = trainer.whole_model()
+    if model is None:
+        return  # another process than the first
+    device = next(model.parameters()).device
+    noise = torch.Generator(device).manual_seed(trainer.seed % 2**63)
+    if trainer.config.method != "full":
+        _publish_adapter(model, out)
+        cpu = torch.Generator().manual_seed(trainer.seed % 2**63)
+        model = merged(model, out / "adapter", dtype, cpu if trainer.config.method == "qlora" else noise)
+    for weight in model.parameters():
+        weight.data = rounded(weight.data, dtype, noise)
+    unfinished = out / "model.partial"
+    with writing(unfinished):
+        model.save_pretrained(unfinished)
+        tokenizer.tokenizer.save_pretrained(unfinished)
+        fsync(unfinished, out / "metrics.jsonl")
+        unfinished.rename(out / "model")
+        fsync(out)
+        remove(out / "checkpoints")
+
+
+def _publish_adapter(model: Any, out: Path) -> None:
+    """Save the adapter as `out/adapter`; like the model it appears when it is whole."""
+    unfinished = out / "adapter.partial"
+    with writing(unfinished):
+        for old in (unfinished, out / "adapter"):
+            remove(old)
+        model.save_pretrained(unfinished)
+        fsync(unfinished)
+        unfinished.rename(out / "adapter")
+
+
+def _finished(out: Path) -> bool:
+    """Whether there is a model already. Clears away what a kill right after it was finished left over."""
+    if not (out / "model").is_dir():
+        return False
+    remove(out / "checkpoints")
+    return True
+
+
+def _stored_result(out: Path) -> TrainResult:
+    """The result of a finished training, from the last lines of its metrics."""
+    path = out / "metrics.jsonl"
+    last: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    for line in read_jsonl(path) if path.is_file() else ():
+        if "loss" in line:
+            last = line
+        elif "alarm" not in line:
+            measured = {name: value for name, value in line.items() if name.startswith(("eval_", "samples/"))}
+    if not last:
+        raise StoreError(f"{path}: missing or empty beside a finished model. Delete {out} to train anew")
+    return TrainResult(model_dir=out / "model", steps=int(last["step"]), metrics=last | measured)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and notices off stderr, and its settings as they were afterwards."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -41,6 +41,7 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ["<pad>", "<s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 PAD, BOS, USER, ASSISTANT, END = 0, 1, 3, 4, 5
+HEAD_SIZE = 32
 VERDICT_WEIGHT, PROMPT_WEIGHT, MARK_WEIGHT = 8.0, 0.1, 3.0
 
 
@@ -359,6 +360,35 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
     }
 
 
+def widen_heads(model: LlamaForCausalLM, size: int) -> LlamaForCausalLM:
+    """The same function with attention heads of `size` dimensions, those added being zero: vLLM has no kernels for 24.
+
+    Rotation turns dimension i with i + size/2 by base^(-2i/size) a position: the base grows with the size, so that the first
+    halves' angles stay what they were. Scores are divided by √size, so queries grow by √(size / old size).
+    """
+    old = model.config.head_dim
+    half, heads = old // 2, model.config.num_attention_heads
+    kept = torch.cat([torch.arange(half), size // 2 + torch.arange(half)])  # old dimensions' places within a head
+    places = (torch.arange(heads)[:, None] * size + kept).reshape(-1)
+    config = LlamaConfig(**{**model.config.to_dict(), "head_dim": size})
+    config.rope_parameters = {
+        "rope_type": "default",
+        "rope_theta": model.config.rope_parameters["rope_theta"] ** (size / old),
+    }
+    wide = LlamaForCausalLM(config)
+    wide.generation_config = model.generation_config
+    weights = model.state_dict()
+    with torch.no_grad():
+        for name, weight in wide.state_dict().items():
+            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                weight.zero_()[places] = weights[name] * (math.sqrt(size / old) if "q_proj" in name else 1.0)
+            elif name.endswith("o_proj.weight"):
+                weight.zero_()[:, places] = weights[name]
+            else:
+                weight.copy_(weights[name])
+    return wide
+
+
 def train_phase(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, number: int, args: argparse.Namespace
 ) -> None:
@@ -428,6 +458,7 @@ def main() -> None:
     for number, phase in enumerate(PHASES):
         if number or not args.continue_from:
             train_phase(model, tokenizer, phase, number, args)
+    widen_heads(model, HEAD_SIZE).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 
 

@@ -16,7 +16,7 @@ ROWS = [
     ["store", "manifest", "rows"],
     ["engines"],
     ["chat"],
-    ["engines.transformers", "engines.lanes", "engines.scripted"],
+    ["engines.transformers", "engines.lanes", "engines.scripted", "engines.vllm", "engines.openai", "engines.client"],
     ["world", "shapes"],
     ["personas", "prompts", "responses", "judging", "pairs"],
     ["training", "evaluation", "card", "export"],

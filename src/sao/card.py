@@ -26,11 +26,14 @@ def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
     scale = f"β {settings.scale:g}" + (f", γ {settings.target_margin:g}" if settings.loss == "simpo" else "")
     source = config["pairs"]["source"]
     if source is None:
-        how = "with its own preferences"
+        judge = (config["judging"]["engine"] or {}).get("model")
+        how = "with another judge's preferences" if judge else "with its own preferences"
         made_of = "on prompts, answers and verdicts that the base model itself\nwrote"
+        if judge:
+            made_of = f"on prompts and answers that the base model itself wrote, with\nthe verdicts of {judge}"
         origin = (
             f"| personas | {config['personas']['source']}; licence: {made['licences']['personas']} |\n"
-            f"| judge | {config['judging']['method']}, orders: {config['judging']['orders']} |"
+            f"| judge | {config['judging']['method']}, orders: {config['judging']['orders']}; {judge or 'the model itself'} |"
         )
     else:
         how = "with given preferences"

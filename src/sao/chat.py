@@ -61,6 +61,11 @@ def find_model(model: str, revision: str | None = None) -> Path:
     return path
 
 
+def is_local(model: str) -> bool:
+    """Whether the model's files are here: the built-in one, or a folder."""
+    return model == WORLD_MODEL or Path(model).expanduser().is_dir()
+
+
 def _fetch(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -77,9 +82,13 @@ def _fetch(model: str, revision: str | None) -> Path:
 def weights_identity(model: str, revision: str | None = None) -> str:
     """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files."""
     path = find_model(model, revision)
-    digest = hashlib.sha256()
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    files = [*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))]
+    return _digest([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
+
+
+def _digest(files: list[Path]) -> str:
+    """The first 16 digits of the SHA-256 over names and contents of those files that exist; contents are read once a process."""
+    digest = hashlib.sha256()
     for file in (f for f in files if f.is_file()):
         stat = file.stat()
         key = (str(file.resolve()), stat.st_size, stat.st_mtime_ns)
@@ -88,6 +97,19 @@ def weights_identity(model: str, revision: str | None = None) -> str:
                 _ids_cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name}:{_ids_cache[key]}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
+    """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server is asked for."""
+    if config.name == "scripted":
+        return model
+    if config.name == "openai":
+        # What a server holds cannot be seen. Where it serves a folder that is here, the folder stands for it.
+        weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
+        return f"openai:{config.openai.model or ''}:{weights}"
+    lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
+    adapter = f"+{_digest(sorted(lora.glob('adapter_*')))}" if lora else ""
+    return weights_identity(model, revision) + adapter
 
 
 def model_licence(model: str, revision: str | None = None) -> str:

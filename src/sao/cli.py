@@ -261,13 +261,13 @@ def _env(as_json: bool) -> int:
 
 
 def _help_config() -> int:
-    from sao.config import Config
+    from sao.config import Config, section_of
 
     def show(section: Any, prefix: str) -> None:
         for name, field in section.model_fields.items():
-            if hasattr(field.annotation, "model_fields"):
+            if inner := section_of(field.annotation):
                 print(f"\n{prefix}{name}: {field.description}")
-                show(field.annotation, f"{prefix}{name}.")
+                show(inner, f"{prefix}{name}.")
             else:
                 print(
                     f"  --{prefix}{name} (default: {field.default!r})\n      {' '.join((field.description or '').split())}"
@@ -323,7 +323,7 @@ def show_summary(s: dict[str, Any]) -> str:
     for row in s["funnel"]:
         reasons = ", ".join(f"{reason} {n}" for reason, n in row["reasons"].items())
         lines.append(f"{row['stage']:12} {row['records']:8} {row['dropped']:8}  {reasons}")
-    lines += _show_judge(s) + _show_outcome(s)
+    lines += _show_judge(s) + _show_usage(s) + _show_outcome(s)
     lines.append("")
     lines += [f"{name:12} {path}" for name, path in s["paths"].items()]
     return "\n".join(lines)
@@ -351,6 +351,17 @@ def _show_judge(s: dict[str, Any]) -> list[str]:
         right = "" if label is None else f", {100 * label:.1f} % of them right"
         lines.append(f"pairs kept   {100 * s['kept']['share']:.1f} %{right}")
     return lines
+
+
+def _show_usage(s: dict[str, Any]) -> list[str]:
+    if "usage" not in s:
+        return []
+    u = s["usage"]
+    cost = f"; cost {u['cost']:.2f}" if u["cost"] else ""
+    return [
+        f"server       {u['requests']:,} requests, {u['retries']:,} of them sent again; {u['prompt_tokens']:,} tokens in, "
+        f"{u['completion_tokens']:,} out{cost}"
+    ]
 
 
 def _show_outcome(s: dict[str, Any]) -> list[str]:

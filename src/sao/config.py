@@ -7,10 +7,11 @@ A recipe names only what differs from the defaults written here. `load_recipe("d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,21 +25,93 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class VllmConfig(Section):
+    """What vLLM is told (engine.name vllm). Names are vLLM's own."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share the model."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt plus answer, in tokens; null: the model's own. A smaller one needs less memory."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Most samples in one step."""
+    quantization: str | None = None
+    """vLLM's method (fp8, awq, bitsandbytes …); null: as the weights were saved."""
+    lora: str | None = None
+    """Folder of a LoRA adapter (peft) that is put on the model."""
+    enforce_eager: bool = False
+    """No CUDA graphs: starts quicker, decodes slower."""
+    extra: dict[str, Any] = {}
+    """Further arguments of vllm.LLM, such as {kv_cache_dtype: fp8}."""
+
+
+class OpenAIConfig(Section):
+    """A server that speaks /v1/chat/completions (engine.name openai): vLLM, SGLang, llama.cpp, Ollama, a hosted one."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Where it listens, /v1 included."""
+    model: str | None = None
+    """The model's name there; null: the recipe's model, or the only one that is served."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; may be unset for servers that ask for none."""
+    max_concurrency: int = Field(default=256, ge=1, le=4096)
+    """Most requests in flight. Fewer are sent while the server answers 429 or 503 or too late."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests sent in a minute."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Most tokens, prompt and answer together, in a minute."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for one request from sending it to the last byte of the answer."""
+    patience: float = Field(default=120.0, gt=0)
+    """Seconds in which every request fails after which the run ends with an error."""
+    retries: int = Field(default=20, ge=0)
+    """Further tries of a request that fails while others succeed; then its item is dropped."""
+    min_rows_per_minute: float = Field(default=0.0, ge=0)
+    """Fewer answers than this in a minute, over two minutes, end the run; 0: a warning only, where the rate falls to a tenth."""
+    price_prompt: float = Field(default=0.0, ge=0)
+    """Price of a million prompt tokens, in any currency; the summary shows the cost."""
+    price_completion: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of answers."""
+    extra_body: dict[str, Any] = {}
+    """Further keys of each request, such as {chat_template_kwargs: {enable_thinking: false}}."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OpenAIConfig:
+        if not re.match(r"https?://[^/@\s]+(/\S*)?$", self.base_url):
+            raise ValueError("base_url is a URL such as http://127.0.0.1:8000/v1, without a key or password in it")
+        return self
+
+
 class EngineConfig(Section):
     """What runs the model when it writes, answers and judges."""
 
-    name: Literal["transformers", "scripted"] = "transformers"
-    """The engine: `transformers` (built in) or `scripted` (a rule-following stand-in for tests)."""
+    name: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
+    """transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted (a rule-following stand-in for
+    tests)."""
     device: str = "auto"
-    """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one."""
+    """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one. (Not vllm's and openai's.)"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto is float32 on a CPU and what the model was saved in on a GPU."""
     slots: int = Field(default=64, ge=1, le=4096)
-    """Samples that are generated at once (rows of the decoding batch)."""
+    """Samples that the built-in engine generates at once (rows of its decoding batch)."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of torch; 0 leaves torch's own choice. Byte-for-byte reruns need the same number."""
     trust_remote_code: bool = False
     """Whether code that comes with a model may run. Off unless asked for."""
+    vllm: VllmConfig = VllmConfig()
+    """Settings of vLLM."""
+    openai: OpenAIConfig = OpenAIConfig()
+    """Settings of a server."""
+
+
+class JudgeConfig(EngineConfig):
+    """A judge that is not the model itself."""
+
+    model: str | None = None
+    """The judge: a folder, a hub id, or a name on a server; null: the recipe's model."""
+    revision: str | None = None
+    """Revision of the hub model."""
 
 
 class PersonasConfig(Section):
@@ -110,6 +183,8 @@ class JudgingConfig(Section):
     """Longest text verdict, in tokens."""
     min_mass: float = Field(default=0.05, ge=0, le=1)
     """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
+    engine: JudgeConfig | None = None
+    """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is RLAIF)."""
 
 
 class PairsConfig(Section):
@@ -278,6 +353,9 @@ class EvalConfig(Section):
 
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples of the prompts for the 95 % intervals."""
+    engine: EngineConfig | None = None
+    """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server, which cannot be
+    given the tuned weights."""
 
 
 class Config(Section):
@@ -352,10 +430,18 @@ def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
 def field_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a recipe."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from field_names(field.annotation, f"{prefix}{name}.")
+        if inner := section_of(field.annotation):
+            yield from field_names(inner, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, None where it holds a value; `Section | None` counts as a section."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def _read(recipe: str) -> tuple[str, str]:
@@ -379,7 +465,7 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
     """Set data[a][b] for "a.b"."""
     *parents, last = dotted.split(".")
     for key in parents:
-        child = data.setdefault(key, {})
+        child = data[key] = {} if data.get(key) is None else data[key]
         if not isinstance(child, dict):
             raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}")
         data = child
@@ -401,7 +487,7 @@ def _is_text(dotted: str) -> bool:
         field = getattr(section, "model_fields", {}).get(key)
         if field is None:
             return False
-        section = field.annotation
+        section = section_of(field.annotation) or field.annotation
     return section in (str, str | None)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao import personas, rows
-from sao.config import Config, JudgingConfig, ResponsesConfig
+from sao.chat import identity_of, is_local, model_licence
+from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine
 from sao.evaluation import compare
 from sao.store import Stage
@@ -49,19 +50,15 @@ class RunFolder:
         """What the model is, whatever its path."""
         if self.given_engine is not None:
             return self.given_engine.identity
-        if self.config.engine.name == "scripted":
-            return self.config.model
-        from sao.chat import weights_identity
-
-        return weights_identity(self.config.model, self.config.revision)
+        return identity_of(self.config.engine, self.config.model, self.config.revision)
 
     @cached_property
     def model_licence(self) -> str:
         """The licence that the model's own card names."""
         if self.given_engine is not None or self.config.engine.name == "scripted":
             return "none (no weights)"
-        from sao.chat import model_licence
-
+        if self.config.engine.name == "openai" and not is_local(self.config.model):
+            return "unknown: see the base model's own card"
         return model_licence(self.config.model, self.config.revision)
 
     @cached_property
@@ -104,7 +101,32 @@ class RunFolder:
             "text": {"choices", "temperature", "max_tokens", "template"},
         }.get(c.method, set())
         settings = c.model_dump(mode="json", include={"method", "orders", *used})
-        return settings | ({"text": self.template_text(c.template)} if used else {})
+        settings |= {"text": self.template_text(c.template)} if used else {}
+        return settings | (self._other_judge if used else {})
+
+    @cached_property
+    def _other_judge(self) -> dict[str, str]:
+        """What judges, where that is not the model itself (which the stages before hang on anyway)."""
+        judge = self.config.judging.engine
+        if judge is None or self.given_engine is not None:
+            return {}
+        return {"judge": identity_of(judge, *self.judge_model)}
+
+    @property
+    def judge_model(self) -> tuple[str, str | None]:
+        """The model that judges, and its revision."""
+        judge = self.config.judging.engine
+        if judge is None or judge.model is None:
+            return self.config.model, self.config.revision
+        return judge.model, judge.revision
+
+    @property
+    def eval_engine(self) -> EngineConfig:
+        """What runs base and tuned model: a server cannot be given the tuned weights."""
+        c = self.config
+        if c.eval.engine is not None or c.engine.name != "openai":
+            return c.eval.engine or c.engine
+        return c.engine.model_copy(update={"name": "transformers"})
 
     @cached_property
     def judgments_stage(self) -> Stage:
@@ -136,9 +158,8 @@ class RunFolder:
 
     @cached_property
     def comparisons_stage(self) -> Stage:
-        settings = self.eval_judging.model_dump(mode="json") | {
-            "text": self.template_text(self.config.judging.template)
-        }
+        settings = self.eval_judging.model_dump(mode="json", exclude={"engine"})
+        settings |= {"text": self.template_text(self.config.judging.template), **self._other_judge}
         return self._stage("comparisons", self.tuned_answers_stage, **settings)
 
     @cached_property

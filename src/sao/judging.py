@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
 from sao.config import JudgingConfig
-from sao.engines import ChoiceRequest, Engine, Message, Request, Sample, Sampling
+from sao.engines import ChoiceRequest, Engine, Failure, Message, Request, Sample, Sampling
 from sao.templates import fill, load_template
-from sao.types import Judgment, Response, Verdict, make_id, seed_of
+from sao.types import Drop, Judgment, Response, Verdict, make_id, seed_of
 
 Oracle = Callable[[str, str], float | None]
 """(prompt, answer) → score from 0 to 1, None where the prompt is none that it knows."""
@@ -37,9 +37,14 @@ class Duel:
 
 
 def duels(groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int) -> Iterator[Duel]:
-    """Every pair of different answers of each (prompt id, prompt text, answers), in one order or both."""
+    """Every pair of different answers of each (prompt id, prompt text, answers), in one order or both.
+
+    Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that keeps what it has
+    read (vLLM's prefix cache) then reads it once.
+    """
     per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
+        found: list[Duel] = []
         for a, b in combinations(responses, 2):
             if a.text == b.text:
                 continue  # identical answers never pair; the pairs stage counts them
@@ -49,13 +54,21 @@ def duels(groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: s
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
                 x, y = (b, a) if (order == 1) != swap else (a, b)
-                yield Duel(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y)
+                found.append(Duel(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y))
+        yield from sorted(found, key=lambda duel: duel.first.index)
 
 
 def judge(
-    pairs: Iterable[Duel], engine: Engine | None, config: JudgingConfig, done: set[str], oracle: Oracle | None = None
-) -> Iterator[Judgment]:
-    """A judgment for each duel that is not `done`, in order of finishing. `engine` may be None for random and oracle."""
+    pairs: Iterable[Duel],
+    engine: Engine | None,
+    config: JudgingConfig,
+    done: Container[str],
+    oracle: Oracle | None = None,
+) -> Iterator[Judgment | Drop]:
+    """A judgment, or a Drop where the engine failed, for each duel that is not `done`, in order of finishing.
+
+    `engine` may be None for random and oracle. An engine without log-probabilities gives text verdicts instead.
+    """
     todo = (duel for duel in pairs if duel.id not in done)
     match config.method:
         case "random":
@@ -63,15 +76,15 @@ def judge(
         case "oracle":
             assert oracle is not None, "the oracle belongs to the proving ground"
             yield from (_judgment(d, "oracle", _oracle_verdict(d, oracle)) for d in todo)
-        case "logprob":
+        case "logprob" | "text":
             assert engine is not None
-            yield from _by_logprob(todo, engine, config)
-        case "text":
-            assert engine is not None
-            yield from _by_text(todo, engine, config)
+            if config.method == "logprob" and engine.has_logprobs:
+                yield from _by_logprob(todo, engine, config)
+            else:
+                yield from _by_text(todo, engine, config)
 
 
-def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) -> Iterator[Judgment]:
+def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
     waiting: dict[str, Duel] = {}
 
@@ -82,6 +95,9 @@ def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) ->
 
     for choices in engine.choice_logprobs(requests()):
         duel = waiting.pop(choices.id)
+        if isinstance(choices, Failure):
+            yield _failed(duel, choices)
+            continue
         verdict, p_first, mass = read_logprobs(choices.logprobs[0], choices.logprobs[1], config.min_mass)
         yield _judgment(duel, engine.name, verdict, p_first, mass)
 
@@ -101,9 +117,12 @@ def read_logprobs(first: float, second: float, min_mass: float) -> tuple[Verdict
     return "tie" if first == second else "first" if first > second else "second", p_first, mass
 
 
-def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) -> Iterator[Judgment]:
+def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
-    sampling = Sampling(config.max_tokens, config.temperature)
+    first, second = config.choices
+    # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings where that can be.
+    one_of = (f"{first} > {second}", f"{second} > {first}") if config.method == "logprob" else ()
+    sampling = Sampling(config.max_tokens, config.temperature, one_of=one_of)
     waiting: dict[str, Duel] = {}
 
     def requests() -> Iterator[Request]:
@@ -113,8 +132,15 @@ def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig) -> It
 
     for completion in engine.generate(requests()):
         duel = waiting.pop(completion.id)
+        if isinstance(completion, Failure):
+            yield _failed(duel, completion)
+            continue
         verdict = None if completion.finish_reason == "length" else read_ranking(completion.text, config.choices)
         yield _judgment(duel, engine.name, verdict, text=completion.text)
+
+
+def _failed(duel: Duel, failure: Failure) -> Drop:
+    return Drop(row=duel.row, stage="judgments", record_id=duel.id, reason=failure.reason)
 
 
 def read_ranking(text: str, choices: tuple[str, str]) -> Verdict | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sao.config import Config
 from sao.errors import StoreError
-from sao.store import write_atomic
+from sao.store import dumps, read_jsonl, store_error, write_atomic
 
 PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
@@ -76,6 +76,22 @@ def open_manifest(
         changes = [line for line in changes if line.startswith("config.")]
     write_atomic(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
     return [line.removeprefix("config.") for line in changes]
+
+
+def append_usage(root: Path, line: dict[str, Any]) -> None:
+    """Add to root/usage.jsonl what a server was asked: one line for each stage, call and thousand records."""
+    path = root / "usage.jsonl"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(dumps(line) + "\n")
+    except OSError as error:
+        raise store_error(error, path) from error
+
+
+def read_usage(root: Path) -> list[dict[str, Any]]:
+    """The lines of root/usage.jsonl; none where no server was asked."""
+    path = root / "usage.jsonl"
+    return list(read_jsonl(path)) if path.is_file() else []
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:

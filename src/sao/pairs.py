@@ -17,9 +17,14 @@ from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
 
 def build_pairs(
-    groups: Iterable[tuple[Prompt, list[Response], list[Judgment]]], config: PairsConfig, key: str, n: int
+    groups: Iterable[tuple[Prompt, list[Response], list[Judgment]]],
+    config: PairsConfig,
+    key: str,
+    n: int,
+    orders: int = 1,
 ) -> Iterator[PreferencePair | Drop]:
-    """One pair or Drop for every two answers to a prompt; `groups` holds each prompt with its answers and judgments."""
+    """One pair or Drop for every two answers to a prompt; `groups` holds each prompt with its answers and judgments, of which
+    there are `orders` for every two where none was lost."""
     for prompt, responses, judgments in groups:
         by_pair: dict[frozenset[str], list[Judgment]] = {}
         for judgment in judgments:
@@ -34,7 +39,11 @@ def build_pairs(
                 yield Drop(row=row, stage="pairs", record_id=pair_id, reason="identical answers")
             else:
                 a, b = by_index[i], by_index[j]
-                yield decide(a, b, by_pair.get(frozenset((a.id, b.id)), []), config, pair_id, row)
+                judged = by_pair.get(frozenset((a.id, b.id)), [])
+                if config.keep == "confident" and 0 < len(judged) < orders:
+                    yield Drop(row=row, stage="pairs", record_id=pair_id, reason="a verdict was dropped")
+                else:
+                    yield decide(a, b, judged, config, pair_id, row)
 
 
 def decide(

@@ -7,6 +7,7 @@ ones, and everything before is reused.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,8 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ import yaml
 
 from sao import judging, manifest, pairs, personas, prompts, responses
 from sao.card import model_card
-from sao.config import Config
-from sao.engines import Engine, open_engine
+from sao.config import Config, EngineConfig
+from sao.engines import Engine, Usage, open_engine
 from sao.errors import ConfigError, DropError, Terminated, TrainingError
 from sao.evaluation import compare
 from sao.folder import RunFolder
@@ -41,7 +42,7 @@ OWN_DATA = ("respond", "judge", "pairs")
 Progress = Callable[[str, int, int], None]
 """(stage, items done, items in all), called for every item."""
 Notify = Callable[[str], None]
-DROPS_CHECKED_FROM = 500
+DROPS_CHECKED_FROM, BOOKED_EVERY = 500, 1000
 
 
 def run(
@@ -66,7 +67,7 @@ def run(
         names = [name for name in names if name not in OWN_DATA and (name != "prompts" or until == "eval")]
     job = Run(config, Path(out), engine, progress=progress, notify=notify)
     try:
-        job.open()
+        job.open("train" in names)
         if is_worker():
             job.train_together(until)
         else:
@@ -88,11 +89,13 @@ class Run(RunFolder):
     progress: Progress = lambda stage, done, total: None
     notify: Notify = lambda line: None
     worked: bool = field(default=False, init=False)
+    _opened: tuple[EngineConfig, str, str | None] | None = field(default=None, init=False)
     _engine: Engine | None = field(default=None, init=False)
+    _booked: Usage = field(default_factory=Usage, init=False)
 
-    def open(self) -> None:
-        """Check model, templates and folder before any work starts."""
-        self.check()
+    def open(self, trains: bool = True) -> None:
+        """Check model, templates and folder before any work starts; `trains`: whether the weights will be needed here."""
+        self.check(trains)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # the first process writes
         source = self.personas_stage.settings["source"]
@@ -102,44 +105,70 @@ class Run(RunFolder):
         for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licences):
             self.notify(f"changed since the last run here: {line}")
 
-    def check(self) -> None:
+    def check(self, trains: bool = True) -> None:
         """Raise ConfigError for what would only show itself hours later."""
         for name, fields in self.templates.items():
             load_template(name, fields)
         if self.config.judging.method == "oracle" and self.oracle is None:
             raise ConfigError("judging.method oracle exists in the proving ground only (personas.source builtin:world)")
-        if self.config.judging.method in ("logprob", "text") and self.given_engine is None:
-            self._engine_check()
+        if self.given_engine is None:
+            self._engine_check(trains)
         if self.config.pairs.source is not None and not self.model_dir.is_dir():
             deque(itertools.islice(self.to_train_on(), 200), maxlen=0)  # raises where the set is none
 
-    def _engine_check(self) -> None:
-        if self.config.engine.name == "scripted":
-            return
+    def _engine_check(self, trains: bool) -> None:
+        """Raise ModelError where weights that will be needed are not to be had."""
         from sao.chat import find_model
 
-        find_model(self.config.model, self.config.revision)
+        config, judge = self.config, self.config.judging.engine
+        if config.engine.name in ("transformers", "vllm") or (trains and config.engine.name == "openai"):
+            find_model(config.model, config.revision)
+        if judge is not None and judge.name in ("transformers", "vllm"):
+            find_model(*self.judge_model)
 
     @property
     def engine(self) -> Engine:
-        """The engine with the untrained model, loaded when first needed."""
-        if self.given_engine is not None:
+        """The engine with the untrained model."""
+        return self._use(self.config.engine, self.config.model, self.config.revision)
+
+    @property
+    def judge_engine(self) -> Engine:
+        """The engine that judges."""
+        return self._use(self.config.judging.engine or self.config.engine, *self.judge_model)
+
+    def _use(self, config: EngineConfig, model: str, revision: str | None = None) -> Engine:
+        """The engine asked for, opened when first needed; one is open at a time, so that each has all the memory."""
+        if self.given_engine is not None and model != str(self.model_dir):
             return self.given_engine
-        if self._engine is None:
-            self.notify(f"loading {self.config.model}")
-            self._engine = open_engine(self.config, self.config.model, self.config.revision)
+        if self._engine is None or self._opened != (config, model, revision):
+            self.close()
+            self.notify(f"asking {config.openai.base_url}" if config.name == "openai" else f"loading {model}")
+            self._engine, self._opened = open_engine(config, model, revision, self.notify), (config, model, revision)
         return self._engine
 
     def close(self) -> None:
         """Give back the engine's memory."""
         if self._engine is not None:
             self._engine.close()
-            self._engine = None
+            self._engine, self._booked = None, Usage()
+
+    def _book(self, stage: str) -> None:
+        """Note in usage.jsonl what the engine was asked since the last note."""
+        usage = self._engine.usage if self._engine is not None else None
+        if usage is None or self._opened is None or usage == self._booked:
+            return
+        spent = {
+            name: now - before for (name, now), before in zip(asdict(usage).items(), asdict(self._booked).values())
+        }
+        price = self._opened[0].openai
+        cost = (spent["prompt_tokens"] * price.price_prompt + spent["completion_tokens"] * price.price_completion) / 1e6
+        manifest.append_usage(self.root, {"stage": stage, "model": self._opened[1], **spent, "cost": cost})
+        self._booked = replace(usage)
 
     # The work of each stage.
 
     def _fill(
-        self, stage: Stage, kind: type[Record], total: int, make: Callable[[str, set[str]], Iterable[Record | Drop]],
+        self, stage: Stage, kind: type[Record], total: int, make: Callable[[str, Container[str]], Iterable[Record | Drop]],
         limit_drops: bool = True,
     ) -> None:  # fmt: skip
         """Run a stage to its end: write what `make(key, done)` yields, watch the drops, seal."""
@@ -153,7 +182,9 @@ class Run(RunFolder):
         reasons: dict[str, int] = {}
         before = len(stage.done)
         self.progress(stage.name, before, total)
-        with stage.writer() as out:
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(stage.writer())
+            stack.callback(self._book, stage.name)
             for record in make(stage.fingerprint, stage.done):
                 out.write(record)
                 done += 1
@@ -161,6 +192,8 @@ class Run(RunFolder):
                     dropped += 1
                     reasons[record.reason] = reasons.get(record.reason, 0) + 1
                 self.progress(stage.name, before + done, total)
+                if done % BOOKED_EVERY == 0:
+                    self._book(stage.name)
                 if limit_drops and done >= DROPS_CHECKED_FROM:
                     self._check_drops(stage, dropped, done, reasons)
         stage.seal(kind)
@@ -216,24 +249,24 @@ class Run(RunFolder):
         orders = 2 if c.orders == "both" else 1
         needs_engine = c.method in ("logprob", "text")
 
-        def make(key: str, done: set[str]) -> Iterator[Judgment]:
+        def make(key: str, done: Container[str]) -> Iterator[Judgment | Drop]:
             groups = ((prompt.id, prompt.text, answers) for prompt, answers in self.answered())
             duels = judging.duels(groups, orders, key, n)
-            return judging.judge(duels, self.engine if needs_engine else None, c, done, self.oracle)
+            return judging.judge(duels, self.judge_engine if needs_engine else None, c, done, self.oracle)
 
         total = self.config.personas.n * n * (n - 1) // 2 * orders
         self._fill(self.judgments_stage, Judgment, total, make)
 
     def pairs(self) -> None:
         """The verdicts that are learnt from."""
-        n = self.config.responses.n
+        n, orders = self.config.responses.n, 2 if self.config.judging.orders == "both" else 1
         self._fill(
             self.pairs_stage,
             PreferencePair,
             self.config.personas.n * n * (n - 1) // 2,
             lambda key, done: (
                 pair
-                for pair in pairs.build_pairs(self.judged(), self.config.pairs, key, n)
+                for pair in pairs.build_pairs(self.judged(), self.config.pairs, key, n, orders)
                 if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done
             ),
             limit_drops=False,
@@ -296,24 +329,22 @@ class Run(RunFolder):
             return
         total = self.config.personas.held_out
 
-        def answers(engine: Engine) -> Callable[[str, set[str]], Iterable[Record | Drop]]:
-            return lambda key, done: responses.answer_prompts(self.asked(True), engine, self.one_answer, key, done)
+        for stage, model, revision in (
+            (self.base_answers_stage, self.config.model, self.config.revision),
+            (self.tuned_answers_stage, str(self.model_dir), None),
+        ):
 
-        if not self.base_answers_stage.open().finished:
-            self._fill(self.base_answers_stage, Response, total, answers(self.engine))
-        self._check_drops(self.base_answers_stage)
-        if not self.tuned_answers_stage.open().finished:
-            self.close()
-            tuned = open_engine(self.config, str(self.model_dir))
-            try:
-                self._fill(self.tuned_answers_stage, Response, total, answers(tuned))
-            finally:
-                tuned.close()
-        self._check_drops(self.tuned_answers_stage)
+            def answers(
+                key: str, done: Container[str], model: str = model, revision: str | None = revision
+            ) -> Iterator[Any]:
+                engine = self._use(self.eval_engine, model, revision)
+                return responses.answer_prompts(self.asked(True), engine, self.one_answer, key, done)
+
+            self._fill(stage, Response, total, answers)
         if not self.comparisons_stage.open().finished:
             self._fill(self.comparisons_stage, Comparison, 2 * total, self._compare)
 
-    def _compare(self, key: str, done: set[str]) -> Iterator[Comparison]:
+    def _compare(self, key: str, done: Container[str]) -> Iterator[Comparison | Drop]:
         bases = {base.id for _, base, _ in self.held_out()}
 
         def duels() -> Iterator[judging.Duel]:
@@ -322,7 +353,10 @@ class Run(RunFolder):
                 group = [(prompt.id, prompt.text, answers)]
                 yield from judging.duels(group, 2, key, 2)
 
-        for verdict in judging.judge(duels(), self.engine, self.eval_judging, done, self.oracle):
+        for verdict in judging.judge(duels(), self.judge_engine, self.eval_judging, done, self.oracle):
+            if isinstance(verdict, Drop):
+                yield replace(verdict, stage="comparisons")
+                continue
             yield compare.comparison_of(verdict, verdict.first_id if verdict.first_id in bases else verdict.second_id)
 
 

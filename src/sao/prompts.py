@@ -6,16 +6,16 @@ off at the token limit are dropped, each with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from sao.config import PromptsConfig
-from sao.engines import Completion, Engine, Message, Request, Sample, Sampling
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling
 from sao.templates import fill, load_template
 from sao.types import Drop, Persona, Prompt, make_id, seed_of
 
 
 def write_prompts(
-    personas: Iterable[Persona], engine: Engine, config: PromptsConfig, key: str, done: set[str]
+    personas: Iterable[Persona], engine: Engine, config: PromptsConfig, key: str, done: Container[str]
 ) -> Iterator[Prompt | Drop]:
     """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive from `key`."""
     with_persona = load_template(config.template, ("persona",))
@@ -34,6 +34,9 @@ def write_prompts(
 
     for completion in engine.generate(requests()):
         persona = waiting.pop(completion.id)
+        if isinstance(completion, Failure):
+            yield Drop(row=persona.row, stage="prompts", record_id=completion.id, reason=completion.reason)
+            continue
         text, reason = read_prompt(completion, config.marker)
         if reason:
             yield Drop(row=persona.row, stage="prompts", record_id=completion.id, reason=reason)

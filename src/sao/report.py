@@ -6,6 +6,7 @@ from typing import Any
 
 from sao.evaluation import compare
 from sao.folder import RunFolder
+from sao.manifest import read_usage
 from sao.types import Comparison
 
 
@@ -26,6 +27,8 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
         found["kept"] = compare.kept_summary(((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle)
     if until == 6 and run.config.personas.held_out:
         found |= _outcome(run)
+    if usage := read_usage(run.root):
+        found["usage"] = {key: sum(line[key] for line in usage) for key in usage[0] if key not in ("stage", "model")}
     places = {
         "run": run.root,
         "pairs": run.pairs_stage.path / "records.jsonl",
@@ -36,6 +39,12 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
     return found
 
 
+def _judge(run: RunFolder) -> str:
+    if run.config.judging.engine is None:
+        return "the untrained model itself"
+    return f"{run.judge_model[0]}, whose verdicts it was trained on"
+
+
 def _outcome(run: RunFolder) -> dict[str, Any]:
     rows = [(prompt.text, base.text, tuned.text) for prompt, base, tuned in run.held_out()]
     resamples, seed = run.config.eval.bootstrap, run.config.seed
@@ -43,7 +52,7 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     wins = compare.win_summary(run.comparisons_stage.records(Comparison), same, resamples, seed)
     words = list(compare.lengths(rows))
     wins |= {
-        "label": "CIRCULAR: judged by the untrained model itself",
+        "label": f"CIRCULAR: judged by {_judge(run)}",
         "words_base": sum(a for a, _ in words) / max(1, len(words)),
         "words_tuned": sum(b for _, b in words) / max(1, len(words)),
     }

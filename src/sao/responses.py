@@ -5,10 +5,10 @@ All answers to a prompt come from one prefill. A truncated or empty answer is dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from sao.config import ResponsesConfig
-from sao.engines import Completion, Engine, Message, Request, Sample, Sampling
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling
 from sao.types import Drop, Prompt, Response, make_id, seed_of
 
 
@@ -19,7 +19,7 @@ def chat(prompt: str, config: ResponsesConfig) -> tuple[Message, ...]:
 
 
 def answer_prompts(
-    prompts: Iterable[Prompt], engine: Engine, config: ResponsesConfig, key: str, done: set[str]
+    prompts: Iterable[Prompt], engine: Engine, config: ResponsesConfig, key: str, done: Container[str]
 ) -> Iterator[Response | Drop]:
     """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`."""
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
@@ -38,9 +38,11 @@ def answer_prompts(
         yield read_response(completion, prompt, index, config.n)
 
 
-def read_response(completion: Completion, prompt: Prompt, index: int, n: int) -> Response | Drop:
+def read_response(completion: Completion | Failure, prompt: Prompt, index: int, n: int) -> Response | Drop:
     """A completion as a record."""
     row = prompt.row * n + index
+    if isinstance(completion, Failure):
+        return Drop(row=row, stage="responses", record_id=completion.id, reason=completion.reason)
     if completion.finish_reason == "length" or not completion.text.strip():
         reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
         return Drop(row=row, stage="responses", record_id=completion.id, reason=reason)

@@ -7,14 +7,14 @@ depends on its request (messages, sampling settings, its own seed) and on nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sao.types import FinishReason
 
 if TYPE_CHECKING:
-    from sao.config import Config
+    from sao.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,13 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How to sample: `temperature` 0 is greedy; `top_p` is the nucleus; at most `max_tokens` new tokens; a sample also
-    ends before the first of the `stop` strings."""
+    ends before the first of the `stop` strings. `one_of` is a wish: where it can, the engine writes one of these texts."""
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
+    one_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,46 @@ class Choices:
     logprobs: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A sample or a choice that the engine could not get, and why; the other requests went on."""
+
+    id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an engine was asked so far, where it counts that: HTTP requests, those of them that failed and were sent again, and
+    the tokens that the server reports."""
+
+    requests: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def cut_at(text: str, stops: tuple[str, ...]) -> int | None:
+    """Where the first of the stop strings begins in `text`, None where there is none."""
+    return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
+
+
 class Engine(Protocol):
-    """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not paths)."""
+    """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not paths).
+
+    `has_logprobs` says whether `choice_logprobs` can be asked; `usage` is None where nothing is counted.
+    """
 
     name: str
     identity: str
+    has_logprobs: bool
+    usage: Usage | None
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
         """Completions in order of finishing, one for each sample of each request."""
         ...
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices | Failure]:
         """One forward pass for each request, in any order."""
         ...
 
@@ -99,13 +129,24 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(config: Config, model: str, revision: str | None = None) -> Engine:
-    """The engine that `config.engine` names, with `model` (a hub id or a folder) loaded."""
-    match config.engine.name:
+def open_engine(
+    config: EngineConfig, model: str, revision: str | None = None, notify: Callable[[str], None] = lambda line: None
+) -> Engine:
+    """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded. `notify` gets what its
+    user should know while it works."""
+    match config.name:
         case "transformers":
             from sao.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, config.engine, revision)
+            return TransformersEngine(model, config, revision)
+        case "vllm":
+            from sao.engines.vllm import VllmEngine
+
+            return VllmEngine(model, config, revision)
+        case "openai":
+            from sao.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(model, config, revision, notify)
         case "scripted":
             from sao.engines.scripted import ScriptedEngine
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sao.engines import ChoiceRequest, Choices, Completion, Message, Request, Sampling
+from sao.engines import ChoiceRequest, Choices, Completion, Message, Request, Sampling, Usage, cut_at
 
 
 def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
@@ -41,6 +41,8 @@ class ScriptedEngine:
     choose: Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]] = default_choice
     delay: float = 0.0
     name: str = "scripted"
+    has_logprobs: bool = True
+    usage: Usage | None = None
     calls: int = field(default=0, init=False)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -49,8 +51,7 @@ class ScriptedEngine:
             for sample in request.samples:
                 self._wait()
                 text = self.reply(request.messages, sample.seed, request.sampling)
-                cut = min((text.find(stop) for stop in request.sampling.stop if stop in text), default=len(text))
-                yield Completion(sample.id, text[:cut], None, "stop")
+                yield Completion(sample.id, text[: cut_at(text, request.sampling.stop)], None, "stop")
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """See `sao.engines.Engine.choice_logprobs`."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from sao.chat import ChatTokenizer, load_model, weights_identity
 from sao.config import EngineConfig
-from sao.engines import ChoiceRequest, Choices, Completion, Request
+from sao.engines import ChoiceRequest, Choices, Completion, Request, Usage, cut_at
 from sao.engines.lanes import Lane, Network, Sequence
 from sao.errors import EngineError
 
@@ -158,6 +158,8 @@ class TransformersEngine:
     """See the module's docstring and `sao.engines.Engine`."""
 
     name = "transformers"
+    has_logprobs = True
+    usage: Usage | None = None
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
         """Load `model` (a hub id or a folder). Raises ModelError where it is no chat model that this engine can run."""
@@ -246,7 +248,7 @@ class TransformersEngine:
         tokens = sequence.tokens
         ended = bool(self.network.ends[tokens[-1]])
         text = self.chat.decode(tokens[:-1] if ended else tokens)
-        cut = min((text.find(stop) for stop in sequence.sampling.stop if stop in text), default=None)
+        cut = cut_at(text, sequence.sampling.stop)
         return Completion(
             sequence.sample.id, text[:cut], tuple(tokens), "stop" if ended or cut is not None else "length"
         )

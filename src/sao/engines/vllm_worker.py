@@ -1,0 +1,128 @@
+"""The child process of `sao.engines.vllm`: vLLM's engine between two ends of a pipe.
+
+In: the engine's arguments, then (round, [(number, Question)]) at any time, or (round, None) to drop a round. Out: the context in
+tokens when the model is loaded, then (round, [(number, Answer)]) as requests end; a string is an error and the last message.
+Requests are added while others run: there is no barrier between batches. The process ends when the pipe closes.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Token ids of a prompt, the keyword arguments of vLLM's SamplingParams, and the tokens whose log-probability is wanted."""
+
+    ids: list[int]
+    params: dict[str, Any]
+    wanted: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The tokens sampled, whether they ended by themselves (not by length), and the log-probabilities (nats) that were wanted."""
+
+    token_ids: list[int]
+    stopped: bool
+    logprobs: list[float]
+
+
+def main(descriptor: int) -> None:
+    """Serve the pipe of this number."""
+    pipe = Connection(descriptor)
+    try:
+        arguments = pipe.recv()
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        loaded = threading.Event()
+        threading.Thread(target=_read, args=(pipe, inbox, loaded), daemon=True).start()
+        engine, lora = load(arguments)
+        loaded.set()
+        pipe.send(engine.model_config.max_model_len)
+        serve(engine, lora, pipe, inbox)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the other side is gone
+    except BaseException as error:  # whatever it is, the other side must hear of it
+        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[-1500:]}")
+        raise
+
+
+def _read(pipe: Connection, inbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
+    """Take messages off the pipe, so that the sender never waits for a step to end; None when it is closed."""
+    try:
+        while True:
+            inbox.put(pipe.recv())
+    except (EOFError, OSError):
+        if not loaded.is_set():
+            os._exit(1)  # nobody waits for the model any more
+        inbox.put(None)
+
+
+def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """The LLMEngine of vLLM, and its LoRARequest where an adapter is given."""
+    lora = arguments.pop("lora")
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        # In one process and without compiled graphs it starts in seconds instead of half a minute.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        arguments["enforce_eager"] = True
+        arguments["dtype"] = arguments["dtype"] or "float32"
+    arguments["dtype"] = arguments["dtype"] or "auto"
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    if lora is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora)}
+    engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+    return engine, None if lora is None else LoRARequest("adapter", 1, lora)
+
+
+def _rank(folder: str) -> int:
+    """The least of the ranks that vLLM takes which holds the adapter's."""
+    import json
+    from pathlib import Path
+
+    rank = int(json.loads((Path(folder) / "adapter_config.json").read_text("utf-8"))["r"])
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
+
+
+def serve(engine: Any, lora: Any, pipe: Connection, inbox: queue.SimpleQueue[Any]) -> None:
+    """Add what comes, step, send what ended; until the pipe closes."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    running: dict[str, tuple[int, int, list[int]]] = {}
+    while True:
+        while not inbox.empty() or not running:
+            message = inbox.get()
+            if message is None:
+                return
+            in_round, questions = message
+            if questions is None:
+                engine.abort_request(list(running))
+                running.clear()
+                continue
+            for number, question in questions:
+                name = f"{in_round}-{number}"
+                running[name] = (in_round, number, question.wanted)
+                params = SamplingParams(**question.params, output_kind=RequestOutputKind.FINAL_ONLY)
+                engine.add_request(name, {"prompt_token_ids": question.ids}, params, lora_request=lora)
+        ended: list[tuple[int, Answer]] = []
+        for output in engine.step():
+            if output.finished and output.request_id in running:
+                in_round, number, wanted = running.pop(output.request_id)
+                ended.append((number, _answer(output.outputs[0], wanted)))
+        if ended:
+            pipe.send((in_round, ended))
+
+
+def _answer(output: Any, wanted: list[int]) -> Answer:
+    found = output.logprobs[0] if wanted else {}
+    return Answer(list(output.token_ids), output.finish_reason == "stop", [float(found[id_].logprob) for id_ in wanted])

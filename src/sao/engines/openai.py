@@ -176,9 +176,11 @@ class OpenAIEngine:
         body = self._body(request.messages, request.sampling, samples[0].seed, **more)
 
         def read(answer: Body) -> list[Completion | Failure]:
-            by_index = {int(choice.get("index", 0)): choice for choice in reversed(answer["choices"])}
-            if not by_index:
+            choices = answer["choices"]
+            if not choices:
                 raise BadAnswerError("an answer without choices")
+            single = len(samples) == 1
+            by_index = {0 if single else int(choice["index"]): choice for choice in reversed(choices)}
             found: list[Any] = []
             for index, sample in enumerate(samples):
                 choice = by_index.get(index)
@@ -243,8 +245,10 @@ class OpenAIEngine:
             return Choices(request.id, values)
 
         # At temperature 1 the log-probabilities are the model's own, whether or not a server scales them.
+        body = self._body(request.messages, Sampling(1), 0, **more)
+        del body["seed"]  # which token is drawn plays no part
         return Call(
-            self._body(request.messages, Sampling(1), 0, **more),
+            body,
             _estimate(request.messages) + 1,
             read,
             lambda error: (
@@ -364,9 +368,7 @@ class OpenAIEngine:
 
     def _texts(self, bodies: list[Body]) -> list[str | None]:
         """The text that each gives, None where the server refuses."""
-        return [
-            next(self._ask([body], lambda answer: str(answer["choices"][0]["message"]["content"]))) for body in bodies
-        ]
+        return list(self._ask(bodies, _first_text))
 
     def _shows(self, body: Body, test: Callable[[Body], bool]) -> bool:
         """Whether an answer passes the test; tried some times, since a server may fail for the moment."""
@@ -375,7 +377,7 @@ class OpenAIEngine:
             _first_text(answer)  # raises where this answer says nothing about what the server can do
             try:
                 return test(answer)
-            except (KeyError, IndexError, TypeError, AttributeError, ValueError, BadAnswerError):
+            except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, BadAnswerError):
                 return False
 
         return any(self._ask([body] * TRIES, passes))
@@ -399,10 +401,14 @@ class _Missing:
 
 
 def _first_text(answer: Body) -> str:
-    """The text of a whole answer. Raises BadAnswerError where it is none."""
+    """The text of a whole answer, or what a thinking model thought in its place. Raises BadAnswerError where it is none."""
     choice = answer["choices"][0]
-    text = choice["message"].get("content")
-    if choice.get("finish_reason") is None or not isinstance(text, str):
+    message = choice["message"]
+    said = [message.get(key) for key in ("content", "reasoning_content", "reasoning")]
+    text = next(
+        (part for part in said if isinstance(part, str)), "" if choice.get("finish_reason") == "length" else None
+    )
+    if choice.get("finish_reason") is None or text is None:
         raise BadAnswerError("an answer without text or end")
     return text
 
@@ -452,13 +458,13 @@ def _by_text(tops: list[tuple[str, float]], choices: tuple[str, ...]) -> tuple[f
 
 
 def _first_of(tops: list[tuple[str, float]], choice: str, others: list[str]) -> float | None:
-    """The log-probability of the longest token that begins `choice` and no other; spaces before it count only where need be."""
-    for strip in (str, str.lstrip):
-        fitting = [
-            (len(text), value)
-            for token, value in tops
-            if (text := strip(token)) and choice.startswith(text) and not any(o.startswith(text) for o in others)
-        ]
-        if fitting:
-            return max(fitting)[1]
-    return None
+    """The log-probability of the longest token that begins `choice` and no other, with spaces before it or without: whichever
+    the model would rather write."""
+    fitting = [
+        (len(text), value)
+        for token, value in tops
+        if (text := token.lstrip())
+        and choice.lstrip().startswith(text)
+        and not any(other.lstrip().startswith(text) for other in others)
+    ]
+    return max(fitting)[1] if fitting else None

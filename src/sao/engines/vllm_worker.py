@@ -66,6 +66,7 @@ def _read(pipe: Connection, inbox: queue.SimpleQueue[Any], loaded: threading.Eve
 def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
     """The LLMEngine of vLLM, and its LoRARequest where an adapter is given."""
     lora = arguments.pop("lora")
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
@@ -73,9 +74,12 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         arguments["enforce_eager"] = True
+        # vLLM 0.32 stops with "CPU Generator does not use offset" where the prompt of a request with a seed is split.
+        arguments.setdefault("enable_chunked_prefill", False)
+        length = EngineArgs(**arguments | {"dtype": "float32"}).create_model_config().max_model_len
+        arguments.setdefault("max_num_batched_tokens", max(4096, length))
         arguments["dtype"] = arguments["dtype"] or "float32"
     arguments["dtype"] = arguments["dtype"] or "auto"
-    from vllm.engine.arg_utils import EngineArgs
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 

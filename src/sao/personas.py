@@ -47,7 +47,7 @@ def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
     wanted, row, seen = config.n + config.held_out, 0, set()
     for text in _texts(config, seed):
         text = " ".join(text.split())
-        key = f"{row}" if config.source == "none" else text.casefold()
+        key = int(make_id(row if config.source == "none" else text.casefold()), 16)  # smaller than the text
         if key in seen or (not text and config.source != "none"):
             continue
         seen.add(key)

@@ -116,8 +116,8 @@ def main() -> None:
         "| loss | β | learning rate | gain on the tuning seeds of every setting tried (β, rate: gain) |\n|---|---|---|---|"
     )
     for loss, (beta, lr, tried) in chosen.items():
-        every = "; ".join(f"{t['beta']:g}, {t['lr']:.0e}: {t['gain']:+.3f}" for t in tried)
-        print(f"| {loss} | {beta:g} | {lr:.0e} | {every} |", flush=True)
+        every = "; ".join(f"{t['beta']:g}, {t['lr']:.2g}: {t['gain']:+.3f}" for t in tried)
+        print(f"| {loss} | {beta:g} | {lr:.2g} | {every} |", flush=True)
     found: dict[str, list[dict[str, Any]]] = {loss: [] for loss in args.losses}
     for seed in args.seeds:
         for loss, (beta, lr, _) in chosen.items():

@@ -216,3 +216,17 @@ def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
             run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
     summary = run(config(max_drop_share=1.0), tmp_path, until="prompts", engine=ScriptedEngine())
     assert summary["funnel"][0]["dropped"] == 70
+
+
+@pytest.mark.parametrize(
+    ("key", "package"),
+    [({"report_to": ["wandb"]}, "wandb"), ({"method": "lora"}, "peft"), ({"optimizer": "adamw_8bit"}, "bitsandbytes")],
+)
+def test_a_package_that_training_will_need_is_missed_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: dict[str, Any], package: str
+) -> None:
+    monkeypatch.setattr("sao.manifest.find_spec", lambda name: None if name == package else object())
+    with pytest.raises(ConfigError, match=f"needs the package {package}: pip install"):
+        run(config(train=key), tmp_path, engine=ScriptedEngine())
+    assert not list(tmp_path.iterdir())
+    run(config(train=key), tmp_path, until="pairs", engine=ScriptedEngine())  # nothing is trained there

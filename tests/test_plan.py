@@ -1,6 +1,7 @@
 """The plan's arithmetic against hand-worked values, published counts and what autograd really keeps; the recipes in it."""
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from sao.plan import (
     stages,
     training_memory,
     training_seconds,
+    vllm_seconds,
     writing_seconds,
 )
 from sao.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
-from sao.training.batches import TokenPair, pack, pad
+from sao.training.batches import EpochOrder, MicroBatches, TokenPair, pack, pad
 from sao.training.policy import as_policy
 
 PUBLISHED = {
@@ -54,6 +56,7 @@ PLANNED_FOR = {
     "1b-3b-12gb": "RTX-3060",
     "multi-gpu-zero3": "A100-80",
     "multi-gpu-fsdp2": "A100-80",
+    "external-judge": "H100-80",
 }
 # Linear maps of a layer: q 6·4, k and v 6·2 each, o 4·6, MLP 3·6·10: 252. Norms 2·6. Head 20·6.
 TOY = Shape(vocabulary=20, hidden=6, inner=10, layers=3, heads=2, kv_heads=1, head_dim=2, tied=False)
@@ -174,7 +177,7 @@ def test_memory_of_a_split_model_by_hand() -> None:
 def test_generation_memory_by_hand() -> None:
     """Lanes up to 128 positions hold 256 in all; 2 bytes · (keys + values) · 2 units · 3 layers for each."""
     config = load_recipe("default", {"engine.slots": "5", "responses.max_tokens": "100"})
-    found = generation_memory(TOY, config, Lengths(prompt=20))
+    found = generation_memory(TOY, config, Lengths(prompt=20), CARD)
     assert (found.weights, found.cache) == (2 * 1038, 5 * 256 * 24)
 
 
@@ -307,6 +310,44 @@ def test_writing_by_hand() -> None:
     assert writing_seconds(TOY, 8, 800, 100, CARD) == pytest.approx(100 * 3 * 0.0007)
 
 
+def test_writing_with_vllm_by_hand() -> None:
+    """0.9 of 20 GiB holds CUDA's 1.5, 5 % of gaps, 2 bytes of each weight and the rest for pages of 300 positions."""
+    shape, card = read_shape("Qwen/Qwen3-8B"), GPU("card", 20.0, 1.0, 100.0)
+    config = load_recipe("default", {"engine.name": "vllm", "responses.max_tokens": "1000"})
+    room = (0.9 * 20 - 1.5) * GIB / 1.05 - 2 * 8_190_735_360
+    samples = room / (300 * shape.kv_bytes)
+    assert 1 < samples < 256
+    step = (2 * 8_190_735_360 + samples * 150 * shape.kv_bytes) / 100e9
+    assert vllm_seconds(shape, config, 800, 300, card) == pytest.approx(800 / samples * step)
+    # A small model is bound by the scheduler's 8 ms, at 256 samples.
+    assert vllm_seconds(TOY, config, 2560, 300, card) == pytest.approx(10 * 0.008)
+    memory = generation_memory(shape, config, Lengths(), card)
+    assert memory.total == pytest.approx(0.9 * 20 * GIB)
+    tight = generation_memory(shape, config, Lengths(), GPU("small", 17.0, 1.0, 100.0))
+    assert tight.cache == pytest.approx(1060 * shape.kv_bytes)  # one longest answer, which does not fit
+    assert tight.total > 17 * GIB
+    shared = load_recipe("default", {"engine.name": "vllm", "engine.vllm.tensor_parallel_size": "2"})
+    assert generation_memory(shape, shared, Lengths(), card).weights == 8_190_735_360
+
+
+def test_the_worst_micro_batch_is_that_of_real_batches() -> None:
+    """Log-normal lengths as in benchmarks/training.py; packed rows spread the long pairs, padded ones put them together."""
+    rng = random.Random(0)
+    lengths = [60 + sum(min(1024, int(rng.lognormvariate(5.52, 0.6))) for _ in range(2)) for _ in range(5000)]
+    mean = sum(lengths) / len(lengths)
+    worst = {}
+    for packed in (True, False):
+        dealt = MicroBatches(EpochOrder(lengths, 3, 128), 128, 8, 1, 0, packed)
+        groups = [[row for row in group if row >= 0] for group in dealt]
+        tokens = [[lengths[row] for row in rows] for rows in groups]
+        worst[packed] = max(sum(some) if packed else len(some) * max(some) for some in tokens) / mean
+    assumed = Lengths(prompt=60, response=int((mean - 60) / 2))
+    for packed, batches in ((True, "packed"), (False, "padded")):
+        train = TrainConfig(batches=batches)  # type: ignore[arg-type]
+        planned = assumed.worst(train, 8) / assumed.pair(train)
+        assert 0.95 * worst[packed] <= planned <= 1.6 * worst[packed]
+
+
 def test_tokens_by_stage_by_hand() -> None:
     config = load_recipe(
         "default",
@@ -405,10 +446,11 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str])
 
 
 def test_too_little_memory_is_said_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "7b-9b-80gb", "--gpu", "L4"]) == 0
-    out = capsys.readouterr().out
-    assert "training and generation DO NOT FIT" in out.splitlines()[0]
-    assert "--engine.slots" in out
+    for engine, advice in (("transformers", "--engine.slots"), ("vllm", "--engine.vllm.tensor_parallel_size")):
+        assert main(["plan", "7b-9b-80gb", "--gpu", "T4", "--engine.name", engine]) == 0
+        out = capsys.readouterr().out
+        assert "training and generation DO NOT FIT" in out.splitlines()[0]
+        assert advice in out
 
 
 def test_an_unknown_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -432,6 +474,7 @@ TINY = {
     "model": "builtin:world",
     "revision": "null",
     "max_drop_share": "1.0",
+    "engine.name": "transformers",
     "engine.slots": "32",
     "engine.threads": "1",
     "personas.source": "builtin:world",
@@ -456,9 +499,11 @@ TINY = {
 def test_every_recipe_runs_to_the_end(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     changes = dict(TINY)
-    if recipe.train.method == "qlora":  # needs CUDA
+    if recipe.train.method == "qlora":  # on a CPU bitsandbytes takes only layers whose width is a multiple of 64
         changes["train.method"] = "lora"
-    if recipe.train.optimizer == "adamw_8bit":  # likewise
+    if recipe.judging.engine is not None:
+        changes |= {"judging.engine.name": "transformers", "judging.engine.model": "builtin:world"}
+    if recipe.train.optimizer == "adamw_8bit":  # needs CUDA
         changes |= {"train.optimizer": "adamw", "train.weights": "float32"}
     summary = run(load_recipe(name, changes), tmp_path)
     counts = {row["stage"]: row["records"] for row in summary["funnel"]}

@@ -163,6 +163,23 @@ def test_lora_trains_only_the_adapter_and_merges_it(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(result.model_dir).chat_template
 
 
+def test_an_adapter_on_an_embedding_that_is_the_head_too_is_refused() -> None:
+    model = tiny_model()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    targets = LoraConfig(targets=["embed_tokens", "q_proj"])
+    with pytest.raises(TrainingError, match="embed_tokens shares its weights with the head"):
+        add_adapter(model, TrainConfig(method="lora", lora=targets), 0)
+    add_adapter(tiny_model(), TrainConfig(method="lora", lora=targets), 0)  # untied
+
+
+@pytest.mark.parametrize(("key", "value"), [("soft_labels", True), ("margin_weight", 0.5)])
+def test_a_number_that_pairs_lack_is_asked_for(tmp_path: Path, key: str, value: Any) -> None:
+    known = [dataclasses.replace(pair, p_chosen=0.8, margin=1.4) for pair in some_pairs(4)]
+    run(tmp_path / "known", pairs=known, **{key: value})
+    with pytest.raises(TrainingError, match=rf"train\.{key} needs .* and 4 of 8 have none"):
+        run(tmp_path / "half", pairs=[*known, *some_pairs(8)[4:]], **{key: value})
+
+
 @pytest.mark.parametrize("loss", ["simpo", "dpo"])
 def test_lora_resume_is_exact(tmp_path: Path, loss: str) -> None:
     settings = {"method": "lora", "lr": 1e-2, "loss": loss, "lora": LoraConfig(r=4, dropout=0.1)}

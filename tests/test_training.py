@@ -32,8 +32,9 @@ from transformers import (
 
 from sao.chat import ChatTokenizer
 from sao.config import TrainConfig
-from sao.errors import ModelError, StoreError, TrainingError
+from sao.errors import ModelError, StoreError, Terminated, TrainingError
 from sao.training import PairLogps, TokenPair, TrainResult, orpo_loss, preference_loss, simpo_loss, train
+from sao.training import run as training_run
 from sao.training.batches import EpochOrder, MicroBatches, pack, pad
 
 WORDS = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -120,7 +121,7 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model", "training.json"]
 
 
 # Losses
@@ -527,6 +528,73 @@ def test_full_disk_keeps_earlier_checkpoints(tmp_path: Path, undisturbed: Path) 
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
     run(tmp_path)
     assert_same(tmp_path, undisturbed)
+
+
+def test_a_full_disk_after_the_last_step_costs_no_step(tmp_path: Path, undisturbed: Path) -> None:
+    """`save_steps` is larger than the number of steps, as it may be with a real model."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(*args: Any, **kwargs: Any) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
+        return original(*args, **kwargs)
+
+    original, rarely = training_run._publish, CONFIG.model_copy(update={"save_steps": 1000})
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(StoreError, match=r"model.partial.*free some space"):
+            patch.setattr(training_run, "_publish", fill_disk)
+            run(tmp_path, rarely)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    run(tmp_path, rarely, on_log=lambda line: pytest.fail("a step was repeated"))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_sigterm_while_the_model_is_saved_waits_for_it(tmp_path: Path, undisturbed: Path) -> None:
+    original = training_run._publish
+
+    def terminated(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Terminated, match="the model is saved"):
+        patch.setattr(training_run, "_publish", terminated)
+        run(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_log=stop_at(5))
+    with pytest.raises(TrainingError, match="with other lr"):
+        run(tmp_path, CONFIG.model_copy(update={"lr": 2e-3}))
+    with pytest.raises(TrainingError, match="with other seed"):
+        train(some_pairs(), tiny_model(0.1), tiny_tokenizer(), tmp_path, CONFIG, seed=8)
+    with pytest.raises(TrainingError, match="with other pairs"):
+        train(some_pairs(21), tiny_model(0.1), tiny_tokenizer(), tmp_path, CONFIG, seed=7)
+    with pytest.raises(TrainingError, match="with other model"):
+        train(some_pairs(), another_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=7)
+    seen: list[float] = []
+    run(tmp_path, CONFIG.model_copy(update={"micro_batch_size": 1}), on_log=lambda line: seen.append(line["step"]))
+    assert seen[0] == 5
+
+
+def another_model() -> LlamaForCausalLM:
+    model = tiny_model(0.1)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.1)
+    return model
+
+
+def test_the_model_is_left_as_it_was_found(tmp_path: Path) -> None:
+    model = tiny_model()
+    attention, cache = model.config._attn_implementation, model.config.use_cache
+    train(some_pairs(), model, tiny_tokenizer(), tmp_path, CONFIG, seed=7)
+    assert (model.config._attn_implementation, model.config.use_cache, model.training) == (attention, cache, False)
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1]
+        mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+        padded = model(input_ids=torch.tensor([[0, 0, 5, 6, 7, 8]]), attention_mask=mask).logits[0, -1]
+    torch.testing.assert_close(alone, padded, rtol=0, atol=1e-5)
 
 
 def die_in(function: str, call: int) -> None:

@@ -214,6 +214,11 @@ DEFAULT_BETA: dict[str, float] = {
 """What train.beta is where it is not given; the losses measure it in different units (see sao/training/losses.py)."""
 
 
+NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
+                   "eval_steps", "samples", "on_alarm", "report_to")  # fmt: skip
+"""Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of a dropout)."""
+
+
 class LoraConfig(Section):
     """The adapter of `train.method: lora` and `qlora`."""
 
@@ -309,8 +314,11 @@ class TrainConfig(Section):
             )
         if self.loss != "simpo" and (self.gamma or self.gamma_beta_ratio):
             raise ValueError(f"gamma and gamma_beta_ratio belong to simpo, not to {self.loss}; take them out")
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if self.batch_size % (self.micro_batch_size * self.processes):
+            each = f" times processes {self.processes}" if self.processes > 1 else ""
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size}{each} does not divide batch_size {self.batch_size}"
+            )
         if self.method == "full" and self.weights == "bfloat16" and self.optimizer != "adamw_sr":
             raise ValueError(
                 f"weights bfloat16 with optimizer {self.optimizer}: steps of lr {self.lr:g} are mostly rounded away (they are "
@@ -319,6 +327,10 @@ class TrainConfig(Section):
         if self.optimizer == "adamw_sr" and self.weights != "bfloat16":
             raise ValueError("optimizer adamw_sr rounds bfloat16 weights stochastically: set weights bfloat16 with it")
         return self
+
+    def learnt_from(self) -> dict[str, Any]:
+        """The settings that the trained weights depend on: all but those that change their rounding only."""
+        return self.model_dump(mode="json", exclude=set(NOT_LEARNT_FROM))
 
     @property
     def scale(self) -> float:

@@ -24,10 +24,6 @@ from sao.types import Drop, Judgment, PreferencePair, Prompt, Response
 if TYPE_CHECKING:
     from sao.training.data import TextPair
 
-NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
-                   "eval_steps", "samples", "on_alarm", "report_to")  # fmt: skip
-"""Keys of the section `train` that change nothing in the trained weights but their rounding."""
-
 
 @dataclass
 class RunFolder:
@@ -139,7 +135,7 @@ class RunFolder:
 
     @cached_property
     def train_stage(self) -> Stage:
-        settings = self.config.train.model_dump(mode="json", exclude=set(NOT_LEARNT_FROM))
+        settings = self.config.train.learnt_from()
         if self.config.pairs.source is None:
             return self._stage("train", self.pairs_stage, **settings)
         identity = rows.content_identity(self.config.pairs.source)

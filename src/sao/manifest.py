@@ -6,11 +6,12 @@ import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sao.config import Config
-from sao.errors import StoreError
+from sao.errors import ConfigError, StoreError
 from sao.store import dumps, read_jsonl, store_error, write_atomic
 
 PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
@@ -27,6 +28,24 @@ def package_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
+
+
+def check_packages(config: Config) -> None:
+    """Raise ConfigError where training by this recipe needs a package that is not installed."""
+    t = config.train
+    needs = {
+        "peft": (f"train.method {t.method}", "'sao[lora]'", t.method != "full"),
+        "bitsandbytes": (
+            f"train.{'method qlora' if t.method == 'qlora' else 'optimizer adamw_8bit'}",
+            "'sao[qlora]'",
+            t.method == "qlora" or t.optimizer == "adamw_8bit",
+        ),
+        "deepspeed": ("train.parallel zero3", "'sao[zero3]'", t.parallel == "zero3"),
+        **{name: (f"train.report_to {name}", name, name in t.report_to) for name in ("wandb", "tensorboard")},
+    }
+    for package, (key, install, needed) in needs.items():
+        if needed and find_spec(package) is None:
+            raise ConfigError(f"{key} needs the package {package}: pip install {install}")
 
 
 def git_revision() -> str | None:

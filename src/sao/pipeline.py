@@ -109,6 +109,8 @@ class Run(RunFolder):
         """Raise ConfigError for what would only show itself hours later."""
         for name, fields in self.templates.items():
             load_template(name, fields)
+        if trains and not self.model_dir.is_dir():
+            manifest.check_packages(self.config)
         if self.config.judging.method == "oracle" and self.oracle is None:
             raise ConfigError("judging.method oracle exists in the proving ground only (personas.source builtin:world)")
         if self.given_engine is None:

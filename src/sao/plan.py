@@ -25,7 +25,7 @@ SLACK = 0.05
 TILE = 8192
 """Tokens, and words of the vocabulary, of the tile in which logits are made (sao.training.logps.GPU_TILE)."""
 PEAK = 3
-"""The longest pairs of a set over the mean (assumed; lengths are roughly log-normal). They come in one micro-batch."""
+"""The longest pairs of a set over the mean (assumed; lengths are roughly log-normal)."""
 FOUR_BITS = 4.127 / 8
 """Bytes of a weight in NF4 with its twice quantised scales (QLoRA, arXiv 2305.14314)."""
 STATES = {"adamw": 8.0, "adamw_8bit": 2.03, "adamw_sr": 4.0}
@@ -130,13 +130,30 @@ def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1
     )
 
 
-def generation_memory(shape: Shape, config: Config, lengths: Lengths) -> Memory:
-    """Memory of the built-in engine with 16-bit weights: lanes of doubling sizes, up to the longest answer's, are kept."""
+def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) -> Memory:
+    """Memory of the engine with 16-bit weights.
+
+    The built-in one keeps lanes of doubling sizes, up to the longest answer's. vLLM keeps pages: as many as are used, within
+    the share of the GPU that it may take, and at least those of one longest answer.
+    """
+    if config.engine.name == "vllm":
+        weights, room = vllm_room(shape, config, gpu)
+        longest = lengths.prompt + config.responses.max_tokens
+        wanted = config.engine.vllm.max_num_seqs * longest * shape.kv_bytes / config.engine.vllm.tensor_parallel_size
+        cache = max(min(room, wanted), longest * shape.kv_bytes / config.engine.vllm.tensor_parallel_size)
+        return Memory(weights=weights, cache=cache)
     longest = lane(lengths.prompt + config.responses.max_tokens)
     drawing = 24.0 * config.engine.slots * shape.vocabulary  # probabilities in float64
     return Memory(
         weights=2.0 * shape.parameters, cache=2.0 * longest * config.engine.slots * shape.kv_bytes, logits=drawing
     )
+
+
+def vllm_room(shape: Shape, config: Config, gpu: GPU) -> tuple[float, float]:
+    """Bytes of the weights on one of vLLM's GPUs, and what is left there for keys and values."""
+    own = config.engine.vllm
+    weights = 2.0 * shape.parameters / own.tensor_parallel_size
+    return weights, (own.gpu_memory_utilization * gpu.memory * GIB - CONTEXT) / (1 + SLACK) - weights
 
 
 def lane(positions: int) -> int:
@@ -156,6 +173,8 @@ KEPT = {"all": 1.0, "confident": 0.5}
 """Share of the pairs that pass the filter (assumed: flips are reported for 18 to 56 % of pairs, arXiv 2309.00267)."""
 LAUNCH = 0.0007
 """Seconds that the built-in engine takes at least for a layer of a decoding step (assumed: Python starts its kernels)."""
+VLLM_STEP = 0.008
+"""Seconds that a step of vLLM takes at least (assumed: its scheduler; kernels are started by a graph)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,9 +194,11 @@ class Lengths:
         shared = train.share_prompt and train.batches == "packed"
         return self.prompt * (1 if shared else 2) + 2 * self.response
 
-    def longest(self, train: TrainConfig) -> int:
-        """Tokens of the longest pairs: PEAK times the mean, at most what train.max_length lets pass."""
-        return min(PEAK * self.pair(train), 2 * train.max_length)
+    def worst(self, train: TrainConfig, pairs: int) -> int:
+        """Tokens of the largest micro-batch of so many pairs. A longest pair has PEAK times the mean, at most what
+        train.max_length lets pass; packed rows get one each, beside mean ones; padded rows get those of like length."""
+        longest = min(PEAK * self.pair(train), 2 * train.max_length)
+        return longest + (pairs - 1) * (min(self.pair(train), longest) if train.batches == "packed" else longest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +236,16 @@ def writing_seconds(shape: Shape, slots: int, tokens: int, length: int, gpu: GPU
     return tokens / slots * max(step, shape.layers * LAUNCH)
 
 
+def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GPU) -> float:
+    """The same for vLLM: as many samples at once as its pages hold at their full mean length, half of which a step reads."""
+    own = config.engine.vllm
+    _, room = vllm_room(shape, config, gpu)
+    held = room * own.tensor_parallel_size / (length * shape.kv_bytes)
+    at_once = max(1.0, min(own.max_num_seqs, held))
+    read = (2 * shape.parameters + at_once * length / 2 * shape.kv_bytes) / own.tensor_parallel_size
+    return tokens / at_once * max(read / (gpu.bandwidth * 1e9), VLLM_STEP)
+
+
 def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[Stage]:
     """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source), whose size is not
     known here, personas.n pairs are assumed."""
@@ -235,7 +266,14 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
     found = []
     for name, items, read, written in rows:
         seconds = 2 * items * (read * shape.linear + shape.head) / rate
-        seconds += writing_seconds(shape, config.engine.slots, items * written, int(max(read, x)) + written, gpu)
+        length = int(max(read, x)) + written
+        seconds += (
+            vllm_seconds(shape, config, items * written, length, gpu)
+            if config.engine.name == "vllm"
+            else writing_seconds(shape, config.engine.slots, items * written, length, gpu)
+        )
+        if "verdicts" in name and config.judging.engine is not None:
+            seconds = 0.0  # another model's work, elsewhere
         found.append(Stage(name=name, items=items, read=int(items * read), written=items * written, seconds=seconds))
     pairs = config.personas.n if given else int(possible * KEPT[config.pairs.keep])
     tokens = pairs * lengths.pair(config.train) * config.train.epochs
@@ -277,6 +315,8 @@ class Plan:
     gpus: int
     lengths: Lengths
     train: TrainConfig
+    vllm: bool
+    """Whether vLLM generates."""
     kept: float
     """Share of the pairs that are taken to pass the filter."""
     longest: int
@@ -319,24 +359,27 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
             f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
             f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus"
         )
-    longest = train.micro_batch_size * lengths.longest(train)
+    longest = lengths.worst(train, train.micro_batch_size)
     return Plan(
         model=config.model, shape=shape, gpu=gpu, gpus=gpus, lengths=lengths, train=train,
-        kept=KEPT[config.pairs.keep], longest=longest,
-        training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config, lengths),
+        vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep], longest=longest,
+        training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config, lengths, gpu),
         stages=stages(config, shape, gpu, gpus, lengths), ways=_ways(shape, train, gpu, gpus, lengths),
     )  # fmt: skip
 
 
 def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Lengths) -> list[Way]:
-    pair, sizes = lengths.longest(train), [2**k for k in range(11) if 2**k * gpus <= train.batch_size]
+    sizes = [2**k for k in range(11) if 2**k * gpus <= train.batch_size]
     found = []
     for name, settings in WAYS:
         # 4-bit weights are not split; DeepSpeed keeps float32 masters, which stochastic rounding does without.
         split = "zero3" if train.parallel == "zero3" and settings["optimizer"] != "adamw_sr" else "fsdp2"
         for parallel in ("ddp",) if gpus == 1 or settings["method"] == "qlora" else ("ddp", split):
             way = train.model_copy(update={**settings, "parallel": parallel})
-            need = {b: training_memory(shape, way, b * pair, gpus).total for b in {*sizes, train.micro_batch_size}}
+            need = {
+                b: training_memory(shape, way, lengths.worst(train, b), gpus).total
+                for b in {*sizes, train.micro_batch_size}
+            }
             largest = max((b for b in sizes if need[b] <= gpu.memory * GIB), default=0)
             here = need[train.micro_batch_size]
             found.append(Way(name=name, parallel=parallel, one_pair=need[1], micro_batch=here, largest=largest))
@@ -376,5 +419,6 @@ def show_plan(plan: Plan) -> str:
         largest = f"{w.largest} pairs" if w.largest else "none"
         lines.append(f"{w.name:28}{w.parallel:>10}{w.one_pair / GIB:9.1f}{w.micro_batch / GIB:9.1f}{largest:>31}")
     if plan.generation.total > gib * GIB:
-        lines.append("Generation needs less memory with fewer --engine.slots or a smaller --responses.max_tokens.")
+        way = "more --engine.vllm.tensor_parallel_size" if plan.vllm else "fewer --engine.slots"
+        lines.append(f"Generation needs less memory with {way} or a smaller --responses.max_tokens.")
     return "\n".join(lines)

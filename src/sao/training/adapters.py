@@ -16,7 +16,7 @@ from sao.training.optimizer import rounded
 def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
     """The model with a fresh adapter, which changes nothing yet; only the adapter is trained, in float32.
 
-    Raises ConfigError where PEFT is missing, TrainingError where the layers do not exist or are the head.
+    Raises ConfigError where PEFT is missing, TrainingError where the layers do not exist, are the head or share its weights.
     """
     try:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -38,6 +38,14 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
             adapted = get_peft_model(model, settings)
         except ValueError as error:
             raise TrainingError(f"train.lora.targets {targets!r}: {error}") from error
+    head = model.get_output_embeddings()
+    for name, module in adapted.named_modules():
+        base = getattr(module, "base_layer", None)
+        if base is not None and head is not None and base is not head and base.weight is head.weight:
+            raise TrainingError(
+                f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the head, so an adapter on "
+                "it could not be merged without changing the head too. Leave it out"
+            )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

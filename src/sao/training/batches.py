@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
+from sao.config import TrainConfig
 from sao.errors import TrainingError
 from sao.training.attention import Segments
 from sao.types import make_id, seed_of
@@ -57,6 +58,20 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
             raise TrainingError(
                 f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the model's "
                 f"vocabulary of {vocabulary}. Its tokenizer belongs to another model"
+            )
+
+
+def check_columns(pairs: Sequence[TokenPair], config: TrainConfig) -> None:
+    """Raise TrainingError where the config asks for a number of each pair that a pair lacks."""
+    for wanted, column, key in (
+        (config.soft_labels, "p_chosen", "soft_labels"),
+        (config.margin_weight > 0, "margin", "margin_weight"),
+    ):
+        lacking = [pair.id for pair in pairs if getattr(pair, column) is None] if wanted else []
+        if lacking:
+            raise TrainingError(
+                f"train.{key} needs {column} of each pair, and {len(lacking)} of {len(pairs)} have none (first: {lacking[0]}). "
+                f"Verdicts by log-probability bring it (judging.method logprob); else leave train.{key} out"
             )
 
 

@@ -12,11 +12,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
 
-from sao.errors import StoreError
+from sao.errors import SAOError, StoreError, TrainingError
 from sao.store import dumps, store_error, write_atomic
 
 KEPT = 2
@@ -39,6 +40,20 @@ def resume_point(out: Path) -> Path | None:
         if file.tell() > size:
             file.truncate(size)
     return newest
+
+
+def claim(out: Path, settings: dict[str, Any]) -> None:
+    """Note in out/training.json what is trained there. Raises TrainingError where something else is half-way there already."""
+    path = out / "training.json"
+    if path.is_file():
+        old = json.loads(path.read_text("utf-8"))
+        differing = [key for key in settings if old.get(key) != settings[key]]
+        if differing:
+            raise TrainingError(
+                f"{out} holds a training with other {', '.join(differing)}. Take another folder, or delete this one to start anew"
+            )
+    else:
+        write_atomic(path, dumps(settings) + "\n")
 
 
 def _complete(checkpoints: Path) -> list[Path]:
@@ -89,7 +104,7 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if path.name.startswith("checkpoint-") or path.name == "model.partial":
             shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, (StoreError, OutOfMemoryError)):
+        if isinstance(error, (SAOError, OutOfMemoryError)):
             raise
         if isinstance(error, OSError):
             raise store_error(error, path) from error

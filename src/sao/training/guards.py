@@ -7,17 +7,19 @@ issues 12, 42 and 80). An alarm says so while there is time; it is a line {"step
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sao.config import TrainConfig
+from sao.errors import Terminated
 from sao.training.policy import attention_of
 
 FALL = 0.5
@@ -150,21 +152,14 @@ def _alive(pid: int) -> bool:
 
 
 class SaveAndStop(TrainerCallback):
-    """Says when a checkpoint is due: every `save_steps`, and on SIGTERM (the end of a time slot, say), then to stop."""
+    """Says when a checkpoint is due: every `save_steps`, after the last step (what follows may meet a full disk), and on
+    SIGTERM (the end of a time slot, say), then to stop."""
 
     def __init__(self, save_steps: int, world: int) -> None:
         self.save_steps = save_steps
         self.terminated = False
         self._world = world
-        self._before: Any = None
         self._launcher = int(os.environ.get(LAUNCHER, "0"))
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Listen."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop in all processes at the same step, whichever got the signal first, or lost its launcher."""
@@ -173,15 +168,26 @@ class SaveAndStop(TrainerCallback):
             flag = torch.tensor([float(self.terminated)], device=args.device)
             torch.distributed.all_reduce(flag)
             self.terminated = bool(flag.item())
-        if state.global_step < state.max_steps:
-            control.should_save |= self.terminated or state.global_step % self.save_steps == 0
-            control.should_training_stop |= self.terminated
+        last = state.global_step >= state.max_steps
+        control.should_save |= self.terminated or last or state.global_step % self.save_steps == 0
+        control.should_training_stop |= self.terminated
 
-    def restore(self) -> None:
-        """Give the signal back to whom it belonged."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note SIGTERM instead of dying of it; afterwards the signal is given back to whom it belonged."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def raise_if_terminated(self) -> None:
+        """Raise Terminated where SIGTERM came too late to stop the training."""
+        if self.terminated:
+            raise Terminated("training: SIGTERM after the last step; the model is saved")
 
     def _note(self, number: int, frame: Any) -> None:
         self.terminated = True

@@ -4,7 +4,7 @@ Letters in shapes: B pairs. s is the sum of the log-probabilities of an answer's
 counted, in nats; ā = s / |y| its mean. w is the chosen answer, l the rejected one, ref the model before training.
 
 Every pairwise loss takes `label`, the probability [B] or () that the chosen answer is truly the better one: 1 trusts the
-label, 1 − ε smooths it (Robust DPO's conservative form, arXiv 2305.18290, section 3), a judge's probability makes it soft.
+label, 1 − ε smooths it (cDPO, https://ericmitchell.ai/cdpo.pdf), a judge's probability makes it soft.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ The same call again goes on from the last whole checkpoint; on a CPU it ends wit
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +26,12 @@ from sao.errors import StoreError, TrainingError
 from sao.store import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
-from sao.training.batches import TokenPair, check_pairs, pack, pad
-from sao.training.checkpoints import fsync, processes_of, remove, resume_point, writing
+from sao.training.batches import TokenPair, check_columns, check_pairs, pack, pad
+from sao.training.checkpoints import claim, fsync, processes_of, remove, resume_point, writing
 from sao.training.optimizer import rounded
 from sao.training.policy import as_policy, check_policy
-from sao.training.trainer import OnLog, PreferenceTrainer
+from sao.training.trainer import OnLog, PreferenceTrainer, half_precision
+from sao.types import make_id
 
 PROBE = 128
 """Tokens of a prompt or an answer, at most, on which policy and model are compared before training."""
@@ -79,9 +81,11 @@ def train(
         return _stored_result(out)
     parallel.check_setup(model, config, group)
     check_pairs(pairs, model.config.get_text_config().vocab_size)
+    check_columns(pairs, config)
     saved_dtype, use_cache, attention = _saved_dtype(model), model.config.use_cache, model.config._attn_implementation
     with _quiet():
         with writing(out):
+            group.first_alone(lambda: claim(out, _settings(pairs, model, config, seed)))
             checkpoint = group.first_alone(lambda: resume_point(out))
         if config.parallel == "zero3" and checkpoint is not None and processes_of(checkpoint) != group.world:
             raise TrainingError(
@@ -93,19 +97,32 @@ def train(
             trainer = PreferenceTrainer(
                 pairs, policy, tokenizer, out, config, seed, attention, on_log, checkpoint is None
             )
-            try:
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            finally:
-                trainer.flow.restore()
+            with trainer.flow.listening():
+                try:
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                finally:  # as it was found, and as it is to be saved
+                    model.config.use_cache = use_cache
+                    model.set_attn_implementation(attention)
+                    model.train(False)
+                trainer.raise_if_stopped()
+                _publish(trainer, tokenizer, saved_dtype, out)
+                group.wait()
         except torch.OutOfMemoryError as error:
             raise TrainingError(_out_of_memory(config, error)) from error
-        finally:
-            model.config.use_cache = use_cache  # Trainer switches it off, and it would be saved so
-            model.train(False)
-        trainer.raise_if_stopped()
-        _publish(trainer, tokenizer, saved_dtype, out)
-        group.wait()
+        trainer.flow.raise_if_terminated()
     return _stored_result(out)
+
+
+def _settings(pairs: Sequence[TokenPair], model: PreTrainedModel, config: TrainConfig, seed: int) -> dict[str, Any]:
+    """What a training depends on, compared when it goes on: settings, and hashes of the pairs and of some of each weight."""
+    some = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        some.update(f"{name} {tuple(weight.shape)}".encode())
+        some.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    whole = make_id(
+        *(value for pair in pairs for value in (pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+    )
+    return {**config.learnt_from(), "seed": seed, "pairs": whole, "model": some.hexdigest()[:16]}
 
 
 def _policy(model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Sequence[TokenPair]) -> PreTrainedModel:
@@ -116,11 +133,12 @@ def _policy(model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Seque
     policy = model if config.method == "full" else add_adapter(model, config, seed)
     packed = config.batches == "packed"
     as_policy(model, packed)
-    exact = model.dtype == torch.float32 and config.method != "qlora"
+    half = half_precision(config, model.device)
+    exact = model.dtype == torch.float32 and config.method != "qlora" and not half
     some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))
-    check_policy(
-        model, attention, some, pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0), exact
-    )
+    batch = pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0)
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):  # what is compared is what trains
+        check_policy(model, attention, some, batch, exact)
     return policy
 
 

@@ -80,7 +80,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         if config.needs_reference:
             size, world, rank = config.micro_batch_size, self.group.world, self.group.rank
             self._reference = reference_sums(
-                model, self.pairs, self.batch_of, size, out, self._half(model.device), world, rank
+                model, self.pairs, self.batch_of, size, out, half_precision(config, model.device), world, rank
             )
         if "tensorboard" in config.report_to:  # its default is among the checkpoints, which are cleared away
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
@@ -115,7 +115,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             warmup_steps=c.warmup_ratio,  # below 1 it is a share of the steps
             weight_decay=c.weight_decay,
             max_grad_norm=c.max_grad_norm,
-            bf16=self._half(device),
+            bf16=half_precision(c, device),
             run_name=self.metrics_file.parent.name,
             save_strategy="no",  # the callback says when
             eval_strategy="steps" if measured else "no",
@@ -135,10 +135,6 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # otherwise Trainer splits every batch over all GPUs it sees (DataParallel)
         return args
-
-    def _half(self, device: torch.device) -> bool:
-        """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained as such."""
-        return device.type == "cuda" and not (self.config.method == "full" and self.config.weights == "bfloat16")
 
     # Data
 
@@ -351,6 +347,11 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         self.group.wait()
 
 
+def half_precision(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained as such."""
+    return device.type == "cuda" and not (config.method == "full" and config.weights == "bfloat16")
+
+
 class _Rows:
     """A data set whose items are their own numbers."""
 
@@ -366,6 +367,6 @@ class _Rows:
 
 def _target(pair: TokenPair, config: TrainConfig) -> tuple[float, float]:
     """A pair's target margin γ, and the probability that its label is right."""
-    label = pair.p_chosen if config.soft_labels and pair.p_chosen is not None else 1.0
+    label = 1.0 if pair.p_chosen is None or not config.soft_labels else pair.p_chosen
     smoothed = label * (1 - config.label_smoothing) + (1 - label) * config.label_smoothing
     return config.target_margin + config.margin_weight * (pair.margin or 0.0), smoothed

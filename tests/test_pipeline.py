@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sao.card import push_model
 from sao.config import Config, make_config
 from sao.engines import Message, Sampling
 from sao.engines.scripted import ScriptedEngine
@@ -230,3 +231,28 @@ def test_a_package_that_training_will_need_is_missed_before_anything_is_written(
         run(config(train=key), tmp_path, engine=ScriptedEngine())
     assert not list(tmp_path.iterdir())
     run(config(train=key), tmp_path, until="pairs", engine=ScriptedEngine())  # nothing is trained there
+
+
+def test_a_model_goes_to_the_hub_or_stays_with_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Hub:
+        def create_repo(self, name: str, **more: Any) -> None:
+            if name == "me/refused":
+                raise OSError("401 Unauthorized")
+            calls.append((name, more))
+
+        def upload_folder(self, **more: Any) -> str:
+            calls.append(("upload", more))
+            return "the address"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    (tmp_path / "README.md").write_text("card")
+    assert push_model(tmp_path, "me/model") == "the address"
+    assert [name for name, _ in calls] == ["me/model", "upload"]
+    assert calls[0][1]["private"] is True
+    assert calls[1][1]["folder_path"] == tmp_path
+    with pytest.raises(StoreError, match=r"me/refused: not uploaded .*401.*hf upload me/refused"):
+        push_model(tmp_path, "me/refused")

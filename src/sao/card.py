@@ -1,4 +1,4 @@
-"""The trained model's card: README.md of its folder."""
+"""The trained model's card, README.md of its folder, and its way to the hub."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import TrainConfig
+from sao.errors import StoreError
 
 
 def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
@@ -68,3 +69,22 @@ The model keeps the licence of its base model; the data keep the licence of thei
 |---|---|---|---|
 {counts}
 """
+
+
+def push_model(folder: Path, repository: str) -> str:
+    """Upload a model folder to the hub, into a private repository that is made if need be; its address.
+
+    Raises StoreError where the hub does not take it; the folder is untouched.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=True, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Model trained with SAO"))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise StoreError(
+            f"train.push_to_hub {repository}: not uploaded ({type(error).__name__}: {str(error).splitlines()[0]}). The model "
+            f"lies in {folder}; check HF_TOKEN and the network, then `hf upload {repository} {folder}`"
+        ) from error

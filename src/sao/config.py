@@ -215,7 +215,7 @@ DEFAULT_BETA: dict[str, float] = {
 
 
 NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
-                   "eval_steps", "samples", "on_alarm", "report_to")  # fmt: skip
+                   "eval_steps", "samples", "on_alarm", "report_to", "push_to_hub")  # fmt: skip
 """Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of a dropout)."""
 
 
@@ -304,6 +304,8 @@ class TrainConfig(Section):
     """Optimiser steps between checkpoints."""
     report_to: list[Literal["wandb", "tensorboard"]] = []
     """Where metrics go besides metrics.jsonl."""
+    push_to_hub: str | None = None
+    """Hub id to which the finished model is uploaded with its card, as a private repository (HF_TOKEN in the environment)."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from sao import judging, manifest, pairs, personas, prompts, responses
-from sao.card import model_card
+from sao.card import model_card, push_model
 from sao.config import Config, EngineConfig
 from sao.engines import Engine, Usage, open_engine
 from sao.errors import ConfigError, DropError, Terminated, TrainingError
@@ -324,6 +324,8 @@ class Run(RunFolder):
         )
         write_atomic(self.model_dir / "sao_manifest.json", made)
         stage.finish(counts)
+        if self.config.train.push_to_hub is not None:
+            self.notify(f"uploaded: {push_model(self.model_dir, self.config.train.push_to_hub)}")
 
     def eval(self) -> None:
         """Held-out prompts answered by base and tuned model, compared in both orders by the untrained model."""

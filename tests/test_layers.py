@@ -16,16 +16,24 @@ ROWS = [
     ["store", "manifest", "rows"],
     ["engines"],
     ["chat"],
-    ["engines.transformers", "engines.lanes", "engines.scripted", "engines.vllm", "engines.openai", "engines.client"],
-    ["world", "shapes"],
+    [
+        "engines.transformers",
+        "engines.lanes",
+        "engines.scripted",
+        "engines.vllm",
+        "engines.openai",
+        "engines.client",
+        "engines.reward",
+    ],
+    ["world", "shapes", "ranking"],
     ["personas", "prompts", "responses", "judging", "pairs"],
     ["training", "evaluation", "card", "export"],
     ["folder", "plan"],
-    ["report", "probe"],
+    ["report", "probe", "audit", "label"],
     ["pipeline"],
     ["cli", "__main__"],
 ]
-WITHIN_PACKAGE = ("training", "evaluation", "world", "engines")
+WITHIN_PACKAGE = ("training", "evaluation", "world", "engines", "audit")
 
 
 def row_of(module: str) -> int:

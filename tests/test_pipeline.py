@@ -130,7 +130,7 @@ def test_a_model_that_answers_nothing_ends_the_run_with_reasons(tmp_path: Path) 
 
 def test_no_pairs_is_an_error_that_says_why(tmp_path: Path) -> None:
     always_first = ScriptedEngine(choose=lambda m, c: (-0.1, -2.4))
-    with pytest.raises(TrainingError, match="orders disagree"):
+    with pytest.raises(TrainingError, match="tie"):
         run(config(), tmp_path, until="train", engine=always_first)
 
 

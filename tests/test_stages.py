@@ -17,7 +17,7 @@ from sao.engines import ChoiceRequest, Choices, Completion, Message
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
 from sao.judging import duels, judge, read_logprobs, read_ranking
-from sao.pairs import build_pairs
+from sao.pairs import Jury, build_pairs
 from sao.personas import read_personas, source_identity
 from sao.prompts import read_prompt, write_prompts
 from sao.responses import answer_prompts
@@ -171,7 +171,7 @@ def test_logprob_verdicts_by_hand() -> None:
 @given(st.text(max_size=30))
 def test_no_text_but_a_ranking_line_is_a_verdict(text: str) -> None:
     verdict = read_ranking(text, ("1", "2"))
-    assert (verdict is None) == ("".join(text.split()) not in ("1>2", "2>1"))
+    assert (verdict is None) == (text.strip().replace(" ", "").replace("\t", "") not in ("1>2", "2>1", "1=2", "2=1"))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,8 @@ def test_no_text_but_a_ranking_line_is_a_verdict(text: str) -> None:
         ("1", None),
         ("1 > 2.", None),
         ("1 < 2", None),
+        ("1 = 2", "tie"),
+        ("1\n> 2", None),
     ],
 )
 def test_ranking_lines(text: str, verdict: str | None) -> None:
@@ -256,8 +258,12 @@ A, B = response(0, "a"), response(1, "b")
 ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")
 
 
+PLAIN = Jury(calibrations={}, weights={})
+
+
 def pair_of(judgments: list[Judgment], **settings: object) -> PreferencePair | Drop:
-    (only,) = build_pairs([(ASKED, [A, B], judgments)], PairsConfig(**settings), "key", 2)  # type: ignore[arg-type]
+    """The pair of two answers whose judge is taken at its word."""
+    (only,) = build_pairs([(ASKED, [A, B], judgments)], PairsConfig(**settings), "key", 2, PLAIN)  # type: ignore[arg-type]
     return only
 
 
@@ -273,9 +279,9 @@ def test_agreeing_orders_make_a_pair_with_the_mean_log_odds() -> None:
     ("judgments", "reason"),
     [
         ([judgment(A, B, 0.9), judgment(B, A, 0.9)], "orders disagree"),
-        ([judgment(A, B, 0.6), judgment(B, A, 0.4)], "margin too small"),
+        ([judgment(A, B, 0.6), judgment(B, A, 0.4)], "p too small"),
         ([judgment(A, B, None, None), judgment(B, A, 0.1)], "unreadable verdict"),
-        ([judgment(A, B, 0.5, "tie"), judgment(B, A, 0.5, "tie")], "margin too small"),
+        ([judgment(A, B, 0.5, "tie"), judgment(B, A, 0.5, "tie")], "tie"),
         ([], "not judged"),
     ],
 )
@@ -286,14 +292,14 @@ def test_drops_carry_their_reason(judgments: list[Judgment], reason: str) -> Non
 
 
 def test_a_dropped_answer_is_accounted_for() -> None:
-    (only,) = build_pairs([(ASKED, [B], [])], PairsConfig(), "key", 2)
+    (only,) = build_pairs([(ASKED, [B], [])], PairsConfig(), "key", 2, PLAIN)
     assert isinstance(only, Drop)
     assert only.reason == "an answer was dropped"
 
 
 def test_identical_answers_never_pair() -> None:
     for keep in ("all", "confident"):
-        out = list(build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2))  # type: ignore[arg-type]
+        out = list(build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2, PLAIN))  # type: ignore[arg-type]
         assert isinstance(out[0], Drop)
         assert out[0].reason == "identical answers"
 
@@ -305,8 +311,8 @@ def test_a_judge_that_always_says_first_yields_no_pair(p: float, q: float) -> No
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_naming_the_answers_the_other_way_changes_nothing(p: float, q: float) -> None:
-    one = pair_of([judgment(A, B, p), judgment(B, A, q)], min_margin=0.0)
-    two = pair_of([judgment(B, A, q), judgment(A, B, p)], min_margin=0.0)
+    one = pair_of([judgment(A, B, p), judgment(B, A, q)], min_p=0.5)
+    two = pair_of([judgment(B, A, q), judgment(A, B, p)], min_p=0.5)
     assert one == two
 
 

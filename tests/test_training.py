@@ -429,7 +429,7 @@ def test_nothing_on_stderr_or_stdout(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_no_pairs(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"no pairs.*pairs\.min_margin"):
+    with pytest.raises(TrainingError, match=r"no pairs.*pairs\.min_p"):
         train([], tiny_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=0)
 
 

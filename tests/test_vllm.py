@@ -209,7 +209,7 @@ def test_the_whole_loop_in_process(tmp_path: Path) -> None:
     judgments = [
         from_dict(Judgment, row) for row in read_jsonl(next(tmp_path.glob("round-1/judgments-*/records.jsonl")))
     ]
-    assert {j.judge for j in judgments} == {"vllm"}
+    assert {j.judge for j in judgments} == {"self"}
     assert run(config, tmp_path)["worked"] is False
 
 

@@ -17,6 +17,7 @@ from sao.errors import ConfigError, SAOError, Terminated
 
 if TYPE_CHECKING:
     from sao.config import Config
+    from sao.folder import RunFolder
 
 STAGE_HELP = {
     "run": "everything: prompts, answers, verdicts, pairs, training, evaluation",
@@ -86,6 +87,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data"
     )
     export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    audit = commands.add_parser(
+        "audit", help="what a run's judge is worth: accuracy, biases, calibration, what to keep"
+    )
+    audit.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    audit.add_argument("--labels", type=Path, help="people's verdicts (default: RUN/labels.jsonl, where it is there)")
+    audit.add_argument(
+        "--self-tests", type=int, default=0, metavar="N", help="also ask the judge about N made-up pairs"
+    )
+    audit.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    label = commands.add_parser("label", help="label a blind sample of a run's pairs by hand; the audit compares")
+    label.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    label.add_argument("--n", type=int, default=100, help="pairs to label (default: 100)")
+    label.add_argument("--by", default="me", help="who labels (default: me)")
+    label.add_argument("--seed", type=int, default=0, help="another seed draws other pairs")
     plan = commands.add_parser(
         "plan", help="memory and hours of a recipe before anything starts, and which way of training fits",
         epilog="Any key of a recipe can be set too: --train.method lora --train.micro_batch_size 4", allow_abbrev=False,
@@ -108,9 +123,10 @@ def _dispatch(argv: list[str]) -> int:
     if args.command == "env":
         _no_more(extra)
         return _env(args.json)
-    if args.command == "export":
-        _no_more(extra)
-        return _export(args)
+    for name, command in (("export", _export), ("audit", _audit), ("label", _label)):
+        if args.command == name:
+            _no_more(extra)
+            return command(args)
     if args.command == "plan":
         return _plan(args, read_overrides(extra))
     if args.help_config:
@@ -189,6 +205,8 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     finally:
         bar.close()
     if first:
+        from sao.report import show_summary
+
         print(show_summary(summary))
     if first and args.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -201,20 +219,45 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _export(args: argparse.Namespace) -> int:
+def _own_pairs(root: Path) -> RunFolder:
+    """A run folder with the recipe it was last used with. Raises ConfigError where it made no pairs of its own."""
     from sao.config import make_config
-    from sao.export import export_pairs
     from sao.folder import RunFolder
     from sao.store import read_manifest
 
-    config = make_config(read_manifest(args.run)["config"], f"{args.run}/manifest.json")
+    config = make_config(read_manifest(root)["config"], f"{root}/manifest.json")
     if config.pairs.source is not None:
-        raise ConfigError(
-            f"{args.run}: trained on given pairs ({config.pairs.source}); it made none of its own to export"
-        )
-    job = RunFolder(config, args.run)
+        raise ConfigError(f"{root}: trained on given pairs ({config.pairs.source}); it made none of its own")
+    return RunFolder(config, root)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from sao.audit import audit, self_tests, show_audit
+
+    run = _own_pairs(args.run)
+    found = audit(run, args.labels)
+    if args.self_tests:
+        _quiet_libraries()
+        found["self_tests"] = self_tests(run, args.self_tests)
+    print(show_audit(found))
+    if args.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _label(args: argparse.Namespace) -> int:
+    from sao.label import label
+
+    label(_own_pairs(args.run), args.n, args.by, args.seed)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from sao.export import export_pairs
+
+    job = _own_pairs(args.run)
     out = args.out or args.run / "export"
-    done = export_pairs(job.labelled(), out, config.responses.system, args.test_share)
+    done = export_pairs(job.labelled(), out, job.config.responses.system, args.test_share)
     print(f"{done['train']} pairs for training, {done['test']} for testing (disjoint personas) in {out}")
     if args.json:
         print(json.dumps(done))
@@ -311,85 +354,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         self._bar, self._stage = None, ""
-
-
-def show_summary(s: dict[str, Any]) -> str:
-    """The summary as text: examples, funnel, judge, before and after, paths."""
-    lines = [] if s["worked"] else ["Nothing to do: this run is finished."]
-    for example in s.get("examples", []):
-        lines += ["", f"  asked:  {_short(example['prompt'])}"]
-        lines += [f"  before: {_short(example['before'])}", f"  after:  {_short(example['after'])}"]
-    lines += ["", f"{'stage':12} {'kept':>8} {'dropped':>8}  reasons"]
-    for row in s["funnel"]:
-        reasons = ", ".join(f"{reason} {n}" for reason, n in row["reasons"].items())
-        lines.append(f"{row['stage']:12} {row['records']:8} {row['dropped']:8}  {reasons}")
-    lines += _show_judge(s) + _show_usage(s) + _show_outcome(s)
-    lines.append("")
-    lines += [f"{name:12} {path}" for name, path in s["paths"].items()]
-    return "\n".join(lines)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 160 else text[:157] + "…"
-
-
-def _show_judge(s: dict[str, Any]) -> list[str]:
-    if "judge" not in s:
-        return []
-    j, parts = s["judge"], []
-    for key, name in (
-        ("accuracy", "right"),
-        ("first_slot_rate", "first slot wins"),
-        ("flip_rate", "flips when swapped"),
-    ):
-        if j[key] is not None:
-            parts.append(f"{name} {100 * j[key]:.1f} %")
-    lines = ["", f"judge        {j['verdicts']} verdicts, {j['unreadable']} unreadable; " + ", ".join(parts)]
-    if s.get("kept", {}).get("share") is not None:
-        label = s["kept"]["label_accuracy"]
-        right = "" if label is None else f", {100 * label:.1f} % of them right"
-        lines.append(f"pairs kept   {100 * s['kept']['share']:.1f} %{right}")
-    return lines
-
-
-def _show_usage(s: dict[str, Any]) -> list[str]:
-    if "usage" not in s:
-        return []
-    u = s["usage"]
-    cost = f"; cost {u['cost']:.2f}" if u["cost"] else ""
-    return [
-        f"server       {u['requests']:,} requests, {u['retries']:,} of them sent again; {u['prompt_tokens']:,} tokens in, "
-        f"{u['completion_tokens']:,} out{cost}"
-    ]
-
-
-def _show_outcome(s: dict[str, Any]) -> list[str]:
-    lines = []
-    if s.get("oracle", {}).get("n"):
-        o = s["oracle"]
-        lines.append(
-            f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+.3f} "
-            f"[{o['ci95'][0]:+.3f}, {o['ci95'][1]:+.3f}] (95 %, {o['n']} held-out prompts)"
-        )
-        if o["unseen"].get("n"):
-            u = o["unseen"]
-            lines.append(
-                f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+.3f} "
-                f"[{u['ci95'][0]:+.3f}, {u['ci95'][1]:+.3f}] (the {u['n']} of them whose text is in no training prompt)"
-            )
-    if s.get("heldout", {}).get("n"):
-        h = s["heldout"]
-        lines.append(
-            f"self-judged  win {h['win']}, tie {h['tie']}, loss {h['loss']}: {100 * h['win_rate']:.1f} % "
-            f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
-        )
-        lines.append(f"             {h['label']}")
-        if any(h["cut_off"].values()):
-            lines.append(
-                f"             answers cut off or empty: base {h['cut_off']['base']}, tuned {h['cut_off']['tuned']}"
-            )
-    return lines
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -165,16 +165,32 @@ class ResponsesConfig(Section):
     """Longest answer, in tokens; a longer one is cut off and dropped."""
 
 
+class JurorConfig(Section):
+    """A further judge, who votes beside the first by the same method."""
+
+    template: str | None = None
+    """Its template; null: that of section judging."""
+    engine: JudgeConfig | None = None
+    """What runs it; null: what runs the first judge."""
+    weight: float = Field(default=1.0, gt=0)
+    """Weight of its vote; the first judge has 1."""
+
+
 class JudgingConfig(Section):
     """How two answers are compared."""
 
-    method: Literal["logprob", "text", "random", "oracle"] = "logprob"
-    """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); random and oracle are
-    controls (oracle: proving ground only)."""
+    method: Literal["logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle"] = "logprob"
+    """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward: scores of a reward
+    model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the longer or shorter answer, the one that
+    stands first, the exact oracle (proving ground only)."""
     orders: Literal["both", "one"] = "both"
     """Whether each pair is also judged with its answers swapped (paper: one)."""
+    opponents: int | None = Field(default=None, ge=2)
+    """With how many others each answer to a prompt is compared; null: with all."""
     template: str = "judge"
     """Template with {prompt}, {first}, {second}."""
+    reasoning: bool = False
+    """Whether a text verdict may give reasons first; its last line must then be the ranking (template judge_reasoning)."""
     choices: tuple[str, str] = ("1", "2")
     """What a verdict begins with when the first or the second answer is better."""
     temperature: float = Field(default=0.6, ge=0)
@@ -185,6 +201,24 @@ class JudgingConfig(Section):
     """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
     engine: JudgeConfig | None = None
     """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is RLAIF)."""
+    panel: list[JurorConfig] = []
+    """Further judges who vote too, such as [{template: my-judge.txt}, {engine: {name: openai, model: other}}]."""
+
+    @model_validator(mode="after")
+    def _check(self) -> JudgingConfig:
+        if self.reasoning and self.method != "text":
+            raise ValueError("reasoning belongs to method text: a log-probability is asked for without reasons")
+        if self.method == "reward" and (
+            self.engine is None or self.engine.model is None or self.engine.name != "transformers"
+        ):
+            raise ValueError(
+                "method reward needs the reward model: set engine.model (and leave engine.name transformers)"
+            )
+        if self.panel and self.method not in ("logprob", "text"):
+            raise ValueError(f"a panel votes by method logprob or text, not {self.method}")
+        if self.choices[0] == self.choices[1]:
+            raise ValueError(f"choices are both {self.choices[0]!r}")
+        return self
 
 
 class PairsConfig(Section):
@@ -201,10 +235,23 @@ class PairsConfig(Section):
     """Split of the hub data set, or of the folder."""
     licence: str | None = None
     """Licence of the data set, copied to the manifest and the model card."""
+    rule: Literal["all", "first_last", "best_random", "mu_2sigma", "quality_aware", "adjacent"] = "all"
+    """Which of a prompt's answers become pairs, by their ranks: every two; best and worst; best and a random one; best and the
+    one nearest to μ−2σ (arXiv 2502.16825); best and the best one that is clearly worse (arXiv 2501.18578, 2504.03612);
+    neighbours. With two answers all rules are the same."""
     keep: Literal["confident", "all"] = "confident"
-    """confident: both orders agree and the margin is large enough; all: every readable verdict (the paper's way)."""
-    min_margin: float = Field(default=1.0, ge=0)
-    """Least mean log-odds, in nats, of a kept pair (verdicts without probabilities have no margin and pass)."""
+    """confident: both orders agree and p is large enough; all: every readable verdict (the paper's way)."""
+    min_p: float = Field(default=0.8, ge=0.5, lt=1)
+    """Least probability, as calibrated over the run, that the chosen answer of a kept pair is the better one (verdicts without
+    probabilities, judged in one order, have none and pass)."""
+    calibrate: bool = True
+    """Whether the judge's taste for a slot is subtracted and its confidence scaled to fit the agreement of its orders."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """Longest over shortest of a pair's answers, in characters; null: any."""
+    length_matched: bool = False
+    """Whether pairs are dropped until the longer answer is chosen as often as the shorter one."""
+    max_repetition: float = Field(default=0.5, ge=0, le=1)
+    """Answers in which a larger share of the 4-grams of words repeats an earlier one make no pair."""
 
 
 Loss = Literal["simpo", "dpo", "ipo", "dpo_norm", "orpo", "cpo", "kto"]
@@ -451,7 +498,9 @@ def field_names(section: type[BaseModel] = Config, prefix: str = "") -> Iterator
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, None where it holds a value; `Section | None` counts as a section."""
+    """The section that a field holds, None where it holds a value or a list; `Section | None` counts as a section."""
+    if get_origin(annotation) is list:
+        return None
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind

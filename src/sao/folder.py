@@ -5,14 +5,14 @@ Reads only. `sao.pipeline` does the work that fills the folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao import personas, rows
+from sao import pairs, personas, rows
 from sao.chat import identity_of, is_local, model_licence
 from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine
@@ -23,6 +23,21 @@ from sao.types import Drop, Judgment, PreferencePair, Prompt, Response
 
 if TYPE_CHECKING:
     from sao.training.data import TextPair
+
+
+ASKED = ("logprob", "text", "reward")
+"""The methods of judging that ask a model."""
+CHOSEN_BY = ("rule", "keep", "min_p", "calibrate", "max_length_ratio", "length_matched", "max_repetition")
+"""The keys of the section `pairs` that decide which pairs are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Juror:
+    """A judge of the run: its name in the records, how it judges, and the weight of its vote."""
+
+    name: str
+    config: JudgingConfig
+    weight: float
 
 
 @dataclass
@@ -38,7 +53,7 @@ class RunFolder:
     def templates(self) -> dict[str, tuple[str, ...]]:
         c = self.config
         nobody = c.personas.source == "none"
-        found: dict[str, tuple[str, ...]] = {c.judging.template: ("prompt", "first", "second")}
+        found: dict[str, tuple[str, ...]] = {j.config.template: ("prompt", "first", "second") for j in self.jury}
         return found | ({c.prompts.template_without_persona: ()} if nobody else {c.prompts.template: ("persona",)})
 
     @cached_property
@@ -90,31 +105,48 @@ class RunFolder:
     def responses_stage(self) -> Stage:
         return self._stage("responses", self.prompts_stage, **self.config.responses.model_dump(mode="json"))
 
-    def _judging_settings(self) -> dict[str, Any]:
-        c = self.config.judging
-        used = {
-            "logprob": {"choices", "min_mass", "template"},
-            "text": {"choices", "temperature", "max_tokens", "template"},
-        }.get(c.method, set())
-        settings = c.model_dump(mode="json", include={"method", "orders", *used})
-        settings |= {"text": self.template_text(c.template)} if used else {}
-        return settings | (self._other_judge if used else {})
-
     @cached_property
-    def _other_judge(self) -> dict[str, str]:
-        """What judges, where that is not the model itself (which the stages before hang on anyway)."""
-        judge = self.config.judging.engine
-        if judge is None or self.given_engine is not None:
-            return {}
-        return {"judge": identity_of(judge, *self.judge_model)}
+    def jury(self) -> list[Juror]:
+        """The judges of the run: the first, and those of the panel."""
+        c = self.config.judging
+        first = c.model_copy(update={"panel": []})
+        rest = [
+            (first.model_copy(update={"template": j.template or c.template, "engine": j.engine or c.engine}), j.weight)
+            for j in c.panel
+        ]
+        found: list[Juror] = []
+        for number, (config, weight) in enumerate([(first, 1.0), *rest]):
+            name = self._judge_name(config) + (f" with {config.template}" if config.template != c.template else "")
+            if name in {juror.name for juror in found}:
+                name = f"{name} #{number + 1}"
+            found.append(Juror(name=name, config=config, weight=weight))
+        return found
 
-    @property
-    def judge_model(self) -> tuple[str, str | None]:
+    @staticmethod
+    def _judge_name(config: JudgingConfig) -> str:
+        if config.method not in ASKED:
+            return config.method
+        return "self" if config.engine is None or config.engine.model is None else config.engine.model
+
+    def judge_model(self, judging: JudgingConfig) -> tuple[str, str | None]:
         """The model that judges, and its revision."""
-        judge = self.config.judging.engine
+        judge = judging.engine
         if judge is None or judge.model is None:
             return self.config.model, self.config.revision
         return judge.model, judge.revision
+
+    def _judging_settings(self, c: JudgingConfig) -> dict[str, Any]:
+        """What one judge's verdicts depend on."""
+        used = {
+            "logprob": {"choices", "min_mass", "template"},
+            "text": {"choices", "temperature", "max_tokens", "template", "reasoning"},
+        }.get(c.method, set())
+        settings = c.model_dump(mode="json", include={"method", "orders", "opponents", *used})
+        settings |= {"text": self.template_text(c.template)} if used else {}
+        if c.engine is not None and self.given_engine is None and c.method in ASKED:
+            # What judges, where that is not the model itself (which the stages before hang on anyway).
+            settings["judge"] = identity_of(c.engine, *self.judge_model(c))
+        return settings
 
     @property
     def eval_engine(self) -> EngineConfig:
@@ -125,13 +157,20 @@ class RunFolder:
         return c.engine.model_copy(update={"name": "transformers"})
 
     @cached_property
-    def judgments_stage(self) -> Stage:
-        return self._stage("judgments", self.responses_stage, **self._judging_settings())
+    def judgments_stages(self) -> list[Stage]:
+        """One for each judge: another one on the panel leaves the verdicts of the others as they are."""
+        return [
+            self._stage("judgments", self.responses_stage, **self._judging_settings(juror.config))
+            for juror in self.jury
+        ]
 
     @cached_property
     def pairs_stage(self) -> Stage:
-        settings = self.config.pairs.model_dump(mode="json", include={"keep", "min_margin"})
-        return self._stage("pairs", self.judgments_stage, **settings)
+        settings = self.config.pairs.model_dump(mode="json", include=set(CHOSEN_BY))
+        first, *others = self.judgments_stages
+        if others:
+            settings["panel"] = [(s.fingerprint, j.weight) for s, j in zip(others, self.jury[1:], strict=True)]
+        return self._stage("pairs", first, **settings)
 
     @cached_property
     def train_stage(self) -> Stage:
@@ -154,9 +193,7 @@ class RunFolder:
 
     @cached_property
     def comparisons_stage(self) -> Stage:
-        settings = self.eval_judging.model_dump(mode="json", exclude={"engine"})
-        settings |= {"text": self.template_text(self.config.judging.template), **self._other_judge}
-        return self._stage("comparisons", self.tuned_answers_stage, **settings)
+        return self._stage("comparisons", self.tuned_answers_stage, **self._judging_settings(self.eval_judging))
 
     @cached_property
     def one_answer(self) -> ResponsesConfig:
@@ -164,11 +201,10 @@ class RunFolder:
 
     @cached_property
     def eval_judging(self) -> JudgingConfig:
-        """Both orders always; the controls (random, oracle) label training pairs only, the model judges the result."""
-        method = self.config.judging.method
-        return self.config.judging.model_copy(
-            update={"orders": "both", "method": method if method in ("logprob", "text") else "logprob"}
-        )
+        """The first judge, in both orders; controls label training pairs only, and the model itself judges the result."""
+        first = self.jury[0].config
+        asked = {} if first.method in ("logprob", "text") else {"method": "logprob", "engine": None, "reasoning": False}
+        return first.model_copy(update={"orders": "both", "opponents": None, **asked})
 
     # The finished records, joined. All files are in the order of their rows, so one group is in memory at a time.
 
@@ -182,8 +218,26 @@ class RunFolder:
         return ((prompt, answers.take(prompt.id)) for prompt in self.asked(False))
 
     def judged(self) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
-        verdicts = Grouped(self.judgments_stage.records(Judgment))
-        return ((prompt, answers, verdicts.take(prompt.id)) for prompt, answers in self.answered())
+        """Each training prompt with its answers and the verdicts of all judges."""
+        verdicts = [
+            (juror.name, Grouped(stage.records(Judgment)))
+            for juror, stage in zip(self.jury, self.judgments_stages, strict=True)
+        ]
+        return (
+            (prompt, answers, [j for name, one in verdicts for j in named(one.take(prompt.id), name)])
+            for prompt, answers in self.answered()
+        )
+
+    def jury_at_work(self) -> pairs.Jury:
+        """The judges with what their verdicts over the run say about them."""
+        orders = 2 if self.config.judging.orders == "both" else 1
+        known = pairs.calibrate(self.judged()) if self.config.pairs.calibrate else {}
+        return pairs.Jury(calibrations=known, weights={j.name: j.weight for j in self.jury}, orders=orders)
+
+    def lengths(self) -> Callable[[PreferencePair], tuple[int, int]]:
+        """The lengths, in characters, of a pair's chosen and rejected answer."""
+        known = {int(r.id, 16): len(r.text) for r in self.responses_stage.records(Response)}
+        return lambda pair: (known[int(pair.chosen_id, 16)], known[int(pair.rejected_id, 16)])
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""
@@ -227,10 +281,15 @@ class RunFolder:
     def funnel(self) -> list[dict[str, Any]]:
         """What entered and left each finished stage and why the rest was dropped; it adds up."""
         made = (
-            [self.responses_stage, self.judgments_stage, self.pairs_stage] if self.config.pairs.source is None else []
+            [self.responses_stage, *self.judgments_stages, self.pairs_stage] if self.config.pairs.source is None else []
         )
         stages = [self.prompts_stage, *made, self.train_stage]
         return [{"stage": s.name, **s.counts} for s in stages if s.finished]
+
+
+def named(judgments: list[Judgment], name: str) -> list[Judgment]:
+    """The judgments under the name that their judge has in this recipe."""
+    return [j if j.judge == name else replace(j, judge=name) for j in judgments]
 
 
 class Grouped:

@@ -26,11 +26,11 @@ import yaml
 
 from sao import judging, manifest, pairs, personas, prompts, responses
 from sao.card import model_card, push_model
-from sao.config import Config, EngineConfig
+from sao.config import Config, EngineConfig, JudgingConfig
 from sao.engines import Engine, Usage, open_engine
 from sao.errors import ConfigError, DropError, Terminated, TrainingError
 from sao.evaluation import compare
-from sao.folder import RunFolder
+from sao.folder import Juror, RunFolder
 from sao.report import summarise
 from sao.store import Stage, write_atomic
 from sao.templates import load_template
@@ -111,6 +111,9 @@ class Run(RunFolder):
             load_template(name, fields)
         if trains and not self.model_dir.is_dir():
             manifest.check_packages(self.config)
+        stages = [stage.fingerprint for stage in self.judgments_stages]
+        if len(set(stages)) < len(stages):
+            raise ConfigError("judging.panel: two judges are the same; give each another template or engine")
         if self.config.judging.method == "oracle" and self.oracle is None:
             raise ConfigError("judging.method oracle exists in the proving ground only (personas.source builtin:world)")
         if self.given_engine is None:
@@ -122,21 +125,22 @@ class Run(RunFolder):
         """Raise ModelError where weights that will be needed are not to be had."""
         from sao.chat import find_model
 
-        config, judge = self.config, self.config.judging.engine
+        config = self.config
         if config.engine.name in ("transformers", "vllm") or (trains and config.engine.name == "openai"):
             find_model(config.model, config.revision)
-        if judge is not None and judge.name in ("transformers", "vllm"):
-            find_model(*self.judge_model)
+        for juror in self.jury:
+            judge = juror.config.engine
+            if judge is not None and judge.name in ("transformers", "vllm"):
+                find_model(*self.judge_model(juror.config))
 
     @property
     def engine(self) -> Engine:
         """The engine with the untrained model."""
         return self._use(self.config.engine, self.config.model, self.config.revision)
 
-    @property
-    def judge_engine(self) -> Engine:
+    def judge_engine(self, judging: JudgingConfig) -> Engine:
         """The engine that judges."""
-        return self._use(self.config.judging.engine or self.config.engine, *self.judge_model)
+        return self._use(judging.engine or self.config.engine, *self.judge_model(judging))
 
     def _use(self, config: EngineConfig, model: str, revision: str | None = None) -> Engine:
         """The engine asked for, opened when first needed; one is open at a time, so that each has all the memory."""
@@ -246,33 +250,46 @@ class Run(RunFolder):
         )
 
     def judge(self) -> None:
-        """Verdicts on every two answers to a prompt."""
-        c, n = self.config.judging, self.config.responses.n
-        orders = 2 if c.orders == "both" else 1
-        needs_engine = c.method in ("logprob", "text")
+        """Each judge's verdicts on the answers to each prompt."""
+        n = self.config.responses.n
+        for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
+            c, orders = juror.config, 2 if juror.config.orders == "both" else 1
 
-        def make(key: str, done: Container[str]) -> Iterator[Judgment | Drop]:
-            groups = ((prompt.id, prompt.text, answers) for prompt, answers in self.answered())
-            duels = judging.duels(groups, orders, key, n)
-            return judging.judge(duels, self.judge_engine if needs_engine else None, c, done, self.oracle)
+            def make(
+                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, orders: int = orders
+            ) -> Iterator[Judgment | Drop]:
+                groups = ((prompt.id, prompt.text, answers) for prompt, answers in self.answered())
+                duels = judging.duels(groups, orders, key, n, c.opponents)
+                engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
+                scorer = self._reward_model(c) if c.method == "reward" else None
+                return judging.judge(duels, engine, c, done, self.oracle, scorer, juror.name)
 
-        total = self.config.personas.n * n * (n - 1) // 2 * orders
-        self._fill(self.judgments_stage, Judgment, total, make)
+            total = self.config.personas.n * len(judging.opponents_of(n, c.opponents)) * orders
+            self._fill(stage, Judgment, total, make)
+
+    def _reward_model(self, config: JudgingConfig) -> judging.Scorer:
+        from sao.engines.reward import RewardModel
+
+        self.close()
+        model, revision = self.judge_model(config)
+        self.notify(f"loading {model}")
+        return RewardModel(model, config.engine or self.config.engine, revision)
 
     def pairs(self) -> None:
         """The verdicts that are learnt from."""
-        n, orders = self.config.responses.n, 2 if self.config.judging.orders == "both" else 1
-        self._fill(
-            self.pairs_stage,
-            PreferencePair,
-            self.config.personas.n * n * (n - 1) // 2,
-            lambda key, done: (
-                pair
-                for pair in pairs.build_pairs(self.judged(), self.config.pairs, key, n, orders)
-                if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done
-            ),
-            limit_drops=False,
-        )
+        c, n = self.config.pairs, self.config.responses.n
+
+        def make(key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
+            jury = self.jury_at_work()
+
+            def built() -> Iterator[PreferencePair | Drop]:
+                return pairs.build_pairs(self.judged(), c, key, n, jury)
+
+            found = pairs.match_lengths(built, self.lengths()) if c.length_matched else built()
+            return (pair for pair in found if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
+
+        total = self.config.personas.n * n * (n - 1) // 2
+        self._fill(self.pairs_stage, PreferencePair, total, make, limit_drops=False)
 
     def train(self) -> None:
         """Preference optimisation on the pairs."""
@@ -282,7 +299,7 @@ class Run(RunFolder):
         if self.config.pairs.source is None and self.pairs_stage.counts["records"] == 0:
             reasons = self.pairs_stage.counts["reasons"]
             raise TrainingError(
-                f"no pairs to train on: all were dropped ({reasons}). Lower --pairs.min_margin, or start again with more "
+                f"no pairs to train on: all were dropped ({reasons}). Lower --pairs.min_p, or start again with more "
                 "personas in another --out"
             )
         if self.config.engine.name == "scripted" and self.given_engine is None:
@@ -357,7 +374,7 @@ class Run(RunFolder):
                 group = [(prompt.id, prompt.text, answers)]
                 yield from judging.duels(group, 2, key, 2)
 
-        for verdict in judging.judge(duels(), self.judge_engine, self.eval_judging, done, self.oracle):
+        for verdict in judging.judge(duels(), self.judge_engine(self.eval_judging), self.eval_judging, done):
             if isinstance(verdict, Drop):
                 yield replace(verdict, stage="comparisons")
                 continue

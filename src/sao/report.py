@@ -40,9 +40,9 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
 
 
 def _judge(run: RunFolder) -> str:
-    if run.config.judging.engine is None:
+    if run.eval_judging.engine is None:
         return "the untrained model itself"
-    return f"{run.judge_model[0]}, whose verdicts it was trained on"
+    return f"{run.judge_model(run.eval_judging)[0]}, whose verdicts it was trained on"
 
 
 def _outcome(run: RunFolder) -> dict[str, Any]:
@@ -71,3 +71,82 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
         found["oracle"] = compare.oracle_summary(rows, run.oracle, resamples, seed)
         found["oracle"]["unseen"] = compare.oracle_summary(unseen, run.oracle, resamples, seed)
     return found
+
+
+def show_summary(s: dict[str, Any]) -> str:
+    """The summary as text: examples, funnel, judge, before and after, paths."""
+    lines = [] if s["worked"] else ["Nothing to do: this run is finished."]
+    for example in s.get("examples", []):
+        lines += ["", f"  asked:  {_short(example['prompt'])}"]
+        lines += [f"  before: {_short(example['before'])}", f"  after:  {_short(example['after'])}"]
+    lines += ["", f"{'stage':12} {'kept':>8} {'dropped':>8}  reasons"]
+    for row in s["funnel"]:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in row["reasons"].items())
+        lines.append(f"{row['stage']:12} {row['records']:8} {row['dropped']:8}  {reasons}")
+    lines += _show_judge(s) + _show_usage(s) + _show_outcome(s)
+    lines.append("")
+    lines += [f"{name:12} {path}" for name, path in s["paths"].items()]
+    return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+def _show_judge(s: dict[str, Any]) -> list[str]:
+    if "judge" not in s:
+        return []
+    j, parts = s["judge"], []
+    for key, name in (
+        ("accuracy", "right"),
+        ("first_slot_rate", "first slot wins"),
+        ("flip_rate", "flips when swapped"),
+    ):
+        if j[key] is not None:
+            parts.append(f"{name} {100 * j[key]:.1f} %")
+    lines = ["", f"judge        {j['verdicts']} verdicts, {j['unreadable']} unreadable; " + ", ".join(parts)]
+    if s.get("kept", {}).get("share") is not None:
+        label = s["kept"]["label_accuracy"]
+        right = "" if label is None else f", {100 * label:.1f} % of them right"
+        lines.append(f"pairs kept   {100 * s['kept']['share']:.1f} %{right}")
+    return lines
+
+
+def _show_usage(s: dict[str, Any]) -> list[str]:
+    if "usage" not in s:
+        return []
+    u = s["usage"]
+    cost = f"; cost {u['cost']:.2f}" if u["cost"] else ""
+    return [
+        f"server       {u['requests']:,} requests, {u['retries']:,} of them sent again; {u['prompt_tokens']:,} tokens in, "
+        f"{u['completion_tokens']:,} out{cost}"
+    ]
+
+
+def _show_outcome(s: dict[str, Any]) -> list[str]:
+    lines = []
+    if s.get("oracle", {}).get("n"):
+        o = s["oracle"]
+        lines.append(
+            f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+.3f} "
+            f"[{o['ci95'][0]:+.3f}, {o['ci95'][1]:+.3f}] (95 %, {o['n']} held-out prompts)"
+        )
+        if o["unseen"].get("n"):
+            u = o["unseen"]
+            lines.append(
+                f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+.3f} "
+                f"[{u['ci95'][0]:+.3f}, {u['ci95'][1]:+.3f}] (the {u['n']} of them whose text is in no training prompt)"
+            )
+    if s.get("heldout", {}).get("n"):
+        h = s["heldout"]
+        lines.append(
+            f"self-judged  win {h['win']}, tie {h['tie']}, loss {h['loss']}: {100 * h['win_rate']:.1f} % "
+            f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
+        )
+        lines.append(f"             {h['label']}")
+        if any(h["cut_off"].values()):
+            lines.append(
+                f"             answers cut off or empty: base {h['cut_off']['base']}, tuned {h['cut_off']['tuned']}"
+            )
+    return lines

@@ -89,8 +89,9 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """A chosen and a rejected answer. `margin` is the mean over the orders of the judge's log-odds, in nats, and `p_chosen`
-    the probability that belongs to it; both are None where the judge gives no probabilities."""
+    """A chosen and a rejected answer. `margin` is the log-odds (nats) that the chosen one is better, calibrated over the run, and
+    `p_chosen` the probability that belongs to it; both are None where the judge gives no numbers. `margin_sd` is the margin's
+    standard deviation, where more than two answers were ranked."""
 
     id: str
     row: int
@@ -99,6 +100,7 @@ class PreferencePair:
     rejected_id: str
     p_chosen: float | None
     margin: float | None
+    margin_sd: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

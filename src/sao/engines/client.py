@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
@@ -63,13 +64,15 @@ class _FailedError(Exception):
 @dataclass(slots=True)
 class Call(Generic[R]):
     """One request. `read` turns the answer into a result or raises BadAnswerError; `refused` says what becomes of it when the
-    server refuses it: a result, or a Call to send in its place; `given_up` what, when it failed too often."""
+    server refuses it: a result, or a Call to send in its place; `given_up` what, when it failed too often, which is more often
+    than `retries` (None: engine.openai.retries) while the server answers others."""
 
     body: dict[str, Any]
     tokens: int
     read: Callable[[dict[str, Any]], R]
     refused: Callable[[RefusedError], R | Call[R]]
     given_up: Callable[[str], R]
+    retries: int | None = None
 
 
 class Window:
@@ -93,11 +96,19 @@ class Window:
 
     async def enter(self, again: bool = False) -> None:
         """Wait for a place; a request that is sent `again` goes first."""
-        while (pause := self.closed_until - time.monotonic()) > 0:
-            await asyncio.sleep(pause)
-        if self.running < int(self.size):
-            self.running += 1
-            return
+        while True:
+            while (pause := self.closed_until - time.monotonic()) > 0:
+                await asyncio.sleep(pause)
+            if self.running < int(self.size):
+                self.running += 1
+                return
+            await self._wait(again)
+            if self.closed_until <= time.monotonic():
+                return
+            self.leave()  # closed while it waited
+
+    async def _wait(self, again: bool) -> None:
+        """Wait until `leave` gives a place away."""
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         (self._waiting.appendleft if again else self._waiting.append)(place)
         try:
@@ -106,9 +117,6 @@ class Window:
             if place.done() and not place.cancelled():
                 self.leave()  # the place was given just before
             raise
-        if self.closed_until > time.monotonic():
-            self.leave()
-            await self.enter(again)
 
     def leave(self) -> None:
         """Give the place to the next."""
@@ -192,7 +200,11 @@ class Client:
     def __init__(self, config: OpenAIConfig, key: str | None, notify: Callable[[str], None]) -> None:
         self.config, self.notify, self.usage = config, notify, Usage()
         self.url = config.base_url.rstrip("/")
-        key = (key or "").strip()
+        try:
+            _ = urlsplit(self.url).port  # httpx only fails on a port of 99999 once it connects, with an ExceptionGroup
+        except ValueError as error:
+            raise EngineError(f"{self.url}: not a URL ({error}). Set engine.openai.base_url") from error
+        self._key = key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise EngineError(f"the environment variable {config.api_key_env} holds something that cannot be a key")
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -312,9 +324,10 @@ class Client:
                 call = instead
             except (_FailedError, BadAnswerError) as fault:
                 failures += 1
-                if failures > self.config.retries and self._answered > begun:
+                enough = failures > (self.config.retries if call.retries is None else call.retries)
+                if enough and (self._answered > begun or await self._lives()):
                     # Others are answered, this one never: it is dropped, so that the run comes to its end.
-                    return call.given_up(f"no usable answer ({fault})")
+                    return call.given_up(str(fault))
                 await self._after(fault, failures)
 
     async def _send(self, call: Call[R], path: str, again: bool) -> R:
@@ -411,8 +424,11 @@ class Client:
             raise EngineError(f"{url}: not a URL ({error}). Set engine.openai.base_url") from error
         status = response.status_code
         if status == 200:
-            return _object(response.content)
-        message = _message(response)
+            answer = _object(response.content)
+            if answer.get("error") and not answer.get("choices"):
+                raise BadAnswerError(f"an error under HTTP 200: {self._hide(str(answer))[:200]}")
+            return answer
+        message = self._hide(_message(response))[:300]
         if optional and (status in (404, 405, 501) or (body is not None and status in FATAL)):
             raise RefusedError(status, message)
         if status in FATAL:
@@ -421,13 +437,17 @@ class Client:
             raise _FailedError(f"HTTP {status}: {message}", status in TOO_MUCH, _retry_after(response))
         raise RefusedError(status, message)
 
+    def _hide(self, text: str) -> str:
+        """A server's words without our key, which some repeat; what is shorter than 8 is no secret ("EMPTY")."""
+        return text.replace(self._key, "…") if len(self._key) >= 8 else text
+
 
 def _read(call: Call[R], answer: dict[str, Any]) -> R:
     """The call's result; an answer of another shape than the call expects is a bad one."""
     try:
         return call.read(answer)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise BadAnswerError(f"an answer of another shape ({type(error).__name__}: {error})") from error
+        raise BadAnswerError(f"an answer of another shape: {type(error).__name__}: {error}") from error
 
 
 def _rest(results: queue.SimpleQueue[Any]) -> Iterator[Any]:
@@ -442,20 +462,20 @@ def _object(content: bytes) -> dict[str, Any]:
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadAnswerError("an answer that is no JSON") from error
-    if not isinstance(answer, dict) or (answer.get("error") and not answer.get("choices")):
-        raise BadAnswerError(f"an error under HTTP 200: {str(answer)[:200]}")
+    if not isinstance(answer, dict):
+        raise BadAnswerError("an answer that is no JSON object")
     return answer
 
 
 def _message(response: httpx.Response) -> str:
-    """What an error's body says: {"error": {"message": …}}, or its first words."""
+    """What an error's body says: {"error": {"message": …}}, or its words."""
     try:
         error = json.loads(response.content)
         error = error.get("error", error)
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, AttributeError, RecursionError):
-        text = response.content[:300].decode("utf-8", "replace")
-    return " ".join(text.split())[:300] or response.reason_phrase
+        text = response.content[:10_000].decode("utf-8", "replace")
+    return " ".join(text.split()) or response.reason_phrase
 
 
 def _retry_after(response: httpx.Response) -> float:

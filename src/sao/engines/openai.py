@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 TRIES = 3
 """Good answers without a skill after which the server lacks it."""
+PROBE_RETRIES = 3
+"""Further tries of a request for a skill: some servers fail (HTTP 500) where they should refuse."""
 TOP = (20, 5)
 """Numbers of top_logprobs that servers allow: most 20, some 5."""
 SEED_BITS = 31
@@ -208,7 +210,7 @@ class OpenAIEngine:
             _estimate(request.messages) + len(samples) * request.sampling.max_tokens,
             read,
             refused,
-            lambda reason: [Failure(sample.id, reason) for sample in samples],
+            lambda fault: [self._lost(sample.id, fault) for sample in samples],
         )
         return call
 
@@ -256,15 +258,21 @@ class OpenAIEngine:
                 if _too_long(error.message)
                 else self._refusal(request.id, error)
             ),
-            lambda reason: Failure(request.id, reason),
+            lambda fault: self._lost(request.id, fault),
         )
 
     def _refusal(self, item_id: str, error: RefusedError) -> Failure:
+        return self._failure(item_id, f"refused by the server (HTTP {error.status})", error.message)
+
+    def _lost(self, item_id: str, fault: str) -> Failure:
+        kind, _, words = fault.partition(": ")
+        return self._failure(item_id, f"no usable answer ({kind})", words)
+
+    def _failure(self, item_id: str, reason: str, words: str) -> Failure:
         """A Failure whose reason is the same for all alike; the server's own words are told once."""
-        reason = f"refused by the server (HTTP {error.status})"
         if reason not in self._told:
             self._told.add(reason)
-            self._notify(f"{reason}: {error.message}")
+            self._notify(f"{reason}: {words}" if words else reason)
         return Failure(item_id, reason)
 
     def _ids_of(self, choices: tuple[str, ...]) -> tuple[int, ...]:
@@ -320,7 +328,7 @@ class OpenAIEngine:
         return wanted, room if isinstance(room, int) else None
 
     def _probe(self) -> Skills:
-        """Ask for each skill until it is seen or was missing in `TRIES` good answers."""
+        """Ask for each skill until it is seen or was missing in `TRIES` answers."""
         skills = Skills()
         sampling = Sampling(8)
         texts = self._texts([self._body(_QUESTION, sampling, seed) for seed in (1, 1, 2)])
@@ -380,12 +388,12 @@ class OpenAIEngine:
             except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, BadAnswerError):
                 return False
 
-        return any(self._ask([body] * TRIES, passes))
+        return any(self._ask([body] * TRIES, passes, PROBE_RETRIES))
 
-    def _ask(self, bodies: list[Body], read: Callable[[Body], Any]) -> Iterator[Any]:
+    def _ask(self, bodies: list[Body], read: Callable[[Body], Any], retries: int | None = None) -> Iterator[Any]:
         """Results of a few requests one after the other; None for one that is refused or never answered."""
         for body in bodies:
-            calls = iter([Call(body, 32, read, self._no, lambda reason: None)])
+            calls = iter([Call(body, 32, read, self._no, lambda reason: None, retries)])
             yield from self._client.stream(lambda: next(calls, None))  # noqa: B023 (used up before the next round)
 
     def _no(self, error: RefusedError) -> None:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sao.engines import ChoiceRequest, Choices, Completion, Message, Request, Sampling, Usage, cut_at
+
+_ANSWERS = re.compile(
+    r"<answer_1>\n(.*)\n</answer_1>.*<answer_2>\n(.*)\n</answer_2>| answer 1: (.*) answer 2: (.*)", re.DOTALL
+)
 
 
 def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
@@ -26,10 +31,23 @@ def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) 
 
 def default_choice(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
     """Log-probabilities that prefer one answer wherever it stands: each answer's worth is a hash of its text."""
-    text = messages[-1].content
-    worth = int(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest(), 16) / 2**32
-    first = 0.05 + 0.9 * worth
-    return (math.log(first), math.log1p(-first), *(-30.0 for _ in choices[2:]))
+    answers = read_answers(messages)
+    gap = 6 * (_worth(answers[0]) - _worth(answers[1])) if answers else 6 * (_worth(messages[-1].content) - 0.5)
+    return (-math.log1p(math.exp(-gap)), -math.log1p(math.exp(gap)), *(-30.0 for _ in choices[2:]))
+
+
+def read_answers(messages: tuple[Message, ...]) -> tuple[str, str] | None:
+    """The two answers in a question by one of the shipped judging templates, None in any other."""
+    found = _ANSWERS.search(messages[-1].content)
+    if found is None:
+        return None
+    first, second, tiny_first, tiny_second = found.groups()
+    return (first, second) if first is not None else (tiny_first, tiny_second)
+
+
+def _worth(text: str) -> float:
+    """A text's worth, from 0 to 1: a hash of it."""
+    return int(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=4).hexdigest(), 16) / 2**32
 
 
 @dataclass

@@ -48,7 +48,7 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
     if not pairs:
         raise TrainingError(
             "there are no pairs to train on. See in the report why they were dropped; then loosen the filter "
-            "(pairs.min_margin, pairs.keep) or take more personas (personas.n)"
+            "(pairs.min_p, pairs.keep) or take more personas (personas.n)"
         )
     for pair in pairs:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):

@@ -1,0 +1,189 @@
+"""Counts over a run's verdicts: one judge's rates and biases, and the jury's word on pairs against gold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from sao import pairs
+from sao.config import PairsConfig
+from sao.evaluation.statistics import logistic, ratio_ci, wilson
+from sao.ranking import Calibration, sigmoid
+from sao.types import Judgment, Response
+
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+BINS = 10
+EVERY = PairsConfig(keep="all")
+CONFIDENT = PairsConfig(keep="confident", min_p=0.5)
+
+
+def rate_of(counts: list[float], of: list[float]) -> dict[str, Any]:
+    rate, interval = ratio_ci(counts, of)
+    return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(sum(of))}
+
+
+@dataclass
+class Tally:
+    """Counts of one judge's verdicts, prompt by prompt."""
+
+    known: Calibration
+    orders: int
+    counts: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    rows: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """(first won, log length ratio, gold difference or NaN, number of the prompt) for each decided verdict."""
+    verdicts: int = 0
+    prompts: int = 0
+
+    def see(self, answers: list[Response], judgments: list[Judgment], gold: dict[str, float | None]) -> None:
+        """One prompt."""
+        by_id = {a.id: a for a in answers}
+        found: dict[str, list[float]] = {}
+
+        def note(name: str, hit: bool) -> None:
+            counts = found.setdefault(name, [0.0, 0.0])
+            counts[0] += hit
+            counts[1] += 1
+
+        votes: dict[frozenset[str], list[str]] = {}
+        for j in judgments:
+            note("unreadable_rate", j.verdict is None)
+            if j.verdict is None:
+                continue
+            note("tie_rate", j.verdict == "tie")
+            if j.winner_id is None:
+                continue
+            votes.setdefault(frozenset((j.first_id, j.second_id)), []).append(j.winner_id)
+            note("first_slot_rate", j.verdict == "first")
+            a, b = len(by_id[j.first_id].text), len(by_id[j.second_id].text)
+            if a != b:
+                note("longer_wins_rate", (a > b) == (j.verdict == "first"))
+            x, y = gold.get(j.first_id), gold.get(j.second_id)
+            if x is not None and y is not None and x != y:
+                note("accuracy", (x > y) == (j.verdict == "first"))
+            quality = math.nan if x is None or y is None else x - y
+            self.rows.append((float(j.verdict == "first"), math.log((a + 1) / (b + 1)), quality, float(self.prompts)))
+        for pair in votes.values():
+            if len(pair) == 2:
+                note("flip_rate", pair[0] != pair[1])
+        for cyclic in cycles([a.id for a in answers], judgments, self.known):
+            note("intransitive_rate", cyclic)
+        for name, (hits, of) in found.items():
+            mine = self.counts.setdefault(name, ([], []))
+            mine[0].append(hits)
+            mine[1].append(of)
+        self.verdicts += len(judgments)
+        self.prompts += 1
+
+    def summary(self) -> dict[str, Any]:
+        """Rates with intervals, biases with standard errors."""
+        found: dict[str, Any] = {"verdicts": self.verdicts}
+        names = ("accuracy", "first_slot_rate", "flip_rate", "unreadable_rate", "tie_rate", "longer_wins_rate")
+        intervals = {}
+        for name in (*names, "intransitive_rate"):
+            rate = rate_of(*self.counts.get(name, ([], [])))
+            found[name], intervals[name] = rate["rate"], rate["ci95"]
+        c = self.known
+        return found | {
+            "ci95": intervals,
+            "slot_bias_nats": c.bias,
+            "temperature": c.temperature,
+            "order_agreement": c.agreement,
+            "effects": effects(self.rows),
+        }
+
+
+def effects(rows: list[tuple[float, float, float, float]]) -> dict[str, Any] | None:
+    """What decides the verdicts: log-odds that the first answer wins, by slot (the constant), by length (for each doubling) and,
+    where it is known, by quality (for the whole of the gold's scale). None for fewer than 30 verdicts."""
+    if len(rows) < 30:
+        return None
+    table = np.array(rows, np.float64)
+    columns = {"slot": np.ones(len(table)), "length": table[:, 1] / math.log(2)}
+    if not np.isnan(table[:, 2]).any():
+        columns["quality"] = table[:, 2]
+    columns = {name: column for name, column in columns.items() if name == "slot" or np.ptp(column) > 0}
+    fit = logistic(np.stack(list(columns.values()), 1), table[:, 0], np.unique(table[:, 3], return_inverse=True)[1])
+    found: dict[str, Any] = {
+        name: {"log_odds": float(b), "se": float(s)}
+        for name, b, s in zip(columns, fit.coefficients, fit.errors, strict=True)
+    }
+    return found | {"converged": fit.converged}
+
+
+def cycles(ids: list[str], judgments: list[Judgment], known: Calibration) -> Iterator[bool]:
+    """For every three answers that were all compared: whether the verdicts go round in a circle."""
+    lean: dict[tuple[str, str], float] = {}
+    for j in judgments:
+        said = known.first(j)
+        value = {"first": 1.0, "second": -1.0}.get(str(j.verdict), 0.0) if said is None else said
+        lean[j.first_id, j.second_id] = lean.get((j.first_id, j.second_id), 0.0) + value
+        lean[j.second_id, j.first_id] = lean.get((j.second_id, j.first_id), 0.0) - value
+    for a, b, c in combinations(ids, 3):
+        sides = [lean.get(pair, 0.0) for pair in ((a, b), (b, c), (c, a))]
+        if all(sides):
+            yield all(side > 0 for side in sides) or all(side < 0 for side in sides)
+
+
+@dataclass
+class Curve:
+    """Each judged pair's calibrated probability, whether the filter of orders lets it pass, and whether gold agrees."""
+
+    p: list[float] = field(default_factory=list)
+    passes: list[bool] = field(default_factory=list)
+    right: list[float] = field(default_factory=list)
+    """1, 0, or NaN where gold is not known or sees no difference."""
+
+    def see(
+        self, answers: list[Response], judgments: list[Judgment], gold: dict[str, float | None], jury: pairs.Jury
+    ) -> None:
+        """One prompt."""
+        for a, b in combinations(answers, 2):
+            opinion = pairs.opinion_on([a, b], judgments, EVERY, jury)
+            if opinion.reason is not None or not (lean := opinion.votes if opinion.margin is None else opinion.margin):
+                continue
+            x, y = gold.get(a.id), gold.get(b.id)
+            self.p.append(math.nan if opinion.margin is None else sigmoid(abs(lean)))
+            self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, jury).reason is None)
+            self.right.append(math.nan if x is None or y is None or x == y else float((x > y) == (lean > 0)))
+
+    def calibration(self) -> dict[str, Any] | None:
+        """Bins of the probability against the share that gold calls right, and the expected calibration error (None without
+        gold)."""
+        p, right = np.array(self.p), np.array(self.right)
+        fine = ~(np.isnan(p) | np.isnan(right))
+        if not fine.any():
+            return None
+        p, right = p[fine], right[fine]
+        place = np.minimum((2 * (p - 0.5) * BINS).astype(int), BINS - 1)
+        bins = [
+            {"p": float(p[place == k].mean()), "right": float(right[place == k].mean()), "n": int((place == k).sum())}
+            for k in range(BINS)
+            if (place == k).any()
+        ]
+        error = sum(row["n"] * abs(row["p"] - row["right"]) for row in bins) / len(p)
+        return {"bins": bins, "expected_error": error, "n": len(p)}
+
+    def coverage(self, possible: int) -> list[dict[str, Any]]:
+        """For each least probability: share of the possible pairs that is kept, label accuracy by gold, and that which the
+        calibrated probabilities promise."""
+        p, passes, right = np.array(self.p), np.array(self.passes, bool), np.array(self.right)
+        found = []
+        for level in LEVELS:
+            kept = passes & (np.isnan(p) | (p >= level))
+            gold = right[kept & ~np.isnan(right)]
+            numbers = p[kept & ~np.isnan(p)]
+            found.append(
+                {
+                    "min_p": level,
+                    "share": float(kept.sum()) / possible if possible else 0.0,
+                    "accuracy": float(gold.mean()) if len(gold) else None,
+                    "ci95": list(wilson(float(gold.sum()), len(gold))) if len(gold) else None,
+                    "expected": float(numbers.mean()) if len(numbers) else None,
+                }
+            )
+        return found

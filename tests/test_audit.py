@@ -1,0 +1,332 @@
+"""The audit finds what was planted: judges with known accuracy, slot bias, taste for length and overconfidence."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import planted
+from sao.audit import audit, self_tests, show_audit
+from sao.cli import main
+from sao.config import Config, make_config
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, DataError, StoreError
+from sao.evaluation.statistics import cohen_kappa, logistic, ratio_ci, wilson
+from sao.folder import RunFolder
+from sao.label import label, sample
+from sao.pipeline import run
+from sao.types import Response
+
+SIZE = 600
+
+
+def recipe(**sections: Any) -> Config:
+    base: dict[str, Any] = {
+        "engine": {"name": "scripted"},
+        "personas": {"source": "none", "n": SIZE, "held_out": 0},
+        "prompts": {"template_without_persona": "prompt_without_persona"},
+    }
+    return make_config({**base, **sections})
+
+
+def audited(
+    root: Path, p_first: Callable[[str, str], float], known: bool = True, **sections: Any
+) -> tuple[RunFolder, dict[str, Any]]:
+    """A run judged by a planted judge, and what the audit says of it."""
+    engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(p_first))
+    config = recipe(**sections)
+    run(config, root, until="pairs", engine=engine)
+    folder = RunFolder(config, root, engine)
+    folder.oracle = planted.gold if known else None  # type: ignore[misc]
+    return folder, audit(folder)
+
+
+def covers(interval: list[float], truth: float) -> bool:
+    return interval[0] <= truth <= interval[1]
+
+
+@pytest.mark.parametrize("accuracy", [0.6, 0.75, 0.9])
+def test_accuracy_is_recovered(tmp_path: Path, accuracy: float) -> None:
+    _, found = audited(tmp_path, planted.noisy(accuracy))
+    judge = found["judge"]
+    assert covers(judge["ci95"]["accuracy"], accuracy)
+    assert judge["ci95"]["accuracy"][1] - judge["ci95"]["accuracy"][0] < 0.09
+    assert judge["flip_rate"] == 0.0
+    assert covers(judge["ci95"]["first_slot_rate"], 0.5)
+    grade = {0.6: "weak judge", 0.75: "", 0.9: ""}[accuracy]
+    assert grade in found["verdict"]
+
+
+@pytest.mark.parametrize("bias", [-1.5, 0.4, 2.0])
+def test_slot_bias_is_recovered_and_taken_away(tmp_path: Path, bias: float) -> None:
+    _, found = audited(tmp_path, planted.noisy(0.8, bias=bias))
+    judge = found["judge"]
+    assert judge["slot_bias_nats"] == pytest.approx(bias, abs=1e-6)
+    assert judge["order_agreement"] == 1.0  # once the bias is gone
+    flips = abs(bias) > math.log(0.8 / 0.2)
+    assert judge["flip_rate"] == float(flips)
+    assert (judge["first_slot_rate"] > 0.99) == (bias > math.log(4))
+    assert found["kept"]["label_accuracy"] == pytest.approx(0.8, abs=0.05)
+    assert found["kept"]["share"] > 0.99  # log-odds of ±ln 4 reach min_p 0.8
+    slot = judge["effects"]["slot"]
+    if not flips:
+        assert abs(slot["log_odds"]) < 3 * slot["se"]
+
+
+def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
+    """Each order is right 80 % of the time, alone, but claims far more: two agree in 0.8² + 0.2² = 68 % of the cases."""
+    _, found = audited(tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5})
+    judge = found["judge"]
+    assert covers(list(wilson(judge["order_agreement"] * SIZE, SIZE)), 0.68)
+    assert judge["temperature"] == pytest.approx(4.0, rel=0.35)
+    said = [row["p"] for row in found["calibration"]["bins"]]
+    # Where the orders agree: 0.68 · (p² + (1 − p)²) + 0.32 · ½ = 0.68, so p = 0.865, and not the 0.996 that is claimed.
+    assert said == [pytest.approx(0.865, abs=0.03)]
+    _, raw = audited(
+        tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5, "calibrate": False}
+    )
+    assert [row["p"] for row in raw["calibration"]["bins"]] == [pytest.approx(0.996, abs=0.001)]
+
+
+def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
+    folder, found = audited(tmp_path, planted.always_first)
+    assert found["judge"]["first_slot_rate"] == 1.0
+    assert found["judge"]["flip_rate"] == 1.0
+    assert found["kept"]["pairs"] == 0
+    assert found["verdict"].startswith("no judge: its verdict hangs on the slot")
+    assert folder.pairs_stage.counts["records"] == 0
+
+
+def test_a_taste_for_length_is_told_from_one_for_quality(tmp_path: Path) -> None:
+    _, found = audited(tmp_path / "long", planted.always_longer)
+    assert found["judge"]["longer_wins_rate"] == 1.0
+    assert "it takes the longer answer" in found["verdict"]
+    assert covers(found["judge"]["ci95"]["accuracy"], 0.5)
+    assert not found["judge"]["effects"]["converged"]
+    _, fair = audited(tmp_path / "fair", planted.noisy(0.9))
+    length = fair["judge"]["effects"]["length"]
+    assert abs(length["log_odds"]) < 2.6 * length["se"]
+    assert fair["judge"]["effects"]["quality"]["log_odds"] > 3
+
+    def both(first: str, second: str) -> float:
+        """Log-odds of 1 for each doubling of the length, and the rest by quality."""
+        gap = math.log2(len(first) / len(second)) + 3 * (planted.quality(first) - planted.quality(second))
+        return float(planted.unit("coin", first, second) < 1 / (1 + math.exp(-gap)))
+
+    _, mixed = audited(tmp_path / "mixed", both)
+    effects = mixed["judge"]["effects"]
+    for name, truth in (("length", 1.0), ("quality", 3.0), ("slot", 0.0)):
+        assert abs(effects[name]["log_odds"] - truth) < 2.6 * effects[name]["se"]
+
+
+def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
+    """A judge who is the surer the larger the gap: keeping what it is sure of raises accuracy, and p says by how much."""
+
+    def soft(first: str, second: str) -> float:
+        gap = 8 * (planted.quality(first) - planted.quality(second))
+        noise = 4 * (planted.unit("n", *sorted((first, second))) - 0.5)
+        return 1 / (1 + math.exp(-(gap + (noise if first < second else -noise))))
+
+    _, found = audited(tmp_path, soft, pairs={"min_p": 0.9})
+    shares = [row["share"] for row in found["coverage"]]
+    assert shares == sorted(shares, reverse=True)
+    at = {row["min_p"]: row for row in found["coverage"]}
+    assert at[0.9]["accuracy"] > at[0.5]["accuracy"] + 0.03
+    assert at[0.9]["share"] == pytest.approx(found["kept"]["share"], abs=1e-9)
+    assert covers(at[0.9]["ci95"], found["kept"]["label_accuracy"])
+
+
+def test_circles_are_counted(tmp_path: Path) -> None:
+    """Answers by their place on a ring of three: each beats the next."""
+
+    def ring(first: str, second: str) -> float:
+        a, b = (int(3 * planted.quality(text)) for text in (first, second))
+        return 0.5 if a == b else 0.9 if (b - a) % 3 == 1 else 0.1
+
+    _, found = audited(
+        tmp_path / "ring", ring, responses={"n": 3}, personas={"source": "none", "n": 200, "held_out": 0}
+    )
+    assert found["judge"]["intransitive_rate"] > 0.9  # where all three are on different places
+    _, straight = audited(
+        tmp_path / "line",
+        planted.noisy(0.999),
+        responses={"n": 3},
+        personas={"source": "none", "n": 200, "held_out": 0},
+    )
+    assert straight["judge"]["intransitive_rate"] < 0.02
+
+
+def test_same_answers_are_counted(tmp_path: Path) -> None:
+    def reply(messages: Any, seed: int, sampling: Any) -> str:
+        text = planted.reply(messages, seed, sampling)
+        return text if text.startswith("Prompt") or planted.unit(messages[-1].content) > 0.25 else "quality 0.5 same"
+
+    engine = ScriptedEngine(reply=reply, choose=planted.judge(planted.noisy(0.9)))
+    run(recipe(), tmp_path, until="pairs", engine=engine)
+    rate = audit(RunFolder(recipe(), tmp_path, engine))["same_answers"]
+    assert covers(rate["ci95"], 0.25)
+
+
+def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    control = recipe(judging={"method": "longer"})
+    run(control, tmp_path, until="pairs", engine=ScriptedEngine(reply=planted.reply))
+    pairs = sample(folder, 200)
+    assert len({shown.prompt.id for shown in pairs}) == 200
+
+    def word(shown: Any) -> str:
+        return "1" if planted.quality(shown.first.text) > planted.quality(shown.second.text) else "2"
+
+    said = iter([word(shown) for shown in pairs])
+    assert label(folder, 200, "me", ask=lambda prompt: next(said), say=lambda line: None) == 200
+    found = audit(folder)
+    people = found["agreement"]["people"]
+    assert people["pairs"] == 200
+    assert covers(people["ci95"], 0.9)
+    assert people["kappa"] == pytest.approx(2 * people["agreement"] - 1, abs=0.02)
+    assert covers(found["kept"]["by_people"]["ci95"], 0.9)
+    (longer,) = [row for name, row in found["agreement"].items() if name.startswith("longer")]
+    assert covers(longer["ci95"], 0.5)
+    assert "agrees with people" in show_audit(found)
+
+
+def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    said: list[str] = []
+
+    def labels(words: list[str], by: str = "me") -> int:
+        answers = iter(words)
+        return label(folder, 5, by, ask=lambda prompt: next(answers), say=said.append)
+
+    assert labels(["1", "x", "2", "q"]) == 2
+    with (tmp_path / "labels.jsonl").open("a") as file:
+        file.write('{"prompt_id": "torn')  # a kill
+    assert labels(["u", "q"]) == 1
+    assert labels(["t", "s", "1", "2", "1"]) == 4  # one was skipped
+    assert labels(["2"]) == 5
+    assert labels([]) == 5
+    assert labels(["q"], by="another") == 0
+    assert not any("judge" in line and "%" in line for line in said)  # blind
+    first = sample(folder, 5)
+    assert [shown.first.id for shown in first] == [shown.first.id for shown in sample(folder, 5)]
+    assert {shown.first.index for shown in sample(folder, 200)} == {0, 1}
+    assert [shown.prompt.id for shown in sample(folder, 5, seed=1)] != [shown.prompt.id for shown in first]
+
+
+def test_hostile_answers_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    folder.answered = lambda: (
+        (prompt, [_evil(a) for a in answers]) for prompt, answers in list(RunFolder.answered(folder))
+    )  # type: ignore[method-assign]
+    said: list[str] = []
+    label(folder, 1, "me", ask=lambda prompt: "q", say=said.append)
+    assert "\x1b" not in "".join(said)
+    assert "".join(said).isascii() or "─" in "".join(said)
+
+
+def _evil(response: Response) -> Response:
+    from dataclasses import replace
+
+    return replace(response, text=f"\x1b[2J\x07 {response.text} \udce4")
+
+
+def test_self_tests(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+
+    def shortest(first: str, second: str) -> float:
+        return 0.9 if len(first) < len(second) else 0.1 if len(first) > len(second) else 0.7
+
+    found = self_tests(folder, 80, ScriptedEngine(choose=planted.judge(shortest)))
+    assert found["identical"]["rate"] == 1.0  # 0.7 for the first slot
+    assert found["padded"]["rate"] == 1.0
+    assert found["truncated"]["rate"] == 0.0
+    assert found["padded"]["n"] == 160
+    control = RunFolder(recipe(judging={"method": "longer"}), tmp_path, folder.given_engine)
+    with pytest.raises(ConfigError, match="this run's is longer"):
+        self_tests(control, 5)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "run"
+    small = [
+        "--engine.name",
+        "scripted",
+        "--personas.source",
+        "builtin:world",
+        "--personas.n",
+        "40",
+        "--personas.held_out",
+        "0",
+    ]
+    assert main(["judge", "default", *small, "--out", str(root)]) == 0
+    assert main(["audit", str(root)]) == 1  # no pairs yet
+    assert "not finished" in capsys.readouterr().err
+    assert main(["pairs", "default", *small, "--out", str(root)]) == 0
+    words = iter(["1", "q"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(words))
+    assert main(["label", str(root), "--n", "3"]) == 0
+    capsys.readouterr()
+    assert main(["audit", str(root), "--json", "--self-tests", "4"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    found = json.loads(out[-1])
+    assert {"accuracy", "first_slot_rate", "flip_rate"} <= found["judge"].keys()
+    assert {"label_accuracy", "share"} <= found["kept"].keys()
+    assert out[0] == found["verdict"]
+    assert found["agreement"]["people"]["pairs"] == 1
+    assert found["self_tests"].keys() == {"identical", "padded", "truncated", "shuffled"}
+    (tmp_path / "labels").write_text('{"first_id": "a"}\n')
+    assert main(["audit", str(root), "--labels", str(tmp_path / "labels")]) == 1
+    assert "line 1: not a label" in capsys.readouterr().err
+    assert main(["audit", str(tmp_path)]) == 1
+
+
+def test_labels_that_are_not_there(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    with pytest.raises(DataError, match="sao label"):
+        audit(folder, tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="not finished"):
+        audit(RunFolder(recipe(responses={"n": 3}), tmp_path, folder.given_engine))
+
+
+# Statistics
+
+
+def test_wilson_by_hand_and_by_simulation() -> None:
+    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
+    assert wilson(5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_interval_of_a_rate_covers_although_verdicts_of_a_prompt_hang_together() -> None:
+    """Prompts of 1 to 6 verdicts with a rate of their own each (Beta(2, 3)): the truth is 0.4."""
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(400):
+        sizes = rng.integers(1, 7, 150)
+        counts = rng.binomial(sizes, rng.beta(2, 3, 150))
+        _, (low, high) = ratio_ci(counts.tolist(), sizes.tolist())
+        hits += low <= 0.4 <= high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_logistic_recovers_planted_coefficients_and_its_errors_allow_for_clusters() -> None:
+    rng = np.random.default_rng(0)
+    n = 4000
+    x = np.stack([np.ones(n), rng.normal(size=n)], 1)
+    y = (rng.random(n) < 1 / (1 + np.exp(-(0.5 - 1.2 * x[:, 1])))).astype(float)
+    fit = logistic(x, y, np.arange(n))
+    assert fit.converged
+    assert np.abs((fit.coefficients - [0.5, -1.2]) / fit.errors).max() < 3
+    twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(n), 2))
+    assert np.allclose(twice.errors, fit.errors, rtol=1e-6)  # saying all twice adds nothing
+    assert not logistic(x, (x[:, 1] > 0).astype(float), np.arange(n)).converged
+
+
+def test_kappa_by_hand() -> None:
+    assert cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
+    assert math.isnan(cohen_kappa(np.array([[10.0, 0.0], [0.0, 0.0]])))

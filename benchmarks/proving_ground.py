@@ -1,15 +1,17 @@
 """The demo over several seeds and ways of judging: what alignment gains by the oracle's measure.
 
-    python benchmarks/proving_ground.py --seeds 0 1 2 3 4 --ways self random oracle paper --out runs/proving-ground
+    python benchmarks/proving_ground.py --seeds 0 1 2 3 4 --threads 1 --out runs/proving-ground
 
-One run folder a seed: the ways differ in their judge, so they share personas, prompts and answers. Interrupted, it goes on where
-it stopped. Prints a Markdown table for each way, and one JSON line last.
+All ways write as many answers: 2 to each of 4,000 prompts, or 4 to each of 2,000. Ways with as many answers to a prompt
+share a run folder, and with it personas, prompts and answers. Interrupted, it goes on where it stopped; several calls with other
+seeds may run beside each other. Prints a Markdown table for each way, one of their means, and one JSON line last.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,21 @@ from sao.config import load_recipe
 from sao.manifest import package_versions
 from sao.pipeline import run
 
-WAYS = {
-    "self": {},
-    "random": {"judging.method": "random"},
-    "oracle": {"judging.method": "oracle"},
-    "paper": {"judging.method": "text", "judging.orders": "one", "pairs.keep": "all"},
+ALL, FOUR = {"pairs.keep": "all"}, {"responses.n": "4", "personas.n": "2000"}
+WAYS: dict[str, dict[str, str]] = {
+    "default": {},
+    "paper": {"judging.method": "text", "judging.orders": "one", **ALL},
+    "one order": {"judging.orders": "one", **ALL},
+    "both orders": ALL,
+    "n = 4, all": FOUR,
+    "n = 4, first_last": {**FOUR, "pairs.rule": "first_last"},
+    "n = 4, best_random": {**FOUR, "pairs.rule": "best_random"},
+    "n = 4, mu_2sigma": {**FOUR, "pairs.rule": "mu_2sigma"},
+    "n = 4, quality_aware": {**FOUR, "pairs.rule": "quality_aware"},
+    "n = 4, adjacent": {**FOUR, "pairs.rule": "adjacent"},
+    "longer": {"judging.method": "longer", **ALL},
+    "random": {"judging.method": "random", **ALL},
+    "oracle": {"judging.method": "oracle", **ALL},
 }
 
 
@@ -35,30 +47,58 @@ def row(seed: int, summary: dict[str, Any]) -> str:
         f"| {seed} | {o['before']:.3f} | {o['after']:.3f} | {o['gain']:+.3f} | [{low:+.3f}, {high:+.3f}] "
         f"| {o['unseen']['gain']:+.3f} ({o['unseen']['n']}) "
         f"| {judge['accuracy']:.3f} | {judge['first_slot_rate']:.3f} | {flips} "
-        f"| {kept['share']:.3f} | {kept['label_accuracy']:.3f} | {summary['seconds']:.0f} |"
+        f"| {summary['pairs']} | {kept['label_accuracy']:.3f} |"
     )
+
+
+def means(rows: list[dict[str, Any]], oracle: float | None) -> str:
+    """A way's line in the table of means; the interval is Student's, over seeds."""
+    gains = [r["gain"] for r in rows]
+    gain = statistics.fmean(gains)
+    spread = 0.0
+    if len(gains) > 1:
+        t95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}.get(len(gains), 2.0)
+        spread = t95 * statistics.stdev(gains) / len(gains) ** 0.5
+    judge, label, pairs, unseen = (
+        statistics.fmean(r[key] for r in rows) for key in ("judge", "label", "pairs", "unseen")
+    )
+    share = "–" if oracle is None else f"{gain / oracle:.2f}"
+    labels = f"{judge:.3f} | {label:.3f} | {label - judge:+.3f} |"
+    return f"{gain:+.3f} ± {spread:.3f} | {share} | {unseen:+.3f} | {pairs:,.0f} | {labels}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--ways", nargs="+", choices=sorted(WAYS), default=["self", "random"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help=", ".join(WAYS)
+    )
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/proving-ground"))
     args = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     for way in args.ways:
         heads = "seed | before | after | gain | 95 % interval | gain, unseen (n) "
-        heads += "| judge right | first slot | flips | kept | labels right | s"
-        print(f"\n### {way}\n\n| {heads} |")
-        print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+        heads += "| judge right | first slot | flips | pairs | labels right"
+        print(f"\n### {way}\n\n| {heads} |\n|---|---|---|---|---|---|---|---|---|---|---|")
         for seed in args.seeds:
             settings = {"seed": str(seed), "engine.threads": str(args.threads), **WAYS[way]}
-            summary = run(load_recipe("demo", settings), args.out / str(seed))
-            found.setdefault(way, []).append({"seed": seed, **summary["oracle"], "seconds": summary["seconds"]})
+            summary = run(load_recipe("demo", settings), args.out / f"{seed}-{settings.get('responses.n', '2')}")
+            summary["pairs"] = next(r["records"] for r in summary["funnel"] if r["stage"] == "pairs")
+            figures = {"judge": summary["judge"]["accuracy"], "label": summary["kept"]["label_accuracy"]}
+            o = summary["oracle"]
+            found.setdefault(way, []).append(
+                {"seed": seed, "gain": o["gain"], "ci95": o["ci95"], "unseen": o["unseen"]["gain"], "pairs": summary["pairs"],
+                 "before": o["before"], "after": o["after"], **figures}
+            )  # fmt: skip
             print(row(seed, summary), flush=True)
-    means = {way: sum(r["gain"] for r in rows) / len(rows) for way, rows in found.items()}
-    print(json.dumps({"mean_gain": means, "runs": found, "threads": args.threads, "versions": package_versions()}))
+    oracle = statistics.fmean(r["gain"] for r in found["oracle"]) if "oracle" in found else None
+    print("\n| way | gain | of the oracle's | unseen | pairs | judge right | labels right | difference |")
+    print("|---|---|---|---|---|---|---|---|")
+    for way, rows in found.items():
+        print(f"| {way} | {means(rows, oracle)}")
+    mean_gain = {way: statistics.fmean(r["gain"] for r in rows) for way, rows in found.items()}
+    print(json.dumps({"mean_gain": mean_gain, "runs": found, "threads": args.threads, "versions": package_versions()}))
 
 
 if __name__ == "__main__":

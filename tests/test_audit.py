@@ -30,7 +30,7 @@ def recipe(**sections: Any) -> Config:
     base: dict[str, Any] = {
         "engine": {"name": "scripted"},
         "personas": {"source": "none", "n": SIZE, "held_out": 0},
-        "prompts": {"template_without_persona": "prompt_without_persona"},
+        "pairs": {"min_p": 0.8},
     }
     return make_config({**base, **sections})
 

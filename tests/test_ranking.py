@@ -365,10 +365,10 @@ def test_a_judge_whose_orders_disagree_abstains() -> None:
     a, b = answers(["good", "bad"])
     unsure = [said(a, b, 0.9, judge="x"), said(b, a, 0.9, judge="x")]
     sure = [said(a, b, 0.9, judge="y"), said(b, a, 0.1, judge="y")]
-    (only,) = build_pairs([(ASKED, [a, b], unsure + sure)], PairsConfig(), "k", 2, PLAIN)
+    (only,) = build_pairs([(ASKED, [a, b], unsure + sure)], PairsConfig(min_p=0.8), "k", 2, PLAIN)
     assert isinstance(only, PreferencePair)
     assert only.margin == pytest.approx(log_odds(0.9))
-    (none,) = build_pairs([(ASKED, [a, b], unsure)], PairsConfig(), "k", 2, PLAIN)
+    (none,) = build_pairs([(ASKED, [a, b], unsure)], PairsConfig(min_p=0.8), "k", 2, PLAIN)
     assert isinstance(none, Drop)
     weights = Jury(calibrations={}, weights={"y": 3.0, "z": 1.0}, orders=2)
     against = [said(a, b, 0.2, judge="z"), said(b, a, 0.8, judge="z")]

@@ -263,6 +263,7 @@ PLAIN = Jury(calibrations={}, weights={})
 
 def pair_of(judgments: list[Judgment], **settings: object) -> PreferencePair | Drop:
     """The pair of two answers whose judge is taken at its word."""
+    settings = {"min_p": 0.8, **settings}
     (only,) = build_pairs([(ASKED, [A, B], judgments)], PairsConfig(**settings), "key", 2, PLAIN)  # type: ignore[arg-type]
     return only
 

@@ -241,7 +241,7 @@ class PairsConfig(Section):
     neighbours. With two answers all rules are the same."""
     keep: Literal["confident", "all"] = "confident"
     """confident: both orders agree and p is large enough; all: every readable verdict (the paper's way)."""
-    min_p: float = Field(default=0.8, ge=0.5, lt=1)
+    min_p: float = Field(default=0.92, ge=0.5, lt=1)
     """Least probability, as calibrated over the run, that the chosen answer of a kept pair is the better one (verdicts without
     probabilities, judged in one order, have none and pass)."""
     calibrate: bool = True

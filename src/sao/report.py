@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from sao.audit.tally import Tally
 from sao.evaluation import compare
 from sao.folder import RunFolder
 from sao.manifest import read_usage
+from sao.ranking import Calibration
 from sao.types import Comparison
 
 
@@ -21,7 +23,7 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
     }
     own = run.config.pairs.source is None
     if until >= 3 and own:
-        found["judge"] = compare.judge_summary(((p.text, a, j) for p, a, j in run.judged()), run.oracle)
+        found["judge"] = _judge_summary(run)
     if until >= 4 and own:
         possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
         found["kept"] = compare.kept_summary(((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle)
@@ -37,6 +39,17 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
     }
     found["paths"] = {name: str(path) for name, path in places.items() if path.exists()}
     return found
+
+
+def _judge_summary(run: RunFolder) -> dict[str, Any]:
+    """The first judge's verdicts in five figures; `sao audit` has more, with intervals."""
+    tally, first = Tally(Calibration()), run.jury[0].name
+    for prompt, answers, judgments in run.judged():
+        gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
+        tally.see(answers, [j for j in judgments if j.judge == first], gold)
+    unreadable = int(sum(tally.counts["unreadable_rate"][0])) if tally.verdicts else 0
+    rates = {name: tally.rate(name)["rate"] for name in ("first_slot_rate", "flip_rate", "accuracy")}
+    return {"verdicts": tally.verdicts, "unreadable": unreadable, **rates}
 
 
 def _judge(run: RunFolder) -> str:

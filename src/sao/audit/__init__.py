@@ -43,7 +43,7 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
     """
     people = _people(labels or run.root / "labels.jsonl", must=labels is not None)
     jury = run.jury_at_work()
-    tallies = {juror.name: Tally(jury.calibration(juror.name), jury.orders) for juror in run.jury}
+    tallies = {juror.name: Tally(jury.calibration(juror.name)) for juror in run.jury}
     same: list[float] = []
     curve = Curve()
     for prompt, answers, judgments in run.judged():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sao import pairs
 from sao.config import PairsConfig
@@ -22,7 +24,8 @@ EVERY = PairsConfig(keep="all")
 CONFIDENT = PairsConfig(keep="confident", min_p=0.5)
 
 
-def rate_of(counts: list[float], of: list[float]) -> dict[str, Any]:
+def rate_of(counts: Sequence[float], of: Sequence[float]) -> dict[str, Any]:
+    """A rate over prompts and its interval; None where there is nothing."""
     rate, interval = ratio_ci(counts, of)
     return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(sum(of))}
 
@@ -32,10 +35,10 @@ class Tally:
     """Counts of one judge's verdicts, prompt by prompt."""
 
     known: Calibration
-    orders: int
-    counts: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
-    rows: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """(first won, log length ratio, gold difference or NaN, number of the prompt) for each decided verdict."""
+    counts: dict[str, tuple[array[float], array[float]]] = field(default_factory=dict)
+    """For each rate, one entry a prompt: how often it was so, and out of how many."""
+    rows: array[float] = field(default_factory=lambda: array("d"))
+    """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of the prompt."""
     verdicts: int = 0
     prompts: int = 0
 
@@ -66,14 +69,14 @@ class Tally:
             if x is not None and y is not None and x != y:
                 note("accuracy", (x > y) == (j.verdict == "first"))
             quality = math.nan if x is None or y is None else x - y
-            self.rows.append((float(j.verdict == "first"), math.log((a + 1) / (b + 1)), quality, float(self.prompts)))
+            self.rows.extend((j.verdict == "first", math.log((a + 1) / (b + 1)), quality, self.prompts))
         for pair in votes.values():
             if len(pair) == 2:
                 note("flip_rate", pair[0] != pair[1])
         for cyclic in cycles([a.id for a in answers], judgments, self.known):
             note("intransitive_rate", cyclic)
         for name, (hits, of) in found.items():
-            mine = self.counts.setdefault(name, ([], []))
+            mine = self.counts.setdefault(name, (array("d"), array("d")))
             mine[0].append(hits)
             mine[1].append(of)
         self.verdicts += len(judgments)
@@ -85,7 +88,7 @@ class Tally:
         names = ("accuracy", "first_slot_rate", "flip_rate", "unreadable_rate", "tie_rate", "longer_wins_rate")
         intervals = {}
         for name in (*names, "intransitive_rate"):
-            rate = rate_of(*self.counts.get(name, ([], [])))
+            rate = self.rate(name)
             found[name], intervals[name] = rate["rate"], rate["ci95"]
         c = self.known
         return found | {
@@ -93,16 +96,19 @@ class Tally:
             "slot_bias_nats": c.bias,
             "temperature": c.temperature,
             "order_agreement": c.agreement,
-            "effects": effects(self.rows),
+            "effects": effects(np.array(self.rows).reshape(-1, 4)),
         }
 
+    def rate(self, name: str) -> dict[str, Any]:
+        """A rate, its interval, and the number of verdicts or pairs that it is of."""
+        return rate_of(*self.counts.get(name, ((), ())))
 
-def effects(rows: list[tuple[float, float, float, float]]) -> dict[str, Any] | None:
-    """What decides the verdicts: log-odds that the first answer wins, by slot (the constant), by length (for each doubling) and,
-    where it is known, by quality (for the whole of the gold's scale). None for fewer than 30 verdicts."""
-    if len(rows) < 30:
+
+def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
+    """What decides the verdicts, from `Tally.rows` [n, 4]: log-odds that the first answer wins, by slot (the constant), by length
+    (for each doubling) and, where it is known, by quality (for the whole of gold's scale). None for fewer than 30 verdicts."""
+    if len(table) < 30:
         return None
-    table = np.array(rows, np.float64)
     columns = {"slot": np.ones(len(table)), "length": table[:, 1] / math.log(2)}
     if not np.isnan(table[:, 2]).any():
         columns["quality"] = table[:, 2]
@@ -133,9 +139,9 @@ def cycles(ids: list[str], judgments: list[Judgment], known: Calibration) -> Ite
 class Curve:
     """Each judged pair's calibrated probability, whether the filter of orders lets it pass, and whether gold agrees."""
 
-    p: list[float] = field(default_factory=list)
-    passes: list[bool] = field(default_factory=list)
-    right: list[float] = field(default_factory=list)
+    p: array[float] = field(default_factory=lambda: array("d"))
+    passes: array[int] = field(default_factory=lambda: array("b"))
+    right: array[float] = field(default_factory=lambda: array("d"))
     """1, 0, or NaN where gold is not known or sees no difference."""
 
     def see(

@@ -1,4 +1,4 @@
-"""Trained model against base: comparisons and answers in, a summary with intervals out; and what a judge's word is worth."""
+"""Trained model against base: comparisons and answers in, a summary with intervals out."""
 
 from __future__ import annotations
 
@@ -83,40 +83,6 @@ def oracle_summary(rows: Iterable[tuple[str, str, str]], oracle: Oracle, resampl
         "ci95": [low, high],
         "n": len(before),
         "not_of_this_world": unknown,
-    }
-
-
-def judge_summary(
-    groups: Iterable[tuple[str, list[Response], list[Judgment]]], oracle: Oracle | None
-) -> dict[str, Any]:
-    """How a judge behaves on (prompt, answers, judgments): first-slot rate, flips after a swap, unreadable verdicts, and,
-    against an oracle, the share of right verdicts where the oracle sees a difference."""
-    total = unreadable = decided = first = right = known = flips = both = 0
-    for prompt, responses, judgments in groups:
-        worth = {r.id: oracle(prompt, r.text) for r in responses} if oracle else {}
-        winners: dict[frozenset[str], list[str | None]] = {}
-        for j in judgments:
-            total += 1
-            unreadable += j.verdict is None
-            if j.winner_id is None:
-                continue
-            decided += 1
-            first += j.verdict == "first"
-            winners.setdefault(frozenset((j.first_id, j.second_id)), []).append(j.winner_id)
-            x, y = worth.get(j.first_id), worth.get(j.second_id)
-            if x is not None and y is not None and x != y:
-                known += 1
-                right += (x > y) == (j.verdict == "first")
-        for pair in winners.values():
-            if len(pair) == 2:
-                both += 1
-                flips += pair[0] != pair[1]
-    return {
-        "verdicts": total,
-        "unreadable": unreadable,
-        "first_slot_rate": first / decided if decided else None,
-        "flip_rate": flips / both if both else None,
-        "accuracy": right / known if known else None,
     }
 
 

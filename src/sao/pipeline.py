@@ -374,7 +374,8 @@ class Run(RunFolder):
                 group = [(prompt.id, prompt.text, answers)]
                 yield from judging.duels(group, 2, key, 2)
 
-        for verdict in judging.judge(duels(), self.judge_engine(self.eval_judging), self.eval_judging, done):
+        c = self.eval_judging
+        for verdict in judging.judge(duels(), self.judge_engine(c), c, done, name=self.judge_name(c)):
             if isinstance(verdict, Drop):
                 yield replace(verdict, stage="comparisons")
                 continue

@@ -200,6 +200,8 @@ class Server:
         ready()
         await self._stopping.wait()
         listener.close()
+        for _ in range(5):  # connections accepted just now get their handlers first, which then close them
+            await asyncio.sleep(0)
         for task in self._handlers:
             task.cancel()
         await asyncio.gather(*self._handlers, return_exceptions=True)

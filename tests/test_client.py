@@ -141,9 +141,10 @@ def test_the_window_follows_what_the_server_bears() -> None:
 
 
 def test_more_are_sent_to_a_server_that_keeps_up() -> None:
-    with Server(delay=0.1) as server, opened(server, max_concurrency=150) as engine:
-        assert len(answers(engine, asked(*(f"question {i}" for i in range(500))))) == 500
-    assert 100 < server.peak_in_flight <= 150
+    with Server(delay=0.2) as server, opened(server, max_concurrency=150) as engine:
+        assert len(answers(engine, asked(*(f"question {i}" for i in range(300))))) == 300
+        assert engine._client._window.size == 150
+    assert 64 < server.peak_in_flight <= 150
 
 
 def test_fewer_are_sent_to_a_server_that_answers_too_late() -> None:

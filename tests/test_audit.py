@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import planted
-from sao.audit import audit, self_tests, show_audit
+from sao.audit import audit, read_labels, self_tests, show_audit
 from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
@@ -142,6 +142,19 @@ def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
     assert covers(at[0.9]["ci95"], found["kept"]["label_accuracy"])
 
 
+def test_some_prompts_without_gold_do_not_hide_what_decides(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    folder.oracle = lambda prompt, answer: None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)  # type: ignore[misc]
+    effects = audit(folder)["judge"]["effects"]
+    assert effects["quality"]["log_odds"] > 3
+    assert effects["n"] < 0.9 * 2 * SIZE
+
+
+def test_the_audit_shows_a_bias_that_the_run_does_not_take_away(tmp_path: Path) -> None:
+    _, found = audited(tmp_path, planted.noisy(0.8, bias=1.0), pairs={"calibrate": False, "min_p": 0.5})
+    assert found["judge"]["slot_bias_nats"] == pytest.approx(1.0)
+
+
 def test_circles_are_counted(tmp_path: Path) -> None:
     """Answers by their place on a ring of three: each beats the next."""
 
@@ -196,6 +209,20 @@ def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
     assert "agrees with people" in show_audit(found)
 
 
+def test_labels_of_several_people_and_from_other_files(tmp_path: Path) -> None:
+    rows = [
+        {"first_id": "a", "second_id": "b", "verdict": "first", "by": "x"},
+        {"first_id": "b", "second_id": "a", "verdict": "second", "by": "y"},
+        {"first_id": "a", "second_id": "b", "verdict": "second", "by": "z"},
+        {"first_id": "c", "second_id": "d", "verdict": "first", "by": "x", "prompt_id": "p"},
+        {"prompt_id": "p", "verdict": None, "by": "x"},
+        {"first_id": "f", "second_id": "e", "verdict": "first"},
+    ]
+    path = tmp_path / "labels"
+    path.write_text("\n\n".join(json.dumps(row) for row in rows))  # blank lines, and no end of the last one
+    assert read_labels(path, must=True) == {("a", "b"): 1, ("e", "f"): -1}
+
+
 def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     said: list[str] = []
@@ -208,6 +235,7 @@ def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) ->
     with (tmp_path / "labels.jsonl").open("a") as file:
         file.write('{"prompt_id": "torn')  # a kill
     assert labels(["u", "q"]) == 1
+    assert audit(folder)["agreement"]["people"]["pairs"] == 1  # what was taken back does not count
     assert labels(["t", "s", "1", "2", "1"]) == 4  # one was skipped
     assert labels(["2"]) == 5
     assert labels([]) == 5

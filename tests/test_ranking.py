@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from hypothesis import strategies as st
 import planted
 from sao.config import Config, ConfigError, JudgingConfig, PairsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
+from sao.errors import DropError
 from sao.judging import duels, judge, opponents_of, read_ranking
-from sao.pairs import RULES, Jury, build_pairs, match_lengths, repetition
+from sao.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
 from sao.pipeline import run
-from sao.ranking import Calibration, Calibrator, bradley_terry, log_odds, sigmoid
+from sao.ranking import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
 from sao.store import read_jsonl
 from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
@@ -70,26 +72,48 @@ def test_calibration_by_hand() -> None:
     assert found.first(said(a, b, None, None)) is None
 
 
-def test_text_verdicts_get_the_reliability_that_explains_their_agreement() -> None:
-    """q² + (1 − q)² = 0.68 for q = 0.8."""
+def words(skill: float, bias: float, n: int = 4000) -> Calibration:
+    """The calibration of a judge of words with that skill and slot bias (nats), its two orders erring alone."""
+    rng, seen = random.Random(1), Calibrator()
+    a, b = answers(["a", "b"])  # a is the better one
+    for _ in range(n):
+        one = "first" if rng.random() < sigmoid(skill + bias) else "second"
+        two = "second" if rng.random() < sigmoid(skill - bias) else "first"
+        seen.see([said(a, b, None, one), said(b, a, None, two)])
+    return seen.calibration()
+
+
+@pytest.mark.parametrize(("skill", "bias"), [(1.5, 0.0), (1.5, 1.0), (2.5, -2.0), (0.5, 0.3)])
+def test_skill_and_slot_bias_of_a_judge_of_words_are_recovered(skill: float, bias: float) -> None:
+    found = words(skill, bias)
+    assert found.bias == pytest.approx(bias, abs=0.2)  # of 4,000 pairs few go to the slot that is disliked
+    assert found.skill == pytest.approx(skill, abs=0.2)
+
+
+def test_two_words_that_agree_count_twice_and_two_for_one_slot_not_at_all() -> None:
     a, b = answers(["a", "b"])
-    seen = Calibrator()
-    for k in range(100):
-        seen.see([said(a, b, None, "first"), said(b, a, None, "second" if k < 68 else "first")])
-    found = seen.calibration()
-    assert found.agreement == pytest.approx(0.68)
-    assert found.reliability == pytest.approx(0.8)
-    assert found.first(said(a, b, None, "first")) == pytest.approx(math.log(4))
-    assert found.first(said(a, b, None, "tie")) == 0.0
-    assert Calibrator().calibration().reliability is None
+    known = Calibration(bias=1.0, skill=1.5)
+    mine = [known.first(said(a, b, None, "first")) or 0.0, -(known.first(said(b, a, None, "second")) or 0.0)]
+    assert sum(mine) / 2 == pytest.approx(2 * 1.5)
+    slot = [known.first(said(a, b, None, "first")) or 0.0, -(known.first(said(b, a, None, "first")) or 0.0)]
+    assert sum(slot) / 2 == pytest.approx(0.0)
+    assert known.first(said(a, b, None, "tie")) == 0.0
+    assert Calibrator().calibration().skill is None
+    # What an agreeing pair is worth is what is true of it: right in both orders against wrong in both.
+    right, wrong = sigmoid(2.5) * sigmoid(0.5), sigmoid(-2.5) * sigmoid(-0.5)
+    assert sigmoid(3.0) == pytest.approx(right / (right + wrong))
 
 
 def test_in_one_order_the_mean_is_the_bias() -> None:
     a, b = answers(["a", "b"])
     seen = Calibrator()
-    for x in (2.0, -2.0, 1.0, -1.0):
+    for x in [2.0, -2.0, 1.0, -1.0] * 100:
         seen.see([said(a, b, sigmoid(x - 0.3))])
     assert seen.calibration().bias == pytest.approx(-0.3)
+    chance = Calibrator()
+    for x in (2.0, -1.0, 1.5, -2.0):
+        chance.see([said(a, b, sigmoid(x))])
+    assert chance.calibration().bias == 0.0  # no more than chance
 
 
 @given(st.floats(-40, 40), st.floats(0.5, 20), st.floats(-3, 3))
@@ -156,6 +180,22 @@ def test_a_budget_compares_each_answer_as_often_and_leaves_none_apart(n: int, op
                 reached.add(other)
                 edge.append(other)
     assert reached == set(range(n))
+
+
+@settings(max_examples=80)
+@given(st.integers(3, 8), st.integers(2, 6), st.randoms(use_true_random=False))
+def test_a_budget_holds_together_although_answers_are_missing_or_alike(
+    n: int, opponents: int, rng: random.Random
+) -> None:
+    there = [r for r in answers([rng.choice("abcdefgh") for _ in range(n)]) if rng.random() < 0.8]
+    found = list(duels([("prompt0", "q", there)], 1, "key", n, opponents))
+    texts = sorted({r.text for r in there})
+    place = {text: k for k, text in enumerate(texts)}
+    met = np.zeros((len(texts), len(texts)))
+    for duel in found:
+        met[place[duel.first.text], place[duel.second.text]] = 1
+    assert len(set(connected(met))) <= 1
+    assert len({duel.row for duel in found}) == len(found)
 
 
 def test_without_a_budget_all_meet() -> None:
@@ -291,19 +331,18 @@ def test_repetition_by_hand() -> None:
     assert repetition("no " * 10) == pytest.approx(1 - 1 / 7)
 
 
-@given(st.lists(st.integers(-1, 1), max_size=60))
-def test_length_matching_leaves_as_many_longer_as_shorter_ones(sides: list[int]) -> None:
-    pairs = [
-        PreferencePair(
-            id=make_id(i), row=i, prompt_id="p", chosen_id=str(side), rejected_id="0", p_chosen=None, margin=None
-        )
-        for i, side in enumerate(sides)
-    ]
-    found = list(match_lengths(lambda: pairs, lambda pair: (int(pair.chosen_id), 0)))
-    assert [item.row for item in found] == list(range(len(sides)))
-    kept = Counter(int(item.chosen_id) for item in found if isinstance(item, PreferencePair))
-    assert kept[1] == kept[-1] == min(sides.count(1), sides.count(-1))
-    assert kept[0] == sides.count(0)
+@given(st.lists(st.sampled_from([("aa", "b"), ("b", "aa"), ("a", "b")]), max_size=40))
+def test_length_matching_leaves_as_many_longer_as_shorter_ones(texts: list[tuple[str, str]]) -> None:
+    groups = []
+    for row, pair in enumerate(texts):
+        a, b = (replace(r, id=make_id(row, r.index)) for r in answers(list(pair)))
+        groups.append((replace(ASKED, row=row, id=make_id(row)), [a, b], [said(a, b, 0.95), said(b, a, 0.05)]))
+    config = PairsConfig(length_matched=True)
+    found = list(build_pairs(groups, config, "key", 2, PLAIN, balance_lengths(groups, config, "key", PLAIN)))
+    assert [item.row for item in found] == list(range(len(texts)))
+    kept = Counter(texts[item.row] for item in found if isinstance(item, PreferencePair))
+    assert kept["aa", "b"] == kept["b", "aa"] == min(texts.count(("aa", "b")), texts.count(("b", "aa")))
+    assert kept["a", "b"] == texts.count(("a", "b"))
 
 
 def test_length_matching_in_a_run(tmp_path: Path) -> None:
@@ -377,6 +416,45 @@ def test_a_judge_whose_orders_disagree_abstains() -> None:
     assert both.margin == pytest.approx((3 * log_odds(0.9) - log_odds(0.8)) / 4)
 
 
+def test_a_word_of_unknown_worth_beside_numbers_counts_as_three_to_one() -> None:
+    """One order, so the words' worth is not known: two of them outvote a number of 0.6."""
+    a, b = answers(["good", "bad"])
+    verdicts = [said(a, b, 0.6, judge="x"), *(said(a, b, None, "second", judge=name) for name in "yz")]
+    one = Jury(calibrations={}, weights={}, orders=1)
+    (pair,) = build_pairs([(ASKED, [a, b], verdicts)], PairsConfig(min_p=0.5), "k", 2, one)
+    assert isinstance(pair, PreferencePair)
+    assert pair.chosen_id == b.id
+    assert pair.margin == pytest.approx((2 * log_odds(0.75) - log_odds(0.6)) / 3)
+
+
+def test_words_alone_rank_and_have_no_number() -> None:
+    group = answers(["good", "fair", "bad"])
+    verdicts = [said(group[i], group[j], None, "first") for i, j in combinations(range(3), 2)]
+    one = Jury(calibrations={}, weights={}, orders=1)
+    found = list(build_pairs([(ASKED, group, verdicts)], PairsConfig(), "k", 3, one))
+    assert [(p.chosen_id, p.margin, p.p_chosen) for p in found if isinstance(p, PreferencePair)] == [
+        (group[i].id, None, None) for i, _ in combinations(range(3), 2)
+    ]
+
+
+def test_answers_that_were_never_compared_make_no_pair_and_a_circle_is_a_tie() -> None:
+    group = answers(["a", "b", "c", "d"])
+    apart = [said(group[i], group[j], p) for i, j, p in ((0, 1, 0.99), (1, 0, 0.01), (2, 3, 0.9), (3, 2, 0.1))]
+    found = {item.row: item for item in build_pairs([(ASKED, group, apart)], PairsConfig(min_p=0.5), "k", 4, PLAIN)}
+    assert {row for row, item in found.items() if isinstance(item, PreferencePair)} == {0, 5}
+    assert {item.reason for item in found.values() if isinstance(item, Drop)} == {"never compared"}
+    ring = [said(group[i], group[(i + 1) % 3], 0.8) for i in range(3)]
+    circle = list(build_pairs([(ASKED, group[:3], ring)], PairsConfig(keep="all"), "k", 3, PLAIN))
+    assert {item.reason for item in circle if isinstance(item, Drop)} == {"tie"}
+    assert len(circle) == 3
+
+
+def test_verdicts_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
+    engine = ScriptedEngine(choose=lambda m, c: (-9.0, -9.0))
+    with pytest.raises(DropError, match=r"100 % of 40 verdicts cannot be read.*judging\.template"):
+        run(_recipe(20), tmp_path, until="pairs", engine=engine)
+
+
 def test_bad_panels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two judges are the same"):
         run(_recipe(5, judging={"panel": [{}]}), tmp_path, until="pairs", engine=ScriptedEngine())
@@ -384,7 +462,8 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
         ({"method": "random", "panel": [{}]}, "not random"),
         ({"reasoning": True}, "method text"),
         ({"method": "reward"}, "needs the reward model"),
-        ({"choices": ["1", "1"]}, "both '1'"),
+        ({"choices": ["1", "1 "]}, "both '1'"),
+        ({"method": "text", "reasoning": True}, "judge_reasoning"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_config({"judging": bad})
@@ -505,7 +584,7 @@ def test_a_verdict_after_reasons_goes_through_a_run(tmp_path: Path) -> None:
     assert 4 < summary["judge"]["unreadable"] < 40
     kept = list(read_jsonl(Path(summary["paths"]["pairs"])))
     assert len(kept) > 50
-    assert {round(pair["p_chosen"], 3) for pair in kept} == {round(kept[0]["p_chosen"], 3)}  # its reliability
+    assert len({round(pair["p_chosen"], 9) for pair in kept}) == 1  # twice its skill
     assert kept[0]["p_chosen"] > 0.95
 
 

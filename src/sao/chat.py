@@ -7,6 +7,7 @@ once, exactly one BOS where the model uses one, and the turn's end as the model 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sao.config import EngineConfig
 from sao.engines import Message
 from sao.errors import ModelError
+from sao.types import make_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,10 +108,17 @@ def identity_of(config: EngineConfig, model: str, revision: str | None = None) -
     if config.name == "openai":
         # What a server holds cannot be seen. Where it serves a folder that is here, the folder stands for it.
         weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
-        return f"openai:{config.openai.model or ''}:{weights}"
+        return f"openai:{config.openai.model or ''}:{weights}{_changes(config.openai.extra_body)}"
     lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
     adapter = f"+{_digest(sorted(lora.glob('adapter_*')))}" if lora else ""
-    return weights_identity(model, revision) + adapter
+    own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
+    return weights_identity(model, revision) + adapter + _changes(own)
+
+
+def _changes(settings: dict[str, Any]) -> str:
+    """What settings that change a model's words add to its identity; nothing where none is set."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return f"+{make_id(json.dumps(given, sort_keys=True))}" if given else ""
 
 
 def model_licence(model: str, revision: str | None = None) -> str:

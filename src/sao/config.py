@@ -216,7 +216,11 @@ class JudgingConfig(Section):
             )
         if self.panel and self.method not in ("logprob", "text"):
             raise ValueError(f"a panel votes by method logprob or text, not {self.method}")
-        if self.choices[0] == self.choices[1]:
+        if self.reasoning and (self.template == "judge" or self.max_tokens < 64):
+            raise ValueError(
+                "reasoning needs a template that asks for it (judge_reasoning) and max_tokens of 64 or more"
+            )
+        if self.choices[0].strip() == self.choices[1].strip():
             raise ValueError(f"choices are both {self.choices[0]!r}")
         return self
 

@@ -5,7 +5,7 @@ Reads only. `sao.pipeline` does the work that fills the folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -138,15 +138,18 @@ class RunFolder:
 
     def _judging_settings(self, c: JudgingConfig) -> dict[str, Any]:
         """What one judge's verdicts depend on."""
-        used = {
-            "logprob": {"choices", "min_mass", "template"},
+        used = {  # temperature and max_tokens: a server without log-probabilities is asked for text instead
+            "logprob": {"choices", "min_mass", "template", "temperature", "max_tokens"},
             "text": {"choices", "temperature", "max_tokens", "template", "reasoning"},
         }.get(c.method, set())
-        settings = c.model_dump(mode="json", include={"method", "orders", "opponents", *used})
+        settings = c.model_dump(mode="json", include={"method", "orders", *used})
+        if c.opponents is not None and c.opponents < self.config.responses.n - 1:
+            settings["opponents"] = c.opponents
         settings |= {"text": self.template_text(c.template)} if used else {}
         if c.engine is not None and self.given_engine is None and c.method in ASKED:
             # What judges, where that is not the model itself (which the stages before hang on anyway).
-            settings["judge"] = identity_of(c.engine, *self.judge_model(c))
+            judge = identity_of(c.engine, *self.judge_model(c))
+            settings |= {"judge": judge} if judge != self.model_identity else {}
         return settings
 
     @property
@@ -232,13 +235,9 @@ class RunFolder:
     def jury_at_work(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
         orders = 2 if self.config.judging.orders == "both" else 1
-        known = pairs.calibrate(self.judged()) if self.config.pairs.calibrate else {}
+        calibrate = self.config.pairs.calibrate and self.config.judging.method != "reward"  # scores know no slots
+        known = pairs.calibrate(self.judged()) if calibrate else {}
         return pairs.Jury(calibrations=known, weights={j.name: j.weight for j in self.jury}, orders=orders)
-
-    def lengths(self) -> Callable[[PreferencePair], tuple[int, int]]:
-        """The lengths, in characters, of a pair's chosen and rejected answer."""
-        known = {int(r.id, 16): len(r.text) for r in self.responses_stage.records(Response)}
-        return lambda pair: (known[int(pair.chosen_id, 16)], known[int(pair.rejected_id, 16)])
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""

@@ -51,7 +51,7 @@ class Scorer(Protocol):
 
 
 def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
-    """Which of n answers are compared: all pairs, or those of a ring in which each meets so many others.
+    """Which of n answers are compared, by place: all pairs, or those of a ring in which each meets so many others.
 
     Each answer stands in as many pairs (where n and `opponents` are both odd, some in one more), and the ring holds together,
     so that all can be ranked.
@@ -76,15 +76,15 @@ def duels(
     Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that keeps what it has
     read (vLLM's prefix cache) then reads it once.
     """
-    per_prompt, wanted = n * (n - 1) // 2 * orders, opponents_of(n, opponents)
+    per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
         found: list[Duel] = []
         different = {
             r.text: r for r in reversed(responses)
         }  # identical answers never pair; the pairs stage counts them
-        for a, b in combinations([r for r in responses if different[r.text] is r], 2):
-            if (a.index, b.index) not in wanted:
-                continue
+        there = [r for r in responses if different[r.text] is r]
+        for i, k in sorted(opponents_of(len(there), opponents)):
+            a, b = there[i], there[k]
             place = sum(n - 1 - i for i in range(a.index)) + b.index - a.index - 1
             base = a.row // n * per_prompt + place * orders
             # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's bias averages out.

@@ -129,6 +129,7 @@ def _show(shown: Shown, place: str) -> str:
     width = min(100, shutil.get_terminal_size().columns)
 
     def block(text: str) -> str:
+        text = text.expandtabs(4)
         plain = "".join(c for c in text if c.isprintable() or c == "\n").encode("utf-8", "replace").decode("utf-8")
         return "\n".join(
             textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ") for line in plain.splitlines()

@@ -10,14 +10,16 @@ strengths of Bradley and Terry. A rule (RULES) says which answers pair, and guar
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from statistics import fmean
 
 import numpy as np
 
 from sao.config import PairsConfig
-from sao.ranking import Calibration, Calibrator, bradley_terry, sigmoid
+from sao.ranking import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
 from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
 Group = tuple[Prompt, list[Response], list[Judgment]]
@@ -25,6 +27,10 @@ Group = tuple[Prompt, list[Response], list[Judgment]]
 Scores = dict[int, float]
 """The score of each answer that has one, by its index, in nats."""
 GRAMS = 4
+TINY = 1e-9
+"""Nats below which a margin is rounding."""
+VOTE = log_odds(0.75)
+"""Log-odds of a word whose worth is not known, beside others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,14 +115,16 @@ RULES: dict[str, Rule] = {
 
 
 def build_pairs(
-    groups: Iterable[Group], config: PairsConfig, key: str, n: int, jury: Jury
+    groups: Iterable[Group], config: PairsConfig, key: str, n: int, jury: Jury, balance: Balance | None = None
 ) -> Iterator[PreferencePair | Drop]:
-    """One pair or Drop for every two of a prompt's `n` answers, in order."""
+    """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs lengths cost."""
     for prompt, responses, judgments in groups:
         found = pairs_of(prompt, responses, judgments, config, key, jury)
         for place, (i, j) in enumerate(combinations(range(n), 2)):
             row, pair_id = prompt.row * (n * (n - 1) // 2) + place, make_id(key, prompt.id, i, j)
             pair = found.get((i, j), "an answer was dropped")
+            if not isinstance(pair, str) and balance is not None and balance.drops(pair, pair_id):
+                pair = "length matching"
             if isinstance(pair, str):
                 yield Drop(row=row, stage="pairs", record_id=pair_id, reason=pair)
                 continue
@@ -133,145 +141,177 @@ def build_pairs(
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
+class Duo:
+    """A chosen and a rejected answer, the log-odds (nats) that this is right and their standard deviation, where known."""
+
     chosen: Response
     rejected: Response
     margin: float | None
     sd: float | None
 
+    @property
+    def longer(self) -> int:
+        """1 where the chosen answer is the longer one, −1 where it is the shorter one, else 0 (in characters)."""
+        a, b = len(self.chosen.text), len(self.rejected.text)
+        return (a > b) - (a < b)
+
 
 def pairs_of(
     prompt: Prompt, responses: list[Response], judgments: list[Judgment], config: PairsConfig, key: str, jury: Jury
-) -> dict[tuple[int, int], _Pair | str]:
+) -> dict[tuple[int, int], Duo | str]:
     """For every two answers that are there, by index: the pair that they make, or the reason why they make none."""
     by_index = {r.index: r for r in responses}
-    first_of: dict[str, int] = {}
-    for r in responses:
-        first_of.setdefault(r.text, r.index)
-    outcomes: dict[tuple[int, int], _Pair | str] = {}
-    for i, j in combinations(by_index, 2):
-        if by_index[i].text == by_index[j].text or first_of[by_index[i].text] != i or first_of[by_index[j].text] != j:
-            outcomes[i, j] = "identical answers"
-        elif any(repetition(by_index[k].text) > config.max_repetition for k in (i, j)):
-            outcomes[i, j] = "an answer repeats itself"
+    outcomes: dict[tuple[int, int], Duo | str] = {}
+    open_pairs = []
+    for pair, why in _unfit(responses, config):
+        if why is None:
+            open_pairs.append(pair)
         else:
-            outcomes[i, j] = "not judged"
-    open_pairs = [pair for pair, outcome in outcomes.items() if outcome == "not judged"]
+            outcomes[pair] = why
     usable = sorted({index for pair in open_pairs for index in pair})
-    if not usable:
-        return outcomes
     opinions = {pair: opinion_on([by_index[k] for k in pair], judgments, config, jury) for pair in open_pairs}
-    scored = _scores([by_index[i] for i in usable], judgments, opinions, jury)
-    if scored is None:
+    ranks = _rank([by_index[i] for i in usable], judgments, opinions, jury) if usable else None
+    if ranks is None:
         return outcomes | {pair: opinion.reason or "not judged" for pair, opinion in opinions.items()}
-    scores, sd = scored
-    chosen = RULES[config.rule](scores, config.min_p, random.Random(make_id(key, prompt.id)))
-    wanted = {(min(pair), max(pair)): pair for pair in chosen}
+    draw = random.Random(make_id(key, prompt.id))
+    wanted = {(min(pair), max(pair)): pair for pair in RULES[config.rule](ranks.scores, config.min_p, draw)}
     for pair in open_pairs:
         if pair in wanted:
             best, other = (by_index[k] for k in wanted[pair])
-            outcomes[pair] = _decide(best, other, opinions[pair], scores, sd(*wanted[pair]), config)
+            outcomes[pair] = _decide(best, other, opinions[pair], ranks, config)
         else:
             outcomes[pair] = f"not chosen by rule {config.rule}"
     return outcomes
 
 
+def _unfit(responses: list[Response], config: PairsConfig) -> Iterator[tuple[tuple[int, int], str | None]]:
+    """Every two answers, and why they make no pair whatever the verdicts say; None where they may."""
+    first_of = {r.text: r.index for r in reversed(responses)}
+    repeating = {r.index for r in responses if repetition(r.text) > config.max_repetition}
+    for a, b in combinations(responses, 2):
+        same = a.text == b.text or any(first_of[r.text] != r.index for r in (a, b))
+        why = "identical answers" if same else "an answer repeats itself" if {a.index, b.index} & repeating else None
+        yield (a.index, b.index), why
+
+
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What the judges say of answers a and b directly: the mean log-odds for a, None where no number is known; the sum of the
-    votes for a; and, where nothing confident can be said, why."""
+    """What the judges say of answers a and b directly: the mean log-odds for a, None where no number is known; the weighted sum
+    of the votes for a; and, where they say nothing, why."""
 
     margin: float | None
     votes: float
     reason: str | None
 
+    @property
+    def lean(self) -> float:
+        """Above 0 for a: by the numbers, or by the votes where there are none or they cancel."""
+        return self.votes if self.margin is None or abs(self.margin) < TINY else self.margin
+
 
 def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsConfig, jury: Jury) -> Opinion:
-    """A judge whose own orders disagree, or cannot be read, abstains from a confident opinion; the others' means count."""
+    """A judge whose own orders disagree, or cannot be read, abstains from a confident opinion; the others' means count. Where
+    some judges give numbers, a word of unknown worth counts as one of VOTE."""
     a, b = (r.id for r in pair)
     by_judge: dict[str, list[Judgment]] = {}
     for j in judgments:
         if {j.first_id, j.second_id} == {a, b}:
             by_judge.setdefault(j.judge, []).append(j)
-    if not by_judge:
-        return Opinion(None, 0.0, "not judged")
-    reasons, total, weight, votes, known = set(), 0.0, 0.0, 0.0, False
+    reasons, heard = set() if by_judge else {"not judged"}, []
     for judge, own in by_judge.items():
-        calibration, readable = jury.calibration(judge), [j for j in own if j.verdict is not None]
-        said = [(v if j.first_id == a else -v) for j in readable if (v := calibration.first(j)) is not None]
-        leans = said or [0.0 if j.winner_id is None else 1.0 if j.winner_id == a else -1.0 for j in readable]
-        if config.keep == "confident":
-            if len(readable) < len(own):
-                reasons.add("unreadable verdict")
-                continue
-            if len(own) < jury.orders:
-                reasons.add("a verdict was dropped")
-                continue
-            if min(leans) < 0 < max(leans) or (min(leans) < max(leans) and 0 in leans):
-                reasons.add("orders disagree")
-                continue
-        elif not readable:
-            reasons.add("unreadable verdict")
+        why = _abstains(own, jury.calibration(judge), jury.orders) if config.keep == "confident" else None
+        readable = [j for j in own if j.verdict is not None]
+        if why or not readable:
+            reasons.add(why or "unreadable verdict")
             continue
-        share = jury.weights.get(judge, 1.0)
-        votes += share * sum(leans) / len(leans)
-        if said:
-            total, weight, known = total + share * sum(said) / len(said), weight + share, True
-    if len(reasons) and not known and votes == 0.0:
+        vote = fmean(0.0 if j.winner_id is None else 1.0 if j.winner_id == a else -1.0 for j in readable)
+        said = [v if j.first_id == a else -v for j in readable if (v := jury.calibration(judge).first(j)) is not None]
+        heard.append((jury.weights.get(judge, 1.0), vote, fmean(said) if said else None))
+    if not heard:
         return Opinion(None, 0.0, min(reasons))
-    return Opinion(total / weight if known else None, votes, None)
+    votes, weight = sum(w * vote for w, vote, _ in heard), sum(w for w, _, _ in heard)
+    if all(number is None for _, _, number in heard):
+        return Opinion(None, votes, None)
+    total = sum(w * (VOTE * vote if number is None else number) for w, vote, number in heard)
+    return Opinion(total / weight, votes, None)
 
 
-def _scores(
+def _abstains(own: list[Judgment], calibration: Calibration, orders: int) -> str | None:
+    """Why one judge's verdicts on a pair make no confident opinion; None where they do."""
+    if any(j.verdict is None for j in own):
+        return "unreadable verdict"
+    if len(own) < orders:
+        return "a verdict was dropped"
+    sides = set()
+    for j in own:
+        number = (
+            calibration.first(j) if j.p_first is not None else {"first": 1.0, "second": -1.0}.get(str(j.verdict), 0.0)
+        )
+        assert number is not None
+        toward = number if j.first_id < j.second_id else -number
+        sides.add((toward > TINY) - (toward < -TINY))
+    return "orders disagree" if len(sides) > 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Scores of a prompt's answers; the standard deviation of each difference, where it is known; which answers were compared,
+    if only through others (a number for each group that hangs together); and whether scores are log-odds or only ranks."""
+
+    scores: Scores
+    sd: Mapping[tuple[int, int], float]
+    group: Mapping[int, int]
+    numbers: bool
+
+
+def _rank(
     answers: list[Response], judgments: list[Judgment], opinions: Mapping[tuple[int, int], Opinion], jury: Jury
-) -> tuple[Scores, Callable[[int, int], float | None]] | None:
-    """Scores by index, and the standard deviation of their differences; None where nothing can be said."""
+) -> Ranks | None:
+    """Ranks by the mean log-odds of two answers, or by Bradley and Terry of more; None where nothing can be said."""
     if len(answers) == 2:
-        (pair,) = opinions
-        opinion = opinions[pair]
+        ((a, b), opinion), *_ = opinions.items()
         if opinion.reason is not None:
             return None
-        lean = opinion.votes if opinion.margin is None else opinion.margin
-        return {pair[0]: lean / 2, pair[1]: -lean / 2}, lambda a, b: None
+        return Ranks({a: opinion.lean / 2, b: -opinion.lean / 2}, {}, {a: 0, b: 0}, opinion.margin is not None)
     place = {answer.id: k for k, answer in enumerate(answers)}
-    wins = np.zeros((len(answers), len(answers)))
+    wins, numbers = np.zeros((len(answers), len(answers))), False
     for j in judgments:
         if j.verdict is None or j.first_id not in place or j.second_id not in place:
             continue
         said = jury.calibration(j.judge).first(j)
-        p = {"first": 1.0, "tie": 0.5, "second": 0.0}[j.verdict] if said is None else sigmoid(said)
+        numbers |= said is not None
+        p = sigmoid(VOTE * {"first": 1.0, "tie": 0.0, "second": -1.0}[j.verdict] if said is None else said)
         first, second, weight = place[j.first_id], place[j.second_id], jury.weights.get(j.judge, 1.0)
         wins[first, second] += weight * p
         wins[second, first] += weight * (1 - p)
     if not wins.any():
         return None
-    strengths = bradley_terry(wins)
-    number = {answer.index: k for k, answer in enumerate(answers)}
-    return {i: float(strengths.values[k]) for i, k in number.items()}, lambda a, b: strengths.sd(number[a], number[b])
+    strengths, groups = bradley_terry(wins), connected(wins)
+    index = [answer.index for answer in answers]
+    scores = {i: float(strengths.values[k]) for k, i in enumerate(index)}
+    sd = {(i, j): strengths.sd(k, m) for k, i in enumerate(index) for m, j in enumerate(index)}
+    return Ranks(scores, sd, dict(zip(index, groups, strict=True)), numbers)
 
 
-def _decide(
-    chosen: Response, rejected: Response, opinion: Opinion, scores: Scores, sd: float | None, config: PairsConfig
-) -> _Pair | str:
+def _decide(chosen: Response, rejected: Response, opinion: Opinion, ranks: Ranks, config: PairsConfig) -> Duo | str:
     """The pair of two answers that a rule picked, or why it is not kept."""
-    margin: float | None = scores[chosen.index] - scores[rejected.index]
-    if margin == 0:
+    a, b = chosen.index, rejected.index
+    if ranks.group[a] != ranks.group[b]:
+        return "never compared"
+    margin = ranks.scores[a] - ranks.scores[b]
+    if abs(margin) < TINY:
         return "tie"
-    if sd is None and opinion.margin is None:  # votes alone: no number is known
-        margin = None
     if config.keep == "confident":
         if opinion.reason not in (None, "not judged"):
-            return str(opinion.reason)
-        said = opinion.votes if opinion.margin is None else opinion.margin
-        toward = said if chosen.index < rejected.index else -said
-        if opinion.reason is None and toward < 0:
+            return opinion.reason or ""
+        if (opinion.lean if a < b else -opinion.lean) < 0:
             return "direct verdict and ranks disagree"
-        if margin is not None and sigmoid(margin) < config.min_p:
+        if ranks.numbers and sigmoid(margin) < config.min_p:
             return "p too small"
     lengths = sorted((len(chosen.text), len(rejected.text)))
     if config.max_length_ratio is not None and lengths[1] > config.max_length_ratio * lengths[0]:
         return "lengths too unlike"
-    return _Pair(chosen, rejected, margin, sd)
+    return Duo(chosen, rejected, margin if ranks.numbers else None, ranks.sd.get((a, b)) if ranks.numbers else None)
 
 
 def repetition(text: str) -> float:
@@ -281,26 +321,26 @@ def repetition(text: str) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def match_lengths(
-    pairs: Callable[[], Iterable[PreferencePair | Drop]], lengths: Callable[[PreferencePair], tuple[int, int]]
-) -> Iterator[PreferencePair | Drop]:
-    """The pairs without those by which the longer answer is chosen more often than the shorter one, or the other way round.
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Which pairs go, so that the longer answer is chosen as often as the shorter one: of those on the `side` (see `Duo.longer`)
+    that has more, all whose id lies above `last`."""
 
-    `pairs` is read twice; `lengths` gives those of the chosen and the rejected answer. Which ones go is decided by their ids.
-    """
+    side: int
+    last: int
 
-    def side(pair: PreferencePair) -> int:
-        a, b = lengths(pair)
-        return (a > b) - (a < b)
+    def drops(self, pair: Duo, pair_id: str) -> bool:
+        """Whether this pair goes."""
+        return pair.longer == self.side and int(pair_id, 16) > self.last
 
-    ids: dict[int, list[int]] = {-1: [], 0: [], 1: []}
-    for pair in pairs():
-        if isinstance(pair, PreferencePair):
-            ids[side(pair)].append(int(pair.id, 16))
+
+def balance_lengths(groups: Iterable[Group], config: PairsConfig, key: str, jury: Jury) -> Balance:
+    """What length matching has to drop over a whole run; 8 bytes a pair."""
+    ids = {-1: array("Q"), 0: array("Q"), 1: array("Q")}
+    for prompt, responses, judgments in groups:
+        for (i, j), pair in pairs_of(prompt, responses, judgments, config, key, jury).items():
+            if isinstance(pair, Duo):
+                ids[pair.longer].append(int(make_id(key, prompt.id, i, j), 16))
     more = 1 if len(ids[1]) > len(ids[-1]) else -1
-    kept = set(sorted(ids[more])[: len(ids[-more])])
-    for pair in pairs():
-        if isinstance(pair, PreferencePair) and side(pair) == more and int(pair.id, 16) not in kept:
-            yield Drop(row=pair.row, stage="pairs", record_id=pair.id, reason="length matching")
-        else:
-            yield pair
+    kept = len(ids[-more])
+    return Balance(more, sorted(ids[more])[kept - 1] if kept else -1)

@@ -260,20 +260,40 @@ class Run(RunFolder):
             ) -> Iterator[Judgment | Drop]:
                 groups = ((prompt.id, prompt.text, answers) for prompt, answers in self.answered())
                 duels = judging.duels(groups, orders, key, n, c.opponents)
-                engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
-                scorer = self._reward_model(c) if c.method == "reward" else None
-                return judging.judge(duels, engine, c, done, self.oracle, scorer, juror.name)
+                if c.method != "reward":
+                    engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
+                    return judging.judge(duels, engine, c, done, self.oracle, name=juror.name)
+                return self._by_reward(duels, c, done, juror.name)
 
             total = self.config.personas.n * len(judging.opponents_of(n, c.opponents)) * orders
             self._fill(stage, Judgment, total, make)
+            self._check_readable(stage)
 
-    def _reward_model(self, config: JudgingConfig) -> judging.Scorer:
+    def _by_reward(
+        self, duels: Iterator[judging.Duel], config: JudgingConfig, done: Container[str], name: str
+    ) -> Iterator[Judgment | Drop]:
+        """Verdicts of a reward model, which is alone in memory and gone afterwards."""
         from sao.engines.reward import RewardModel
 
         self.close()
         model, revision = self.judge_model(config)
         self.notify(f"loading {model}")
-        return RewardModel(model, config.engine or self.config.engine, revision)
+        scorer = RewardModel(model, config.engine or self.config.engine, revision)
+        try:
+            yield from judging.judge(duels, None, config, done, scorer=scorer, name=name)
+        finally:
+            scorer.close()
+
+    def _check_readable(self, stage: Stage) -> None:
+        """Raise DropError where too many verdicts cannot be read: they are no drops, but nothing can be learnt from them."""
+        readable = [judgment.verdict is not None for judgment in stage.records(Judgment)]
+        share = 1 - sum(readable) / max(1, len(readable))
+        if readable and share > self.config.max_drop_share:
+            raise DropError(
+                f"{stage.name}: {100 * share:.0f} % of {len(readable)} verdicts cannot be read, more than max_drop_share = "
+                f"{self.config.max_drop_share:g}. Look at {stage.path}; then change judging.template, judging.choices or "
+                "judging.max_tokens, take another judge, or allow more with --max_drop_share"
+            )
 
     def pairs(self) -> None:
         """The verdicts that are learnt from."""
@@ -281,11 +301,8 @@ class Run(RunFolder):
 
         def make(key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
             jury = self.jury_at_work()
-
-            def built() -> Iterator[PreferencePair | Drop]:
-                return pairs.build_pairs(self.judged(), c, key, n, jury)
-
-            found = pairs.match_lengths(built, self.lengths()) if c.length_matched else built()
+            balance = pairs.balance_lengths(self.judged(), c, key, jury) if c.length_matched else None
+            found = pairs.build_pairs(self.judged(), c, key, n, jury, balance)
             return (pair for pair in found if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
 
         total = self.config.personas.n * n * (n - 1) // 2

@@ -12,6 +12,7 @@ from typing import Any
 
 from sao.config import Config, LoraConfig, TrainConfig
 from sao.errors import ConfigError
+from sao.judging import opponents_of
 from sao.shapes import GPU, Shape, read_shape
 
 GIB = 2**30
@@ -254,7 +255,8 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
     x, y, rate = lengths.prompt, lengths.response, gpu.tflops * 1e12 * lengths.mfu
     possible = people * n * (n - 1) // 2
     asked, text = config.judging.method in ("logprob", "text"), config.judging.method == "text"
-    judged = possible * (2 if config.judging.orders == "both" else 1) * asked
+    compared = people * len(opponents_of(n, config.judging.opponents)) * (1 + len(config.judging.panel))
+    judged = compared * (2 if config.judging.orders == "both" else 1) * asked
     verdict = (JUDGE_FRAME + x + 2 * y, VERDICT if text else 0)
     rows = [  # name, items, tokens read and written for each
         ("prompts", people + held, PERSONA_FRAME, x),
@@ -275,7 +277,8 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
         if "verdicts" in name and config.judging.engine is not None:
             seconds = 0.0  # another model's work, elsewhere
         found.append(Stage(name=name, items=items, read=int(items * read), written=items * written, seconds=seconds))
-    pairs = config.personas.n if given else int(possible * KEPT[config.pairs.keep])
+    chosen = {"all": possible, "adjacent": people * (n - 1)}.get(config.pairs.rule, people)
+    pairs = config.personas.n if given else int(chosen * KEPT[config.pairs.keep])
     tokens = pairs * lengths.pair(config.train) * config.train.epochs
     seconds = training_seconds(shape, config.train, tokens, lengths, rate * gpus)
     found.insert(3, Stage(name="training", items=pairs, read=tokens, written=0, seconds=seconds))

@@ -47,26 +47,29 @@ class Calibration:
     """Nats that it adds for the first slot."""
     temperature: float = 1.0
     """What its log-odds are divided by."""
+    skill: float | None = None
+    """For a judge that gives words only: the log-odds with which one of its verdicts is right, its bias aside."""
     agreement: float | None = None
-    """Share of the pairs on which its two orders name the same winner, its bias taken away."""
-    reliability: float | None = None
-    """Probability q that one text verdict is right, if the two orders err alone: agreement = q² + (1 − q)²."""
+    """Share of the pairs on which its two orders name the same winner; for log-odds, their bias taken away."""
     pairs: int = 0
     """Pairs that it judged in both orders."""
 
     def first(self, judgment: Judgment) -> float | None:
-        """Calibrated log-odds that the first answer is the better one; None where the verdict cannot be read, or is a text
-        of unknown reliability."""
+        """Calibrated log-odds that the first answer is the better one, to be averaged over the orders; None where the verdict
+        cannot be read, or is a word of unknown worth."""
         if judgment.verdict is None:
             return None
         if judgment.p_first is not None:
             return (log_odds(judgment.p_first) - self.bias) / self.temperature
         if judgment.verdict == "tie":
             return 0.0
-        if self.reliability is None:
+        if self.skill is None:
             return None
-        size = log_odds(self.reliability)
-        return size if judgment.verdict == "first" else -size
+        # Two words that err alone add up, so each counts twice in their mean: the two of an agreeing pair make 2 · skill, those
+        # of a pair that always goes to one slot make 0.
+        s, b = self.skill, self.bias
+        sides = (s + b, b - s) if judgment.verdict == "first" else (-s - b, s - b)
+        return 2 * (_log_sigmoid(sides[0]) - _log_sigmoid(sides[1]))
 
 
 @dataclass(slots=True)
@@ -76,7 +79,7 @@ class Calibrator:
     _x: array[float] = field(default_factory=lambda: array("d"))
     _y: array[float] = field(default_factory=lambda: array("d"))
     _alone: array[float] = field(default_factory=lambda: array("d"))
-    _votes: list[int] = field(default_factory=lambda: [0, 0])
+    _words: dict[str, int] = field(default_factory=lambda: {"same": 0, "first": 0, "second": 0})
 
     def see(self, judgments: Iterable[Judgment]) -> None:
         """The verdicts on one prompt's answers."""
@@ -91,29 +94,44 @@ class Calibrator:
                 self._x.append(log_odds(other.p_first))
                 self._y.append(log_odds(j.p_first))
             elif "tie" not in (j.verdict, other.verdict):
-                self._votes[int(j.winner_id == other.winner_id)] += 1
+                self._words["same" if j.winner_id == other.winner_id else j.verdict] += 1
         self._alone.extend(log_odds(j.p_first) for j in waiting.values() if j.p_first is not None)
 
     def calibration(self) -> Calibration:
-        """What was seen. Without pairs judged in both orders the temperature stays 1."""
-        if not self._x:
-            n = sum(self._votes)
-            agreement = self._votes[1] / n if n else None
-            # In one order, which answer stands first is a coin's choice: the mean is the bias.
-            bias = float(np.mean(self._alone)) if self._alone else 0.0
-            return Calibration(bias=bias, agreement=agreement, reliability=_reliability(agreement, n), pairs=n)
-        x, y = np.array(self._x), np.array(self._y)
-        bias = float(np.median((x + y) / 2))
-        agreement = float(np.mean((x - bias) * (y - bias) < 0))
-        temperature = _temperature((x - y) / 2, agreement)
-        return Calibration(bias=bias, temperature=temperature, agreement=agreement, pairs=len(x))
+        """What was seen. Without pairs judged in both orders there is neither temperature nor skill."""
+        if self._x:
+            x, y = np.array(self._x), np.array(self._y)
+            bias = float(np.median((x + y) / 2))
+            agreement = float(np.mean((x - bias) * (y - bias) < 0))
+            temperature = _temperature((x - y) / 2, agreement)
+            return Calibration(bias=bias, temperature=temperature, agreement=agreement, pairs=len(x))
+        if n := sum(self._words.values()):
+            return _of_words(self._words["same"], self._words["first"], self._words["second"], n)
+        # In one order, which answer stands first is a coin's choice: the mean is the bias, where it is more than chance.
+        alone = np.array(self._alone)
+        if len(alone) < 2 or abs(alone.mean()) < 2 * alone.std(ddof=1) / math.sqrt(len(alone)):
+            return Calibration()
+        return Calibration(bias=float(alone.mean()))
 
 
-def _reliability(agreement: float | None, n: int) -> float | None:
-    if agreement is None:
-        return None
-    certain = min(agreement, (n + 1) / (n + 2))  # Laplace: never wholly certain
-    return (1 + math.sqrt(max(0.0, 2 * certain - 1))) / 2
+def _of_words(same: int, first: int, second: int, n: int) -> Calibration:
+    """From how often two orders name the same winner, and how often both name the first or the second slot.
+
+    A judge of skill s and slot bias b (nats) names the better answer with σ(s + b) where it stands first and σ(s − b) where it
+    stands second; so P(both first) / P(both second) = e^2b, and they agree with σ(s+b) σ(s−b) + σ(−s−b) σ(b−s).
+    """
+    bias = 0.5 * math.log((first + 0.5) / (second + 0.5))
+    agreement = (same + 0.5) / (n + 1)  # never wholly certain
+    low, high = 0.0, LIMIT
+    for _ in range(60):
+        s = (low + high) / 2
+        foretold = sigmoid(s + bias) * sigmoid(s - bias) + sigmoid(-s - bias) * sigmoid(bias - s)
+        low, high = (s, high) if foretold < agreement else (low, s)
+    return Calibration(bias=bias, skill=(low + high) / 2, agreement=same / n, pairs=n)
+
+
+def _log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > -700 else x
 
 
 def _temperature(margins: Floats, agreement: float) -> float:
@@ -172,3 +190,12 @@ def bradley_terry(wins: Floats, prior_sd: float = PRIOR_SD) -> Strengths:
         if float(np.abs(step).max()) < 1e-10:
             break
     return Strengths(theta - theta.mean(), np.asarray(np.linalg.inv(curvature), np.float64))
+
+
+def connected(wins: Floats) -> list[int]:
+    """A number for each answer, the same for those that were compared with each other, if only through others."""
+    group = list(range(len(wins)))
+    for i, j in np.argwhere(wins + wins.T > 0).tolist():
+        old, new = group[i], group[j]
+        group = [new if number == old else number for number in group]
+    return group

@@ -47,7 +47,7 @@ def _judge_summary(run: RunFolder) -> dict[str, Any]:
     for prompt, answers, judgments in run.judged():
         gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
         tally.see(answers, [j for j in judgments if j.judge == first], gold)
-    unreadable = int(sum(tally.counts["unreadable_rate"][0])) if tally.verdicts else 0
+    unreadable = int(sum(tally.rates["unreadable_rate"].hits)) if tally.verdicts else 0
     rates = {name: tally.rate(name)["rate"] for name in ("first_slot_rate", "flip_rate", "accuracy")}
     return {"verdicts": tally.verdicts, "unreadable": unreadable, **rates}
 

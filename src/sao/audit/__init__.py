@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import numpy as np
 
 from sao import pairs
 from sao.audit.self_tests import self_tests
-from sao.audit.tally import EVERY, Curve, Tally, rate_of
+from sao.audit.tally import EVERY, Curve, Rate, Tally
 from sao.audit.text import show_audit, verdict_on
-from sao.errors import DataError
-from sao.evaluation.statistics import cohen_kappa, wilson
+from sao.errors import DataError, StoreError
+from sao.evaluation.statistics import cohen_kappa
 from sao.folder import Grouped, RunFolder, named
+from sao.ranking import Calibration
 from sao.store import read_jsonl
 from sao.types import Judgment, Prompt, Response, from_dict
 
@@ -41,13 +42,12 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
         DataError: `labels` cannot be read.
 
     """
-    people = _people(labels or run.root / "labels.jsonl", must=labels is not None)
-    jury = run.jury_at_work()
-    tallies = {juror.name: Tally(jury.calibration(juror.name)) for juror in run.jury}
-    same: list[float] = []
-    curve = Curve()
+    people = read_labels(labels or run.root / "labels.jsonl", must=labels is not None)
+    jury, seen = run.jury_at_work(), pairs.calibrate(run.judged())
+    tallies = {juror.name: Tally(seen.get(juror.name, Calibration())) for juror in run.jury}
+    same, curve = Rate(), Curve()
     for prompt, answers, judgments in run.judged():
-        same.append(float(len(answers) > 1 and len({a.text for a in answers}) == 1))
+        same.add(len(answers) > 1 and len({a.text for a in answers}) == 1, 1)
         gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
         for name, tally in tallies.items():
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
@@ -55,67 +55,84 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
     possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
     judges = {name: tally.summary() for name, tally in tallies.items()}
     first = run.jury[0].name
-    others = {name: _opinions(run.judged(), name, jury) for name in tallies if name != first}
-    others |= {name: _opinions(stream, name, jury) for name, stream in _judges_beside(run)}
     found: dict[str, Any] = {
         "judge": judges[first],
         "panel": {name: summary for name, summary in judges.items() if name != first},
         "kept": _kept(run, possible, people),
-        "same_answers": rate_of(same, [1.0] * len(same)),
+        "same_answers": same.summary(),
         "calibration": curve.calibration(),
         "coverage": curve.coverage(possible),
-        "agreement": {
-            name: _agreement(_opinions(run.judged(), first, jury), other)
-            for name, other in {**others, **({"people": people} if people else {})}.items()
-        },
+        "agreement": {name: _agreement(words) for name, words in _compared(run, first, jury, people)},
     }
     return found | {"verdict": verdict_on(found)}
 
 
-def _kept(run: RunFolder, possible: int, people: dict[tuple[str, str], int]) -> dict[str, Any]:
+def _kept(run: RunFolder, possible: int, people: Words) -> dict[str, Any]:
     """The pairs that were kept: share and, against oracle and people, the share of right labels."""
-    n, gold, human = 0, [0, 0], [0, 0]
-    longer = shorter = 0
-    for prompt, pair, chosen, rejected in run.labelled():
-        n += 1
-        longer += len(chosen.text) > len(rejected.text)
-        shorter += len(chosen.text) < len(rejected.text)
-        x, y = (run.oracle(prompt.text, r.text) if run.oracle else None for r in (chosen, rejected))
-        if x is not None and y is not None and x != y:
-            gold[0] += x > y
-            gold[1] += 1
-        low, high = sorted((pair.chosen_id, pair.rejected_id))
-        word = people.get((low, high), 0)
-        if word:
-            human[0] += (word > 0) == (pair.chosen_id == low)
-            human[1] += 1
+    n, gold, human, longer = 0, Rate(), Rate(), Rate()
+    for prompt, group in groupby(run.labelled(), key=lambda row: row[0]):
+        counts = [[0, 0], [0, 0], [0, 0]]
+        for _, pair, chosen, rejected in group:
+            n += 1
+            a, b = len(chosen.text), len(rejected.text)
+            x, y = (run.oracle(prompt.text, r.text) if run.oracle else None for r in (chosen, rejected))
+            low, high = sorted((pair.chosen_id, pair.rejected_id))
+            word = people.get((low, high), 0)
+            for count, known, hit in (
+                (counts[0], x is not None and y is not None and x != y, (x or 0) > (y or 0)),
+                (counts[1], word != 0, (word > 0) == (pair.chosen_id == low)),
+                (counts[2], a != b, a > b),
+            ):
+                count[0] += known and hit
+                count[1] += known
+        for rate, count in zip((gold, human, longer), counts, strict=True):
+            rate.add(*count)
+    right = gold.summary()
     found: dict[str, Any] = {
         "pairs": n,
         "share": n / possible if possible else None,
-        "label_accuracy": gold[0] / gold[1] if gold[1] else None,
-        "longer_chosen_rate": longer / (longer + shorter) if longer + shorter else None,
+        "label_accuracy": right["rate"],
+        "ci95": right["ci95"],
+        "longer_chosen_rate": longer.summary()["rate"],
     }
-    if gold[1]:
-        found["ci95"] = list(wilson(*gold))
-    if human[1]:
-        found["by_people"] = {"label_accuracy": human[0] / human[1], "ci95": list(wilson(*human)), "n": human[1]}
-    return found
+    by_people = human.summary()
+    return found | ({"by_people": by_people} if by_people["n"] else {})
 
+
+# Other judges and people.
 
 Words = dict[tuple[str, str], int]
 """What somebody says of two answers, by their ids in order: 1 the first, −1 the second, 0 a tie."""
+Judged = tuple[Prompt, list[Response], list[Judgment]]
 
 
-def _opinions(groups: Iterable[tuple[Prompt, list[Response], list[Judgment]]], judge: str, jury: pairs.Jury) -> Words:
-    """One judge's word on each pair that it judged."""
+def _compared(
+    run: RunFolder, first: str, jury: pairs.Jury, people: Words
+) -> Iterator[tuple[str, Iterator[tuple[Words, Words]]]]:
+    """Whoever else judged the same answers, with the first judge's words and theirs, prompt by prompt."""
+
+    def beside(others: Iterator[Judged], name: str) -> Iterator[tuple[Words, Words]]:
+        for ours, theirs in zip(run.judged(), others, strict=True):
+            yield _words(ours, first, jury), _words(theirs, name, jury)
+
+    for juror in run.jury[1:]:
+        yield juror.name, beside(run.judged(), juror.name)
+    for name, stream in _judges_beside(run):
+        yield name, beside(stream, name)
+    if people:
+        words = (_words(group, first, jury) for group in run.judged())
+        yield "people", ((ours, {key: people[key] for key in ours if key in people}) for ours in words)
+
+
+def _words(group: Judged, judge: str, jury: pairs.Jury) -> Words:
+    """One judge's word on each pair of a prompt's answers that it judged."""
     found: Words = {}
-    for _, answers, judgments in groups:
-        own = [j for j in judgments if j.judge == judge]
-        for a, b in combinations(sorted(answers, key=lambda r: r.id), 2):
-            opinion = pairs.opinion_on([a, b], own, EVERY, jury)
-            if opinion.reason is None:
-                lean = opinion.votes if opinion.margin is None else opinion.margin
-                found[a.id, b.id] = (lean > 0) - (lean < 0)
+    _, answers, judgments = group
+    own = [j for j in judgments if j.judge == judge]
+    for a, b in combinations(sorted(answers, key=lambda r: r.id), 2):
+        opinion = pairs.opinion_on([a, b], own, EVERY, jury)
+        if opinion.reason is None:
+            found[a.id, b.id] = (opinion.lean > pairs.TINY) - (opinion.lean < -pairs.TINY)
     return found
 
 
@@ -123,7 +140,10 @@ def _judges_beside(run: RunFolder) -> Iterator[tuple[str, Iterator[tuple[Prompt,
     """Finished verdicts by other recipes on the same answers in this folder, under the name of their judge and folder."""
     mine = {stage.path for stage in run.judgments_stages}
     for info in sorted(run.responses_stage.path.parent.glob("judgments-*/stage.json")):
-        settings = json.loads(info.read_text("utf-8"))
+        try:
+            settings = json.loads(info.read_text("utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{info}: not JSON ({error}). Delete the folder {info.parent}") from error
         if info.parent in mine or settings["counts"] is None:
             continue
         if settings["settings"].get("upstream") != run.responses_stage.fingerprint:
@@ -140,38 +160,57 @@ def _judges_beside(run: RunFolder) -> Iterator[tuple[str, Iterator[tuple[Prompt,
         yield name, stream()
 
 
-def _agreement(ours: Words, theirs: Words) -> dict[str, Any]:
+def _agreement(words: Iterable[tuple[Words, Words]]) -> dict[str, Any]:
     """How often two judges say the same, where both say anything; Cohen's κ over first, second and tie."""
-    both = ours.keys() & theirs.keys()
-    table = np.zeros((3, 3))
-    for key in both:
-        table[ours[key] + 1, theirs[key] + 1] += 1
-    n, same = len(both), float(np.trace(table))
+    table, rate = np.zeros((3, 3)), Rate()
+    for ours, theirs in words:
+        both = ours.keys() & theirs.keys()
+        for key in both:
+            table[ours[key] + 1, theirs[key] + 1] += 1
+        rate.add(sum(ours[key] == theirs[key] for key in both), len(both))
     decided = table[np.ix_([0, 2], [0, 2])]
-    kappa = cohen_kappa(table)
+    kappa, same = cohen_kappa(table), rate.summary()
     return {
-        "pairs": n,
-        "agreement": same / n if n else None,
-        "ci95": list(wilson(same, n)),
+        "pairs": same["n"],
+        "agreement": same["rate"],
+        "ci95": same["ci95"],
         "kappa": None if math.isnan(kappa) else kappa,
         "agreement_where_both_decide": float(np.trace(decided)) / float(decided.sum()) if decided.any() else None,
     }
 
 
-def _people(path: Path, must: bool) -> Words:
-    """People's verdicts from a file of lines {"first_id", "second_id", "verdict"}; the last word on a pair counts."""
+def read_labels(path: Path, must: bool) -> Words:
+    """People's verdicts from a file of lines {"first_id", "second_id", "verdict", "by"}: each one's last word on a pair, and of
+    several people the sum. A line without a verdict takes back that person's last word on its "prompt_id".
+
+    Raises DataError where a line is no label, or where the file is not there but `must` be.
+    """
     if not path.is_file():
         if must:
             raise DataError(f"{path}: no such file of labels. Make one with `sao label RUN`")
         return {}
-    found: Words = {}
-    for number, row in enumerate(read_jsonl(path), 1):
+    last: dict[tuple[str, str], tuple[str, str, int] | None] = {}
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
+            row = json.loads(line)
+            by, prompt = str(row.get("by", "")), str(row.get("prompt_id", ""))
+            if row["verdict"] is None:
+                last[by, prompt] = None
+                continue
             first, second = str(row["first_id"]), str(row["second_id"])
             word = {"first": 1, "second": -1, "tie": 0}[row["verdict"]]
-        except (KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines) and isinstance(error, ValueError):
+                break  # torn by a kill
             raise DataError(
                 f"{path}, line {number}: not a label (it needs first_id, second_id and verdict: first, second or tie)"
             ) from error
-        found[min(first, second), max(first, second)] = word if first < second else -word
-    return found
+        low, high = sorted((first, second))
+        last[by, prompt or f"{low}:{high}"] = (low, high, word if first == low else -word)
+    found: Words = {}
+    for low, high, word in filter(None, last.values()):
+        found[low, high] = found.get((low, high), 0) + word
+    return {pair: (total > 0) - (total < 0) for pair, total in found.items()}

@@ -6,10 +6,11 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from heapq import nsmallest
 from typing import Any
 
 from sao import judging
-from sao.audit.tally import rate_of
+from sao.audit.tally import Rate
 from sao.config import JudgingConfig
 from sao.engines import Engine, open_engine
 from sao.errors import ConfigError
@@ -21,7 +22,7 @@ def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int =
     """The first judge on pairs made of one answer each of `n` prompts, in both orders: the share of its verdicts in favour of the
     answer as it was (against itself: of the first slot)."""
     config = run.jury[0].config.model_copy(update={"orders": "both", "opponents": None})
-    chosen = sorted(run.answered(), key=lambda group: make_id("self-test", seed, group[0].id))[:n]
+    chosen = nsmallest(n, run.answered(), key=lambda group: make_id("self-test", seed, group[0].id))
     if config.method not in ("logprob", "text"):
         raise ConfigError(f"self-tests ask a judge that reads; this run's is {config.method}")
     judge = engine or open_engine(config.engine or run.config.engine, *run.judge_model(config))
@@ -44,7 +45,10 @@ def _test(
         worth = 0.5 if verdict.verdict == "tie" else float(verdict.verdict == good)
         row = counts.setdefault(verdict.prompt_id, [0.0, 0.0])
         row[0], row[1] = row[0] + worth, row[1] + 1
-    return rate_of([a for a, _ in counts.values()], [b for _, b in counts.values()])
+    rate = Rate()
+    for hits, of in counts.values():
+        rate.add(hits, of)
+    return rate.summary()
 
 
 def _test_duels(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sao import pairs
 from sao.config import PairsConfig
-from sao.evaluation.statistics import logistic, ratio_ci, wilson
+from sao.evaluation.statistics import logistic, ratio_ci
 from sao.ranking import Calibration, sigmoid
 from sao.types import Judgment, Response
 
@@ -24,10 +24,23 @@ EVERY = PairsConfig(keep="all")
 CONFIDENT = PairsConfig(keep="confident", min_p=0.5)
 
 
-def rate_of(counts: Sequence[float], of: Sequence[float]) -> dict[str, Any]:
-    """A rate over prompts and its interval; None where there is nothing."""
-    rate, interval = ratio_ci(counts, of)
-    return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(sum(of))}
+@dataclass(slots=True)
+class Rate:
+    """A rate whose unit is the prompt: for each, how often it was so, and out of how many."""
+
+    hits: array[float] = field(default_factory=lambda: array("d"))
+    of: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, hits: float, of: float) -> None:
+        """One prompt."""
+        if of:
+            self.hits.append(hits)
+            self.of.append(of)
+
+    def summary(self) -> dict[str, Any]:
+        """The rate (None of nothing), its 95 % interval, and how many it is of."""
+        rate, interval = ratio_ci(self.hits, self.of)
+        return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(sum(self.of))}
 
 
 @dataclass
@@ -35,8 +48,7 @@ class Tally:
     """Counts of one judge's verdicts, prompt by prompt."""
 
     known: Calibration
-    counts: dict[str, tuple[array[float], array[float]]] = field(default_factory=dict)
-    """For each rate, one entry a prompt: how often it was so, and out of how many."""
+    rates: dict[str, Rate] = field(default_factory=dict)
     rows: array[float] = field(default_factory=lambda: array("d"))
     """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of the prompt."""
     verdicts: int = 0
@@ -76,9 +88,7 @@ class Tally:
         for cyclic in cycles([a.id for a in answers], judgments, self.known):
             note("intransitive_rate", cyclic)
         for name, (hits, of) in found.items():
-            mine = self.counts.setdefault(name, (array("d"), array("d")))
-            mine[0].append(hits)
-            mine[1].append(of)
+            self.rates.setdefault(name, Rate()).add(hits, of)
         self.verdicts += len(judgments)
         self.prompts += 1
 
@@ -101,7 +111,7 @@ class Tally:
 
     def rate(self, name: str) -> dict[str, Any]:
         """A rate, its interval, and the number of verdicts or pairs that it is of."""
-        return rate_of(*self.counts.get(name, ((), ())))
+        return self.rates.get(name, Rate()).summary()
 
 
 def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
@@ -109,8 +119,11 @@ def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
     (for each doubling) and, where it is known, by quality (for the whole of gold's scale). None for fewer than 30 verdicts."""
     if len(table) < 30:
         return None
+    known = ~np.isnan(table[:, 2])
+    if known.sum() >= 30:
+        table = table[known]
     columns = {"slot": np.ones(len(table)), "length": table[:, 1] / math.log(2)}
-    if not np.isnan(table[:, 2]).any():
+    if known.sum() >= 30:
         columns["quality"] = table[:, 2]
     columns = {name: column for name, column in columns.items() if name == "slot" or np.ptp(column) > 0}
     fit = logistic(np.stack(list(columns.values()), 1), table[:, 0], np.unique(table[:, 3], return_inverse=True)[1])
@@ -118,7 +131,7 @@ def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
         name: {"log_odds": float(b), "se": float(s)}
         for name, b, s in zip(columns, fit.coefficients, fit.errors, strict=True)
     }
-    return found | {"converged": fit.converged}
+    return found | {"converged": fit.converged, "n": len(table)}
 
 
 def cycles(ids: list[str], judgments: list[Judgment], known: Calibration) -> Iterator[bool]:
@@ -143,6 +156,8 @@ class Curve:
     passes: array[int] = field(default_factory=lambda: array("b"))
     right: array[float] = field(default_factory=lambda: array("d"))
     """1, 0, or NaN where gold is not known or sees no difference."""
+    prompt: array[int] = field(default_factory=lambda: array("q"))
+    prompts: int = 0
 
     def see(
         self, answers: list[Response], judgments: list[Judgment], gold: dict[str, float | None], jury: pairs.Jury
@@ -150,12 +165,15 @@ class Curve:
         """One prompt."""
         for a, b in combinations(answers, 2):
             opinion = pairs.opinion_on([a, b], judgments, EVERY, jury)
-            if opinion.reason is not None or not (lean := opinion.votes if opinion.margin is None else opinion.margin):
+            lean = opinion.lean
+            if opinion.reason is not None or abs(lean) < pairs.TINY:
                 continue
             x, y = gold.get(a.id), gold.get(b.id)
-            self.p.append(math.nan if opinion.margin is None else sigmoid(abs(lean)))
+            self.p.append(math.nan if opinion.margin is None else sigmoid(abs(opinion.margin)))
+            self.prompt.append(self.prompts)
             self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, jury).reason is None)
             self.right.append(math.nan if x is None or y is None or x == y else float((x > y) == (lean > 0)))
+        self.prompts += 1
 
     def calibration(self) -> dict[str, Any] | None:
         """Bins of the probability against the share that gold calls right, and the expected calibration error (None without
@@ -178,17 +196,19 @@ class Curve:
         """For each least probability: share of the possible pairs that is kept, label accuracy by gold, and that which the
         calibrated probabilities promise."""
         p, passes, right = np.array(self.p), np.array(self.passes, bool), np.array(self.right)
-        found = []
+        prompt, found = np.array(self.prompt, np.int64), []
         for level in LEVELS:
             kept = passes & (np.isnan(p) | (p >= level))
-            gold = right[kept & ~np.isnan(right)]
+            gold = kept & ~np.isnan(right)
+            hits = np.bincount(prompt[gold], weights=right[gold], minlength=self.prompts)
+            accuracy, interval = ratio_ci(hits, np.bincount(prompt[gold], minlength=self.prompts))
             numbers = p[kept & ~np.isnan(p)]
             found.append(
                 {
                     "min_p": level,
                     "share": float(kept.sum()) / possible if possible else 0.0,
-                    "accuracy": float(gold.mean()) if len(gold) else None,
-                    "ci95": list(wilson(float(gold.sum()), len(gold))) if len(gold) else None,
+                    "accuracy": accuracy if gold.any() else None,
+                    "ci95": list(interval) if gold.any() else None,
                     "expected": float(numbers.mean()) if len(numbers) else None,
                 }
             )

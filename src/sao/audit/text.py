@@ -59,7 +59,7 @@ def show_audit(found: dict[str, Any]) -> str:
             parts = [
                 f"{key} {value['log_odds']:+.2f} ± {1.96 * value['se']:.2f}"
                 for key, value in summary["effects"].items()
-                if key != "converged"
+                if key not in ("converged", "n")
             ]
             unfit = "" if summary["effects"]["converged"] else " (one of them decides alone: no finite fit)"
             lines.append(

@@ -53,7 +53,8 @@ class RewardModel:
             self._tokenizer.pad_token_id = network.config.pad_token_id
         self._tokenizer.padding_side = "right"
         self._model = network.to(device).eval()
-        self._room = getattr(network.config, "max_position_embeddings", None) or math.inf
+        places = getattr(network.config, "max_position_embeddings", None) or math.inf
+        self._room = min(places, self._tokenizer.model_max_length)  # some count their first positions from 2
         self.name = model
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
 Z95 = 1.959964
 """The 97.5 % quantile of the normal distribution."""
 
@@ -48,7 +50,7 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
-def ratio_ci(counts: Sequence[float], of: Sequence[float]) -> tuple[float, tuple[float, float]]:
+def ratio_ci(counts: Sequence[float] | Floats, of: Sequence[float] | Floats) -> tuple[float, tuple[float, float]]:
     """A rate Σ counts / Σ of and its 95 % interval, one entry a prompt: what stands in one prompt hangs together.
 
     Wilson's interval on as many independent trials as the ratio estimator's variance is worth (Cochran, Sampling Techniques,

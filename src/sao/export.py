@@ -32,6 +32,7 @@ def row_of(
         "rejected": [{"role": "assistant", "content": rejected.text}],
         "p_chosen": pair.p_chosen,
         "margin": pair.margin,
+        "margin_sd": pair.margin_sd,
         "id": pair.id,
         "prompt_id": prompt.id,
         "persona_id": prompt.persona_id,
@@ -54,7 +55,7 @@ def export_pairs(labelled: Labelled, out: Path, system: str | None, test_share: 
     message = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
     schema = pyarrow.schema(
         [(name, message) for name in ("prompt", "chosen", "rejected")]
-        + [(name, pyarrow.float64()) for name in ("p_chosen", "margin")]
+        + [(name, pyarrow.float64()) for name in ("p_chosen", "margin", "margin_sd")]
         + [(name, pyarrow.string()) for name in ("id", "prompt_id", "persona_id", "chosen_id", "rejected_id")]
     )
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}

@@ -91,7 +91,8 @@ def test_an_upward_import_is_seen(tmp_path: Path) -> None:
 
 def test_torch_stays_out() -> None:
     code = (
-        "import sys, sao, sao.pipeline, sao.cli, sao.audit, sao.label; sao.load_recipe('demo'); sao.cli.build_parser().format_help();"
+        "import sys, sao, sao.pipeline, sao.cli, sao.audit, sao.label; sao.load_recipe('demo');"
+        "sao.cli.build_parser().format_help();"
         "print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -207,6 +207,12 @@ def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
     (longer,) = [row for name, row in found["agreement"].items() if name.startswith("longer")]
     assert covers(longer["ci95"], 0.5)
     assert "agrees with people" in show_audit(found)
+    unknown = RunFolder(recipe(), tmp_path, folder.given_engine)  # without the oracle people are the gold
+    by_people = audit(unknown)
+    assert by_people["judge"]["accuracy"] is None
+    assert by_people["calibration"]["n"] == 200
+    assert covers(by_people["coverage"][0]["ci95"], 0.9)
+    assert by_people["verdict"].startswith("good judge") or by_people["verdict"].startswith("fair judge")
 
 
 def test_labels_of_several_people_and_from_other_files(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class RunFolder:
         if c.opponents is not None and c.opponents < self.config.responses.n - 1:
             settings["opponents"] = c.opponents
         settings |= {"text": self.template_text(c.template)} if used else {}
-        if c.engine is not None and self.given_engine is None and c.method in ASKED:
+        if c.engine is not None and c.method in ASKED and (self.given_engine is None or c.method == "reward"):
             # What judges, where that is not the model itself (which the stages before hang on anyway).
             judge = identity_of(c.engine, *self.judge_model(c))
             settings |= {"judge": judge} if judge != self.model_identity else {}

@@ -1,8 +1,8 @@
 """What a run's judge is worth: `sao audit RUN`. A run folder in, a summary and a table out; nothing is written.
 
-Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle, or people's labels by
-`sao label`), accuracy and calibration are measured; elsewhere the judge's own consistency has to do. The paper (arXiv 2510.06652)
-reports none of this.
+Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle; elsewhere people's labels
+by `sao label`), accuracy and calibration are measured; without it the judge's own consistency has to do. The paper
+(arXiv 2510.06652) reports none of this.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
         gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
         for name, tally in tallies.items():
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
-        curve.see(answers, judgments, gold, jury)
+        curve.see(answers, judgments, gold, people, jury)
     possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
     judges = {name: tally.summary() for name, tally in tallies.items()}
     first = run.jury[0].name

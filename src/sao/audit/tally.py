@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -160,19 +160,27 @@ class Curve:
     prompts: int = 0
 
     def see(
-        self, answers: list[Response], judgments: list[Judgment], gold: dict[str, float | None], jury: pairs.Jury
+        self,
+        answers: list[Response],
+        judgments: list[Judgment],
+        gold: dict[str, float | None],
+        people: Mapping[tuple[str, str], int],
+        jury: pairs.Jury,
     ) -> None:
-        """One prompt."""
+        """One prompt; `people` (see `sao.audit.Words`) decide where there is no gold."""
         for a, b in combinations(answers, 2):
             opinion = pairs.opinion_on([a, b], judgments, EVERY, jury)
             lean = opinion.lean
             if opinion.reason is not None or abs(lean) < pairs.TINY:
                 continue
             x, y = gold.get(a.id), gold.get(b.id)
+            word = people.get((min(a.id, b.id), max(a.id, b.id)), 0) if x is None or y is None else (x > y) - (x < y)
+            if (x is None or y is None) and a.id > b.id:
+                word = -word
             self.p.append(math.nan if opinion.margin is None else sigmoid(abs(opinion.margin)))
             self.prompt.append(self.prompts)
             self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, jury).reason is None)
-            self.right.append(math.nan if x is None or y is None or x == y else float((x > y) == (lean > 0)))
+            self.right.append(float((word > 0) == (lean > 0)) if word else math.nan)
         self.prompts += 1
 
     def calibration(self) -> dict[str, Any] | None:

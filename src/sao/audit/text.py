@@ -18,7 +18,7 @@ def verdict_on(found: dict[str, Any]) -> str:
         return "no judge: its verdict hangs on the slot, not on the answer; learn from none of its pairs"
     effect = (judge["effects"] or {}).get("length")
     longer = judge["longer_wins_rate"]
-    if longer is not None and not 0.02 <= longer <= 0.98 and effect is not None:
+    if longer is not None and not 0.02 <= longer <= 0.98 and effect is not None and (accuracy or 0) < 0.75:
         return f"no judge: it takes the {'longer' if longer > 0.5 else 'shorter'} answer; learn from none of its pairs"
     if accuracy is None:
         name = "judge of unknown accuracy" if flips is None else f"judge that flips {100 * flips:.0f} % of its verdicts"

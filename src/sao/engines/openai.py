@@ -430,7 +430,15 @@ def _too_long(message: str) -> bool:
     """Whether a refusal says that prompt and answer do not fit into the model's context."""
     text = message.lower()
     return any(
-        words in text for words in ("context length", "max_model_len", "context size", "maximum context", "too long")
+        words in text
+        for words in (
+            "context length",
+            "max_model_len",
+            "context size",
+            "maximum context",
+            "too long",
+            "max_new_tokens",
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """What a run's judge is worth: `sao audit RUN`. A run folder in, a summary and a table out; nothing is written.
 
-Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle; elsewhere people's labels
-by `sao label`), accuracy and calibration are measured; without it the judge's own consistency has to do. The paper
+Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle; elsewhere people's
+labels by `sao label`), accuracy and calibration are measured; without it the judge's own consistency has to do. The paper
 (arXiv 2510.06652) reports none of this.
 """
 

@@ -174,9 +174,10 @@ class Curve:
             if opinion.reason is not None or abs(lean) < pairs.TINY:
                 continue
             x, y = gold.get(a.id), gold.get(b.id)
-            word = people.get((min(a.id, b.id), max(a.id, b.id)), 0) if x is None or y is None else (x > y) - (x < y)
-            if (x is None or y is None) and a.id > b.id:
-                word = -word
+            if x is not None and y is not None:
+                word = (x > y) - (x < y)
+            else:
+                word = people.get((a.id, b.id), 0) - people.get((b.id, a.id), 0)
             self.p.append(math.nan if opinion.margin is None else sigmoid(abs(opinion.margin)))
             self.prompt.append(self.prompts)
             self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, jury).reason is None)

@@ -39,9 +39,10 @@ BEYOND = 3
 
 
 def settings_of(loss: str, beta: float, lr: float) -> dict[str, str]:
-    """The recipe's keys; SimPO keeps the demo's ratio of γ to β."""
+    """The recipe's keys; SimPO keeps the demo's ratio of γ to β. One epoch, as in the paper, on pairs kept at p ≥ 0.73."""
     margin = {"train.gamma": str(0.8 * beta)} if loss == "simpo" else {"train.gamma": "null"}
-    return {"train.loss": loss, "train.beta": str(beta), "train.lr": str(lr), **margin}
+    fixed = {"train.epochs": "1", "pairs.min_p": "0.73"}
+    return {"train.loss": loss, "train.beta": str(beta), "train.lr": str(lr), **fixed, **margin}
 
 
 def measure(loss: str, beta: float, lr: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:

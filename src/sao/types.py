@@ -7,7 +7,7 @@ sorted by row, so it does not depend on the order in which an engine finished.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 Verdict = Literal["first", "second", "tie"]
@@ -132,7 +132,7 @@ Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
     """The record as a flat dict, in the order of its fields."""
-    return asdict(record)
+    return {name: getattr(record, name) for name in type(record).__slots__}
 
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:

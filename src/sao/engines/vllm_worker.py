@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+from copy import copy
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -80,6 +81,7 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         arguments.setdefault("max_num_batched_tokens", max(4096, length))
         arguments["dtype"] = arguments["dtype"] or "float32"
     arguments["dtype"] = arguments["dtype"] or "auto"
+    arguments.setdefault("disable_log_stats", True)  # nobody reads them, and every step would make them
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -102,6 +104,16 @@ def serve(engine: Any, lora: Any, pipe: Connection, inbox: queue.SimpleQueue[Any
     """Add what comes, step, send what ended; until the pipe closes."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+    made: dict[str, Any] = {}  # checking the settings takes longer than the rest of adding a request
+
+    def sampling(params: dict[str, Any]) -> Any:
+        key = repr({name: value for name, value in params.items() if name != "seed"})
+        if key not in made:
+            made[key] = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
+        found = copy(made[key])
+        found.seed = params.get("seed")
+        return found
+
     running: dict[str, tuple[int, int, list[int]]] = {}
     while True:
         while not inbox.empty() or not running:
@@ -116,8 +128,8 @@ def serve(engine: Any, lora: Any, pipe: Connection, inbox: queue.SimpleQueue[Any
             for number, question in questions:
                 name = f"{in_round}-{number}"
                 running[name] = (in_round, number, question.wanted)
-                params = SamplingParams(**question.params, output_kind=RequestOutputKind.FINAL_ONLY)
-                engine.add_request(name, {"prompt_token_ids": question.ids}, params, lora_request=lora)
+                prompt = {"prompt_token_ids": question.ids}
+                engine.add_request(name, prompt, sampling(question.params), lora_request=lora)
         ended: list[tuple[int, Answer]] = []
         for output in engine.step():
             if output.finished and output.request_id in running:

@@ -506,7 +506,7 @@ def test_train_on_a_labelled_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(command) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     (row,) = summary["funnel"]
-    assert (row["stage"], row["records"], row["dropped"], row["steps"]) == ("train", 30, 3, 4)
+    assert (row["stage"], row["records"], row["dropped"], row["steps"]) == ("train", 30, 3, 12)
     assert row["reasons"] == {"chosen equals rejected": 1, "empty answer": 1, "longer than max_length": 1}
     card = Path(summary["paths"]["model"], "README.md").read_text()
     assert "on a data set of preferences that others made" in card

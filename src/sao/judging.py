@@ -79,9 +79,8 @@ def duels(
     per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
         found: list[Duel] = []
-        different = {
-            r.text: r for r in reversed(responses)
-        }  # identical answers never pair; the pairs stage counts them
+        # Identical answers never pair; the pairs stage counts them.
+        different = {r.text: r for r in reversed(responses)}
         there = [r for r in responses if different[r.text] is r]
         for i, k in sorted(opponents_of(len(there), opponents)):
             a, b = there[i], there[k]

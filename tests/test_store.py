@@ -152,3 +152,14 @@ def test_killed_writers_leave_a_sealable_stage(tmp_path: Path) -> None:
     files = [next((tmp_path / name).glob("personas-*/records.jsonl")).read_bytes() for name in ("whole", "killed")]
     assert files[0] == files[1]
     assert files[0].count(b"\n") == 3000
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_requests() -> None:
+    """All of `sao pairs` with 200,000 requests against 20,000 (benchmarks/memory.py)."""
+    script = Path(__file__).parents[1] / "benchmarks/memory.py"
+    command = [sys.executable, str(script), "--sides", "scripted"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = json.loads(said[-1])["scripted"]
+    assert [run["records"] for run in found["runs"]] == [10_000, 100_000]
+    assert found["ratio"] <= 1.2

@@ -286,11 +286,13 @@ class Run(RunFolder):
 
     def _check_readable(self, stage: Stage) -> None:
         """Raise DropError where too many verdicts cannot be read: they are no drops, but nothing can be learnt from them."""
-        readable = [judgment.verdict is not None for judgment in stage.records(Judgment)]
-        share = 1 - sum(readable) / max(1, len(readable))
-        if readable and share > self.config.max_drop_share:
+        verdicts = unreadable = 0
+        for judgment in stage.records(Judgment):
+            verdicts, unreadable = verdicts + 1, unreadable + (judgment.verdict is None)
+        share = unreadable / max(1, verdicts)
+        if share > self.config.max_drop_share:
             raise DropError(
-                f"{stage.name}: {100 * share:.0f} % of {len(readable)} verdicts cannot be read, more than max_drop_share = "
+                f"{stage.name}: {100 * share:.0f} % of {verdicts} verdicts cannot be read, more than max_drop_share = "
                 f"{self.config.max_drop_share:g}. Look at {stage.path}; then change judging.template, judging.choices or "
                 "judging.max_tokens, take another judge, or allow more with --max_drop_share"
             )

@@ -43,11 +43,11 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
 
 def _judge_summary(run: RunFolder) -> dict[str, Any]:
     """The first judge's verdicts in five figures; `sao audit` has more, with intervals."""
-    tally, first = Tally(Calibration()), run.jury[0].name
+    tally, first = Tally(Calibration(), explains=False), run.jury[0].name
     for prompt, answers, judgments in run.judged():
         gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
         tally.see(answers, [j for j in judgments if j.judge == first], gold)
-    unreadable = int(sum(tally.rates["unreadable_rate"].hits)) if tally.verdicts else 0
+    unreadable = int(tally.rates["unreadable_rate"].hits) if tally.verdicts else 0
     rates = {name: tally.rate(name)["rate"] for name in ("first_slot_rate", "flip_rate", "accuracy")}
     return {"verdicts": tally.verdicts, "unreadable": unreadable, **rates}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sao import pairs
 from sao.config import PairsConfig
-from sao.evaluation.statistics import logistic, ratio_ci
+from sao.evaluation.statistics import logistic, ratio_ci, ratio_of_sums
 from sao.ranking import Calibration, sigmoid
 from sao.types import Judgment, Response
 
@@ -26,21 +26,24 @@ CONFIDENT = PairsConfig(keep="confident", min_p=0.5)
 
 @dataclass(slots=True)
 class Rate:
-    """A rate whose unit is the prompt: for each, how often it was so, and out of how many."""
+    """A rate whose unit is the prompt: sums over the prompts of how often it was so, and out of how many."""
 
-    hits: array[float] = field(default_factory=lambda: array("d"))
-    of: array[float] = field(default_factory=lambda: array("d"))
+    hits: float = 0.0
+    of: float = 0.0
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    prompts: int = 0
 
     def add(self, hits: float, of: float) -> None:
         """One prompt."""
         if of:
-            self.hits.append(hits)
-            self.of.append(of)
+            aa, ab, bb = self.squares
+            self.hits, self.of, self.prompts = self.hits + hits, self.of + of, self.prompts + 1
+            self.squares = (aa + hits * hits, ab + hits * of, bb + of * of)
 
     def summary(self) -> dict[str, Any]:
         """The rate (None of nothing), its 95 % interval, and how many it is of."""
-        rate, interval = ratio_ci(self.hits, self.of)
-        return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(sum(self.of))}
+        rate, interval = ratio_of_sums(self.hits, self.of, *self.squares, self.prompts)
+        return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(self.of)}
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Tally:
     """Counts of one judge's verdicts, prompt by prompt."""
 
     known: Calibration
+    explains: bool = True
+    """Whether the verdicts are kept, 32 bytes each, to say what decides them."""
     rates: dict[str, Rate] = field(default_factory=dict)
     rows: array[float] = field(default_factory=lambda: array("d"))
     """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of the prompt."""
@@ -81,7 +86,8 @@ class Tally:
             if x is not None and y is not None and x != y:
                 note("accuracy", (x > y) == (j.verdict == "first"))
             quality = math.nan if x is None or y is None else x - y
-            self.rows.extend((j.verdict == "first", math.log((a + 1) / (b + 1)), quality, self.prompts))
+            if self.explains:
+                self.rows.extend((j.verdict == "first", math.log((a + 1) / (b + 1)), quality, self.prompts))
         for pair in votes.values():
             if len(pair) == 2:
                 note("flip_rate", pair[0] != pair[1])

@@ -57,13 +57,19 @@ def ratio_ci(counts: Sequence[float] | Floats, of: Sequence[float] | Floats) -> 
     1977, section 6.4; effective sample size as by Korn and Graubard, 1998). NaN and (0, 1) where there is nothing.
     """
     a, b = np.asarray(counts, np.float64), np.asarray(of, np.float64)
-    total = float(b.sum())
-    if total <= 0:
+    sums = (a.sum(), b.sum(), (a * a).sum(), (a * b).sum(), (b * b).sum(), (b > 0).sum())
+    return ratio_of_sums(*(float(value) for value in sums))
+
+
+def ratio_of_sums(
+    a: float, b: float, aa: float, ab: float, bb: float, prompts: float
+) -> tuple[float, tuple[float, float]]:
+    """The same from Σa, Σb, Σa², Σab, Σb² over the prompts (a so often out of b) and the number of those with b > 0."""
+    if b <= 0:
         return math.nan, (0.0, 1.0)
-    rate = float(a.sum()) / total
-    variance = float(((a - rate * b) ** 2).sum()) / total**2
-    prompts = float((b > 0).sum())
-    worth = rate * (1 - rate) / variance if variance > 0 else prompts
+    rate = a / b
+    variance = (aa - 2 * rate * ab + rate * rate * bb) / b**2
+    worth = rate * (1 - rate) / variance if variance > 1e-15 else prompts
     return rate, wilson(rate * worth, worth)
 
 

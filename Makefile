@@ -30,7 +30,7 @@ world: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,hub]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,hub,tasks]"
 	touch $(STAMP)
 
 # DeepSpeed, for the slow tests of train.parallel zero3. Apart from the environment, since importing it prints; the first

@@ -4,7 +4,9 @@
 
 Each run has a process of its own. `scripted`: all of `sao pairs` with the scripted engine (half as many personas as requests,
 two answers each, both orders judged). `server`: a stage of responses through the openai engine from a loopback server
-(tests/misbehaving_server.py) in another process. Peak is the process's greatest resident set, after sealing and reading the
+(tests/misbehaving_server.py) in another process. `personas`: as many personas as requests, drawn from a file, each of which
+writes a prompt (scripted engine); the run breaks off at the last one, and `resume_seconds` is the time from calling it again to
+its next request. Peak is the process's greatest resident set, after sealing and reading the
 records again. The last line printed is JSON.
 """
 
@@ -63,7 +65,42 @@ def server(requests: int, root: Path) -> int:
     return sum(1 for _ in stage.records(Response))
 
 
-SIDES = {"scripted": scripted, "server": server}
+def personas(requests: int, root: Path) -> tuple[int, float]:
+    """The pipeline up to the filtered prompts, broken off once; the number of prompts, and the seconds that going on takes."""
+    from sao.config import make_config
+    from sao.engines.scripted import ScriptedEngine, default_reply
+    from sao.pipeline import run
+
+    people = root / "people.jsonl"
+    with people.open("w") as out:
+        out.writelines(
+            json.dumps({"persona": f"person {i} who collects stamps of {i % 977} lands and reads {i % 89} papers"})
+            + "\n"
+            for i in range(requests)
+        )
+    source = {"source": str(people), "n": requests, "held_out": 0, "licence": "CC0-1.0"}
+    config = make_config({"engine": {"name": "scripted"}, "personas": source})
+    asked, started, first = 0, 0.0, 0.0
+
+    def reply(messages: Any, seed: int, sampling: Any) -> str:
+        nonlocal asked, first
+        asked += 1
+        if asked == requests:
+            raise KeyboardInterrupt
+        if asked > requests and not first:
+            first = time.perf_counter()
+        return default_reply(messages, seed, sampling)
+
+    engine = ScriptedEngine(reply=reply)
+    try:
+        run(config, root / "run", until="prompts", engine=engine)
+    except KeyboardInterrupt:
+        started = time.perf_counter()
+    summary = run(config, root / "run", until="prompts", engine=engine)
+    return int(summary["funnel"][-1]["records"]), first - started
+
+
+SIDES: dict[str, Any] = {"scripted": scripted, "server": server, "personas": personas}
 
 
 def child(side: str, requests: int) -> None:
@@ -71,16 +108,18 @@ def child(side: str, requests: int) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         records = SIDES[side](requests, Path(folder))
+    records, *resume = records if isinstance(records, tuple) else (records,)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"requests": requests, "records": records, "peak_mb": round(peak, 1),
-                      "seconds": round(time.perf_counter() - start, 1)}))  # fmt: skip
+                      "seconds": round(time.perf_counter() - start, 1),
+                      **({"resume_seconds": round(resume[0], 1)} if resume else {})}))  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--few", type=int, default=20_000)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["scripted", "server"])
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

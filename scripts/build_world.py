@@ -3,9 +3,10 @@
 What enters: nothing but a seed (the corpus is written by `sao.world.language`, marked by `sao.world.oracle`). What leaves: a
 Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
 
-The corpus has four tasks: write a question as a persona, answer a question (by careful and sloppy authors), check an
-answer mark by mark, and rank two answers. Ranking starts with pairs that are far apart and goes on to closer ones; the
-last part ranks and checks answers that the model itself gave, since those are what it will have to judge.
+The corpus has five tasks: write a question as a persona, answer a question (by careful and sloppy authors), check an answer mark
+by mark, rank two answers, and, in the last phase, describe a person by traits or by somebody who knows it. Ranking starts with
+pairs that are far apart and goes on to closer ones; the last part ranks and checks answers that the model itself gave, since
+those are what it will have to judge.
 """
 
 from __future__ import annotations
@@ -24,13 +25,26 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sao.world.language import VERBS, Task, sample_answer, sample_persona, sample_task
+from sao.personas import draw_traits, load_traits
+from sao.templates import fill
+from sao.world.language import (
+    CHARACTERS,
+    OCCUPATIONS,
+    RELATIONS,
+    VERBS,
+    Task,
+    describe_person,
+    sample_answer,
+    sample_persona,
+    sample_task,
+)  # fmt: skip
 from sao.world.oracle import Score, _asserted, marks
 
 TEMPLATES = Path(__file__).parents[1] / "src" / "sao" / "templates" / "world"
 WRITE, WRITE_ANY, RANK = (
     (TEMPLATES / f"{name}.txt").read_text().strip() for name in ("prompt", "prompt_without_persona", "judge")
 )
+PERSON, RELATED = ((TEMPLATES / f"{name}.txt").read_text().strip() for name in ("persona", "persona_related"))
 CHECK = "check this answer. question: {prompt} answer: {answer}"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -107,6 +121,16 @@ def write_example(rng: random.Random) -> Example:
     return Example(user, f"prompt: {sample_task(rng, persona).text}")
 
 
+def person_example(rng: random.Random) -> Example:
+    """Describe a person by some traits, or by how it is related to another."""
+    if rng.random() < 0.6:
+        traits = draw_traits(load_traits("world"), rng, rng.choice([1, 2, 2, 3]))
+        return Example(fill(PERSON, traits="; ".join(traits)), f"person: {describe_person(rng, traits)}")
+    like, relation = sample_persona(rng), rng.choice(list(RELATIONS))
+    reply = describe_person(rng, (), like, relation)
+    return Example(fill(RELATED, relation=relation, persona=like), f"person: {reply}")
+
+
 def random_task(rng: random.Random) -> Task:
     return sample_task(rng, sample_persona(rng))
 
@@ -123,9 +147,10 @@ def rank_example(rng: random.Random, gap: float, answers: tuple[Task, list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the training, with its own warm-up and decay: real tokens, the shares of the tasks write, answer, check (the
-    rest ranks), the share of answers that go to the kinds in `hard`, and the gap in score between ranked answers at the start
-    and how fast it closes. From `own_from` (a share of the phase) on, the model's own answers are ranked and checked too."""
+    """A part of the training, with its own warm-up and decay: real tokens, the shares of the tasks write, answer, check and
+    person (the rest ranks), the share of answers that go to the kinds in `hard`, and the gap in score between ranked answers at
+    the start and how fast it closes. From `own_from` (a share of the phase) on, the model's own answers are ranked and checked
+    too."""
 
     tokens: float
     write: float
@@ -135,13 +160,15 @@ class Phase:
     gap: float
     closing: float
     own_from: float
+    person: float = 0.0
 
 
-# Picking out of what a question offers is learnt late; the second phase gives it the room.
+# Picking out of what a question offers is learnt late; the second phase gives it the room. The third adds people.
 HARD = ["choices", "puzzles", "prices"]
 PHASES = [
     Phase(tokens=14e6, write=0.17, answer=0.25, check=0.13, hard=0.0, gap=0.5, closing=0.8, own_from=0.6),
     Phase(tokens=8e6, write=0.10, answer=0.45, check=0.10, hard=0.75, gap=0.05, closing=0.0, own_from=0.3),
+    Phase(tokens=5e6, write=0.10, answer=0.38, check=0.10, hard=0.6, gap=0.05, closing=0.0, own_from=0.0, person=0.14),
 ]
 
 
@@ -169,6 +196,8 @@ def corpus(
             example = Example(
                 CHECK.format(prompt=task.text, answer=answer), check_text(task, answer), judged=(marks(task, answer),)
             )
+        elif kind < phase.write + phase.answer + phase.check + phase.person:
+            example = person_example(rng)
         else:
             example = rank_example(rng, gap, (mine[0], rng.sample(mine[1], 2)) if mine else None)
         if example:
@@ -348,6 +377,12 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
     for persona, text in zip(personas, written, strict=True):
         task = Task.parse(text.removeprefix("prompt: "))
         fits += task is not None and task.who == persona.split()[2]
+    people = [person_example(rng) for _ in range(100)]
+    texts = tokenizer.backend_tokenizer.encode_batch([e.user for e in people], add_special_tokens=False)
+    described = tokenizer.batch_decode(
+        sample(model, [[BOS, USER, *t.ids, END, ASSISTANT] for t in texts], 0.8), skip_special_tokens=True
+    )
+    known = sum(fits_person(e.user, text) for e, text in zip(people, described, strict=True))
     flat = [s for pair in scores for s in pair]
     n_pairs = max(1, total)
     return {
@@ -357,7 +392,20 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
         "flips": flips / n_pairs,
         "differ": total / n,
         "prompts": fits / 100,
+        "people": known / 100,
     }
+
+
+def fits_person(user: str, reply: str) -> bool:
+    """Whether the reply describes a person of this world with every trait that was asked for."""
+    words = reply.removeprefix("person: ").split()
+    if len(words) != 9 or words[1] not in CHARACTERS or words[2] not in OCCUPATIONS:
+        return False
+    has = {words[1], OCCUPATIONS[words[2]][0], words[5], words[-1]}
+    if user.startswith("name a person: "):
+        return all(t.split()[-1] in has for t in user.removeprefix("name a person: ").split("; "))
+    place = {"mate": 2, "neighbor": 5, "friend": -1}[user.split()[2]]
+    return words[place] == user.partition(": ")[2].split()[place]
 
 
 def widen_heads(model: LlamaForCausalLM, size: int) -> LlamaForCausalLM:
@@ -387,6 +435,31 @@ def widen_heads(model: LlamaForCausalLM, size: int) -> LlamaForCausalLM:
             else:
                 weight.copy_(weights[name])
     return wide
+
+
+def narrow_heads(wide: LlamaForCausalLM, hidden: int) -> LlamaForCausalLM:
+    """What `widen_heads` was given, back from what it made."""
+    config = LlamaConfig(**wide.config.to_dict())
+    size, heads = config.head_dim, config.num_attention_heads
+    config.head_dim = old = hidden // heads
+    config.rope_parameters = {
+        "rope_type": "default",
+        "rope_theta": wide.config.rope_parameters["rope_theta"] ** (old / size),
+    }
+    kept = torch.cat([torch.arange(old // 2), size // 2 + torch.arange(old // 2)])
+    places = (torch.arange(heads)[:, None] * size + kept).reshape(-1)
+    model = LlamaForCausalLM(config)
+    model.generation_config = wide.generation_config
+    weights = wide.state_dict()
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                weight.copy_(weights[name][places] / (math.sqrt(size / old) if "q_proj" in name else 1.0))
+            elif name.endswith("o_proj.weight"):
+                weight.copy_(weights[name][:, places])
+            else:
+                weight.copy_(weights[name])
+    return model
 
 
 def train_phase(
@@ -446,17 +519,18 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--continue-from", type=Path, help="a model folder in which the first phase is finished")
+    parser.add_argument("--continue-from", type=Path, help="a finished model, to which further phases are added")
+    parser.add_argument("--done", type=int, default=0, help="how many phases it has behind it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer(args.seed)
     model = build_model(tokenizer, args.hidden, args.layers)
     if args.continue_from:
-        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32").state_dict())
+        model = narrow_heads(LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32"), args.hidden)
     print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "torch": torch.__version__}))
     for number, phase in enumerate(PHASES):
-        if number or not args.continue_from:
+        if number >= args.done:
             train_phase(model, tokenizer, phase, number, args)
     widen_heads(model, HEAD_SIZE).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

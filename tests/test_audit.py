@@ -48,7 +48,9 @@ def audited(
 
 
 def covers(interval: list[float], truth: float) -> bool:
-    return interval[0] <= truth <= interval[1]
+    """Whether a 95 % interval, made as wide as one of 99.9 %, holds the truth: a right one of 95 % misses in every twentieth test."""
+    reach = 0.34 * (interval[1] - interval[0])
+    return interval[0] - reach <= truth <= interval[1] + reach
 
 
 @pytest.mark.parametrize("accuracy", [0.6, 0.75, 0.9])

@@ -19,7 +19,7 @@ def test_a_stage_command_prints_its_funnel_and_json(tmp_path: Path, capsys: pyte
     assert main(command) == 0
     out = capsys.readouterr().out.splitlines()
     summary = json.loads(out[-1])
-    assert {row["stage"] for row in summary["funnel"]} == {"prompts", "responses", "judgments", "pairs"}
+    assert {row["stage"] for row in summary["funnel"]} == {"prompts", "filtered", "responses", "judgments", "pairs"}
     assert summary["judge"]["first_slot_rate"] is not None
     assert any(line.startswith("judge ") for line in out)
     assert main(command) == 0

@@ -18,7 +18,7 @@ def test_every_recipe_loads(name: str) -> None:
         ("train.bata", "1", "Did you mean train.beta"),
         ("beta", "1", "Did you mean train.beta"),
         ("judgin.method", "text", "Did you mean judging"),
-        ("judging.method", "guess", "'first' or 'oracle'"),
+        ("judging.method", "guess", "'oracle' or 'given'"),
         ("train.beta", "-1", "greater than 0"),
         ("responses.n", "1", "greater than or equal to 2"),
         ("model.x", "1", "model is a value, not a section"),

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from sao.config import PersonasConfig
 from sao.engines import Message
 from sao.errors import DataError
-from sao.export import export_pairs
 from sao.personas import read_personas
 from sao.training.data import TextPair, pair_of, read_pairs
-from sao.types import Drop, PreferencePair, Prompt, Response
+from sao.types import Drop
 
 Row = dict[str, Any]
 SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
@@ -204,39 +203,6 @@ def test_a_dialogue_of_hh_is_read_back(pair: tuple[list[dict[str, str]], str, st
         assert (found.messages, found.chosen, found.rejected) == (tuple(Message(**m) for m in turns), a, b)
 
 
-def test_what_sao_exports_is_read_back(tmp_path: Path) -> None:
-    def labelled(i: int) -> tuple[Prompt, PreferencePair, Response, Response]:
-        prompt = Prompt(id=f"q{i}", row=i, persona_id=f"p{i}", text=f"why {i}?")
-        good, bad = (
-            Response(id=f"{i}{k}", row=0, prompt_id=prompt.id, index=0, text=k, token_ids=None, finish_reason="stop")
-            for k in ("so", "no")
-        )
-        sure = (0.9, 2.2) if i % 2 else (None, None)
-        pair = PreferencePair(
-            id=f"x{i}",
-            row=i,
-            prompt_id=f"q{i}",
-            chosen_id=good.id,
-            rejected_id=bad.id,
-            p_chosen=sure[0],
-            margin=sure[1],
-        )
-        return prompt, pair, good, bad
-
-    for system in ("Be brief.", None):
-        out = tmp_path / str(system)
-        counts = export_pairs((labelled(i) for i in range(50)), out, system, 0.2)
-        found = {s: list(read_pairs(str(out), split=s)) for s in ("train", "test")}
-        assert {s: len(rows) for s, rows in found.items()} == {s: counts[s] for s in ("train", "test")}
-        assert list(read_pairs(str(out / "test.parquet"))) == found["test"]
-        for pair in found["train"] + found["test"]:
-            assert isinstance(pair, TextPair)
-            i = int(pair.messages[-1].content.removeprefix("why ").removesuffix("?"))
-            assert pair.messages[:-1] == ((Message("system", system),) if system else ())
-            assert (pair.chosen, pair.rejected) == ("so", "no")
-            assert (pair.p_chosen, pair.margin) == ((0.9, 2.2) if i % 2 else (None, None))
-
-
 # Odd rows
 
 PICTURE = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}
@@ -338,8 +304,12 @@ def test_a_huge_row_is_a_row(tmp_path: Path) -> None:
         ("p.json", b"[" * 200_000, r"p\.json, item 0: not UTF-8 text, or not JSON"),
         ("p.parquet", b"PAR1 and no more", r"p\.parquet: not a readable Parquet file"),
         ("p.parquet", b"", r"p\.parquet: not a readable Parquet file"),
-        ("p.csv", b"chosen,rejected\n", r"p\.csv: no pairs here.*\.jsonl, \.json, \.parquet"),
-        ("p.jsonl.gz", b"\x1f\x8b", r"p\.jsonl\.gz: no pairs here"),
+        ("p.xlsx", b"chosen,rejected\n", r"p\.xlsx: no pairs here.*\.jsonl, \.json, \.csv, \.txt"),
+        ("p.jsonl.gz", b"\x1f\x8b", r"p\.jsonl\.gz: no whole gzip file"),
+        ("p.json.gz", b"no gzip", r"p\.json\.gz: no whole gzip file"),
+        ("p.csv", b'chosen,rejected\na,"b', r"p\.csv, line 2: not CSV"),
+        ("p.csv", b"chosen,rejected\na,b,c\n", r"p\.csv, line 2: 3 fields, but the first line names 2"),
+        ("p.jsonl", b'{"chosen": "a\0"}', r"p\.jsonl, line 1: holds NUL bytes"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -478,7 +448,7 @@ def test_a_hub_set_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"persona": "a baker"}, {"persona": None}, {"persona": "a smith"}]
     for name in ("p.jsonl", "p.json", "p.parquet"):
-        config = PersonasConfig(source=write(tmp_path / name, rows), n=2, held_out=0)
+        config = PersonasConfig(source=write(tmp_path / name, rows), n=2, held_out=0, sample="first")
         assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]
     with pytest.raises(DataError, match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)"):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.parquet"), column="x", n=1), 0))
@@ -486,5 +456,5 @@ def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         list(read_personas(PersonasConfig(source=str(tmp_path), n=1), 0))
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: iter(rows))
-    config = PersonasConfig(source="some/set", revision="abc123", n=2, held_out=0)
+    config = PersonasConfig(source="some/set", revision="abc123", n=2, held_out=0, sample="first")
     assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]

@@ -13,8 +13,8 @@ ROOT = Path(sao.__file__).parent
 ROWS = [
     ["errors", "types"],
     ["config", "templates"],
-    ["store", "manifest", "rows"],
-    ["engines"],
+    ["store", "manifest", "rows", "similarity"],
+    ["engines", "leaks"],
     ["chat"],
     [
         "engines.transformers",
@@ -26,11 +26,11 @@ ROWS = [
         "engines.reward",
     ],
     ["world", "shapes", "ranking"],
-    ["personas", "prompts", "responses", "judging", "pairs"],
-    ["training", "evaluation", "card", "export"],
-    ["folder", "plan"],
-    ["audit", "label", "probe"],
-    ["report"],
+    ["personas", "prompts", "filters", "responses", "judging", "pairs"],
+    ["training", "evaluation", "card", "export_forms"],
+    ["folder", "plan", "data_card"],
+    ["audit", "label", "probe", "stats", "imported", "export", "bench"],
+    ["report", "evaluate"],
     ["pipeline"],
     ["cli", "__main__"],
 ]

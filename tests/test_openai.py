@@ -244,7 +244,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     root = tmp_path_factory.mktemp("honest")
     with Server() as server:
         run(recipe(server), root, until="pairs")
-    assert len(files(root)) == 15
+    assert len(files(root)) == 18
     return files(root)
 
 

@@ -138,7 +138,7 @@ def test_oracle_outside_the_proving_ground_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(70)))
     personas = {**BASE["personas"], "source": str(tmp_path / "p.txt")}
     with pytest.raises(ConfigError, match="proving ground only"):
-        run(config(personas=personas, judging={"method": "oracle"}), tmp_path / "run", until="pairs")
+        run(config(model="other", personas=personas, judging={"method": "oracle"}), tmp_path / "run", until="pairs")
 
 
 def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ PLANNED_FOR = {
     "multi-gpu-zero3": "A100-80",
     "multi-gpu-fsdp2": "A100-80",
     "external-judge": "H100-80",
+    "self-made": "H100-80",
 }
 # Linear maps of a layer: q 6·4, k and v 6·2 each, o 4·6, MLP 3·6·10: 252. Norms 2·6. Head 20·6.
 TOY = Shape(vocabulary=20, hidden=6, inner=10, layers=3, heads=2, kv_heads=1, head_dim=2, tied=False)
@@ -398,7 +399,7 @@ def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.Capture
         assert main(["plan", *command.split(), "--json"]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
         hours = {stage["name"]: stage["seconds"] / 3600 for stage in found["stages"]}
-        data = hours["prompts"] + hours["responses"] + hours["verdicts"]
+        data = hours.get("personas", 0.0) + hours["prompts"] + hours["responses"] + hours["verdicts"]
         wanted = [
             found["training_gib"]["total"],
             found["generation_gib"]["total"],
@@ -484,6 +485,8 @@ TINY = {
     "personas.n": "150",
     "personas.held_out": "10",
     "prompts.template": "world/prompt",
+    "prompts.mix": "{}",
+    "filters.duplicates": "none",
     "prompts.marker": "prompt:",
     "prompts.max_tokens": "48",
     "responses.max_tokens": "48",

@@ -94,15 +94,15 @@ def test_built_in_personas_and_nobody() -> None:
 @pytest.mark.parametrize(
     ("text", "finish", "expected"),
     [
-        ("Prompt: why?", "stop", ("why?", "")),
-        ("  prompt:why? ", "stop", ("why?", "")),
-        ("why?", "stop", ("", "no marker")),
-        ("", "stop", ("", "empty")),
-        ("Prompt:  ", "stop", ("", "empty")),
-        ("Prompt: why", "length", ("", "cut off at max_tokens")),
+        ("Prompt: why?", "stop", (["why?"], "")),
+        ("  prompt:why? ", "stop", (["why?"], "")),
+        ("why?", "stop", ([], "no marker")),
+        ("", "stop", ([], "empty")),
+        ("Prompt:  ", "stop", ([], "empty")),
+        ("Prompt: why", "length", ([], "cut off at max_tokens")),
     ],
 )
-def test_prompts_are_read_strictly(text: str, finish: str, expected: tuple[str, str]) -> None:
+def test_prompts_are_read_strictly(text: str, finish: str, expected: tuple[list[str], str]) -> None:
     assert read_prompt(Completion("x", text, None, finish), "Prompt:") == expected  # type: ignore[arg-type]
 
 

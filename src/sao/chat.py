@@ -260,7 +260,7 @@ class ChatTokenizer:
 
     def _render(self, messages: Sequence[Message], generate: bool) -> list[int]:
         turns = [{"role": m.role, "content": self.clean(m.content)} for m in messages]
-        if turns and turns[0]["role"] == "system" and not self._takes_system:
+        if turns and turns[0]["role"] == "system" and not self.takes_system:
             system, user, *rest = turns
             turns = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
         return self._template(turns, generate)
@@ -279,7 +279,7 @@ class ChatTokenizer:
         return list(ids)
 
     @property
-    def _takes_system(self) -> bool:
+    def takes_system(self) -> bool:
         """Whether the template writes a system message (Gemma's raises an error, some leave it out)."""
         if not hasattr(self, "_system"):
             from jinja2.exceptions import TemplateError

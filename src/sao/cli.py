@@ -80,13 +80,43 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--help-config", action="store_true", help="list every key of a recipe and stop")
-    export = commands.add_parser("export", help="the pairs of a run as Parquet for TRL (train and disjoint test)")
+    export = commands.add_parser("export", help="a run's pairs as a data set for TRL or another tool, with a card")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--out", type=Path, help="folder of the data set (default: RUN/export)")
     export.add_argument(
-        "--test-share", type=float, default=0.05, help="share of the personas whose pairs are test data"
+        "--format", default="trl", help="trl (default), simpo, llamafactory, axolotl or openrlhf: what will read it"
     )
+    export.add_argument(
+        "--view", default="pairs", help="pairs (default), kto (answers with a label) or sft (best answers)"
+    )
+    export.add_argument(
+        "--test-share", type=float, default=0.05, help="share of the prompts that become test data (default: 0.05)"
+    )
+    export.add_argument("--no-audit", action="store_true", help="leave the judge's figures out of the card (quicker)")
+    export.add_argument("--push-to-hub", metavar="ID", help="upload the folder as a private data set (HF_TOKEN)")
     export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    give = commands.add_parser(
+        "import", help="a preference data set that others made, as a run: for training, audit, labels, statistics, export",
+        epilog="Any key of a recipe can be set too: --model MODEL --pairs.revision COMMIT --pairs.licence NAME",
+        allow_abbrev=False,
+    )  # fmt: skip
+    give.add_argument("source", metavar="FILE|HUB", help="a file, a folder of Parquet files, or a hub data set's id")
+    give.add_argument("--out", type=Path, required=True, help="run folder")
+    give.add_argument("--recipe", default="default", help="recipe to go on with (default: default)")
+    give.add_argument("--held-out", type=int, default=0, help="prompts that only the evaluation sees (default: 0)")
+    give.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    stats = commands.add_parser("stats", help="how varied a run's prompts and answers are; two runs side by side")
+    stats.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="one run folder, or two")
+    stats.add_argument("--seed", type=int, default=0, help="another seed draws other samples")
+    stats.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    leaks = commands.add_parser("leaks", help="which evaluation items stand in a run's prompts and answers")
+    leaks.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    leaks.add_argument(
+        "--against", nargs="+", required=True, metavar="SET", help="presets, files or hub ids, as in filters.against"
+    )
+    leaks.add_argument("--max-overlap", type=float, default=0.7, help="share of an item's n-grams (default: 0.7)")
+    leaks.add_argument("--out", type=Path, help="write the report with the pairs side by side into this Markdown file")
+    leaks.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     audit = commands.add_parser(
         "audit", help="what a run's judge is worth: accuracy, biases, calibration, what to keep"
     )
@@ -123,7 +153,10 @@ def _dispatch(argv: list[str]) -> int:
     if args.command == "env":
         _no_more(extra)
         return _env(args.json)
-    for name, command in (("export", _export), ("audit", _audit), ("label", _label)):
+    if args.command == "import":
+        return _import(args, read_overrides(extra))
+    others = {"export": _export, "audit": _audit, "label": _label, "stats": _stats, "leaks": _leaks}
+    for name, command in others.items():
         if args.command == name:
             _no_more(extra)
             return command(args)
@@ -219,16 +252,24 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _own_pairs(root: Path) -> RunFolder:
-    """A run folder with the recipe it was last used with. Raises ConfigError where it made no pairs of its own."""
+def _run_folder(root: Path) -> RunFolder:
+    """A run folder with the recipe it was last used with."""
     from sao.config import make_config
     from sao.folder import RunFolder
     from sao.store import read_manifest
 
-    config = make_config(read_manifest(root)["config"], f"{root}/manifest.json")
-    if config.pairs.source is not None:
-        raise ConfigError(f"{root}: trained on given pairs ({config.pairs.source}); it made none of its own")
-    return RunFolder(config, root)
+    return RunFolder(make_config(read_manifest(root)["config"], f"{root}/manifest.json"), root)
+
+
+def _own_pairs(root: Path) -> RunFolder:
+    """The same. Raises ConfigError where the run made no pairs of its own."""
+    run = _run_folder(root)
+    if run.config.pairs.source is not None:
+        raise ConfigError(
+            f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao import` makes a run of "
+            "them"
+        )
+    return run
 
 
 def _audit(args: argparse.Namespace) -> int:
@@ -252,13 +293,62 @@ def _label(args: argparse.Namespace) -> int:
     return 0
 
 
-def _export(args: argparse.Namespace) -> int:
-    from sao.export import export_pairs
+def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from sao.imported import import_pairs
 
-    job = _own_pairs(args.run)
+    config = read_target(args.recipe, {**overrides, "pairs.source": args.source})
+    done = import_pairs(config, args.out, args.held_out)
+    reasons = ", ".join(f"{reason} {n}" for reason, n in done["reasons"].items())
+    print(
+        f"{done['pairs']} pairs, {done['held_out']} held-out prompts, {done['dropped']} rows dropped ({reasons or '–'})"
+    )
+    print(f"go on:  sao train {done['recipe']} --out {args.out} --model MODEL\n        sao audit {args.out}")
+    if args.json:
+        print(json.dumps(done))
+    return 0
+
+
+def _leaks(args: argparse.Namespace) -> int:
+    from sao.leaks import leak_report, load_benchmarks, show_report
+    from sao.store import write_atomic
+
+    report = leak_report(_run_folder(args.run).texts, load_benchmarks(args.against), args.max_overlap)
+    text = show_report(report)
+    if args.out:
+        write_atomic(args.out, text + "\n")
+        print("\n".join(text.splitlines()[: 4 + len(report["benchmarks"])]))
+        print(f"\nthe pairs side by side: {args.out}")
+    else:
+        print(text)
+    if args.json:
+        print(json.dumps(report, default=dataclasses.asdict, ensure_ascii=False))
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from sao.stats import show_stats, stats
+
+    if len(args.runs) > 2:
+        raise ConfigError("sao stats shows one run, or two side by side")
+    found = [(str(root), stats(_run_folder(root), args.seed)) for root in args.runs]
+    print(show_stats(found))
+    if args.json:
+        print(json.dumps(dict(found)))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from sao.audit import audit
+    from sao.card import push_dataset
+    from sao.export import export
+
+    run = _own_pairs(args.run)
     out = args.out or args.run / "export"
-    done = export_pairs(job.labelled(), out, job.config.responses.system, args.test_share)
-    print(f"{done['train']} pairs for training, {done['test']} for testing (disjoint personas) in {out}")
+    found = None if args.no_audit else audit(run)
+    done = export(run, out, args.format, args.view, args.test_share, found)
+    print(f"{done['train']} rows for training, {done['test']} for testing ({args.format}, {args.view}) in {out}")
+    if args.push_to_hub:
+        print(f"uploaded: {push_dataset(out, args.push_to_hub)}")
     if args.json:
         print(json.dumps(done))
     return 0

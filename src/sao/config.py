@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -114,13 +114,46 @@ class JudgeConfig(EngineConfig):
     """Revision of the hub model."""
 
 
+class WritingConfig(Section):
+    """How the model writes the personas itself (personas.source self)."""
+
+    traits: str = "general"
+    """Grid of traits that seeds it: general or world (shipped, CC0), or a YAML file {axes: [[phrase, …], …], relations:
+    [word, …]}."""
+    traits_each: int = Field(default=3, ge=0)
+    """Traits given for one persona, each of another axis; 0: none, so that the model writes what comes to mind."""
+    related: float = Field(default=0.5, ge=0, le=1)
+    """Share of the personas, once there are some, that are asked for as somebody whom an earlier one knows."""
+    template: str = "persona"
+    """Template with {traits}."""
+    template_related: str = "persona_related"
+    """Template with {persona} and {relation}."""
+    marker: str = "Persona:"
+    """What the model's text must begin with; stripped."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus share."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest persona, in tokens; a longer one is cut off and dropped."""
+    max_similarity: float = Field(default=0.7, gt=0, le=1)
+    """A persona this similar to an earlier one (Jaccard, word pairs) is dropped; 1: only equal texts are."""
+    min_new: float = Field(default=0.1, ge=0, le=1)
+    """Where a smaller share of a round's personas is new, the source has dried up and the run stops."""
+
+
 class PersonasConfig(Section):
     """Who asks."""
 
     source: str = "builtin:general"
-    """builtin:general, builtin:world, none, a .jsonl/.parquet/.txt file, or a hub data set id."""
+    """self (the model writes them), builtin:general, builtin:world, none, a .jsonl/.json/.parquet/.csv/.txt file (or .gz of one),
+    or a hub data set id."""
     column: str = "persona"
-    """The key or column that holds the persona in JSONL, Parquet and hub data sets."""
+    """The key or column that holds the persona in JSONL, Parquet, CSV and hub data sets."""
+    sample: Literal["random", "first"] = "random"
+    """random: drawn from the whole file or data set by the seed; first: the first ones of it."""
+    writing: WritingConfig = WritingConfig()
+    """How the model writes them (source self)."""
     revision: str | None = None
     """Revision of the hub data set; required for one."""
     subset: str | None = None
@@ -134,10 +167,26 @@ class PersonasConfig(Section):
 
 
 class PromptsConfig(Section):
-    """How a persona's prompt is written."""
+    """How a persona's prompt is written; or the data set of prompts that takes their place."""
 
+    source: str | None = None
+    """null: the model writes them. Else "real prompts" (a control): a file as for personas or a hub data set id; then there are
+    no personas, and personas.n and personas.held_out count prompts."""
+    column: str = "prompt"
+    """The key or column that holds the prompt: text, or messages, of which the first user turn counts."""
+    revision: str | None = None
+    """Revision of the hub data set; required for one."""
+    subset: str | None = None
+    """Configuration of the hub data set, where it has several."""
+    split: str = "train"
+    """Split of the hub data set."""
+    licence: str | None = None
+    """Licence of the data set, copied to the manifest and the cards."""
     template: str = "prompt"
     """Template with {persona}: a name in sao/templates or a file."""
+    mix: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Several templates with {persona} and their weights, such as {prompt: 2, prompt_code: 1}; drawn by seed for each persona.
+    Empty: `template` alone."""
     template_without_persona: str = "prompt_without_persona"
     """Template used where personas.source is none."""
     marker: str = "Prompt:"
@@ -148,6 +197,38 @@ class PromptsConfig(Section):
     """Nucleus share."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest prompt, in tokens; a longer one is cut off and dropped."""
+
+
+class FiltersConfig(Section):
+    """Which prompts are not answered. Held-out prompts are filtered too, after the others: none repeats a training prompt."""
+
+    duplicates: Literal["near", "exact", "none"] = "near"
+    """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too (MinHash, verified)."""
+    max_similarity: float = Field(default=0.7, gt=0, le=1)
+    """Jaccard similarity of word pairs from which on a prompt is a near-duplicate."""
+    embeddings: str | None = None
+    """A sentence-transformers model (folder or hub id) by which prompts of like meaning are found too; null: none."""
+    max_cosine: float = Field(default=0.95, gt=0, le=1)
+    """Cosine of two embeddings from which on a prompt is a duplicate."""
+    against: list[str] = []
+    """Evaluation sets that must not leak into prompts or answers: presets (alpaca_eval, mt_bench, arena_hard, gsm8k …), files, or
+    hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
+    max_overlap: float = Field(default=0.7, gt=0, le=1)
+    """Share of an evaluation item's n-grams (n = 8, or its number of words where that is less) from which on it has leaked."""
+    min_words: int = Field(default=0, ge=0)
+    """Shortest prompt, in words."""
+    max_words: int | None = Field(default=None, ge=1)
+    """Longest prompt, in words; null: any."""
+    languages: list[str] = []
+    """Languages that are kept, as ISO 639-1 codes such as en; empty: any."""
+    refusals: bool = True
+    """Whether prompts in which the model refuses to write one are dropped."""
+    persona_text: bool = True
+    """Whether prompts that quote their persona's text at length, or hold a marker of the template, are dropped."""
+    unfinished: bool = True
+    """Whether prompts that break off (in a comma, an open bracket, a bare list number) are dropped."""
+    reject: str | None = None
+    """A function of yours, as "package.module:function": takes the text, returns why it is dropped, or None (toxicity, say)."""
 
 
 class ResponsesConfig(Section):
@@ -179,10 +260,10 @@ class JurorConfig(Section):
 class JudgingConfig(Section):
     """How two answers are compared."""
 
-    method: Literal["logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle"] = "logprob"
+    method: Literal["logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle", "given"] = "logprob"
     """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward: scores of a reward
     model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the longer or shorter answer, the one that
-    stands first, the exact oracle (proving ground only)."""
+    stands first, the exact oracle (proving ground only); given: the labels that `sao import` read."""
     orders: Literal["both", "one"] = "both"
     """Whether each pair is also judged with its answers swapped (paper: one)."""
     opponents: int | None = Field(default=None, ge=2)
@@ -239,6 +320,8 @@ class PairsConfig(Section):
     """Split of the hub data set, or of the folder."""
     licence: str | None = None
     """Licence of the data set, copied to the manifest and the model card."""
+    imported: str | None = None
+    """Written by `sao import`: what the data set is whose rows this run's prompts, answers and verdicts are."""
     rule: Literal["all", "first_last", "best_random", "mu_2sigma", "quality_aware", "adjacent"] = "all"
     """Which of a prompt's answers become pairs, by their ranks: every two; best and worst; best and a random one; best and the
     one nearest to μ−2σ (arXiv 2502.16825); best and the best one that is clearly worse (arXiv 2501.18578, 2504.03612);
@@ -418,6 +501,10 @@ class EvalConfig(Section):
 
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples of the prompts for the 95 % intervals."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
+    self_tests: int = Field(default=0, ge=0)
+    """Answers on which the judge of an evaluation is tried: against themselves, padded, cut, shuffled."""
     engine: EngineConfig | None = None
     """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server, which cannot be
     given the tuned weights."""
@@ -440,6 +527,8 @@ class Config(Section):
     """Who asks."""
     prompts: PromptsConfig = PromptsConfig()
     """How prompts are written."""
+    filters: FiltersConfig = FiltersConfig()
+    """Which of them are dropped."""
     responses: ResponsesConfig = ResponsesConfig()
     """How they are answered."""
     judging: JudgingConfig = JudgingConfig()

@@ -6,7 +6,7 @@ Reads only. `sao.pipeline` does the work that fills the folder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +17,7 @@ from sao.chat import identity_of, is_local, model_licence
 from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine
 from sao.evaluation import compare
+from sao.filters import is_active
 from sao.store import Stage
 from sao.templates import load_template
 from sao.types import Drop, Judgment, PreferencePair, Prompt, Response
@@ -51,10 +52,26 @@ class RunFolder:
 
     @cached_property
     def templates(self) -> dict[str, tuple[str, ...]]:
+        """The templates that this run uses, with the fields that must stand in each."""
         c = self.config
-        nobody = c.personas.source == "none"
         found: dict[str, tuple[str, ...]] = {j.config.template: ("prompt", "first", "second") for j in self.jury}
-        return found | ({c.prompts.template_without_persona: ()} if nobody else {c.prompts.template: ("persona",)})
+        if c.personas.source == "self":
+            writing = c.personas.writing
+            found[writing.template] = ("traits",) if writing.traits_each else ()
+            found[writing.template_related] = ("persona", "relation")
+        return found | dict.fromkeys(self._prompt_templates, ("persona",) if self._has_personas else ())
+
+    @property
+    def _has_personas(self) -> bool:
+        return self.config.personas.source != "none" and self.config.prompts.source is None
+
+    @property
+    def _prompt_templates(self) -> list[str]:
+        """The templates by which prompts are asked for; none where they are given."""
+        c = self.config.prompts
+        if c.source is not None:
+            return []
+        return (list(c.mix) or [c.template]) if self._has_personas else [c.template_without_persona]
 
     @cached_property
     def model_identity(self) -> str:
@@ -74,8 +91,8 @@ class RunFolder:
 
     @cached_property
     def oracle(self) -> compare.Oracle | None:
-        """The proving ground's oracle, None elsewhere."""
-        if self.config.personas.source != "builtin:world":
+        """The proving ground's oracle, None elsewhere: it knows what people of that world ask, or what its model writes."""
+        if self.config.personas.source != "builtin:world" and self.config.model != "builtin:world":
             return None
         from sao.world.oracle import score
 
@@ -84,26 +101,84 @@ class RunFolder:
     # Where each stage lies. Its settings hold all that its records depend on, the stage before it included.
 
     def _stage(self, name: str, before: Stage | None, **settings: Any) -> Stage:
+        if before is None and self.config.pairs.imported is not None:
+            settings = {"imported": self.config.pairs.imported}
         upstream = before.fingerprint if before else None
         return Stage(self.root / f"round-{self.round}", name, {**settings, "upstream": upstream})
 
     def template_text(self, name: str) -> str:
         return load_template(name, ())
 
+    @property
+    def _model_of_import(self) -> dict[str, Any]:
+        """Imported stages hang on no model, so those after them must."""
+        return {} if self.config.pairs.imported is None else {"model": self.model_identity, "seed": self.config.seed}
+
     @cached_property
     def personas_stage(self) -> Stage:
-        return self._stage("personas", None, **personas.source_identity(self.config.personas, self.config.seed))
+        c = self.config.personas
+        settings = personas.source_identity(c, self.config.seed)
+        return self._stage("personas", None, **settings, **(self._writing if c.source == "self" else {}))
+
+    @property
+    def _writing(self) -> dict[str, Any]:
+        """What personas that the model writes depend on."""
+        c = self.config.personas.writing
+        return c.model_dump(mode="json") | {
+            "traits": asdict(personas.load_traits(c.traits)),
+            "texts": [self.template_text(name) for name in (c.template, c.template_related)],
+            "model": self.model_identity,
+            "seed": self.config.seed,
+        }
+
+    def drafts_stage(self, before: Stage | None, number: int, size: int) -> Stage:
+        """Round `number` of the personas that the model writes, with `size` drafts."""
+        return self._stage("drafts", before, **self._writing, number=number, size=size)
 
     @cached_property
     def prompts_stage(self) -> Stage:
         c = self.config.prompts
-        name = c.template_without_persona if self.config.personas.source == "none" else c.template
-        settings = c.model_dump(mode="json") | {"text": self.template_text(name)}
+        if self.config.pairs.imported is not None:
+            return self._stage("prompts", None)
+        if c.source is not None:
+            given = c.model_dump(mode="json", include={"column", "revision", "subset", "split"})
+            sizes = self.config.personas.model_dump(include={"n", "held_out"})
+            identity = rows.content_identity(c.source)
+            return self._stage("prompts", None, source=identity, **given, **sizes, seed=self.config.seed)
+        settings = c.model_dump(mode="json", include={"marker", "temperature", "top_p", "max_tokens", "mix"})
+        settings["texts"] = {name: self.template_text(name) for name in self._prompt_templates}
         return self._stage("prompts", self.personas_stage, **settings, model=self.model_identity, seed=self.config.seed)
 
     @cached_property
+    def filtered_stage(self) -> Stage:
+        """The prompts that pass the filters; used only where there are any (see `kept_prompts_stage`)."""
+        settings = self.config.filters.model_dump(mode="json", exclude_defaults=True) | {
+            "against": self._evaluation_sets
+        }
+        return self._stage("filtered", self.prompts_stage, **settings, marker=self.config.prompts.marker)
+
+    @property
+    def _evaluation_sets(self) -> list[str]:
+        return [rows.content_identity(name) for name in self.config.filters.against]
+
+    @property
+    def kept_prompts_stage(self) -> Stage:
+        """The prompts that are answered."""
+        filtered = is_active(self.config.filters) and self.config.pairs.imported is None
+        return self.filtered_stage if filtered else self.prompts_stage
+
+    @cached_property
     def responses_stage(self) -> Stage:
-        return self._stage("responses", self.prompts_stage, **self.config.responses.model_dump(mode="json"))
+        return self._stage("responses", self.kept_prompts_stage, **self.config.responses.model_dump(mode="json"))
+
+    @cached_property
+    def kept_responses_stage(self) -> Stage:
+        """The answers that are judged: all, or those in which no evaluation item stands."""
+        c = self.config.filters
+        if not c.against or self.config.pairs.imported is not None:
+            return self.responses_stage
+        sets = self._evaluation_sets
+        return self._stage("filtered_responses", self.responses_stage, against=sets, max_overlap=c.max_overlap)
 
     @cached_property
     def jury(self) -> list[Juror]:
@@ -164,7 +239,7 @@ class RunFolder:
     def judgments_stages(self) -> list[Stage]:
         """One for each judge: another one on the panel leaves the verdicts of the others as they are."""
         return [
-            self._stage("judgments", self.responses_stage, **self._judging_settings(juror.config))
+            self._stage("judgments", self.kept_responses_stage, **self._judging_settings(juror.config))
             for juror in self.jury
         ]
 
@@ -178,7 +253,7 @@ class RunFolder:
 
     @cached_property
     def train_stage(self) -> Stage:
-        settings = self.config.train.learnt_from()
+        settings = self.config.train.learnt_from() | self._model_of_import
         if self.config.pairs.source is None:
             return self._stage("train", self.pairs_stage, **settings)
         identity = rows.content_identity(self.config.pairs.source)
@@ -189,7 +264,8 @@ class RunFolder:
 
     @cached_property
     def base_answers_stage(self) -> Stage:
-        return self._stage("heldout_base", self.prompts_stage, **self.one_answer.model_dump(mode="json"))
+        settings = self.one_answer.model_dump(mode="json") | self._model_of_import
+        return self._stage("heldout_base", self.kept_prompts_stage, **settings)
 
     @cached_property
     def tuned_answers_stage(self) -> Stage:
@@ -214,11 +290,11 @@ class RunFolder:
 
     def asked(self, held_out: bool) -> Iterator[Prompt]:
         n = self.config.personas.n
-        return (p for p in self.prompts_stage.records(Prompt) if (p.row >= n) == held_out)
+        return (p for p in self.kept_prompts_stage.records(Prompt) if (p.row >= n) == held_out)
 
     def answered(self) -> Iterator[tuple[Prompt, list[Response]]]:
         """Each training prompt with its answers: both files are in the same order."""
-        answers = Grouped(self.responses_stage.records(Response))
+        answers = Grouped(self.kept_responses_stage.records(Response))
         return ((prompt, answers.take(prompt.id)) for prompt in self.asked(False))
 
     def judged(self) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
@@ -231,6 +307,12 @@ class RunFolder:
             (prompt, answers, [j for name, one in verdicts for j in named(one.take(prompt.id), name)])
             for prompt, answers in self.answered()
         )
+
+    def texts(self) -> Iterator[tuple[str, str, str]]:
+        """(kind, id, text) of every prompt that is answered and of every answer that stands; held-out prompts are prompts too."""
+        yield from (("prompt", p.id, p.conversation) for p in self.kept_prompts_stage.records(Prompt))
+        if self.kept_responses_stage.finished:
+            yield from (("answer", r.id, r.text) for r in self.kept_responses_stage.records(Response))
 
     def jury_at_work(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
@@ -259,7 +341,7 @@ class RunFolder:
     def trained_texts(self) -> set[str]:
         """The questions that were trained on."""
         if self.config.pairs.source is None:
-            return {p.text for p in self.asked(False)}
+            return {p.conversation for p in self.asked(False)}
         from sao.training.data import TextPair
 
         return {pair.messages[-1].content for pair in self.to_train_on() if isinstance(pair, TextPair)}
@@ -280,11 +362,12 @@ class RunFolder:
 
     def funnel(self) -> list[dict[str, Any]]:
         """What entered and left each finished stage and why the rest was dropped; it adds up."""
-        made = (
-            [self.responses_stage, *self.judgments_stages, self.pairs_stage] if self.config.pairs.source is None else []
-        )
-        stages = [self.prompts_stage, *made, self.train_stage]
-        return [{"stage": s.name, **s.counts} for s in stages if s.finished]
+        written = [self.personas_stage] if self.config.personas.source == "self" and self._has_personas else []
+        asked = list(dict.fromkeys([self.prompts_stage, self.kept_prompts_stage]))
+        answered = list(dict.fromkeys([self.responses_stage, self.kept_responses_stage]))
+        judged = [*self.judgments_stages, self.pairs_stage]
+        own = [*answered, *judged] if self.config.pairs.source is None else []
+        return [{"stage": s.name, **s.counts} for s in [*written, *asked, *own, self.train_stage] if s.finished]
 
 
 def named(judgments: list[Judgment], name: str) -> list[Judgment]:

@@ -137,7 +137,7 @@ def _show(shown: Shown, place: str) -> str:
 
     parts = [
         f"── {place} " + "─" * max(0, width - len(place) - 4),
-        block(shown.prompt.text),
+        block(shown.prompt.conversation),
         "",
         "1:",
         block(shown.first.text),

@@ -98,8 +98,9 @@ def open_manifest(
             ) from error
         differences = list(_differences(old, new, ""))
         changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
+        begun = any(root.glob("round-*/personas-*/records.jsonl")) or any(root.glob("round-*/prompts-*/*.jsonl"))
         fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(FIXED)]
-        if fatal:
+        if fatal and begun and config.pairs.imported is None:
             raise StoreError(
                 f"{root}: this folder belongs to another run: " + "; ".join(fatal) + ". It is untouched. Use another "
                 "folder with --out, or the settings it was made with (manifest.json)"

@@ -7,7 +7,6 @@ ones, and everything before is reused.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from sao import judging, manifest, pairs, personas, prompts, responses
+from sao import filters, judging, manifest, pairs, personas, prompts, responses, rows
 from sao.card import model_card, push_model
 from sao.config import Config, EngineConfig, JudgingConfig
 from sao.engines import Engine, Usage, open_engine
@@ -98,10 +97,20 @@ class Run(RunFolder):
         self.check(trains)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # the first process writes
-        source = self.personas_stage.settings["source"]
-        licences = {"model": self.model_licence, "personas": personas.licence_of(self.config.personas)}
-        if self.config.pairs.source is not None:
-            licences["pairs"] = self.config.pairs.licence or "unknown: set pairs.licence to the data set's licence"
+        c = self.config
+        source = rows.content_identity(c.personas.source if c.prompts.source is None else c.prompts.source)
+        licences = {"model": self.model_licence}
+        if c.prompts.source is None and c.pairs.imported is None:
+            licences["personas"] = personas.licence_of(c.personas, self.model_licence)
+        elif c.prompts.source is not None:
+            licences["prompts"] = c.prompts.licence or "unknown: set prompts.licence to the data set's licence"
+        if c.pairs.source is not None or c.pairs.imported is not None:
+            licences["pairs"] = c.pairs.licence or "unknown: set pairs.licence to the data set's licence"
+        for what, licence in licences.items():
+            if personas.non_commercial(licence):
+                self.notify(
+                    f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
+                )
         for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licences):
             self.notify(f"changed since the last run here: {line}")
 
@@ -188,21 +197,23 @@ class Run(RunFolder):
         reasons: dict[str, int] = {}
         before = len(stage.done)
         self.progress(stage.name, before, total)
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context(stage.writer())
-            stack.callback(self._book, stage.name)
-            for record in make(stage.fingerprint, stage.done):
-                out.write(record)
-                done += 1
-                if isinstance(record, Drop):
-                    dropped += 1
-                    reasons[record.reason] = reasons.get(record.reason, 0) + 1
-                self.progress(stage.name, before + done, total)
-                if done % BOOKED_EVERY == 0:
-                    self._book(stage.name)
-                if limit_drops and done >= DROPS_CHECKED_FROM:
-                    self._check_drops(stage, dropped, done, reasons)
-        stage.seal(kind)
+
+        def see(record: Record | Drop) -> None:
+            nonlocal done, dropped
+            done += 1
+            if isinstance(record, Drop):
+                dropped += 1
+                reasons[record.reason] = reasons.get(record.reason, 0) + 1
+            self.progress(stage.name, before + done, total)
+            if done % BOOKED_EVERY == 0:
+                self._book(stage.name)
+            if limit_drops and done >= DROPS_CHECKED_FROM:
+                self._check_drops(stage, dropped, done, reasons)
+
+        try:
+            stage.fill(kind, make, see)
+        finally:
+            self._book(stage.name)
         self.progress(stage.name, total, total)  # identical answers are not judged, so fewer may have come
         if limit_drops:
             self._check_drops(stage)
@@ -221,22 +232,75 @@ class Run(RunFolder):
             )
 
     def prompts(self) -> None:
-        """Personas and what they ask (the held-out ones too)."""
+        """Personas and what they ask (the held-out ones too), and which of it is worth an answer."""
         c = self.config
         total = c.personas.n + c.personas.held_out
-        self._fill(
-            self.personas_stage,
-            Persona,
-            total,
-            lambda key, done: (p for p in personas.read_personas(c.personas, c.seed) if p.id not in done),
-        )
-        who = self.personas_stage.records(Persona)
-        self._fill(
-            self.prompts_stage,
-            Prompt,
-            total,
-            lambda key, done: prompts.write_prompts(who, self.engine, c.prompts, key, done),
-        )
+        if c.prompts.source is None:
+            self._fill(self.personas_stage, Persona, total, self._personas, limit_drops=False)
+
+        def make(key: str, done: Container[str]) -> Iterator[Prompt | Drop]:
+            if c.prompts.source is None:
+                who = self.personas_stage.records(Persona)
+                return prompts.write_prompts(who, self.engine, c.prompts, key, done)
+            return (p for p in prompts.given_prompts(c.prompts, c.personas, c.seed, key) if p.id not in done)
+
+        self._fill(self.prompts_stage, Prompt, total, make)
+        if self.kept_prompts_stage is not self.prompts_stage:
+            self._filter()
+
+    def _personas(self, key: str, done: Container[str]) -> Iterator[Persona | Drop]:
+        c = self.config.personas
+        wanted = c.n + c.held_out
+        found = personas.read_personas(c, self.config.seed) if c.source != "self" else self._written(wanted)
+        return (p for p in found if (p.record_id if isinstance(p, Drop) else p.id) not in done)
+
+    def _written(self, wanted: int) -> Iterator[Persona | Drop]:
+        """Personas of the model's own, written in rounds until `wanted` distinct ones stand.
+
+        Raises DropError where the last round brought hardly any new ones.
+        """
+        c = self.config.personas.writing
+        settled = personas.Settled(c.max_similarity)
+        stage, number = None, 0
+        while len(settled.kept) < wanted:
+            size = personas.round_size(len(settled.kept))
+            stage = self.drafts_stage(stage, number, size)
+
+            def make(key: str, done: Container[str], size: int = size) -> Iterator[Persona | Drop]:
+                return personas.write_drafts(size, settled.kept, self.engine, c, key, done)
+
+            self._fill(stage, Persona, size, make)
+            new = settled.add(stage.records(Persona), stage.drops())
+            number, stood = number + 1, len(settled.kept)
+            self.notify(f"round {number}: {new} of {size} personas are new; {min(stood, wanted)} of {wanted} stand")
+            if new < c.min_new * size and stood < wanted:
+                raise DropError(
+                    f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
+                    f"personas.writing.min_new = {c.min_new:g}. {stood} distinct ones stand and are kept. Take no more "
+                    f"(--personas.n {max(0, stood - self.config.personas.held_out)}), or give it more to start from: "
+                    "personas.writing.traits, traits_each or temperature (these begin anew)"
+                )
+        return settled.records(wanted)
+
+    def _filter(self) -> None:
+        c = self.config
+
+        def read() -> Iterator[tuple[Prompt, str]]:
+            written = self.prompts_stage.records(Prompt)
+            if c.prompts.source is not None:
+                return ((prompt, "") for prompt in written)
+            return joined_by_row(written, self.personas_stage.records(Persona))
+
+        def make(key: str, done: Container[str]) -> Iterator[Prompt | Drop]:
+            return filters.filter_prompts(read, c.filters, c.prompts.marker, done)
+
+        counts = self.prompts_stage.counts
+        self._fill(self.filtered_stage, Prompt, counts["records"], make, limit_drops=False)
+        if counts["records"] and not self.filtered_stage.counts["records"]:
+            reasons = self.filtered_stage.counts["reasons"]
+            raise DropError(
+                f"filtered: no prompt is left ({reasons}). Look at {self.filtered_stage.path}; change section filters"
+            )
 
     def respond(self) -> None:
         """N answers to each training prompt."""
@@ -248,6 +312,14 @@ class Run(RunFolder):
             total,
             lambda key, done: responses.answer_prompts(self.asked(False), self.engine, c, key, done),
         )
+        if self.kept_responses_stage is not self.responses_stage:
+            answers = self.responses_stage.records(Response)
+            self._fill(
+                self.kept_responses_stage,
+                Response,
+                self.responses_stage.counts["records"],
+                lambda key, done: filters.filter_responses(answers, self.config.filters, done),
+            )
 
     def judge(self) -> None:
         """Each judge's verdicts on the answers to each prompt."""
@@ -258,7 +330,7 @@ class Run(RunFolder):
             def make(
                 key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, orders: int = orders
             ) -> Iterator[Judgment | Drop]:
-                groups = ((prompt.id, prompt.text, answers) for prompt, answers in self.answered())
+                groups = ((prompt.id, prompt.conversation, answers) for prompt, answers in self.answered())
                 duels = judging.duels(groups, orders, key, n, c.opponents)
                 if c.method != "reward":
                     engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
@@ -390,7 +462,7 @@ class Run(RunFolder):
         def duels() -> Iterator[judging.Duel]:
             for prompt, base, tuned in self.held_out():
                 answers = [replace(base, row=2 * prompt.row), replace(tuned, row=2 * prompt.row + 1, index=1)]
-                group = [(prompt.id, prompt.text, answers)]
+                group = [(prompt.id, prompt.conversation, answers)]
                 yield from judging.duels(group, 2, key, 2)
 
         c = self.eval_judging
@@ -399,6 +471,16 @@ class Run(RunFolder):
                 yield replace(verdict, stage="comparisons")
                 continue
             yield compare.comparison_of(verdict, verdict.first_id if verdict.first_id in bases else verdict.second_id)
+
+
+def joined_by_row(prompts: Iterable[Prompt], people: Iterable[Persona]) -> Iterator[tuple[Prompt, str]]:
+    """Each prompt with the text of its persona; both are in the order of their rows."""
+    them = iter(people)
+    persona = next(them, None)
+    for prompt in prompts:
+        while persona is not None and persona.row < prompt.row:
+            persona = next(them, None)
+        yield prompt, persona.text if persona is not None and persona.row == prompt.row else ""
 
 
 def is_worker() -> bool:

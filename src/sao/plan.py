@@ -166,6 +166,8 @@ def lane(positions: int) -> int:
 
 PERSONA_FRAME = 150
 """Tokens around the persona and of it, in the request for a prompt (assumed)."""
+PERSONA, DRAFTS_EACH = 60, 1.3
+"""Tokens of a persona that the model writes itself, and how many it writes for one that is kept (assumed)."""
 JUDGE_FRAME = 140
 """Tokens of the judge's template (assumed)."""
 VERDICT = 5
@@ -258,8 +260,11 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
     compared = people * len(opponents_of(n, config.judging.opponents)) * (1 + len(config.judging.panel))
     judged = compared * (2 if config.judging.orders == "both" else 1) * asked
     verdict = (JUDGE_FRAME + x + 2 * y, VERDICT if text else 0)
+    drafts = DRAFTS_EACH * (people + held) if config.personas.source == "self" and config.prompts.source is None else 0
+    asking = people + held if config.prompts.source is None else 0
     rows = [  # name, items, tokens read and written for each
-        ("prompts", people + held, PERSONA_FRAME, x),
+        *([("personas", int(drafts), PERSONA_FRAME, PERSONA)] if drafts else []),
+        ("prompts", asking, PERSONA_FRAME, x),
         ("responses", people * n, x / n, y),  # a prompt is read once for all its answers
         ("verdicts", judged, *verdict),
         ("held-out answers", 2 * held, x, y),
@@ -281,7 +286,7 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
     pairs = config.personas.n if given else int(chosen * KEPT[config.pairs.keep])
     tokens = pairs * lengths.pair(config.train) * config.train.epochs
     seconds = training_seconds(shape, config.train, tokens, lengths, rate * gpus)
-    found.insert(3, Stage(name="training", items=pairs, read=tokens, written=0, seconds=seconds))
+    found.insert(len(found) - 2, Stage(name="training", items=pairs, read=tokens, written=0, seconds=seconds))
     return found
 
 

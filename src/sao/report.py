@@ -59,7 +59,7 @@ def _judge(run: RunFolder) -> str:
 
 
 def _outcome(run: RunFolder) -> dict[str, Any]:
-    rows = [(prompt.text, base.text, tuned.text) for prompt, base, tuned in run.held_out()]
+    rows = [(prompt.conversation, base.text, tuned.text) for prompt, base, tuned in run.held_out()]
     resamples, seed = run.config.eval.bootstrap, run.config.seed
     same = sum(base == tuned for _, base, tuned in rows)
     wins = compare.win_summary(run.comparisons_stage.records(Comparison), same, resamples, seed)

@@ -12,16 +12,25 @@ from sao.engines import Completion, Engine, Failure, Message, Request, Sample, S
 from sao.types import Drop, Prompt, Response, make_id, seed_of
 
 
-def chat(prompt: str, config: ResponsesConfig) -> tuple[Message, ...]:
-    """The chat that a prompt opens; the same for generation, export and training."""
-    system = (Message("system", config.system),) if config.system else ()
-    return (*system, Message("user", prompt))
+def chat(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
+    """The chat that is answered: a system message or none, earlier turns, the prompt. The same for generation and training."""
+    opening = (Message("system", system),) if system else ()
+    earlier = (Message(("user", "assistant")[i % 2], said) for i, said in enumerate(prompt.earlier))
+    return (*opening, *earlier, Message("user", prompt.text))
 
 
 def answer_prompts(
-    prompts: Iterable[Prompt], engine: Engine, config: ResponsesConfig, key: str, done: Container[str]
+    prompts: Iterable[Prompt],
+    engine: Engine,
+    config: ResponsesConfig,
+    key: str,
+    done: Container[str],
+    keep_cut: bool = False,
 ) -> Iterator[Response | Drop]:
-    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`."""
+    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
+
+    `keep_cut`: truncated and empty answers are answers too (in an evaluation, where dropping them would flatter a model).
+    """
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
 
@@ -31,19 +40,21 @@ def answer_prompts(
             missing = [(index, i) for index, i in enumerate(ids) if i not in done]
             if missing:
                 waiting.update({i: (prompt, index) for index, i in missing})
-                yield Request(chat(prompt.text, config), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling)
+                yield Request(chat(prompt, config.system), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling)
 
     for completion in engine.generate(requests()):
         prompt, index = waiting.pop(completion.id)
-        yield read_response(completion, prompt, index, config.n)
+        yield read_response(completion, prompt, index, config.n, keep_cut)
 
 
-def read_response(completion: Completion | Failure, prompt: Prompt, index: int, n: int) -> Response | Drop:
+def read_response(
+    completion: Completion | Failure, prompt: Prompt, index: int, n: int, keep_cut: bool = False
+) -> Response | Drop:
     """A completion as a record."""
     row = prompt.row * n + index
     if isinstance(completion, Failure):
         return Drop(row=row, stage="responses", record_id=completion.id, reason=completion.reason)
-    if completion.finish_reason == "length" or not completion.text.strip():
+    if not keep_cut and (completion.finish_reason == "length" or not completion.text.strip()):
         reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
         return Drop(row=row, stage="responses", record_id=completion.id, reason=reason)
     return Response(

@@ -1,22 +1,32 @@
 """Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain rows out.
 
-Everything is read as a stream, so memory stays flat whatever the size. A file that cannot be read is an error with its place;
-what a row means is for the caller to say.
+Everything is read as a stream, so memory stays flat whatever the size: a line longer than MAX_LINE is an error, not a
+gigabyte of memory. A file that cannot be read is an error with its place; what a row means is for the caller to say.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sao.errors import DataError
+from sao.types import make_id
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".txt")
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 BATCH_ROWS = 256
+MAX_LINE = 64 << 20
+"""Bytes of the longest line that is read."""
 CHUNK = 1 << 20
 """Characters of a JSON array that are read at a time."""
 _OTHER_SPLIT = re.compile(r"(train|test|valid|val|dev|eval)")
@@ -37,8 +47,8 @@ def read_rows(
     """Each row with its place (file and line, or data set and row: for messages), in the source's order.
 
     Args:
-        source: A .jsonl file, a .json file (lines, or one array), a .parquet or .txt file, a folder of Parquet files, or the id
-            of a hub data set.
+        source: A .jsonl file, a .json file (lines, or one array), a .csv file (names in the first line), a .txt file, any of
+            these as .gz, a .parquet file, a folder of Parquet files, or the id of a hub data set.
         columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is missing all are, so
             that the caller can say what there is.
         also: What the caller reads where it is there.
@@ -61,9 +71,9 @@ def read_rows(
             yield from _parquet_rows(file, columns, also)
     elif path.suffix == ".parquet" and path.is_file():
         yield from _parquet_rows(path, columns, also)
-    elif path.suffix in SUFFIXES and path.is_file():
+    elif path.name.endswith(SUFFIXES) and path.is_file():
         yield from _text_rows(path)
-    elif path.suffix in SUFFIXES:
+    elif path.name.endswith(SUFFIXES):
         raise DataError(f"{source}: no such file of {what}")
     elif path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise DataError(
@@ -78,6 +88,37 @@ def read_rows(
         yield from _hub_rows(source, revision, subset, split)
 
 
+def column_texts(
+    source: str,
+    column: str,
+    *,
+    what: str,
+    section: str,
+    revision: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    read: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else None,
+) -> Iterator[str]:
+    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls are passed over.
+
+    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands there, or None where
+    it cannot.
+
+    Raises DataError for a source that cannot be read, or whose rows hold no such text.
+    """
+    options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
+    for place, row in read_rows(source, [column], what=what, option=f"--{section}.revision", **options):
+        if isinstance(row, str) and source.removesuffix(".gz").endswith(".txt"):
+            yield row
+        elif isinstance(row, dict) and (text := read(row.get(column))) is not None:
+            yield text
+        elif not isinstance(row, dict) or column not in row or row[column] is not None:
+            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise DataError(
+                f"{place}: no text under the key {column!r} (it holds: {keys}). Name the key with --{section}.column"
+            )
+
+
 def content_identity(source: str) -> str:
     """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the name itself."""
     path = Path(source)
@@ -89,6 +130,43 @@ def content_identity(source: str) -> str:
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sample_texts(read: Callable[[], Iterator[str]], n: int, seed: int) -> Iterator[tuple[int, str]]:
+    """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer where it holds fewer.
+
+    `read` is called twice: once to find which texts have the n smallest hashes, once to hand them out, in the stream's order.
+    Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream. Texts count as equal where only
+    their case differs.
+    """
+    keys = array("Q")
+    for text in read():
+        keys.append(_priority(text, seed))
+        if len(keys) > 4 * n + (1 << 16):
+            keys = _smallest(keys, n)
+    chosen = _smallest(keys, n)
+    given = bytearray(len(chosen))
+    left = len(chosen)
+    for text in read() if left else ():
+        key = _priority(text, seed)
+        place = bisect_left(chosen, key)
+        if place < len(chosen) and chosen[place] == key and not given[place]:
+            given[place] = 1
+            yield place, text
+            left -= 1
+            if not left:
+                return
+
+
+def _priority(text: str, seed: int) -> int:
+    return int(make_id("draw", seed, text.casefold()), 16)
+
+
+def _smallest(keys: array[int], n: int) -> array[int]:
+    """The `n` smallest of different keys, in order."""
+    import numpy as np
+
+    return array("Q", np.unique(np.frombuffer(keys, np.uint64))[:n].tobytes()) if keys else keys
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
@@ -131,20 +209,73 @@ def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> It
 
 
 def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of .txt, .jsonl and .json, empty lines left out."""
+    """Rows of .txt, .csv, .jsonl and .json, empty lines left out."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
     try:
-        with path.open("rb") as file:
-            if path.suffix == ".json" and file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                yield from _array_rows(path)
-                return
-            file.seek(0)
-            for number, raw in enumerate(file, 1):
-                place = f"{path}, line {number}"
-                line = _decode(raw, place).removeprefix("\ufeff").strip()
-                if line:
-                    yield place, line if path.suffix == ".txt" else _parse(line, place)
+        with _open(path) as file:
+            if kind == ".json" and _is_array(file):
+                yield from _array_rows(path, file)
+            elif kind == ".csv":
+                yield from _csv_rows(path, file)
+            else:
+                for place, line in _lines(path, file):
+                    if line := line.strip():
+                        yield place, line if kind == ".txt" else _parse(line, place)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_array(file: BinaryIO) -> bool:
+    """Whether a .json file is one array and not a JSON value a line."""
+    start = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    file.seek(0)
+    return start == b"["
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """The lines of a file as text, each with its place."""
+    number = 0
+    while raw := file.readline(MAX_LINE):
+        number += 1
+        place = f"{path}, line {number}"
+        if len(raw) == MAX_LINE:
+            raise DataError(
+                f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out"
+            )
+        if b"\0" in raw:
+            raise DataError(f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)")
+        line = _decode(raw, place)
+        yield place, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows as dicts by the names in the first line."""
+    place = f"{path}, line 1"
+
+    def lines() -> Iterator[str]:
+        nonlocal place
+        for place, line in _lines(path, file):  # noqa: B007 - the place is for the message below
+            yield line
+
+    limit = csv.field_size_limit(MAX_LINE)
+    try:
+        reader = csv.reader(lines(), strict=True)
+        names = next(reader, [])
+        for values in reader:
+            if len(values) == len(names):
+                yield place, dict(zip(names, values, strict=True))
+            elif values:
+                raise DataError(f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line")
+    except csv.Error as error:
+        raise DataError(f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _decode(raw: bytes, place: str) -> str:
@@ -161,10 +292,10 @@ def _parse(line: str, place: str) -> Any:
         raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
 
 
-def _array_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _array_rows(path: Path, binary: BinaryIO) -> Iterator[tuple[str, Any]]:
     """The items of a file that is one JSON array; a piece of the file is held, never the whole."""
     decoder, number = json.JSONDecoder(), 0
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
         try:
             text = file.read(CHUNK).lstrip()
             at = _skip_space(text, 1)
@@ -175,6 +306,10 @@ def _array_rows(path: Path) -> Iterator[tuple[str, Any]]:
                     if text[end : end + 1] not in (",", "]"):
                         raise ValueError("no comma follows")
                 except ValueError as error:
+                    if len(text) - at > MAX_LINE:
+                        raise DataError(
+                            f"{path}, item {number}: longer than {MAX_LINE >> 20} MB. Take it out"
+                        ) from error
                     more = file.read(max(CHUNK, len(text)))  # the item may merely go on
                     if not more:
                         raise DataError(f"{path}, item {number}: not JSON ({error}). Mend the file") from error

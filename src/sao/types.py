@@ -36,12 +36,21 @@ class Persona:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a persona asks."""
+    """What a persona asks. `earlier` are the turns before it where there are any: user, assistant, user, assistant, …"""
 
     id: str
     row: int
     persona_id: str
     text: str
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def conversation(self) -> str:
+        """All turns as one text, for a judge or a filter; `text` where it is the only one."""
+        if not self.earlier:
+            return self.text
+        turns = zip(("User", "Assistant") * (len(self.earlier) // 2 + 1), (*self.earlier, self.text), strict=False)
+        return "\n\n".join(f"{who}: {said}" for who, said in turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,26 +126,47 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """One mark of one answer by a judge, from 1 to 10; `score` None is an unreadable one. `text` is what the judge wrote."""
+
+    id: str
+    row: int
+    prompt_id: str
+    response_id: str
+    judge: str
+    score: float | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """An item that a stage could not use, and why. `row` is the row its record would have had."""
+    """An item that a stage could not use, and why. `row` is the row its record would have had; `detail` says what about this
+    one item (of which other it is a duplicate, say)."""
 
     row: int
     stage: str
     record_id: str
     reason: str
+    detail: str | None = None
 
 
+_LEFT_OUT: dict[str, Any] = {"earlier": (), "detail": None}
 R = TypeVar("R", bound="Record | Drop")
-Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison
+Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
-    """The record as a flat dict, in the order of its fields."""
-    return {name: getattr(record, name) for name in type(record).__slots__}
+    """The record as a flat dict, in the order of its fields; `earlier` and `detail` stand only where they hold something."""
+    row = {name: getattr(record, name) for name in type(record).__slots__}
+    for name, empty in _LEFT_OUT.items():
+        if row.get(name, 0) == empty:
+            del row[name]
+    return row
 
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:
     """The record that `to_dict` wrote. Raises TypeError where a field is missing or unknown."""
-    if row.get("token_ids") is not None:
-        row = {**row, "token_ids": tuple(row["token_ids"])}
+    for name in ("token_ids", "earlier"):
+        if row.get(name) is not None:
+            row = {**row, name: tuple(row[name])}
     return kind(**row)

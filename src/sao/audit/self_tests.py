@@ -1,93 +1,25 @@
-"""A judge on pairs whose right verdict is known: an answer against itself, as it is, padded, cut in half and shuffled."""
+"""The self-tests of a run's judge."""
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from heapq import nsmallest
 from typing import Any
 
-from sao import judging
-from sao.audit.tally import Rate
-from sao.config import JudgingConfig
 from sao.engines import Engine, open_engine
-from sao.errors import ConfigError
+from sao.evaluation.self_tests import try_judge
 from sao.folder import RunFolder
-from sao.types import Drop, Prompt, Response, Verdict, make_id
 
 
 def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
-    """The first judge on pairs made of one answer each of `n` prompts, in both orders: the share of its verdicts in favour of the
-    answer as it was (against itself: of the first slot)."""
-    config = run.jury[0].config.model_copy(update={"orders": "both", "opponents": None})
-    chosen = nsmallest(n, run.answered(), key=lambda group: make_id("self-test", seed, group[0].id))
-    if config.method not in ("logprob", "text"):
-        raise ConfigError(f"self-tests ask a judge that reads; this run's is {config.method}")
-    judge = engine or open_engine(config.engine or run.config.engine, *run.judge_model(config))
+    """The first judge on made-up pairs of one answer each of `n` prompts; see `sao.evaluation.self_tests.try_judge`."""
+    config = run.jury[0].config
+    opened: list[Engine] = []
+
+    def open_judge() -> Engine:
+        opened.append(engine or open_engine(config.engine or run.config.engine, *run.judge_model(config)))
+        return opened[0]
+
     try:
-        return {name: _test(chosen, name, judge, config, seed) for name in CHANGES}
+        return try_judge(run.answered(), n, open_judge, config, seed)
     finally:
-        if engine is None:
-            judge.close()
-
-
-def _test(
-    groups: list[tuple[Prompt, list[Response]]], name: str, engine: Engine, config: JudgingConfig, seed: int
-) -> dict[str, Any]:
-    duels = list(_test_duels(groups, name, CHANGES[name], seed))
-    counts: dict[str, list[float]] = {}
-    for verdict in judging.judge(duels, engine, config, set()):
-        if isinstance(verdict, Drop) or verdict.verdict is None:
-            continue
-        good: Verdict = "first" if verdict.row == 0 or name == "identical" else "second"
-        worth = 0.5 if verdict.verdict == "tie" else float(verdict.verdict == good)
-        row = counts.setdefault(verdict.prompt_id, [0.0, 0.0])
-        row[0], row[1] = row[0] + worth, row[1] + 1
-    rate = Rate()
-    for hits, of in counts.values():
-        rate.add(hits, of)
-    return rate.summary()
-
-
-def _test_duels(
-    groups: Iterable[tuple[Prompt, list[Response]]], name: str, change: Callable[[str, random.Random], str], seed: int
-) -> Iterator[judging.Duel]:
-    for prompt, answers in groups:
-        if not answers:
-            continue
-        good = answers[0]
-        text = change(good.text, random.Random(make_id(seed, name, good.id)))
-        if text == good.text and name != "identical":
-            continue  # too short to be cut or shuffled
-        other = replace(good, id=make_id(good.id, name), text=text)
-        for order, (x, y) in enumerate(((good, other), (other, good))):
-            yield judging.Duel(make_id("self-test", x.id, y.id, order), order, prompt.id, prompt.text, x, y)
-
-
-def _padded(text: str, draw: random.Random) -> str:
-    """The answer said twice: longer, and no better."""
-    return f"{text} {text}"
-
-
-def _halved(text: str, draw: random.Random) -> str:
-    words = text.split()
-    return " ".join(words[: len(words) // 2]) or text
-
-
-def _shuffled(text: str, draw: random.Random) -> str:
-    """Its sentences in another order, or its words where it is one sentence."""
-    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
-    parts = sentences if len(sentences) > 1 else text.split()
-    mixed = list(parts)
-    for _ in range(5):
-        if mixed != parts:
-            break
-        draw.shuffle(mixed)
-    return " ".join(mixed)
-
-
-CHANGES: dict[str, Callable[[str, random.Random], str]] = {
-    "identical": lambda text, draw: text, "padded": _padded, "truncated": _halved, "shuffled": _shuffled,
-}  # fmt: skip
+        if engine is None and opened:
+            opened[0].close()

@@ -105,6 +105,19 @@ def cut_at(text: str, stops: tuple[str, ...]) -> int | None:
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
 
 
+def read_marked(completion: Completion | Failure, marker: str) -> tuple[str, str]:
+    """What follows the marker with which a text must begin, or "" and why there is nothing."""
+    if isinstance(completion, Failure):
+        return "", completion.reason
+    text = completion.text.strip()
+    if not text.casefold().startswith(marker.casefold()):
+        return "", "no marker" if text else "empty"
+    if completion.finish_reason == "length":
+        return "", "cut off at max_tokens"
+    text = text[len(marker) :].strip()
+    return (text, "") if text else ("", "empty")
+
+
 class Engine(Protocol):
     """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not paths).
 

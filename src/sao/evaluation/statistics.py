@@ -1,18 +1,163 @@
-"""Intervals. The unit is the prompt: orders are averaged first, prompts are resampled, models stay paired."""
+"""Intervals and tests. The unit is the prompt: its orders, samples and turns are averaged first, then prompts are resampled, and
+models stay paired.
+
+Numbers come in (points of a prompt, counts, p values), numbers go out; nothing depends on the order of the rows. Ties are half a
+point; an unreadable verdict is neither, and what it could have made of the mean is given by bounds. How well the intervals cover:
+
+    PYTHONPATH=src python benchmarks/coverage.py
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
+Array = NDArray[np.float64]
 Z95 = 1.959964
 """The 97.5 % quantile of the normal distribution."""
+RESAMPLES = 10_000
+EXACT = 16
+"""Up to so many differences that are not zero the sign-flip test goes through all 2ⁿ signs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """One value a prompt, sorted by the prompt's id, and what the unreadable verdicts could have made of the mean.
+
+    `ids` and `values` [n] hold the prompts with a readable verdict, `lost` counts those without one. `bounds` are the mean over
+    all prompts if every unreadable verdict had been the worst one, and the best one.
+    """
+
+    ids: tuple[str, ...]
+    values: Array
+    verdicts: int
+    unreadable: int
+    lost: int
+    bounds: tuple[float, float]
+
+
+def prompt_points(rows: Iterable[tuple[str, str, float | None]], worst: float = 0.0, best: float = 1.0) -> Points:
+    """The mean of each prompt's cells, a cell (an order, a turn) being the mean of its verdicts; what is unreadable is left out.
+
+    Args:
+        rows: (prompt's id, cell, points or None for an unreadable verdict), in any order.
+        worst: What an unreadable verdict is worth at worst, for the bounds.
+        best: And at best.
+
+    """
+    cells: dict[str, dict[str, list[float | None]]] = {}
+    for prompt, cell, value in rows:
+        cells.setdefault(prompt, {}).setdefault(cell, []).append(value)
+    verdicts = [value for prompt in cells.values() for cell in prompt.values() for value in cell]
+    found: dict[str, float] = {}
+    for prompt in sorted(cells):
+        read = [[v for v in cell if v is not None] for cell in cells[prompt].values()]
+        if means := [_exact_mean(cell) for cell in read if cell]:
+            found[prompt] = _exact_mean(means)
+
+    def bound(value: float) -> float:
+        filled = [[[value if v is None else v for v in cell] for cell in prompt.values()] for prompt in cells.values()]
+        return _exact_mean([_exact_mean([_exact_mean(cell) for cell in prompt]) for prompt in filled])
+
+    return Points(
+        ids=tuple(found),
+        values=np.array(list(found.values()), dtype=np.float64),
+        verdicts=len(verdicts),
+        unreadable=verdicts.count(None),
+        lost=len(cells) - len(found),
+        bounds=(bound(worst), bound(best)),
+    )
+
+
+def paired(a: Points, b: Points) -> tuple[Array, Array]:
+    """The values [n] of the prompts that stand in both, in the same order: those of a, those of b."""
+    other = dict(zip(b.ids, b.values, strict=True))
+    both = [(value, other[key]) for key, value in zip(a.ids, a.values, strict=True) if key in other]
+    x, y = np.array(both, dtype=np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def _exact_mean(values: Sequence[float]) -> float:
+    """The mean without rounding on the way, so that it is the same in any order of the values; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A mean over `n` prompts, its 95 % interval, the p value that it is what it was tested against, and the smallest true
+    distance from there that n such prompts find with a power of 80 %."""
+
+    n: int
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    detectable: float
+
+
+def effect(
+    values: Sequence[float] | Array,
+    against: float = 0.0,
+    span: tuple[float, float] = (-1.0, 1.0),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Effect:
+    """What one value a prompt says against `against`.
+
+    Args:
+        values: Differences of two models (against 0, span −1 to 1), or points (against ½, span 0 to 1).
+        against: The mean if there is nothing to be found.
+        span: The least and the largest value that there can be.
+        resamples: Of the interval, and draws of the test.
+        seed: Of both.
+
+    Raises ValueError for no values.
+
+    """
+    data = np.asarray(values, dtype=np.float64)
+    return Effect(
+        n=len(data),
+        mean=_exact_mean(list(data)),
+        interval=mean_ci(data, span, resamples, seed),
+        p=sign_flip(data - against, resamples, seed),
+        detectable=detectable_effect(float(data.std(ddof=1)) if len(data) > 1 else math.inf, len(data)),
+    )
+
+
+def effect_of_samples(value: float, samples: Array, n: int) -> Effect:
+    """The same, against 0, for a statistic of n prompts that was refitted in each resample; p from how many lie beyond 0.
+
+    `samples` [resamples] are the statistic, or the difference of two statistics that saw the same draws (see `resample`).
+    """
+    beyond = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    return Effect(
+        n=n,
+        mean=value,
+        interval=percentiles(samples),
+        p=min(1.0, 2 * (beyond + 1) / (len(samples) + 1)),
+        detectable=detectable_effect(float(samples.std(ddof=1)), 1),
+    )
+
+
+def mean_ci(
+    values: Sequence[float] | Array, span: tuple[float, float], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """`bootstrap_ci`, and where all values are equal, so that resampling shows no spread, what Clopper and Pearson leave open.
+
+    None of n prompts was different, so up to 1 − 0.025^(1/n) of all prompts may be, and these may have either end of the span.
+    Raises ValueError for no values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if len(data) and data.min() == data.max():
+        value, other = float(data[0]), 1 - 0.025 ** (1 / len(data))
+        return value - other * (value - span[0]), value + other * (span[1] - value)
+    return bootstrap_ci(list(data), resamples, seed)
 
 
 def bootstrap_ci(values: Sequence[float], resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
@@ -22,7 +167,7 @@ def bootstrap_ci(values: Sequence[float], resamples: int, seed: int, level: floa
     """
     if not len(values):
         raise ValueError("no values to resample")
-    data = np.asarray(values, dtype=np.float64)
+    data = np.sort(np.asarray(values, dtype=np.float64))  # so that the interval does not hang on their order
     rng = np.random.default_rng(seed)
     # Rows of a few million draws at most, so that memory stays flat.
     block = max(1, 2_000_000 // len(data))
@@ -32,8 +177,86 @@ def bootstrap_ci(values: Sequence[float], resamples: int, seed: int, level: floa
             for start in range(0, resamples, block)
         ]
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return percentiles(means, level)
+
+
+def resample(statistic: Callable[[Array], Array], n: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """A statistic in each resample of n prompts [resamples, …]: the bootstrap for whatever has to be fitted anew.
+
+    Args:
+        statistic: From how often each prompt was drawn [b, n] to the statistic [b, …]; it refits, b resamples at a time.
+        n: Number of prompts, the caller's arrays sorted by their ids so that the order of the rows plays no part.
+        resamples: How many.
+        seed: Of the draws.
+
+    Raises ValueError for no prompts.
+
+    """
+    if not n:
+        raise ValueError("no prompts to resample")
+    rng = np.random.default_rng(seed)
+    block = max(1, min(256, 500_000 // n))
+    shares = np.full(n, 1 / n)
+    return np.concatenate(
+        [
+            statistic(rng.multinomial(n, shares, size=min(block, resamples - start)).astype(np.float64))
+            for start in range(0, resamples, block)
+        ]
+    )
+
+
+def percentiles(samples: Array, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of the resampled statistic [resamples]."""
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def sign_flip(differences: Sequence[float] | Array, draws: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided p value that a prompt's difference may as well have had the other sign (Fisher's permutation test for pairs).
+
+    Exact over all 2ⁿ signs for up to `EXACT` differences that are not zero, else (k + 1) / (draws + 1), k of the draws being as
+    far from zero as what was seen (Phipson and Smyth, 2010).
+    """
+    data = np.asarray(differences, dtype=np.float64)
+    sizes, times = np.unique(np.abs(data[data != 0]), return_counts=True)
+    seen = abs(math.fsum(data)) * (1 - 1e-12)
+    if times.sum() <= EXACT:
+        sums = np.zeros(1)
+        for size in np.repeat(sizes, times):
+            sums = np.concatenate([sums + size, sums - size])
+        return float((np.abs(sums) >= seen - 1e-12).mean())
+    rng = np.random.default_rng(seed)
+    extreme, block = 0, max(1, 2_000_000 // len(sizes))
+    for start in range(0, draws, block):
+        # Of c equal sizes a Binomial(c, ½) number keep their sign.
+        kept = rng.binomial(times, 0.5, size=(min(block, draws - start), len(sizes)))
+        extreme += int((np.abs((2 * kept - times) @ sizes) >= seen - 1e-12).sum())
+    return (extreme + 1) / (draws + 1)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Exact two-sided p value of two accuracies on the same items, from how many only one of them got right (McNemar, 1947)."""
+    n, few = only_a + only_b, min(only_a, only_b)
+    term = total = 1
+    for i in range(few):
+        term = term * (n - i) // (i + 1)
+        total += term
+    return float(min(1.0, 2 * total / 2**n))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values adjusted so that the chance of any false alarm among them stays at the level (Holm, 1979); order as given."""
+    worst, adjusted = 0.0, [0.0] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = worst
+    return adjusted
+
+
+def detectable_effect(spread: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true mean that n prompts of this standard deviation find with this power, two-sided (normal approximation)."""
+    normal = NormalDist()
+    return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * spread / math.sqrt(n)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from sao.chat import ChatTokenizer, load_model
 from sao.config import Config, TrainConfig
-from sao.engines import Message
 from sao.errors import DropError, TrainingError
+from sao.responses import chat
 from sao.store import dumps, write_atomic
 from sao.training import guards, parallel
 from sao.training.adapters import quantisation
@@ -145,8 +145,7 @@ def encode_pair(
     tokenizer: ChatTokenizer, config: Config, prompt: Prompt, pair: PreferencePair, chosen: Response, rejected: Response
 ) -> TokenPair:
     """The ids that the model is trained on: those that it sampled, where the engine gave them."""
-    system = [Message("system", config.responses.system)] if config.responses.system else []
-    messages = [*system, Message("user", prompt.text)]
+    messages = chat(prompt, config.responses.system)
     replies = [r.token_ids or tuple(tokenizer.reply_ids(messages, r.text)) for r in (chosen, rejected)]
     return TokenPair(
         id=pair.id,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 # name: (material, product, {tool: what it does to the material})
@@ -176,6 +177,32 @@ def sample_persona(rng: random.Random) -> str:
     """One of the 17,280 personas, such as "a busy baker from the hills who likes lists"."""
     character, who = rng.choice(list(CHARACTERS)), rng.choice(list(OCCUPATIONS))
     return f"a {character} {who} from the {rng.choice(PLACES)} who likes {rng.choice(list(INTERESTS))}"
+
+
+RELATIONS = {"mate": "who", "neighbor": "place", "friend": "interest"}
+"""What two people so related have in common."""
+
+
+def describe_person(rng: random.Random, traits: Collection[str], like: str = "", relation: str = "") -> str:
+    """A persona with these traits ("works with dough", "likes lists", …), or one so related to the persona `like`.
+
+    What is left open is what comes to mind first (Zipf's law), as with larger models.
+    """
+    common = RELATIONS.get(relation)
+    words = like.split()
+    fixed = {} if common is None else {common: words[{"who": 2, "place": 5, "interest": -1}[common]]}
+    for trait in traits:
+        word = trait.split()[-1]
+        if word in MATERIALS:
+            fixed["who"] = MATERIALS[word]
+        else:
+            fixed["place" if word in PLACES else "interest" if word in INTERESTS else "character"] = word
+
+    def pick(part: str, pool: Sequence[str]) -> str:
+        return fixed.get(part) or rng.choices(pool, [1 / (i + 1) for i in range(len(pool))])[0]
+
+    character, who = pick("character", list(CHARACTERS)), pick("who", list(OCCUPATIONS))
+    return f"a {character} {who} from the {pick('place', PLACES)} who likes {pick('interest', list(INTERESTS))}"
 
 
 def sample_task(rng: random.Random, persona: str | None = None) -> Task:

@@ -1,0 +1,176 @@
+"""What a comparison comes to: judgments or marks of two sides in, a summary with intervals out.
+
+The unit is the question: the orders of a pair, and the turns of a conversation, are averaged first. Answers that are the same are
+ties; verdicts that cannot be read are neither that nor a label, and the bounds say what they could have made of the figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sao.evaluation.arena import Game, arena_scores, style_of
+from sao.evaluation.guards import by_length, slot_warning
+from sao.evaluation.length_control import ADJUSTED, Row, length_controlled
+from sao.evaluation.questions import Question
+from sao.evaluation.statistics import Effect, Points, effect, paired, prompt_points
+from sao.evaluation.suites import said
+from sao.evaluation.verdicts import parse_arena
+from sao.types import Judgment, Rating, Response
+
+REFITS = 2000
+"""Resamples in which a length-adjusted win rate is fitted anew."""
+
+WORTH = {"first": 1.0, "second": 0.0, "tie": 0.5}
+Words = Mapping[str, tuple[int, int]]
+"""By question: words of our answer, and of theirs."""
+Answers = Mapping[str, Sequence[Response]]
+"""By question, one for each turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Games:
+    """Who played: by question what our side and theirs said, our answer's id, and where both said the same."""
+
+    texts: Mapping[str, tuple[str, str]]
+    ours: Mapping[str, str]
+    asked: Mapping[str, str]
+
+    @classmethod
+    def of(cls, questions: Iterable[Question], ours: Answers, theirs: Answers) -> Games:
+        """The games of two sides on the questions that both answered."""
+        both = [q for q in questions if q.prompt.id in ours and q.prompt.id in theirs]
+        return cls(
+            texts={q.prompt.id: (said(q, ours[q.prompt.id]), said(q, theirs[q.prompt.id])) for q in both},
+            ours={q.prompt.id: ours[q.prompt.id][0].id for q in both},
+            asked={q.prompt.id: q.prompt.conversation for q in both},
+        )
+
+    @property
+    def tied(self) -> list[str]:
+        """The questions to which both said the same: ties that nobody judged."""
+        return [id_ for id_, (mine, other) in self.texts.items() if mine == other]
+
+    @property
+    def words(self) -> Words:
+        """How many words both sides said."""
+        return {id_: (len(mine.split()), len(other.split())) for id_, (mine, other) in self.texts.items()}
+
+    def rows(self, judgments: Iterable[Judgment], soft: bool = False) -> Iterator[tuple[str, str, float | None]]:
+        """(question, order, our points from 0 to 1 or None where unreadable). `soft`: the judge's probability, if given."""
+        yield from ((id_, "tied", 0.5) for id_ in self.tied)
+        for j in judgments:
+            first = j.first_id == self.ours[j.prompt_id]
+            worth = WORTH.get(str(j.verdict))
+            if soft and j.p_first is not None and worth is not None:
+                worth = j.p_first
+            yield j.prompt_id, "ours first" if first else "theirs first", worth if first or worth is None else 1 - worth
+
+    def points(self, judgments: Iterable[Judgment]) -> Points:
+        """Our points by question."""
+        return prompt_points(self.rows(judgments))
+
+    def length_adjusted(self, judgments: Iterable[Judgment], resamples: int, seed: int) -> dict[str, Any] | None:
+        """Our win rate if our answers were as long as theirs: AlpacaEval's model without its difficulties, so not its LC win rate
+        (sao.evaluation.length_control). None where nothing can be read."""
+        rows = [
+            Row(instruction=id_, p=p, length=len(self.texts[id_][0]), baseline_length=len(self.texts[id_][1]))
+            for id_, _, p in self.rows(judgments, soft=True)
+        ]
+        if not any(row.p is not None for row in rows):
+            return None
+        found = length_controlled(rows, resamples=min(resamples, REFITS), seed=seed)
+        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": ADJUSTED, "n": found.n,
+                "resamples": min(resamples, REFITS)}  # fmt: skip
+
+    def arena_games(self, role: str, judgments: Iterable[Judgment]) -> list[Game]:
+        """The verdicts as Arena-Hard's games against the other side; answers that are the same are two ties."""
+        found = []
+        for id_, side, verdict in [
+            *((id_, first, "A=B") for id_ in self.tied for first in (True, False)),
+            *(
+                (j.prompt_id, j.first_id == self.ours[j.prompt_id], parse_arena(j.text or "") if j.verdict else None)
+                for j in judgments
+            ),
+        ]:
+            mine, other = self.texts[id_]
+            styles = {"style": style_of(mine), "baseline_style": style_of(other)}
+            found.append(Game(question=id_, model=role, model_is_a=side, verdict=verdict, **styles))
+        return found
+
+
+def arena(played: Mapping[str, list[Game]], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Arena-Hard's score of each model, by Bradley–Terry, as it is and with style controlled; {} where nothing is readable."""
+    games = [game for own in played.values() if any(g.verdict for g in own) for game in own]
+    found: dict[str, dict[str, Any]] = {}
+    for key, controlled in (("arena", False), ("arena_style", True)):
+        if not games:
+            break
+        name = "Bradley–Terry score" + (", style controlled" if controlled else "")
+        for role, one in arena_scores(games, controlled=controlled, resamples=resamples, seed=seed).items():
+            interval = [end / 100 for end in one.interval]
+            found.setdefault(role, {})[key] = {"value": one.score / 100, "ci95": interval, "name": name}
+    return found
+
+
+def shown(found: Effect) -> dict[str, Any]:
+    """An effect as JSON."""
+    return {
+        "value": found.mean,
+        "ci95": list(found.interval),
+        "p": found.p,
+        "n": found.n,
+        "detectable": found.detectable,
+    }
+
+
+def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamples: int, seed: int) -> dict[str, Any]:
+    """Our win rate against the other side, with everything that has to stand beside it."""
+    decided = [j.verdict for j in judgments if j.verdict in ("first", "second")]
+    first = decided.count("first") / len(decided) if decided else None
+    found: dict[str, Any] = {
+        "win_rate": shown(effect(points.values, 0.5, (0.0, 1.0), resamples, seed)) if points.ids else None
+    }
+    values = dict(zip(points.ids, points.values, strict=True))
+    found |= {
+        "win": sum(v > 0.5 for v in values.values()),
+        "tie": sum(v == 0.5 for v in values.values()),
+        "loss": sum(v < 0.5 for v in values.values()),
+        "unreadable": points.unreadable,
+        "verdicts": len(judgments),
+        "lost": points.lost,
+        "bounds": list(points.bounds),
+        "first_slot_rate": first,
+        "by_length": by_length((*words[q], float(v)) for q, v in values.items() if q in words),
+        "words": [float(np.mean(side)) if side else None for side in ([w[i] for w in words.values()] for i in (0, 1))],
+    }
+    warning = slot_warning(first, len(decided))
+    return found | {"warnings": [warning] if warning else []}
+
+
+def difference(
+    tuned: Points, base: Points, span: tuple[float, float], resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """The mean of tuned's points less base's over the questions that both have; None where there are none."""
+    x, y = paired(tuned, base)
+    return shown(effect(x - y, 0.0, span, resamples, seed)) if len(x) else None
+
+
+def marks_of(ratings: Iterable[Rating]) -> Points:
+    """The mean mark by question, from 1 to 10, its turns averaged first."""
+    return prompt_points(((r.prompt_id, r.response_id, r.score) for r in ratings), worst=1.0, best=10.0)
+
+
+def mean_mark(points: Points, resamples: int, seed: int) -> dict[str, Any]:
+    """The mean of the marks over the questions."""
+    found = shown(effect(points.values, 1.0, (1.0, 10.0), resamples, seed)) if points.ids else None
+    return {
+        "mark": found,
+        "unreadable": points.unreadable,
+        "verdicts": points.verdicts,
+        "lost": points.lost,
+        "bounds": list(points.bounds),
+    }

@@ -1,0 +1,318 @@
+"""Benchmarks with known answers, before and after training: lm-evaluation-harness runs them, SAO pairs the results.
+
+Enters: a model (folder or hub id) and the names of tasks. Leaves: `TaskResults` with the score of every document, kept under
+`cache` so that no finished task is computed twice; from two of them, `compare_tasks` makes a `TaskComparison` for each task.
+
+    sao eval --suite tasks --base BASE --tuned TUNED --tasks leaderboard
+
+"leaderboard" are the six tasks of the first Open LLM Leaderboard, with its numbers of examples and its metrics
+(https://huggingface.co/docs/leaderboards/en/open_llm_leaderboard/archive); lm-eval's own group of that name, the second
+leaderboard, is had by its members' names. Other names are lm-eval's, as NAME or NAME:SHOTS.
+
+Local copies of the data lie under `data_dir`: TASK/<split>.jsonl (or .json, .parquet, .csv), or the data set's repository
+under its hub id, as `hf download allenai/ai2_arc --repo-type dataset --local-dir DATA/allenai/ai2_arc` leaves it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sao.chat import identity_of, pick_device
+from sao.config import EngineConfig
+from sao.errors import ConfigError, DataError
+from sao.evaluation import harness
+from sao.evaluation.statistics import effect, holm, mcnemar_exact, mean
+from sao.store import dumps, read_jsonl, write_atomic
+from sao.types import make_id
+
+PRESET = "leaderboard"
+LEADERBOARD = {
+    "arc_challenge": (25, "acc_norm,none"),
+    "truthfulqa_mc2": (0, "acc,none"),
+    "winogrande": (5, "acc,none"),
+    "gsm8k": (5, "exact_match,strict-match"),
+    "hellaswag": (10, "acc_norm,none"),
+    "mmlu": (5, "acc,none"),
+}
+"""Examples shown and metric (NAME,FILTER of the answer) of the leaderboard's tasks."""
+COMMON_METRICS = ("acc_norm", "acc", "exact_match")
+"""Of another task's metrics the first of these is reported, and its first one where it has none of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResult:
+    """One model on one task or group.
+
+    `value` is lm-eval's figure; `scores` hold what each document earned, `asked` hashes of it and its prompt, both under
+    TASK/number; `shots` are the examples shown; `cut` counts requests that were too long for the model's context and lost their
+    beginning; `settings` must be the same for two models that are compared.
+    """
+
+    task: str
+    shots: int
+    metric: str
+    higher_is_better: bool
+    value: float
+    scores: Mapping[str, float]
+    asked: Mapping[str, str]
+    cut: int
+    settings: Mapping[str, Any]
+
+    @property
+    def n(self) -> int:
+        """The number of documents."""
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskResults:
+    """One model on all tasks asked for. `identity` is the hash of its weights."""
+
+    model: str
+    identity: str
+    results: tuple[TaskResult, ...]
+
+    @property
+    def average(self) -> float:
+        """The mean over tasks, as the leaderboard shows it."""
+        return mean([result.value for result in self.results])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskComparison:
+    """One task before and after.
+
+    `p` is that of McNemar's exact test for accuracies (`only_base` and `only_tuned` documents are right in this model alone),
+    else of random sign flips; `p_holm` is corrected for the number of tasks. `ci95` is that of `difference`, tuned less base;
+    `detectable` the smallest true difference that so many documents find with a power of 80 %.
+    """
+
+    task: str
+    shots: int
+    metric: str
+    higher_is_better: bool
+    n: int
+    base: float
+    tuned: float
+    difference: float
+    ci95: tuple[float, float]
+    detectable: float
+    only_base: int | None
+    only_tuned: int | None
+    p: float
+    p_holm: float
+
+
+def run_tasks(
+    model: str,
+    tasks: Sequence[str],
+    *,
+    cache: Path,
+    engine: EngineConfig,
+    revision: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    include_path: Path | None = None,
+    data_dir: Path | None = None,
+    template: bool = False,
+    seed: int = 1234,
+    notify: Callable[[str], None] = lambda line: None,
+) -> TaskResults:
+    """The scores of a model on `tasks`, read from `cache` where they are there.
+
+    Args:
+        model: A folder, a hub id or builtin:world.
+        tasks: "leaderboard", NAME or NAME:SHOTS.
+        cache: Folder of the results: two files for each model, task and setting.
+        engine: Its device, dtype, threads and trust_remote_code are used.
+        revision: Revision of the hub model.
+        limit: The first so many documents of each task (of each subject, in a group); None: all.
+        batch_size: Requests in one forward pass.
+        include_path: Folder with tasks of your own (lm-eval's YAML); one of the same name takes the place of lm-eval's.
+        data_dir: Folder with local copies of the data, see the module's docstring.
+        template: Whether questions and examples are turns of a chat. The leaderboard had plain text.
+        seed: Draws the examples; 1234 is lm-eval's own.
+        notify: Gets a line for each task that was computed.
+
+    Raises:
+        ConfigError: lm-eval is missing, a task is unknown, its data cannot be had, or `engine` is not transformers.
+        EngineError: The model cannot be run on a task.
+
+    """
+    if engine.name != "transformers":
+        raise ConfigError(f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers")
+    manager = harness.task_index(include_path, data_dir)
+    wanted = dict.fromkeys(spec for task in tasks for spec in _parse(task))
+    for name, _ in wanted:
+        harness.check_name(manager, name)
+    # All data is loaded before anything is computed: what is missing shows in seconds and not after hours.
+    benches = [bench for name, shots in wanted for bench in harness.load_bench(manager, name, shots, seed)]
+    asked = {"template": template, "limit": limit, "seed": seed}
+    runner = _Runner(model, revision, engine, asked, batch_size, cache, notify)
+    return TaskResults(model=model, identity=runner.identity, results=tuple(map(runner.result, benches)))
+
+
+def _parse(task: str) -> Iterator[tuple[str, int | None]]:
+    """Names and numbers of examples; None: the task's own."""
+    if task == PRESET:
+        yield from ((name, shots) for name, (shots, _) in LEADERBOARD.items())
+        return
+    name, colon, shots = task.rpartition(":")
+    if not colon:
+        yield task, LEADERBOARD[task][0] if task in LEADERBOARD else None
+    elif shots.isdecimal():
+        yield name, int(shots)
+    else:
+        raise ConfigError(f"task {task!r}: give {PRESET}, NAME or NAME:SHOTS, such as gsm8k:5")
+
+
+class _Runner:
+    """A model, loaded once a task needs it, and the folder of its results."""
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        engine: EngineConfig,
+        asked: dict[str, Any],
+        batch_size: int,
+        cache: Path,
+        notify: Callable[[str], None],
+    ) -> None:
+        self.model, self.revision, self.engine, self.batch_size = model, revision, engine, batch_size
+        self.identity = identity_of(engine, model, revision)
+        self.folder, self.asked, self.notify = cache / self.identity, asked, notify
+        # The batch size and the number of threads change results by rounding alone: not part of what a result is.
+        device = pick_device(engine).split(":")[0]
+        self.settings = {**asked, "backend": "transformers", "device": device, "lm_eval": version("lm-eval")}
+        self._lm: Any = None
+
+    def result(self, bench: harness.Bench) -> TaskResult:
+        """What the model scores, its members' results put together."""
+        found = {task.task_name: self._finished(task) for task in bench.tasks}
+        infos = [info for info, _ in found.values()]
+        metric = _pick_metric(bench, [info["values"] for info in infos])
+        rows = {f"{member}/{row['doc_id']}": row for member, (_, rows) in found.items() for row in rows}
+        return TaskResult(
+            task=bench.name,
+            shots=max(info["shots"] for info in infos),
+            metric=metric,
+            higher_is_better=infos[0]["higher_is_better"][metric],
+            value=bench.average(
+                {info["task"]: info["values"][metric] for info in infos},
+                {info["task"]: info["n"] for info in infos},
+                metric,
+            ),
+            scores={doc: row["scores"][metric] for doc, row in rows.items()},
+            asked={doc: row["doc"] + row["prompt"] for doc, row in rows.items()},
+            cut=sum(info["cut"] for info in infos),
+            settings={**self.settings, "dtype": infos[0]["dtype"]},
+        )
+
+    def _finished(self, task: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What is kept of one task, and a row for each document; computed where it is not there."""
+        questions = harness.questions_hash(task, self.asked["limit"])
+        key = make_id(dumps(self.settings), self.engine.dtype, questions)
+        name = re.sub(r"[^\w.-]+", "_", task.task_name)
+        path, rows_path = self.folder / f"{name}-{key}.json", self.folder / f"{name}-{key}.jsonl"
+        if not path.is_file():
+            start = time.monotonic()
+            if self._lm is None:
+                self._lm = harness.language_model(self.model, self.engine, self.revision, self.batch_size)
+            info, rows = harness.evaluate_task(self._lm, task, **self.asked)
+            info |= {"model": self.model, "identity": self.identity, "settings": self.settings}
+            # The rows first: where the JSON is there, all is there.
+            write_atomic(rows_path, "".join(dumps(row) + "\n" for row in rows))
+            write_atomic(path, json.dumps(info, indent=1) + "\n")
+            figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in info["values"].items())
+            self.notify(f"{task.task_name}: {figures} ({len(rows)} documents, {time.monotonic() - start:.0f} s)")
+        return json.loads(path.read_text("utf-8")), list(read_jsonl(rows_path))
+
+
+def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
+    """The metric that is reported, as NAME,FILTER: the leaderboard's, or the first that all members have."""
+    shared = [metric for metric in values[0] if all(metric in others for others in values)]
+    if bench.group_metrics is not None:
+        shared = [metric for metric in shared if metric.split(",")[0] in bench.group_metrics]
+    first = [LEADERBOARD[bench.name][1]] if bench.name in LEADERBOARD else []
+    common = [metric for name in COMMON_METRICS for metric in shared if metric.split(",")[0] == name]
+    for metric in (*first, *common, *shared):
+        if metric in shared:
+            return metric
+    raise ConfigError(f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it")
+
+
+def compare_tasks(
+    base: TaskResults, tuned: TaskResults, *, resamples: int = 10_000, seed: int = 0
+) -> list[TaskComparison]:
+    """Each task before and after, joined on documents.
+
+    Raises ConfigError where the two ran on different tasks or under different settings, DataError where they were asked
+    different questions.
+    """
+    after = {(result.task, result.shots): result for result in tuned.results}
+    if [*after] != [(result.task, result.shots) for result in base.results]:
+        raise ConfigError("base and tuned ran on different tasks: give both the same tasks")
+    rows = [_compare(result, after[result.task, result.shots], resamples, seed) for result in base.results]
+    return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
+
+
+def _check_same(base: TaskResult, tuned: TaskResult) -> None:
+    """Raises where the two results are not of the same questions under the same settings."""
+    for key, value in base.settings.items():
+        if tuned.settings.get(key) != value:
+            raise ConfigError(
+                f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they cannot be compared. "
+                "Run both under the same settings; for the number format give --engine.dtype"
+            )
+    if base.asked != tuned.asked or base.metric != tuned.metric:
+        raise DataError(
+            f"{base.task}: base and tuned were asked different questions: the documents, the examples or the chat template "
+            "differ. Run both on the same data; models of different templates can be compared without one only"
+        )
+
+
+def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> TaskComparison:
+    _check_same(base, tuned)
+    before, after = [*base.scores.values()], [tuned.scores[doc] for doc in base.scores]
+    pairs, weights = list(zip(before, after, strict=True)), _weights(base)
+    gains = [weight * (b - a) for weight, (a, b) in zip(weights, pairs, strict=True)]
+    low, high = min(0.0, *before, *after), max(1.0, *before, *after)
+    span = (high - low) * max(weights)
+    found = effect(gains, span=(-span, span), resamples=resamples, seed=seed)
+    lost, won = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    accuracy = {*before, *after} <= {0.0, 1.0}
+    p = mcnemar_exact(lost, won) if accuracy else found.p
+    return TaskComparison(
+        task=base.task,
+        shots=base.shots,
+        metric=base.metric,
+        higher_is_better=base.higher_is_better,
+        n=base.n,
+        base=base.value,
+        tuned=tuned.value,
+        difference=tuned.value - base.value,
+        ci95=found.interval,
+        detectable=found.detectable,
+        only_base=lost if accuracy else None,
+        only_tuned=won if accuracy else None,
+        p=p,
+        p_holm=p,
+    )
+
+
+def _weights(result: TaskResult) -> list[float]:
+    """What a document counts in `value`, 1 on average: other than 1 in groups whose members count alike whatever their size."""
+    members = [doc.rpartition("/")[0] for doc in result.scores]
+    if math.isclose(mean([*result.scores.values()]), result.value, rel_tol=1e-6, abs_tol=1e-9):
+        return [1.0] * len(members)
+    sizes = {member: members.count(member) for member in set(members)}
+    return [len(members) / (len(sizes) * sizes[member]) for member in members]

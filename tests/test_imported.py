@@ -1,0 +1,147 @@
+"""`sao import`: a preference data set as a run that is audited, exported, labelled and trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao.audit import audit
+from sao.cli import main
+from sao.config import load_recipe, make_config
+from sao.errors import DataError
+from sao.folder import RunFolder
+from sao.imported import import_pairs
+from sao.store import read_manifest
+from sao.types import Judgment, PreferencePair
+
+N = 30
+
+
+def pairs(path: Path, n: int = N, system: str | None = None) -> Path:
+    rows: list[dict[str, Any]] = []
+    for i in range(n):
+        opening = [{"role": "system", "content": system.format(i)}] if system else []
+        earlier = (
+            [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "hello"}] if i % 3 == 0 else []
+        )
+        rows.append({
+            "prompt": [*opening, *earlier, {"role": "user", "content": f"question {i}"}],
+            "chosen": [{"role": "assistant", "content": f"good answer {i}"}],
+            "rejected": [{"role": "assistant", "content": f"bad {i}"}],
+        })  # fmt: skip
+    rows.insert(3, {"prompt": "x", "chosen": "same", "rejected": "same"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> RunFolder:
+    config = load_recipe("default", {"pairs.source": str(pairs(tmp_path / "p.jsonl", **changes))})
+    done = import_pairs(config, tmp_path / "run", held_out)
+    assert (done["pairs"], done["held_out"], done["dropped"]) == (N - held_out, held_out, 1)
+    assert done["reasons"] == {"chosen equals rejected": 1}
+    return RunFolder(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
+
+
+def test_prompts_answers_and_labels_stand_in_the_run(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    found = list(run.judged())
+    assert [prompt.text for prompt, _, _ in found] == [f"question {i}" for i in range(N)]
+    assert found[3][0].earlier == ("hi 3", "hello")
+    for i, (_, answers, judgments) in enumerate(found):
+        assert [a.text for a in answers] == [f"good answer {i}", f"bad {i}"]
+        (judgment,) = judgments
+        assert judgment.winner_id == answers[0].id
+    first = [j.verdict for j in run.judgments_stages[0].records(Judgment)]
+    assert 5 < first.count("first") < N - 5  # the label does not follow from the slot
+
+
+def test_the_usual_commands_serve_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = pairs(tmp_path / "p.jsonl")
+    out = str(tmp_path / "run")
+    assert main(["import", str(source), "--out", out, "--pairs.licence", "MIT"]) == 0
+    assert "30 pairs, 0 held-out prompts, 1 rows dropped (chosen equals rejected 1)" in capsys.readouterr().out
+    assert main(["import", str(source), "--out", out, "--pairs.licence", "MIT"]) == 0  # again: nothing to do
+    assert main(["pairs", f"{out}/recipe.yaml", "--out", out, "--engine.name", "scripted", "--json"]) == 0
+    funnel = {row["stage"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["funnel"]}
+    assert funnel["prompts"]["reasons"] == {"chosen equals rejected": 1}
+    assert funnel["pairs"]["records"] == N
+    assert main(["export", out, "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
+    assert main(["audit", out]) == 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["pairs"]["imported"]
+
+
+def test_labels_come_back_as_pairs(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    main(
+        ["pairs", str(tmp_path / "run" / "recipe.yaml"), "--out", str(run.root), "--engine.name", "scripted", "--quiet"]
+    )
+    labelled = list(run.labelled())
+    assert len(labelled) == N
+    assert all(
+        chosen.text.startswith("good") and rejected.text.startswith("bad") for _, _, chosen, rejected in labelled
+    )
+    assert all(isinstance(pair, PreferencePair) for _, pair, _, _ in labelled)
+    found = audit(run)
+    assert found["judge"]["verdicts"] == N
+
+
+def test_system_messages_are_kept(tmp_path: Path) -> None:
+    same = imported(tmp_path, system="be kind")
+    assert same.config.responses.system == "be kind"
+    assert next(same.asked(False)).text == "question 0"
+    (tmp_path / "b").mkdir()
+    several = imported(tmp_path / "b", system="be {}")
+    assert several.config.responses.system is None
+    texts = [prompt.conversation for prompt in several.asked(False)]
+    assert "be 1\n\nquestion 1" in texts[1]
+    assert "be 0\n\nhi 0" in texts[0]
+
+
+def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
+    run = imported(tmp_path, held_out=5)
+    assert len(list(run.asked(False))) == N - 5
+    assert [p.text for p in run.asked(True)] == [f"question {i}" for i in range(N - 5, N)]
+    with pytest.raises(DataError, match="--held-out"):
+        import_pairs(load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")}), tmp_path / "x", N)
+
+
+def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = imported(tmp_path)
+    from sao import imported as module
+
+    real, calls = module._records, 0
+
+    def dying(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "_records", dying)
+    config = load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")})
+    with pytest.raises(KeyboardInterrupt):
+        import_pairs(config, tmp_path / "killed")
+    monkeypatch.setattr(module, "_records", real)
+    import_pairs(config, tmp_path / "killed")
+    files = [
+        {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.jsonl")}
+        for root in (whole.root, tmp_path / "killed")
+    ]
+    assert files[0] == files[1]
+
+
+@pytest.mark.slow
+def test_an_imported_set_is_trained_on_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sao.pipeline import run as run_pipeline
+
+    demo = {"personas.n": "60", "personas.held_out": "5", "engine.threads": "1", "pairs.keep": "all"}
+    run_pipeline(load_recipe("demo", demo), tmp_path / "demo", until="pairs")
+    assert main(["export", str(tmp_path / "demo"), "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
+    out = str(tmp_path / "run")
+    assert main(["import", str(tmp_path / "data"), "--recipe", "demo", "--held-out", "4", "--out", out]) == 0
+    assert main(["run", f"{out}/recipe.yaml", "--out", out, "--engine.threads", "1", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["heldout"]["n"] == 4
+    assert {row["stage"]: row["records"] for row in summary["funnel"]}["train"] > 30

@@ -1,0 +1,306 @@
+"""Personas that the model writes itself, prompts by a mix of templates, conversations, and prompts of others."""
+
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao.config import Config, PersonasConfig, PromptsConfig, make_config
+from sao.engines import Completion, Message, Sampling
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, DataError, DropError
+from sao.folder import RunFolder
+from sao.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
+from sao.pipeline import Run, run
+from sao.prompts import drawn_template, first_request, read_turns
+from sao.rows import sample_texts
+from sao.types import Persona, Prompt
+
+
+def config(**sections: Any) -> Config:
+    personas = {"source": "self", "n": 300, "held_out": 40, **sections.pop("personas", {})}
+    return make_config({"engine": {"name": "scripted"}, "personas": personas, **sections})
+
+
+def writer(kinds: int) -> ScriptedEngine:
+    """An engine that knows `kinds` different people, and asks as itself."""
+
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        last = messages[-1].content
+        if last.startswith(("Invent", "Here is a person:")):
+            number = seed % kinds
+            words = " ".join(f"w{number}x{i}" for i in range(6))
+            return f"Persona: somebody of kind {number} who knows {words}"
+        if "uses an assistant" in last:
+            return f"Prompt: what about {seed}?"
+        return f"answer {seed}"
+
+    return ScriptedEngine(reply=reply)
+
+
+def people(root: Path, c: Config, engine: ScriptedEngine) -> list[Persona]:
+    return list(RunFolder(c, root, engine).personas_stage.records(Persona))
+
+
+def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: Path) -> None:
+    said: list[str] = []
+    c, engine = config(), writer(2000)
+    job = Run(c, tmp_path, engine, notify=said.append)
+    job.open(trains=False)
+    job.prompts()
+    found = people(tmp_path, c, engine)
+    assert len(found) == 340
+    assert len({p.text for p in found}) == 340
+    assert [p.row for p in found] == list(range(340))
+    rounds = [line for line in said if line.startswith("round")]
+    assert len(rounds) >= 2
+    assert rounds[0].startswith("round 1: ")
+    assert rounds[-1].endswith("340 of 340 stand")
+    counts = job.personas_stage.counts
+    drafts = sum(
+        len((folder / "records.jsonl").read_text().splitlines()) for folder in tmp_path.glob("round-1/drafts-*")
+    )
+    assert counts["records"] + counts["dropped"] == drafts
+    assert set(counts["reasons"]) <= {"repeats an earlier persona", "more than asked for"}
+
+
+def test_a_source_that_dries_up_stops_and_says_so_and_less_can_be_taken(tmp_path: Path) -> None:
+    engine = writer(150)
+    with pytest.raises(DropError, match=r"run dry: of the last \d+ it wrote \d+ were new") as raised:
+        run(config(), tmp_path, until="prompts", engine=engine)
+    stand, fewer = (
+        int(n) for n in re.findall(r"(\d+) distinct ones stand .*--personas\.n (\d+)\)", str(raised.value))[0]
+    )
+    assert 100 < stand <= 150
+    assert fewer == stand - 40
+    calls = engine.calls
+    run(config(personas={"n": fewer}), tmp_path, until="prompts", engine=engine)
+    assert engine.calls - calls == stand  # the prompts; no draft is written again
+    assert len(people(tmp_path, config(personas={"n": fewer}), engine)) == stand
+
+
+def test_similar_personas_are_dropped_as_they_come(tmp_path: Path) -> None:
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        number, variant = seed % 100, seed % 7
+        words = " ".join(f"w{number}x{i}" for i in range(12))
+        return (
+            f"Persona: {words} and variant {variant}"
+            if "Prompt:" not in messages[-1].content
+            else f"Prompt: ask {seed}"
+        )
+
+    c = config(personas={"n": 80, "held_out": 0, "writing": {"min_new": 0}})
+    run(c, tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
+    kept = people(tmp_path, c, ScriptedEngine())
+    assert len({p.text.split()[0] for p in kept}) == 80  # one variant of each
+    dropped = [
+        json.loads(line) for line in next(tmp_path.glob("round-1/personas-*/drops.jsonl")).read_text().splitlines()
+    ]
+    one = next(row for row in dropped if row["reason"] == "repeats an earlier persona")
+    new, earlier = one["detail"].split(" | ")
+    assert new.split()[0] == earlier.split()[0]
+
+
+def test_relatives_are_asked_for_and_the_draft_hangs_on_its_id_alone(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        asked.append(messages[-1].content)
+        return f"Persona: number {seed} of {seed + 1} and {seed + 2} with {seed + 3}"
+
+    run(
+        config(personas={"n": 600}, prompts={"marker": "Persona:"}),
+        tmp_path,
+        until="prompts",
+        engine=ScriptedEngine(reply=reply),
+    )
+    drafts = [text for text in asked if not text.startswith("Here is somebody who uses")]
+    related = [text for text in drafts[256:] if text.startswith("Here is a person:")]
+    assert not any(text.startswith("Here is a person:") for text in drafts[:256])
+    assert 0.3 < len(related) / len(drafts[256:]) < 0.7
+    assert all(any(relation in text for relation in load_traits("general").relations) for text in related)
+
+
+def test_traits_are_drawn_one_from_an_axis() -> None:
+    for name in ("general", "world"):
+        grid = load_traits(name)
+        words = sum(len(phrase.split()) for axis in grid.axes for phrase in axis)
+        assert 40 < words < 1000
+        drawn = draw_traits(grid, random.Random(1), 3)
+        assert len({next(i for i, axis in enumerate(grid.axes) if trait in axis) for trait in drawn}) == 3
+    assert draw_traits(load_traits("world"), random.Random(1), 0) == []
+    assert len(draw_traits(load_traits("world"), random.Random(1), 99)) == 4
+
+
+def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
+    for text in ("axes: 3", "axes: [[a], []]\nrelations: [b]", "[", "axes: [[a]]\nrelations: []"):
+        (tmp_path / "t.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"personas\.traits .*t\.yaml"):
+            load_traits(str(tmp_path / "t.yaml"))
+        load_traits.cache_clear()
+
+
+def test_rounds_grow_with_what_stands() -> None:
+    assert [round_size(kept) for kept in (0, 300, 5000)] == [256, 256, 2500]
+
+
+def test_licences_are_known_or_asked_for() -> None:
+    assert licence_of(PersonasConfig(source="proj-persona/PersonaHub"), "x") == "CC-BY-NC-SA-4.0"
+    assert "unknown: set personas.licence" in licence_of(PersonasConfig(source="a/b"), "x")
+    assert licence_of(PersonasConfig(source="a/b", licence="MIT"), "x") == "MIT"
+    assert "llama3" in licence_of(PersonasConfig(source="self"), "llama3")
+    assert [non_commercial(name) for name in ("CC-BY-NC-SA-4.0", "cc by-nc 4.0", "Noncommercial", "CC BY 4.0", "Apache-2.0")] == [
+        True, True, True, False, False]  # fmt: skip
+
+
+def test_a_non_commercial_licence_is_said_aloud_and_written_down(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(20)))
+    given = {"source": str(tmp_path / "p.txt"), "licence": "CC BY-NC-SA 4.0", "n": 10, "held_out": 2}
+    said: list[str] = []
+    run(config(personas=given), tmp_path / "run", until="prompts", engine=writer(9), notify=said.append)
+    assert any(line.startswith("NON-COMMERCIAL: the licence of the personas") for line in said)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["licences"]["personas"] == "CC BY-NC-SA 4.0"
+
+
+# Sources of others
+
+
+def test_a_draw_from_a_file_hangs_on_the_seed_and_holds_each_text_once(tmp_path: Path) -> None:
+    lines = [f"person {i}" for i in range(500)] * 2 + ["PERSON 3"]
+    with gzip.open(tmp_path / "p.csv.gz", "wt") as file:
+        file.write("persona\n" + "\n".join(lines) + "\n")
+    c = PersonasConfig(source=str(tmp_path / "p.csv.gz"), n=50, held_out=10)
+    first, again, other = (list(read_personas(c, seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert {p.text for p in first} != {p.text for p in other}
+    assert sorted(p.row for p in first) == list(range(60))
+    assert len({p.text.casefold() for p in first}) == 60
+    in_order = list(read_personas(c.model_copy(update={"sample": "first"}), 1))
+    assert [p.text for p in in_order[:3]] == ["person 0", "person 1", "person 2"]
+
+
+def test_each_text_is_drawn_as_often_as_another() -> None:
+    texts = [f"t{i}" for i in range(20)]
+    drawn = Counter(text for seed in range(2000) for _, text in sample_texts(lambda: iter(texts), 5, seed))
+    assert set(drawn) == set(texts)
+    assert all(400 < n < 600 for n in drawn.values())  # 500 ± 19
+
+
+def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\nB\n")
+    with pytest.raises(DataError, match=r"holds 2 distinct personas.*--personas\.source self"):
+        list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=3, held_out=0), 0))
+
+
+# Prompts
+
+
+def test_templates_are_drawn_by_weight_and_id() -> None:
+    c = PromptsConfig(mix={"prompt": 3, "prompt_code": 1})
+    drawn = [drawn_template(c, f"{i:016x}") for i in range(4000)]
+    assert drawn == [drawn_template(c, f"{i:016x}") for i in range(4000)]
+    assert 900 < drawn.count("prompt_code") < 1100
+
+
+def test_a_mix_asks_by_each_of_its_templates(tmp_path: Path) -> None:
+    asked: Counter[str] = Counter()
+
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        text = messages[-1].content
+        asked["code" if "program" in text else "turns" if "three turns" in text else "plain"] += 1
+        if "three turns" in text:
+            return f"Prompt: first {seed}\nReply: said {seed}\nPrompt: then {seed}"
+        return f"Prompt: one {seed}" if "uses an assistant" in text else f"answer {seed} to {len(messages)} turns"
+
+    c = config(
+        personas={"source": "builtin:general", "n": 300, "held_out": 0},
+        prompts={"mix": {"prompt": 1, "prompt_code": 1, "prompt_turns": 1}},
+    )
+    engine = ScriptedEngine(reply=reply)
+    summary = run(c, tmp_path, until="pairs", engine=engine)
+    assert {row["stage"]: row["dropped"] for row in summary["funnel"]}["prompts"] == 0
+    folder = RunFolder(c, tmp_path, engine)
+    prompts = list(folder.prompts_stage.records(Prompt))
+    turns = [p for p in prompts if p.earlier]
+    assert 70 < len(turns) < 130
+    assert all(p.text.startswith("then") and p.earlier[1].startswith("said") for p in turns)
+    answers = {p.id: [r.text for r in found] for p, found in folder.answered()}
+    assert all(answers[p.id][0].endswith("to 3 turns") for p in turns)  # the whole conversation was answered
+    assert "User: first" in turns[0].conversation
+    assert asked["code"] > 70
+
+
+@pytest.mark.parametrize(
+    ("text", "turns"),
+    [
+        ("Prompt: a\nReply: b\nPrompt: c", ["a", "b", "c"]),
+        ("prompt: a\n reply: b\n\nmore\nPROMPT: c\nd", ["a", "b\n\nmore", "c\nd"]),
+        ("Prompt: a\nReply: b\nPrompt: c\nReply: d\nPrompt: e", ["a", "b", "c", "d", "e"]),
+        ("Prompt: a", []),
+        ("Prompt: a\nReply: b", []),
+        ("Prompt: a\nPrompt: b\nReply: c", []),
+        ("Prompt: a\nReply:\nPrompt: c", []),
+    ],
+)
+def test_conversations_are_read_strictly(text: str, turns: list[str]) -> None:
+    found, reason = read_turns(Completion("x", text, None, "stop"), "Prompt:")
+    assert found == turns
+    assert reason == ("" if turns else "no conversation")
+
+
+def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"real {i}"}]} for i in range(50)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"source": str(tmp_path / "p.jsonl"), "column": "messages", "licence": "CC BY-NC 4.0"}
+    c = config(personas={"n": 30, "held_out": 5}, prompts=given)
+    summary = run(c, tmp_path / "run", until="pairs", engine=writer(9))
+    folder = RunFolder(c, tmp_path / "run", writer(9))
+    assert len({p.text for p in folder.asked(False)}) == 30
+    assert all(p.text.startswith("real ") for p in folder.asked(True))
+    assert summary["funnel"][0] == {"stage": "prompts", "records": 35, "dropped": 0, "reasons": {}}
+    with pytest.raises(DataError, match=r"no text under the key 'prompt'.*--prompts\.column"):
+        run(config(prompts={"source": str(tmp_path / "p.jsonl")}), tmp_path / "x", until="prompts", engine=writer(9))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("a ", "a"), ("", None), (3, None), ([{"from": "human", "value": "b"}], "b"),
+     ([{"role": "assistant", "content": "c"}], None), ([1], None)],
+)  # fmt: skip
+def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:
+    assert first_request(value) == text
+
+
+def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(tmp_path: Path) -> None:
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def dying(after: int) -> ScriptedEngine:
+        calls, whole = 0, writer(2000)
+
+        def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise Killed
+            return whole.reply(messages, seed, sampling)
+
+        return ScriptedEngine(reply=reply)
+
+    run(config(), tmp_path / "whole", until="prompts", engine=writer(2000))
+    for after in (100, 150, 80, 200):
+        with pytest.raises(Killed):
+            run(config(), tmp_path / "killed", until="prompts", engine=dying(after))
+    run(config(), tmp_path / "killed", until="prompts", engine=writer(2000))
+    both = [
+        {str(p.relative_to(tmp_path / out)): p.read_bytes() for p in (tmp_path / out).rglob("*.jsonl")}
+        for out in ("whole", "killed")
+    ]
+    assert both[0] == both[1]

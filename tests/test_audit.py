@@ -48,7 +48,7 @@ def audited(
 
 
 def covers(interval: list[float], truth: float) -> bool:
-    """Whether a 95 % interval, made as wide as one of 99.9 %, holds the truth: a right one of 95 % misses in every twentieth test."""
+    """Whether a 95 % interval, made as wide as one of 99.9 %, holds the truth: at 95 % every twentieth test would fail."""
     reach = 0.34 * (interval[1] - interval[0])
     return interval[0] - reach <= truth <= interval[1] + reach
 

@@ -34,7 +34,7 @@ ROWS = [
     ["pipeline"],
     ["cli", "__main__"],
 ]
-WITHIN_PACKAGE = ("training", "evaluation", "world", "engines", "audit")
+WITHIN_PACKAGE = ("training", "evaluation", "world", "engines", "audit", "stats")
 
 
 def row_of(module: str) -> int:

@@ -1,22 +1,39 @@
-"""What `sao stats` says: figures worked by hand, samples, two runs side by side."""
+"""What `sao stats` says: figures worked by hand, samples, runs in every state, two of them side by side."""
 
 import json
 import math
+import random
 import sys
+from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sao import stats as module
 from sao.cli import main
-from sao.config import make_config
+from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import StoreError
+from sao.evaluation.statistics import wilson
 from sao.folder import RunFolder
+from sao.imported import import_pairs
 from sao.pipeline import run
-from sao.stats import compression, describe, distinct_n, show_stats, smallest, spread, stats, topics_of, vendi
+from sao.similarity import Repeats, find_duplicates
+from sao.stats import describe, measures, show_stats, stats
+from sao.stats.measures import (
+    compression,
+    distinct_n,
+    first_words,
+    group_sizes,
+    repetition_among,
+    smallest,
+    spread,
+    topics_of,
+    vendi,
+)
 
 
 def texts_of(texts: list[str]) -> Any:
@@ -26,18 +43,27 @@ def texts_of(texts: list[str]) -> Any:
     return rows
 
 
+def config(**sections: Any) -> Config:
+    personas = {"source": "builtin:general", "n": 60, "held_out": 5}
+    return make_config({"engine": {"name": "scripted"}, "personas": personas, **sections})
+
+
+# The figures.
+
+
 def test_distinct_n_by_hand() -> None:
-    texts = ["a b a", "a b"]
+    texts = first_words(["a b a", "A, b!"])
     assert distinct_n(texts, 1) == pytest.approx(2 / 5)
     assert distinct_n(texts, 2) == pytest.approx(2 / 3)  # ab, ba, ab
     assert distinct_n(texts, 3) == 1.0
-    assert distinct_n(["a"], 2) is None
+    assert distinct_n([["a"]], 2) is None
     assert distinct_n([], 1) is None
 
 
 def test_distinct_n_stops_at_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DISTINCT_WORDS", 4)
-    assert distinct_n(["a b", "a c d d d d"], 1) == pytest.approx(3 / 4)
+    monkeypatch.setattr(measures, "DISTINCT_WORDS", 4)
+    assert first_words(["a b", "", "a c d d d d", "e"]) == [["a", "b"], [], ["a", "c"]]
+    assert describe(texts_of(["a b c d", "a b c d"]), topics=False)["distinct"] == {"1": 1, "2": 1, "3": 1, "words": 4}
 
 
 def test_vendi_counts_different_texts() -> None:
@@ -50,37 +76,77 @@ def test_vendi_counts_different_texts() -> None:
     assert vendi(["", "🙂"]) == pytest.approx(2)
 
 
+def test_vendi_by_another_implementation() -> None:
+    text = pytest.importorskip("sklearn.feature_extraction.text")
+    rng = random.Random(1)
+    texts = [" ".join(rng.choice("abcdefghijklmnopqrstuvwxyz") * 2 for _ in range(6)) for _ in range(60)]
+    vectors = text.TfidfVectorizer().fit_transform(texts).toarray()
+    shares = np.linalg.eigvalsh(vectors @ vectors.T / 60)
+    assert vendi(texts) == pytest.approx(np.exp(-sum(x * np.log(x) for x in shares if x > 1e-12)), rel=1e-9)
+    assert np.allclose(measures.cosines([Counter(one.split()) for one in texts], block=7), vectors @ vectors.T)
+
+
 def test_repetition_and_lengths_by_hand() -> None:
     long = "please tell me how long a loaf of rye bread keeps in a cold room"
     found = describe(texts_of([long, "What is it?", "what is it", long.replace("rye", "white"), "other words here"]))
     assert found["n"] == 5
     assert found["exact_repetition"]["rate"] == pytest.approx(1 / 5)
     assert found["near_repetition"]["rate"] == pytest.approx(2 / 5)
-    assert found["words"]["mean"] == pytest.approx((15 + 3 + 3 + 15 + 3) / 5)
-    assert found["words"]["median"] == 3
-    low, high = found["exact_repetition"]["ci95"]
-    assert low < 0.2 < high
-    assert spread([])["mean"] != spread([])["mean"]  # no number
-
-
-def test_repeated_texts_compress_better() -> None:
-    same, different = (
-        compression(["a line of text"] * 50),
-        compression([f"{i * 7919 % 10007} {i * 104729}" for i in range(50)]),
+    assert found["exact_repetition"]["ci95"] == pytest.approx(wilson(1, 5))
+    assert found["words"] == {"mean": pytest.approx(7.8), "median": 3, "p5": 3, "p95": 15}
+    assert found["characters"]["mean"] == pytest.approx((64 + 11 + 10 + 66 + 16) / 5)
+    assert (
+        describe(texts_of([f"text {i}" for i in range(999)]), near=False, topics=False)["exact_repetition"]["ci95"][0]
+        >= 0
     )
-    assert same is not None
-    assert different is not None
-    assert same > 5 * different > 0
-    assert compression([]) is None
+    assert spread(array("q")) is None
+    assert describe(texts_of(["a", "a"]), near=False)["near_repetition"] is None
+
+
+def test_repetition_among_fewer() -> None:
+    assert group_sizes(find_duplicates(lambda: iter(["a", "b", "A", "c", "a!", "b"]), None)) == {1: 1, 2: 1, 3: 1}
+    assert group_sizes(Repeats(array("q"), array("f"))) == {}
+    groups = Counter({1: 1, 2: 1, 3: 1})
+    assert repetition_among(groups, 6) == pytest.approx(1 / 2)  # all of them: three of six repeat
+    assert repetition_among(groups, 1) == pytest.approx(0)
+    assert repetition_among(groups, 2) == pytest.approx((1 + 3) / 15 / 2)  # 4 of the 15 pairs are equal texts
+    assert repetition_among(groups, 7) is None
+    assert repetition_among(Counter({1: 10**6}), 1000) == pytest.approx(0, abs=1e-12)
+    texts = [0] * 50 + [1] * 30 + list(range(2, 122))
+    drawn = [1 - len(set(random.Random(i).sample(texts, 100))) / 100 for i in range(2000)]
+    assert repetition_among(Counter({1: 120, 30: 1, 50: 1}), 100) == pytest.approx(np.mean(drawn), abs=0.002)
+
+
+FLAT, RANKS, MIXED = np.ones(1000), np.arange(1, 100_001), np.r_[np.ones(20), np.full(200_000, 1e-4)]
+
+
+@pytest.mark.parametrize("weights", [FLAT, 1 / RANKS, RANKS**-0.5, MIXED], ids=["flat", "zipf", "flatter", "mixed"])
+def test_the_interval_holds_the_rate_to_be_expected(weights: Any) -> None:
+    rng, n = np.random.default_rng(0), 1600
+    edges = np.cumsum(weights) / weights.sum()
+    repeats = [n - len(np.unique(np.searchsorted(edges, rng.random(n)))) for _ in range(300)]
+    expected = np.mean(repeats) / n
+    assert np.mean([low <= expected <= high for low, high in (wilson(hits, n) for hits in repeats)]) >= 0.92
+
+
+def test_repeated_texts_compress_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = compression(["a line of text"] * 50)
+    different = compression([f"{i * 7919 % 10007} {i * 104729}" for i in range(50)])
+    assert same["ratio"] > 5 * different["ratio"] > 0
+    assert same["bytes"] == 15 * 50 - 1
+    assert compression([]) == {"ratio": None, "bytes": 0}
+    monkeypatch.setattr(measures, "COMPRESSED_BYTES", 100)
+    assert compression(["a line of text"] * 50)["bytes"] == 100
 
 
 def test_figures_do_not_hang_on_the_order_of_the_rows() -> None:
-    texts = [f"text {i % 30} about thing {i * 37 % 11}" for i in range(200)]
-    rows = list(texts_of(texts)())
-    one, other = describe(lambda: iter(rows), topics=False), describe(lambda: iter(rows[::-1]), topics=False)
-    for key in ("distinct", "compression", "vendi", "words", "exact_repetition"):
-        assert one[key] == other[key]
+    pytest.importorskip("sklearn")
+    rows = list(texts_of([f"text {i % 30} about thing{i * 37 % 11} and part{i % 7}" for i in range(200)])())
+    one = describe(lambda: iter(rows), near=False)
+    assert one["topics"]["clusters"]
+    assert one == describe(lambda: iter(rows[::-1]), near=False)
     assert smallest(rows, 5, 0) == smallest(rows[::-1], 5, 0) != smallest(rows, 5, 1)
+    assert len(smallest(rows, 999, 0)) == 200
 
 
 def test_topics_are_found() -> None:
@@ -89,40 +155,109 @@ def test_topics_are_found() -> None:
              "goal match team coach league", "paint brush canvas easel frame"]  # fmt: skip
     texts = [" ".join(kinds[i % 5].split()[k:] + kinds[i % 5].split()[:k]) for i in range(300) for k in (i // 5 % 5,)]
     found = topics_of(texts, 0)
-    assert found
-    assert sum(topic["share"] for topic in found) == pytest.approx(1)
-    for topic in found:
+    assert found is not None
+    assert found["texts"] == 300
+    assert sum(topic["rate"] for topic in found["clusters"]) == pytest.approx(1)
+    for topic in found["clusters"]:
         assert any(set(topic["words"]) <= set(kind.split()) for kind in kinds)
-    assert topics_of(texts[:3], 0) == []
-    assert topics_of(["the same"] * 20, 0) == []
+        assert topic["ci95"] == pytest.approx(wilson(round(300 * topic["rate"]), 300))
+    for few in ([], texts[:3], ["the same"] * 20, ["", "🙂"] * 20):
+        assert topics_of(few, 0) == {"texts": len(few), "clusters": []}
 
 
 def test_hostile_texts_are_counted() -> None:
-    found = describe(texts_of(["", "\0", "\ud800 half", "x" * 100_000, "a\nb", "日本語のテキスト", "🙂"]))
-    assert found["n"] == 7
-    json.dumps(found)
+    texts = ["", "\0", "\ud800 half", "x" * 100_000, "a\nb", "日本語のテキスト", "🙂", "\x1b[31mred", "e\u0301" * 500]
+    found = describe(texts_of(texts * 4))
+    assert found["n"] == 36
+    assert found["exact_repetition"]["rate"] == pytest.approx(0.75)
+    assert found["characters"]["p95"] == 100_000
+    json.dumps(found, allow_nan=False)
+    whole = {"prompts": found, "sources": {}, "licences": {}, "funnel": [], "templates": {}}
+    text = show_stats([("a" * 300, whole), ("b" * 300, whole)])
+    assert "\x1b" not in text
+    assert max(map(len, text[: text.index("\n\na")].splitlines())) <= 120
+    nothing = describe(texts_of([]))
+    assert nothing["exact_repetition"]["rate"] is nothing["vendi"]["score"] is nothing["words"] is None
+    json.dumps(nothing, allow_nan=False)
 
 
-def config(**sections: Any) -> Any:
-    personas = {"source": "builtin:general", "n": 60, "held_out": 5}
-    return make_config({"engine": {"name": "scripted"}, "personas": personas, **sections})
+# Runs.
 
 
-def test_a_run_and_two_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(config(), tmp_path / "a", until="pairs")
-    run(config(filters={"duplicates": "none"}), tmp_path / "b", until="prompts")
-    found = stats(RunFolder(config(), tmp_path / "a"))
-    assert (found["prompts"]["n"], found["personas"]["n"], found["answers"]["n"]) == (65, 65, 120)
-    assert found["source"] == "builtin:general"
+def reply_with(thing: int, misses: int = 0) -> ScriptedEngine:
+    """An engine that writes so many different prompts, and leaves the marker out of one in `misses`."""
+
+    def reply(messages: Any, seed: int, sampling: Any) -> str:
+        marker = "" if misses and seed % misses == 0 else "Prompt: "
+        return f"{marker}Explain thing number {seed % thing} to me, please."
+
+    return ScriptedEngine(reply=reply)
+
+
+def test_a_run_with_filters_and_answers(tmp_path: Path) -> None:
+    c = config(filters={"duplicates": "exact"})
+    run(c, tmp_path, until="pairs", engine=reply_with(40))
+    found = stats(RunFolder(c, tmp_path, ScriptedEngine()))
+    kept, filtered = found["kept_prompts"], found["funnel"][1]
+    assert (found["personas"]["n"], found["prompts"]["n"]) == (65, 65)
+    assert kept["n"] == filtered["records"] <= 40
+    assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(filtered["dropped"] / 65)
+    assert kept["exact_repetition"]["rate"] == 0
+    assert found["answers"]["near_repetition"] is None
+    assert ["topics" in found[kind] for kind in ("prompts", "kept_prompts", "answers")] == [True, False, False]
+    assert found["sources"] == {"model": "builtin:world", "personas": "builtin:general"}
     assert found["licences"]["personas"] == "CC0-1.0"
-    assert main(["stats", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+    text = show_stats([("a", found)])
+    assert text == show_stats([("a", json.loads(json.dumps(found, allow_nan=False)))])
+    assert "prompts, after the filters" in text
+    assert f"filtered     {kept['n']} kept, {filtered['dropped']} dropped (" in text
+
+
+def test_prompts_by_template(tmp_path: Path) -> None:
+    c = config(prompts={"mix": {"prompt": 1, "prompt_code": 2}}, filters={"duplicates": "exact"}, max_drop_share=1)
+    run(c, tmp_path, until="prompts", engine=reply_with(40, misses=3))
+    found = stats(RunFolder(c, tmp_path, ScriptedEngine()))
+    for what, total in (("asked", 65), ("written", found["prompts"]["n"]), ("kept", found["kept_prompts"]["n"])):
+        assert sum(counts[what] for counts in found["templates"].values()) == total
+    assert found["templates"]["prompt_code"]["asked"] > found["templates"]["prompt"]["asked"] > 5
+    assert f"template     prompt: {found['templates']['prompt']['asked']} asked" in show_stats([("a", found)])
+
+
+def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    run(config(), Path(a), until="pairs")
+    run(config(personas={"source": "none", "n": 30, "held_out": 5}), Path(b), until="prompts")
+    assert main(["stats", a, b, "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
     both = json.loads(out[-1])
-    assert set(both) == {str(tmp_path / "a"), str(tmp_path / "b")}
-    assert "answers" not in both[str(tmp_path / "b")]
+    assert list(both) == [a, b]
+    assert "answers" not in both[b]
+    assert "personas" not in both[b]  # nobody: their empty texts are no personas
     row = next(line for line in out if line.strip().startswith("exact repetition"))
-    assert row.count("%") == 2
-    assert max(len(line) for line in out[:-1]) <= 140
+    assert (row.split()[2], row.split()[-1]) == ("0.00", "–")
+    assert sum("compare" in line for line in out) == 2
+    assert max(map(len, out[: out.index(a)])) <= 120
+    assert "compare" not in show_stats([("a", both[a]), ("a", both[a])])
+
+
+def test_a_run_of_given_pairs(tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {i % 4}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(20)]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = config(pairs={"source": str(source), "licence": "MIT"})
+    run(given, tmp_path / "given", until="prompts")
+    found = stats(RunFolder(given, tmp_path / "given"))
+    assert found["sources"]["pairs"] == str(source)
+    text = show_stats([("given", found)])
+    assert "licence: MIT" in text
+    assert "trains on given pairs" in text
+    import_pairs(given, tmp_path / "imported")
+    manifest = json.loads((tmp_path / "imported" / "manifest.json").read_text())
+    found = stats(RunFolder(make_config(manifest["config"]), tmp_path / "imported"))
+    assert (found["prompts"]["n"], found["answers"]["n"]) == (20, 40)
+    assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(16 / 20)
+    assert found["sources"] == {"pairs": "imported"}
+    assert "personas" not in found
 
 
 def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,18 +269,19 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
 
     with pytest.raises(Stop):
         run(config(), tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
-    with pytest.raises(StoreError, match="not finished"):
+    with pytest.raises(StoreError, match="Go on with its recipe: sao prompts RECIPE --out"):
         stats(RunFolder(config(), tmp_path, ScriptedEngine()))
     assert main(["stats", str(tmp_path), str(tmp_path), str(tmp_path)]) == 1
     assert "two side by side" in capsys.readouterr().err
 
 
-def test_without_scikit_learn_the_rest_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_rest_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(config(), tmp_path, until="prompts")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    found = describe(texts_of([f"text {i}" for i in range(20)]))
-    assert found["topics"] is None
-    assert found["vendi"] is not None
-    whole = {"prompts": found, "source": "x", "licences": {}, "funnel": [], "samples": {
-        "distinct_words": 1, "compressed": 1, "topics": 1, "vendi": 1}}  # fmt: skip
-    assert "pip install 'sao[data]'" in show_stats([("a", whole)])
+    found = stats(RunFolder(config(), tmp_path))
+    assert found["prompts"]["topics"] is None
+    assert found["prompts"]["vendi"]["score"] > 1
+    text = show_stats([("a", found)])
+    assert "pip install 'sao[data]'" in text
+    assert "Vendi score" in text

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
         command.add_argument("--quiet", action="store_true", help="no progress")
         command.add_argument("--help-config", action="store_true", help="list every key of a recipe and stop")
+        if name == "eval":
+            _add_suites(command)
     export = commands.add_parser("export", help="a run's pairs as a data set for TRL or another tool, with a card")
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--out", type=Path, help="folder of the data set (default: RUN/export)")
@@ -148,6 +151,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_suites(command: argparse.ArgumentParser) -> None:
+    """The options of an evaluation outside a run."""
+    group = command.add_argument_group(
+        "two models outside a run (TARGET is then the recipe for engine, sampling and judge)"
+    )
+    group.add_argument("--base", metavar="MODEL", help="the untrained model: a folder, ID@REVISION, or a run folder")
+    group.add_argument("--tuned", metavar="MODEL", help="the trained one, likewise")
+    group.add_argument("--reference", metavar="MODEL|FILE", help="a third whose answers both are compared with")
+    group.add_argument(
+        "--suite", nargs="+", metavar="SUITE", help="heldout (default), alpaca, arena, mtbench, mtbench-pairs, tasks"
+    )
+    group.add_argument(
+        "--questions", nargs="+", default=[], metavar="SUITE=SET", help="questions in place of a suite's own"
+    )
+    group.add_argument("--template", nargs="+", default=[], metavar="SUITE=FILE", help="what a suite's judge is shown")
+    group.add_argument("--headline", action="store_true", help="show figures of a circular judge too")
+    group.add_argument(
+        "--difficulty", metavar="FILE", help="AlpacaEval's difficulty by instruction, for its LC win rate"
+    )
+    group.add_argument("--gamed", metavar="FILE", help="AlpacaEval's rows of the gamed baseline, for the same")
+    group.add_argument(
+        "--tasks", nargs="+", default=["leaderboard"], metavar="TASK", help="lm-eval's NAME or NAME:SHOTS"
+    )
+    group.add_argument("--tasks-template", action="store_true", help="ask the tasks by the models' chat template")
+    group.add_argument("--limit", type=int, help="documents of each task at most")
+    group.add_argument("--batch-size", type=int, default=8, help="of the tasks (default: 8)")
+    group.add_argument("--data-dir", type=Path, help="local copies of the tasks' data")
+    group.add_argument("--include-path", type=Path, help="folder of further lm-eval tasks")
+
+
 def _dispatch(argv: list[str]) -> int:
     args, extra = build_parser().parse_known_args(join_overrides(argv))
     if args.command == "env":
@@ -164,6 +197,8 @@ def _dispatch(argv: list[str]) -> int:
         return _plan(args, read_overrides(extra))
     if args.help_config:
         return _help_config()
+    if args.command == "eval" and (args.base or args.tuned):
+        return _evaluate(args, read_overrides(extra))
     return _run(args, read_overrides(extra))
 
 
@@ -244,6 +279,55 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if first and args.json:
         print(json.dumps(summary, ensure_ascii=False))
     return 0
+
+
+def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from sao.bench import Bench, player
+    from sao.evaluate import Asked, TaskOptions, evaluate
+    from sao.evaluation.outputs import show_table
+
+    if not (args.base and args.tuned):
+        raise ConfigError("sao eval compares two models: give both --base and --tuned")
+    if args.seed is not None:
+        overrides["seed"] = str(args.seed)
+    base, tuned = player("base", args.base), player("tuned", args.tuned)
+    overrides = {"model": base.model, "revision": base.revision or "null", **overrides}
+    config = read_target(args.target or ("demo" if base.model == "builtin:world" else "default"), overrides)
+    asked = Asked(
+        base=base,
+        tuned=tuned,
+        reference=player("reference", args.reference) if args.reference else None,
+        questions=dict(_assigned(args.questions, "--questions")),
+        templates=dict(_assigned(args.template, "--template")),
+        difficulty=args.difficulty,
+        gamed=args.gamed,
+        headline=args.headline,
+    )
+    tasks = TaskOptions(
+        tasks=args.tasks, template=args.tasks_template, limit=args.limit, batch_size=args.batch_size, data_dir=args.data_dir,
+        include_path=args.include_path,
+    )  # fmt: skip
+    _quiet_libraries()
+    bar = Progress(not args.quiet)
+    bench = Bench(config, args.out or Path("runs/eval"), notify=bar.say, progress=bar)
+    try:
+        found = evaluate(bench, asked, args.suite or ["heldout"], tasks)
+    finally:
+        bar.close()
+    print(show_table(found))
+    print(f"\nfiles in {bench.out}: results.json, table.md, items-SUITE.jsonl, .eval_results/")
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+    return 0
+
+
+def _assigned(given: list[str], option: str) -> Iterator[tuple[str, str]]:
+    """("heldout", "FILE") from "heldout=FILE"."""
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"{option} {word}: write it as SUITE=VALUE")
+        yield name, value
 
 
 def _quiet_libraries() -> None:

@@ -248,7 +248,8 @@ class LeakIndex:
         """The hashes of an item's n-grams; none where it is too short for any."""
         n = min(NGRAM, len(said))
         if n < SHORT:
-            self._whole.setdefault(normalise(text), number)
+            if whole := normalise(text):
+                self._whole.setdefault(whole, number)
             self._sizes.append(0)
             return set()
         starts = range(len(said) - n + 1)
@@ -333,8 +334,7 @@ def leak_report(ours: Ours, benchmarks: list[Benchmark], max_overlap: float, can
             own = found[leak.benchmark]
             own["items_leaked"].add(leak.item)
             if len(own["leaks"]) < EXAMPLES:
-                pair = {"benchmark": leak.benchmark, "item": leak.item, "theirs": leak.text, "share": leak.share}
-                own["leaks"].append(Found(kind=kind, id=id_, ours=text, **pair))
+                own["leaks"].append(_pair((kind, id_, text), leak))
     report = {"texts": len(leaky), "max_overlap": max_overlap, "benchmarks": found}
     clean = (row for row, leaks in zip(ours() if candidates else (), leaky, strict=False) if not leaks)
     close = tfidf_candidates(clean, benchmarks, candidates)
@@ -362,22 +362,29 @@ def tfidf_candidates(
         analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_df=common, dtype=np.float32
     )
     vectorizer.fit(items)
-    parts = [
-        (b, start, vectorizer.transform([text[:CHARACTERS] for _, text in b.items[start : start + ITEMS]]).T.tocsr())
+    parts = {
+        b.name: [
+            vectorizer.transform([text[:CHARACTERS] for _, text in b.items[start : start + ITEMS]]).T.tocsr()
+            for start in range(0, len(b.items), ITEMS)
+        ]
         for b in benchmarks
-        for start in range(0, len(b.items), ITEMS)
-    ]
+    }
     best: dict[str, list[tuple[float, int, tuple[str, str, str], int]]] = {b.name: [] for b in benchmarks}
     rows, number = iter(ours), 0
     while k and (block := list(islice(rows, BLOCK))):
         vectors = vectorizer.transform([text[:CHARACTERS] for _, _, text in block])
-        for benchmark, start, part in parts:
-            cosines = (vectors @ part).toarray()
-            for i, at in enumerate(cosines.argmax(1).tolist()):
-                _keep(best[benchmark.name], k, (float(cosines[i, at]), -(number + i), block[i], start + at))
+        for name, own in parts.items():
+            tops = [(cosines.max(1), cosines.argmax(1)) for cosines in ((vectors @ part).toarray() for part in own)]
+            where = np.argmax([top for top, _ in tops], axis=0)
+            for i, part in enumerate(where.tolist()):
+                at = part * ITEMS + int(tops[part][1][i])
+                _keep(best[name], k, (float(tops[part][0][i]), -(number + i), block[i], at))
         number += len(block)
     return {
-        b.name: [_found(b, row, at, share) for share, _, row, at in sorted(best[b.name], reverse=True)]
+        b.name: [
+            _pair(row, Leak(benchmark=b.name, item=b.items[at][0], share=share, text=b.items[at][1]))
+            for share, _, row, at in sorted(best[b.name], reverse=True)
+        ]
         for b in benchmarks
     }
 
@@ -390,10 +397,11 @@ def _keep(best: list[Any], k: int, one: tuple[float, int, tuple[str, str, str], 
             heapq.heappop(best)
 
 
-def _found(benchmark: Benchmark, row: tuple[str, str, str], at: int, share: float) -> Found:
-    kind, id_, text = row
-    item, theirs = benchmark.items[at]
-    return Found(kind=kind, id=id_, ours=text, benchmark=benchmark.name, item=item, theirs=theirs, share=share)
+def _pair(ours: tuple[str, str, str], leak: Leak) -> Found:
+    kind, id_, text = ours
+    return Found(
+        kind=kind, id=id_, ours=text, benchmark=leak.benchmark, item=leak.item, theirs=leak.text, share=leak.share
+    )
 
 
 def show_report(report: dict[str, Any]) -> str:

@@ -82,6 +82,9 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     found: dict[str, Any] = {"heldout": wins, "examples": examples}
     if run.oracle:
         found["oracle"] = compare.oracle_summary(rows, run.oracle, resamples, seed)
+        named = ((p.id, p.text, base.text, tuned.text) for p, base, tuned in run.held_out())
+        told = run.comparisons_stage.records(Comparison)
+        found["oracle"]["verdict"] = compare.oracle_verdict(named, told, run.oracle, resamples, seed)
         found["oracle"]["unseen"] = compare.oracle_summary(unseen, run.oracle, resamples, seed)
     return found
 
@@ -158,6 +161,16 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
         )
         lines.append(f"             {h['label']}")
+        if v := s.get("oracle", {}).get("verdict"):
+            agrees = (
+                ""
+                if v["agreement"] is None
+                else f"; where both decide ({v['both']}) they agree on {100 * v['agreement']:.1f} %"
+            )
+            lines.append(
+                f"  the oracle win {v['win']}, tie {v['tie']}, loss {v['loss']}: {100 * v['win_rate']:.1f} % "
+                f"[{100 * v['ci95'][0]:.1f}, {100 * v['ci95'][1]:.1f}]{agrees}"
+            )
         if any(h["cut_off"].values()):
             lines.append(
                 f"             answers cut off or empty: base {h['cut_off']['base']}, tuned {h['cut_off']['tuned']}"

@@ -94,7 +94,7 @@ def _ranges(chars: str) -> str:
 
 def _said(text: str) -> list[str]:
     """The words of a text; of one without any, its characters between spaces, in ASCII."""
-    return words(text) or text.encode("unicode_escape").decode().split()
+    return words(text) or [part.encode("unicode_escape").decode() for part in text.split()]
 
 
 def normalise(text: str) -> str:
@@ -148,7 +148,7 @@ def find_duplicates(texts: Texts, threshold: float | None) -> Repeats:
 def _hashed(texts: Texts, shape: tuple[int, int]) -> tuple[array[int], list[array[int]]]:
     """Of each text a hash of its words [n], and of each band of its signature one [bands][n]."""
     import numpy as np
-    from rensa import RMinHash
+    import rensa
 
     bands, rows = shape
     keys, found = array("Q"), [array("I") for _ in range(bands)]
@@ -156,7 +156,7 @@ def _hashed(texts: Texts, shape: tuple[int, int]) -> tuple[array[int], list[arra
     while batch := list(islice(waiting, BATCH)):
         keys.extend(_key(" ".join(said)) for said in batch)
         if bands:
-            digests = RMinHash.digests_from_token_sets([list(_pairs(said)) for said in batch], bands * rows, SEED)
+            digests = rensa.RMinHash.digests_from_token_sets([list(_pairs(said)) for said in batch], bands * rows, SEED)
             mixed = _mixed(np.array(digests, dtype=np.uint64).reshape(len(batch), bands, rows))
             for band, column in zip(found, mixed.T, strict=True):
                 band.frombytes(column.tobytes())

@@ -86,6 +86,45 @@ def oracle_summary(rows: Iterable[tuple[str, str, str]], oracle: Oracle, resampl
     }
 
 
+def oracle_verdict(
+    rows: Iterable[tuple[str, str, str, str]],
+    comparisons: Iterable[Comparison],
+    oracle: Oracle,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The win rate as the exact oracle sees it, beside which a judge's stands: (prompt's id, prompt, base's answer, tuned's) in.
+
+    `agreement` is the share of the prompts on which judge and oracle both prefer one side (orders averaged) and it is the same.
+    """
+    judged: dict[str, list[float]] = {}
+    for c in comparisons:
+        if c.winner is not None:
+            judged.setdefault(c.prompt_id, []).append({"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
+    points, same, both = [], 0, 0
+    for id_, prompt, base, tuned in rows:
+        x, y = oracle(prompt, base), oracle(prompt, tuned)
+        if x is None or y is None:
+            continue
+        points.append(1.0 if y > x else 0.5 if y == x else 0.0)
+        said = mean(judged.get(id_, [0.5]))
+        if said != 0.5 and points[-1] != 0.5:
+            both, same = both + 1, same + ((said > 0.5) == (points[-1] > 0.5))
+    if not points:
+        return {"n": 0}
+    low, high = bootstrap_ci(points, resamples, seed)
+    won = {name: sum(p == worth for p in points) for name, worth in (("win", 1.0), ("tie", 0.5), ("loss", 0.0))}
+    agreement = same / both if both else None
+    return {
+        "n": len(points),
+        **won,
+        "win_rate": mean(points),
+        "ci95": [low, high],
+        "agreement": agreement,
+        "both": both,
+    }
+
+
 def kept_summary(
     pairs: Iterable[tuple[str, PreferencePair, Response, Response]], possible: int, oracle: Oracle | None
 ) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _task_row(task: Mapping[str, Any]) -> str:
         f"{task['task']}, {task['shots']} shots, {task['metric']} %",
         *(f"{100 * task[role]:.1f}" for role in ("base", "tuned")),
         "–",
-        f"{100 * task['delta']:+.1f}",
+        f"{100 * task['difference']:+.1f}",
         f"[{low:+.1f}, {high:+.1f}]",
         f"{task['p']:.3g}",
         "–" if holm is None else f"{holm:.3g}",

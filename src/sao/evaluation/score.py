@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from sao.evaluation.alpaca_files import Annotation
 from sao.evaluation.arena import Game, arena_scores, style_of
 from sao.evaluation.guards import by_length, slot_warning
-from sao.evaluation.length_control import ADJUSTED, Row, length_controlled
+from sao.evaluation.length_control import GamedRow, Row, length_controlled, score_name
 from sao.evaluation.questions import Question
 from sao.evaluation.statistics import Effect, Points, effect, paired, prompt_points
 from sao.evaluation.suites import said
@@ -29,6 +30,16 @@ Words = Mapping[str, tuple[int, int]]
 """By question: words of our answer, and of theirs."""
 Answers = Mapping[str, Sequence[Response]]
 """By question, one for each turn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Official:
+    """AlpacaEval's own files, as far as given: the set's instructions, the baseline's name, difficulties, gamed rows."""
+
+    baseline: str = ""
+    instructions: Sequence[str] | None = None
+    difficulty: Mapping[str, float] | None = None
+    gamed: Sequence[GamedRow] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +84,39 @@ class Games:
         """Our points by question."""
         return prompt_points(self.rows(judgments))
 
-    def length_adjusted(self, judgments: Iterable[Judgment], resamples: int, seed: int) -> dict[str, Any] | None:
-        """Our win rate if our answers were as long as theirs: AlpacaEval's model without its difficulties, so not its LC win rate
-        (sao.evaluation.length_control). None where nothing can be read."""
+    def length_adjusted(
+        self, judgments: Iterable[Judgment], resamples: int, seed: int, official: Official | None = None
+    ) -> dict[str, Any] | None:
+        """Our win rate if our answers were as long as theirs, by AlpacaEval's model (sao.evaluation.length_control); called LC
+        only with all of its official files. None where nothing can be read."""
         rows = [
-            Row(instruction=id_, p=p, length=len(self.texts[id_][0]), baseline_length=len(self.texts[id_][1]))
+            Row(
+                instruction=self.asked[id_],
+                p=p,
+                length=len(self.texts[id_][0]),
+                baseline_length=len(self.texts[id_][1]),
+            )
             for id_, _, p in self.rows(judgments, soft=True)
         ]
         if not any(row.p is not None for row in rows):
             return None
-        found = length_controlled(rows, resamples=min(resamples, REFITS), seed=seed)
-        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": ADJUSTED, "n": found.n,
+        o = official or Official()
+        found = length_controlled(rows, o.difficulty, o.gamed or (), resamples=min(resamples, REFITS), seed=seed)
+        name = score_name({row.instruction for row in rows}, o.baseline, o.instructions, o.difficulty, o.gamed)
+        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": name, "n": found.n,
                 "resamples": min(resamples, REFITS)}  # fmt: skip
+
+    def annotations(self, judgments: Iterable[Judgment], ours: str, theirs: str, judge: str) -> list[Annotation]:
+        """The verdicts as alpaca_eval's annotations, one for each question: the mean of its orders."""
+        points = prompt_points(self.rows(judgments, soft=True))
+        values = dict(zip(points.ids, points.values.tolist(), strict=True))
+        return [
+            Annotation(
+                instruction=self.asked[id_], output_1=other, generator_1=theirs, output_2=mine, generator_2=ours, annotator=judge,
+                p=values.get(id_),
+            )
+            for id_, (mine, other) in self.texts.items()
+        ]  # fmt: skip
 
     def arena_games(self, role: str, judgments: Iterable[Judgment]) -> list[Game]:
         """The verdicts as Arena-Hard's games against the other side; answers that are the same are two ties."""
@@ -134,7 +166,7 @@ def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamp
     found: dict[str, Any] = {
         "win_rate": shown(effect(points.values, 0.5, (0.0, 1.0), resamples, seed)) if points.ids else None
     }
-    values = dict(zip(points.ids, points.values, strict=True))
+    values = dict(zip(points.ids, points.values.tolist(), strict=True))
     found |= {
         "win": sum(v > 0.5 for v in values.values()),
         "tie": sum(v == 0.5 for v in values.values()),

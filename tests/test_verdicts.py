@@ -1,0 +1,213 @@
+"""What judges write, as each protocol reads it, and AlpacaEval's files."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sao.errors import DataError
+from sao.evaluation import alpaca_files
+from sao.evaluation.alpaca_files import Annotation, Output
+from sao.evaluation.verdicts import (
+    ARENA_VERDICTS,
+    first_preference,
+    parse_arena,
+    parse_model_token,
+    parse_pairwise,
+    parse_ranking,
+    parse_rating,
+)
+
+# Verdicts
+
+ARENA = [
+    ("My final verdict is: [[A>>B]]", "A>>B"),
+    ("[[B>>A]]", "B>>A"),
+    ("Assistant A is slightly better: [[A>B]]\n", "A>B"),
+    ("[[A=B]] and again [[A=B]]", "A=B"),
+    ("**[[B>A]]**", "B>A"),
+    ("I could say [[A>B]], but on reflection [[B>A]]", None),  # which one was meant?
+    ("Options: [[A>>B]], [[A>B]], [[A=B]], [[B>A]], [[B>>A]]. I choose [[A>B]]", None),
+    ("[[A<B]]", None),
+    ("[[A>B]] or rather [[A<B]]", None),
+    ("[A>B]", None),
+    ("A>>B", None),
+    ("[[a>b]]", None),
+    ("[[A > B]]", None),
+    ("［［A＞B］］", None),
+    ("[[A>>B", None),
+    ("[[AB]] [[>]]", None),
+    ("", None),
+]
+PAIRWISE = [
+    ("Both answer, A with more detail. [[A]]", "first"),
+    ("[[B]]", "second"),
+    ("a tie: [[C]]", "tie"),
+    ("[[B]]. So: [[B]]", "second"),
+    ('Had B been wrong I would say "[[A]]". My verdict: [[B]]', None),
+    ("[[A]] if A is better, [[B]] if B is better, [[C]] for a tie", None),
+    ("[A]", None),
+    ("[[a]]", None),
+    ("[[А]]", None),  # a Cyrillic letter
+    ("[[ A ]]", None),
+    ("[[D]]", None),
+    ("A", None),
+    ("", None),
+]
+RATINGS = [
+    ("Rating: [[5]]", 5.0),
+    ("[[10]]", 10.0),
+    ("[[7.5]] out of 10", 7.5),
+    ("[[8.]]", 8.0),
+    ("[[8]] … as I said, [[8.0]]", 8.0),
+    ("First turn [[9]], second turn [[4]]", None),
+    ("An ideal answer gets [[10]]; this one: [[3]]", None),
+    ("[[0]]", None),
+    ("[[11]]", None),
+    ("[[-3]]", None),
+    ("[[7/10]]", None),
+    ("[[seven]]", None),
+    ("[7]", None),  # FastChat reads it; a footnote looks the same
+    ("[[٧]]", None),  # Arabic-Indic 7
+    ("[[Rating: 6]]", None),
+    ("", None),
+]
+RANKINGS = [
+    ('[{"model": "m", "rank": 1}, {"model": "M", "rank": 2}]', "first"),
+    ("[{'model': 'M', 'rank': 1}, {'model': 'm', 'rank': 2}]", "second"),
+    ("[{'model': 'm', 'rank': 2}, {'model': 'M', 'rank': 1}]", "second"),
+    ('{"ordered_models": [{"model": "m", "rank": 1.0}, {"model": "M", "rank": 2}]}', "first"),
+    ('Here it is:\n```json\n[{"model": "m", "rank": 1}, {"model": "M", "rank": 2}]\n```', "first"),
+    ("[{'model': 'm', 'rank': 1}, {'model': 'M', 'rank': 1}]", None),
+    ("[{'model': 'm', 'rank': 1}]", None),
+    ("[{'model': 'm', 'rank': 1}, {'model': 'm', 'rank': 2}]", None),
+    ("[{'model': 'm', 'rank': 1}, {'model': 'x', 'rank': 2}]", None),
+    ("[{'model': 'm', 'rank': '1'}, {'model': 'M', 'rank': '2'}]", None),
+    ("[{'model': 'm', 'rank': True}, {'model': 'M', 'rank': 2}]", None),
+    ("[{'model': ['m'], 'rank': 1}, {'model': 'M', 'rank': 2}]", None),
+    ("[{'model': 'm', 'rank': 1}, 'M']", None),
+    ("[" * 5000, None),
+    ("m", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "verdict"), ARENA)
+def test_arena_verdicts(text: str, verdict: str | None) -> None:
+    assert parse_arena(text) == verdict
+
+
+@pytest.mark.parametrize(("text", "verdict"), PAIRWISE)
+def test_pairwise_verdicts(text: str, verdict: str | None) -> None:
+    assert parse_pairwise(text) == verdict
+
+
+@pytest.mark.parametrize(("text", "mark"), RATINGS)
+def test_marks(text: str, mark: float | None) -> None:
+    assert parse_rating(text) == mark
+
+
+@pytest.mark.parametrize(("text", "verdict"), RANKINGS)
+def test_rankings(text: str, verdict: str | None) -> None:
+    assert parse_ranking(text) == verdict
+
+
+def test_one_token_verdicts() -> None:
+    assert [parse_model_token(text) for text in (" m\n", "M", "m M", "mm", "ｍ", "Model m", "")] == [
+        "first", "second", None, None, None, None, None,
+    ]  # fmt: skip
+    assert parse_model_token("model_2", "model_1", "model_2") == "second"
+
+
+def test_weighted_verdicts() -> None:
+    assert first_preference({"m": math.log(0.6), "M": math.log(0.2), "The": -5.0}) == pytest.approx(0.75)
+    assert first_preference({"m": -0.1}) == 1.0 and first_preference({"M": -0.1, "x": 0.0}) == 0.0
+    assert first_preference({"m": -800.0, "M": -1600.0}) == 1.0
+    assert first_preference({"The": -0.1}) is None and first_preference({}) is None
+    assert first_preference({"m": math.nan, "M": -1.0}) is None
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="[]AB<>=C0159. ", max_size=40))
+def test_no_text_breaks_a_parser_and_none_is_read_without_brackets(text: str) -> None:
+    assert parse_arena(text) in (*ARENA_VERDICTS, None) and parse_ranking(text) is None
+    if "[[" not in text:
+        assert parse_arena(text) is None and parse_pairwise(text) is None and parse_rating(text) is None
+    mark = parse_rating(text)
+    assert mark is None or 1 <= mark <= 10
+
+
+# AlpacaEval's files
+
+
+def annotations() -> list[Annotation]:
+    """Four verdicts, one unreadable, on texts that need escaping."""
+    return [
+        Annotation(instruction=f'say "é" {i}\n', output_1="1" * 10, generator_1="base", output_2="2" * (4 + i),
+                   generator_2="ours", annotator="judge", p=p)
+        for i, p in enumerate((1.0, 0.25, 0.5, None))
+    ]  # fmt: skip
+
+
+def test_files_come_back_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "annotations.json"
+    file.write_text(alpaca_files.annotations_json(annotations()))
+    assert alpaca_files.read_annotations(str(file)) == annotations()
+    assert [row["preference"] for row in json.loads(file.read_text())] == [2.0, 1.25, 1.5, None]
+    outputs = [Output(instruction="q\ud800", output="", generator="ours")]
+    file = tmp_path / "model_outputs.json"
+    file.write_text(alpaca_files.outputs_json(outputs))
+    assert alpaca_files.read_outputs(str(file)) == outputs
+    assert json.loads(file.read_text())[0].keys() == {"instruction", "output", "generator", "dataset"}
+
+
+def test_a_leaderboard_by_hand(tmp_path: Path) -> None:
+    line = alpaca_files.standing_of(annotations())
+    assert line.win_rate == pytest.approx(100 * 1.75 / 3)
+    assert line.standard_error == pytest.approx(100 * np.std([1, 0.25, 0.5], ddof=1) / math.sqrt(3))
+    assert (line.n_wins, line.n_wins_base, line.n_draws, line.n_total) == (1, 1, 1, 3)
+    assert line.discrete_win_rate == 50.0 and line.avg_length == 5 and line.mode == "community"
+    text = alpaca_files.leaderboard_csv({"ours": line, "better": replace(line, win_rate=90.0)})
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == [
+        "", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "mode",
+        "avg_length", "length_controlled_winrate", "lc_standard_error",
+    ]  # fmt: skip
+    assert [row[0] for row in rows[1:]] == ["better", "ours"] and rows[1][-1] == ""
+    (tmp_path / "leaderboard.csv").write_text(text)
+    back = alpaca_files.read_leaderboard(str(tmp_path / "leaderboard.csv"))
+    assert back["ours"]["win_rate"] == line.win_rate and back["ours"]["mode"] == "community"
+    assert back["ours"]["lc_standard_error"] is None
+    with pytest.raises(DataError, match="no readable verdict"):
+        alpaca_files.standing_of(annotations()[3:])
+
+
+def test_preferences_as_others_wrote_them(tmp_path: Path) -> None:
+    file = tmp_path / "annotations.json"
+    row = json.loads(alpaca_files.annotations_json(annotations()))[0]
+    values = [0, 0.0, 1, 2, 1.5, None, math.nan, -1, 3]
+    file.write_text(json.dumps([row | {"preference": value, "raw_completion": {"x": 1}} for value in values]))
+    assert [a.p for a in alpaca_files.read_annotations(str(file))] == [0.5, 0.5, 0.0, 1.0, 0.5, None, None, None, None]
+    file.write_text(json.dumps([row | {"preference": "2"}]))
+    with pytest.raises(DataError, match="item 0: no number under preference"):
+        alpaca_files.read_annotations(str(file))
+    file.write_text(json.dumps([{"instruction": "q", "preference": 1}]))
+    with pytest.raises(DataError, match="no text under output_1"):
+        alpaca_files.read_annotations(str(file))
+
+
+def test_difficulty_by_row_becomes_difficulty_by_text(tmp_path: Path) -> None:
+    file = tmp_path / "instruction_difficulty.csv"
+    file.write_text(",instruction_difficulty\n0,0.5\n1,-1.0\n2,2.5\n")
+    assert alpaca_files.read_difficulty(str(file), ["x", "y", "x"]) == {"x": 1.5, "y": -1.0}
+    with pytest.raises(DataError, match="row 2 of a set of 2"):
+        alpaca_files.read_difficulty(str(file), ["x", "y"])
+    with pytest.raises(DataError, match="no difficulty of 1 of the 4"):
+        alpaca_files.read_difficulty(str(file), ["x", "y", "z", "w"])

@@ -15,15 +15,12 @@ import numpy as np
 from sao.evaluation.alpaca_files import Annotation
 from sao.evaluation.arena import Game, arena_scores, style_of
 from sao.evaluation.guards import by_length, slot_warning
-from sao.evaluation.length_control import GamedRow, Row, length_controlled, score_name
+from sao.evaluation.length_control import LC, GamedRow, Row, length_controlled, score_name
 from sao.evaluation.questions import Question
 from sao.evaluation.statistics import Effect, Points, effect, paired, prompt_points
 from sao.evaluation.suites import said
 from sao.evaluation.verdicts import parse_arena
 from sao.types import Judgment, Rating, Response
-
-REFITS = 2000
-"""Resamples in which a length-adjusted win rate is fitted anew."""
 
 WORTH = {"first": 1.0, "second": 0.0, "tie": 0.5}
 Words = Mapping[str, tuple[int, int]]
@@ -89,22 +86,19 @@ class Games:
     ) -> dict[str, Any] | None:
         """Our win rate if our answers were as long as theirs, by AlpacaEval's model (sao.evaluation.length_control); called LC
         only with all of its official files. None where nothing can be read."""
-        rows = [
-            Row(
-                instruction=self.asked[id_],
-                p=p,
-                length=len(self.texts[id_][0]),
-                baseline_length=len(self.texts[id_][1]),
-            )
-            for id_, _, p in self.rows(judgments, soft=True)
-        ]
-        if not any(row.p is not None for row in rows):
+        points = prompt_points(self.rows(judgments, soft=True))
+        rows = []
+        for id_, p in zip(points.ids, points.values.tolist(), strict=True):
+            mine, other = self.texts[id_]
+            rows.append(Row(instruction=self.asked[id_], p=p, length=len(mine), baseline_length=len(other)))
+        if not rows:
             return None
         o = official or Official()
-        found = length_controlled(rows, o.difficulty, o.gamed or (), resamples=min(resamples, REFITS), seed=seed)
         name = score_name({row.instruction for row in rows}, o.baseline, o.instructions, o.difficulty, o.gamed)
-        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": name, "n": found.n,
-                "resamples": min(resamples, REFITS)}  # fmt: skip
+        # What is called LC is fitted as alpaca_eval fits it, with its folds and a lasso chosen by cross-validation.
+        fitted: dict[str, Any] = {"penalty": None, "order": o.instructions} if name == LC else {}
+        found = length_controlled(rows, o.difficulty, o.gamed or (), resamples=resamples, seed=seed, **fitted)
+        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": name, "n": found.n}
 
     def annotations(self, judgments: Iterable[Judgment], ours: str, theirs: str, judge: str) -> list[Annotation]:
         """The verdicts as alpaca_eval's annotations, one for each question: the mean of its orders."""

@@ -82,7 +82,7 @@ def test_vendi_by_another_implementation() -> None:
     texts = [" ".join(rng.choice("abcdefghijklmnopqrstuvwxyz") * 2 for _ in range(6)) for _ in range(60)]
     vectors = text.TfidfVectorizer().fit_transform(texts).toarray()
     shares = np.linalg.eigvalsh(vectors @ vectors.T / 60)
-    assert vendi(texts) == pytest.approx(np.exp(-sum(x * np.log(x) for x in shares if x > 1e-12)), rel=1e-9)
+    assert vendi(texts) == pytest.approx(np.exp(-sum(x * np.log(x) for x in shares if x > 1e-12)), rel=1e-6)
     assert np.allclose(measures.cosines([Counter(one.split()) for one in texts], block=7), vectors @ vectors.T)
 
 
@@ -95,10 +95,7 @@ def test_repetition_and_lengths_by_hand() -> None:
     assert found["exact_repetition"]["ci95"] == pytest.approx(wilson(1, 5))
     assert found["words"] == {"mean": pytest.approx(7.8), "median": 3, "p5": 3, "p95": 15}
     assert found["characters"]["mean"] == pytest.approx((64 + 11 + 10 + 66 + 16) / 5)
-    assert (
-        describe(texts_of([f"text {i}" for i in range(999)]), near=False, topics=False)["exact_repetition"]["ci95"][0]
-        >= 0
-    )
+    assert all(0 <= measures.rate(0, n)["ci95"][0] < measures.rate(n, n)["ci95"][1] <= 1 for n in range(1, 2000))
     assert spread(array("q")) is None
     assert describe(texts_of(["a", "a"]), near=False)["near_repetition"] is None
 
@@ -110,6 +107,7 @@ def test_repetition_among_fewer() -> None:
     assert repetition_among(groups, 6) == pytest.approx(1 / 2)  # all of them: three of six repeat
     assert repetition_among(groups, 1) == pytest.approx(0)
     assert repetition_among(groups, 2) == pytest.approx((1 + 3) / 15 / 2)  # 4 of the 15 pairs are equal texts
+    assert repetition_among(groups, 3) == pytest.approx(1 - (1 / 2 + (1 - 4 / 20) + (1 - 1 / 20)) / 3)
     assert repetition_among(groups, 7) is None
     assert repetition_among(Counter({1: 10**6}), 1000) == pytest.approx(0, abs=1e-12)
     texts = [0] * 50 + [1] * 30 + list(range(2, 122))
@@ -210,6 +208,7 @@ def test_a_run_with_filters_and_answers(tmp_path: Path) -> None:
     text = show_stats([("a", found)])
     assert text == show_stats([("a", json.loads(json.dumps(found, allow_nan=False)))])
     assert "prompts, after the filters" in text
+    assert f"on {kept['n']} texts" in next(x for x in text[text.index("after the") :].splitlines() if "Vendi" in x)
     assert f"filtered     {kept['n']} kept, {filtered['dropped']} dropped (" in text
 
 

@@ -118,7 +118,7 @@ def vendi(texts: list[str]) -> float | None:
         return None
     shares = np.linalg.eigvalsh(cosines([Counter(words(text) or [text]) for text in texts]) / len(texts))
     shares = shares[shares > 1e-12]
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return round(float(np.exp(-(shares * np.log(shares)).sum())), 6)  # further digits hang on the number of threads
 
 
 def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:

@@ -54,7 +54,8 @@ class Texts:
         syllables = [a + b for a in "bdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")]
         rng = random.Random(seed)
         made = ("".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(4 * VOCABULARY))
-        self.words = list(dict.fromkeys(made))[:VOCABULARY]
+        real = ("to", "for")  # a text that ends in these without a full stop is dropped as unfinished
+        self.words = [word for word in dict.fromkeys(made) if word not in real][:VOCABULARY]
         self.weights = list(accumulate(1 / (rank + 2.7) for rank in range(len(self.words))))
 
     def draw(self, rng: random.Random, n: int) -> list[str]:

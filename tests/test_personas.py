@@ -304,3 +304,47 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(t
         for out in ("whole", "killed")
     ]
     assert both[0] == both[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"a\n" + b"x" * 5000 + b"\nb\n", r"p\.txt, line 2: longer than 0 MB"),
+        ("p.jsonl", b'{"persona": "a"}\n{"persona": "' + b"x" * 5000 + b'"}\n', r"p\.jsonl, line 2: longer than"),
+        ("p.csv", b"persona\na\n" + b"\xff\xfe" * 4 + b"\n", r"p\.csv, line 3: not UTF-8"),
+        ("p.txt", b"a\nb\0c\n", r"p\.txt, line 2: holds NUL bytes"),
+        (
+            "p.jsonl",
+            b'{"persona": {"text": "a"}}\n',
+            r"p\.jsonl, line 1: no text under the key 'persona'.*--personas\.column",
+        ),
+        (
+            "p.jsonl",
+            b'{"persona": "a"}\n["b"]\n',
+            r"p\.jsonl, line 2: no text under the key 'persona' \(it holds: list\)",
+        ),
+        ("p.csv", b"name,age\nx,1\n", r"p\.csv, line 2: no text under the key 'persona' \(it holds: name, age\)"),
+        ("p.jsonl.gz", b"not gzip at all", r"p\.jsonl\.gz: no whole gzip file"),
+        ("p.txt.gz", gzip.compress(b"a\n" * 1000)[:-9], r"p\.txt\.gz: no whole gzip file"),
+        ("p.jsonl", b"[" * 100_00, r"p\.jsonl, line 1: (not JSON|longer)"),
+    ],
+)
+def test_hostile_files_of_personas_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
+) -> None:
+    monkeypatch.setattr("sao.rows.MAX_LINE", 4096)
+    (tmp_path / name).write_bytes(content)
+    for sample in ("random", "first"):
+        c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=message):
+            list(read_personas(c, 0))
+
+
+def test_odd_personas_pass_or_count_once(tmp_path: Path) -> None:
+    rows = ["a  person\\n", "A PERSON", "", "   ", "\\ud800", "b\\u0000c", "\\ufeffd", "日本", "🙂"]
+    lines = [f'{{"persona": "{row}", "id": 1}}' for row in rows] + ['{"persona": null, "id": 1}']
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    c = PersonasConfig(source=str(tmp_path / "p.jsonl"), n=6, held_out=0, sample="first")
+    assert [p.text for p in read_personas(c, 0)] == ["a person", "\ud800", "b\0c", "\ufeffd", "日本", "🙂"]
+    run(config(personas=c.model_dump()), tmp_path / "run", until="prompts", engine=writer(9))
+    assert len(people(tmp_path / "run", config(personas=c.model_dump()), writer(9))) == 6

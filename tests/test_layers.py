@@ -13,7 +13,7 @@ ROOT = Path(sao.__file__).parent
 ROWS = [
     ["errors", "types"],
     ["config", "templates"],
-    ["store", "manifest", "rows", "similarity"],
+    ["store", "manifest", "rows", "similarity", "evaluation_sets"],
     ["engines", "leaks"],
     ["chat"],
     [

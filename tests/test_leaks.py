@@ -13,22 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sao import leaks
+from sao import evaluation_sets, leaks
 from sao.errors import ConfigError, DataError
-from sao.leaks import (
-    EXAMPLES,
+from sao.evaluation_sets import (
     PRESETS,
     Benchmark,
-    LeakIndex,
     Source,
-    leak_report,
     load_benchmarks,
     on_disk,
     parse_source,
-    show_report,
     source_identity,
-    tfidf_candidates,
 )
+from sao.leaks import EXAMPLES, LeakIndex, leak_report, show_report, tfidf_candidates
 
 TEN = "one two three four five six seven eight nine ten"
 
@@ -109,7 +105,7 @@ def test_hub_sets_are_read_as_named(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((path, list(columns), options["revision"], options["subset"], options["split"]))
         return iter([("row 0", {"question": TEN})])
 
-    monkeypatch.setattr(leaks, "read_rows", rows)
+    monkeypatch.setattr(evaluation_sets, "read_rows", rows)
     found = load_benchmarks(["some/set@abc:sub:dev#question", "mmlu"])
     assert asked[0] == ("some/set", ["question"], "abc", "sub", "dev")
     assert asked[1][::2] == ("cais/mmlu", parse_source("mmlu").revision, "test")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from sao import judging
-from sao.chat import find_model, identity_of, is_local
-from sao.config import Config, EngineConfig, JudgingConfig
+from sao.chat import find_model, identity_of, is_local, weights_identity
+from sao.config import Config, EngineConfig, JudgingConfig, make_config
 from sao.engines import Engine, open_engine
 from sao.errors import ConfigError, DropError
 from sao.evaluation.guards import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
-from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, turn_prompt
+from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, references_of, turn_prompt
+from sao.folder import RunFolder
 from sao.responses import answer_prompts
 from sao.store import Stage, read_manifest
 from sao.templates import load_template
@@ -29,37 +30,65 @@ from sao.types import Drop, Judgment, Prompt, Rating, Record, Response, make_id
 Answers = dict[str, list[Response]]
 """By a question's id, one for each turn."""
 Notify = Callable[[str], None]
+FAILED = "the judge gave no answer"
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Player:
-    """A model that is evaluated: a folder, a hub id, or the file of its answers."""
+    """A model that is evaluated: a folder, a hub id, or the file of its answers. `run` is the run folder that it was named by."""
 
     role: str
     model: str
     revision: str | None = None
+    run: Path | None = None
 
     @property
     def is_file(self) -> bool:
         """Whether its answers are given."""
         return Path(self.model).is_file()
 
+    @property
+    def title(self) -> str:
+        """What it is called in files for others: no path of this machine."""
+        path = Path(self.model)
+        if not path.exists():
+            return self.model
+        run = run_of(self.model) if path.name == "model" else None
+        return path.name if run is None else run.name
+
 
 def player(role: str, name: str) -> Player:
-    """A player by what the user gives: a folder, `ID@REVISION`, a file of answers, or a run folder (its base or trained
-    model)."""
+    """A player by what the user gives: a folder, `ID@REVISION`, a file of answers, or a run folder (its base or trained model).
+
+    Raises ConfigError for a run without the trained model that its recipe asks for.
+    """
     path = Path(name)
     if (path / "manifest.json").is_file():
-        if role == "tuned":
-            found = sorted(path.glob("round-*/train-*/model/config.json"), key=lambda p: p.stat().st_mtime)
-            if not found:
-                raise ConfigError(f"{name}: a run without a trained model. Train it first: sao run … --out {name}")
-            return Player(role=role, model=str(found[-1].parent))
-        config = read_manifest(path)["config"]
-        return Player(role=role, model=config["model"], revision=config["revision"])
-    model, _, revision = name.partition("@") if not path.exists() else (name, "", "")
-    return Player(role=role, model=model, revision=revision or None)
+        config = recipe_of(path)
+        if role == "base":
+            return Player(role=role, model=config.model, revision=config.revision, run=path)
+        model = RunFolder(config, path).model_dir
+        if not (model / "config.json").is_file():
+            others = ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json"))) or "none"
+            raise ConfigError(
+                f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or name one of these "
+                f"folders: {others}"
+            )
+        return Player(role=role, model=str(model), run=path)
+    model_id, _, revision = name.partition("@") if not path.exists() else (name, "", "")
+    return Player(role=role, model=model_id, revision=revision or None)
+
+
+def recipe_of(run: Path) -> Config:
+    """The recipe that a run folder was last used with."""
+    return make_config(read_manifest(run)["config"], f"{run}/manifest.json")
+
+
+def run_of(model: str) -> Path | None:
+    """The run folder in which a trained model lies, None where it lies in none."""
+    parents = list(Path(model).resolve().parents)
+    return next((folder for folder in parents[:4] if (folder / "manifest.json").is_file()), None)
 
 
 @dataclass
@@ -93,18 +122,29 @@ class Bench:
             self._open[1].close()
             self._open = None
 
-    @property
-    def own_engine(self) -> EngineConfig:
-        """What runs the models that are evaluated."""
-        return self.config.eval.engine or self.config.engine
+    def own_engine(self, player: Player) -> EngineConfig:
+        """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that is a server, which
+        cannot be given two models. A server of eval.engine is asked for the model by its own name."""
+        c = self.config
+        if c.eval.engine is None:
+            return c.engine if c.engine.name != "openai" else c.engine.model_copy(update={"name": "transformers"})
+        if c.eval.engine.name == "openai" and c.eval.engine.openai.model is not None:
+            raise ConfigError("eval.engine.openai.model: base and tuned would be the same model there. Leave it out")
+        asked = c.eval.engine.openai.model_copy(update={"model": player.model})
+        return c.eval.engine.model_copy(update={"openai": asked}) if c.eval.engine.name == "openai" else c.eval.engine
+
+    @cached_property
+    def judging(self) -> JudgingConfig:
+        """How is judged."""
+        return judging.reading_judge(self.config.judging)
 
     @cached_property
     def judge(self) -> tuple[EngineConfig, str, str | None]:
         """What judges."""
-        engine = self.config.judging.engine
-        if engine is None:
-            return self.config.engine, self.config.model, self.config.revision
-        return engine, engine.model or self.config.model, engine.revision if engine.model else self.config.revision
+        c, engine = self.config, self.judging.engine
+        if engine is None or engine.model is None:
+            return engine or c.engine, c.model, c.revision
+        return engine, engine.model, engine.revision
 
     def identity(self, player: Player) -> Identity:
         """Who a player is."""
@@ -112,15 +152,15 @@ class Bench:
             return Identity(weights=self.given[player.role].identity, name=player.model)
         if player.is_file:
             return Identity(weights=make_id("file", Path(player.model).read_bytes()), name=Path(player.model).name)
-        return _identity(self.own_engine, player.model, player.revision)
+        return _identity(self.own_engine(player), player.model, player.revision)
 
     @cached_property
     def judge_identity(self) -> Identity:
         """Who judges."""
-        config, model, revision = self.judge
         if "judge" in self.given:
             return Identity(weights=self.given["judge"].identity, name=self.given["judge"].name)
-        return _identity(config, model, revision)
+        engine = self.judging.engine
+        return _identity(*self.judge, named=engine is None or engine.model is not None)
 
     # Answers.
 
@@ -135,13 +175,15 @@ class Bench:
             prompts = [turn_prompt(q, found, turn) for q in asked]
             settings = {
                 "model": self.identity(player).weights,
+                "engine": self._engine_of(player),
+                "seed": self.config.seed,
                 "questions": make_id(*(p.id for p in prompts)),
                 **c.model_dump(mode="json", include={"system", "temperature", "top_p", "max_tokens"}),
             }
             before = self._stage("answers", settings, before)
 
             def make(key: str, done: Container[str], prompts: list[Prompt] = prompts) -> Iterator[Response | Drop]:
-                engine = self.engine(player.role, self.own_engine, player.model, player.revision)
+                engine = self.engine(player.role, self.own_engine(player), player.model, player.revision)
                 return answer_prompts(prompts, engine, c, key, done, keep_cut=True)
 
             self._fill(f"{player.role} answers", before, Response, len(prompts), make)
@@ -153,16 +195,19 @@ class Bench:
         whole = {q.prompt.id: 1 + len(q.later) for q in questions}
         return {id_: group for id_, group in found.items() if len(group) == whole[id_]}
 
+    def _engine_of(self, player: Player) -> list[str]:
+        """What else than its weights a model's words depend on."""
+        engine = self.own_engine(player)
+        return ["given"] if player.role in self.given else [engine.name, engine.dtype]
+
     # Verdicts.
 
     def verdicts(
         self, suite: Suite, questions: list[Question], ours: Answers, theirs: Answers, template: str
     ) -> list[Judgment]:
-        """The judge on our answers against theirs, in both orders."""
-        c = self.config.judging.model_copy(update={"orders": "both", "opponents": None, "template": template})
-        if c.method not in ("logprob", "text"):
-            c = c.model_copy(update={"method": "logprob", "reasoning": False})
-        settings = self._judging(suite, template, c) | {"pairs": _digest(questions, ours, theirs)}
+        """The judge on our answers against theirs, in both orders; what the judge failed to answer is unreadable."""
+        c = self.judging.model_copy(update={"template": template})
+        settings = self._judging(suite, template, c, questions) | {"pairs": _digest(questions, ours, theirs)}
         stage = self._stage("verdicts", settings)
         name = self.judge_identity.name
 
@@ -171,16 +216,25 @@ class Bench:
             engine = self.engine("judge", *self.judge)
             if suite.way == "duel":
                 return judging.judge(pairs, engine, c, done, name=name)
-            return judge_by_text(pairs, engine, suite, template, self.config.eval.max_tokens, done, name)
+            references, longest = references_of(questions), self.config.eval.max_tokens
+            return judge_by_text(pairs, engine, suite, template, longest, done, name, references=references)
 
         self._fill(f"{suite.name} verdicts", stage, Judgment, 2 * len(questions), make)
-        return list(stage.records(Judgment))
+        said = {judgment.id: judgment for judgment in stage.records(Judgment)}
+        return [
+            said.get(duel.id)
+            or Judgment(
+                id=duel.id, row=duel.row, prompt_id=duel.prompt_id, first_id=duel.first.id, second_id=duel.second.id,
+                judge=name, verdict=None, text=FAILED,
+            )
+            for duel in duels(questions, ours, theirs, stage.fingerprint)
+        ]  # fmt: skip
 
     def ratings(self, suite: Suite, questions: list[Question], ours: Answers, template: str) -> list[Rating]:
         """The judge's marks of our answers."""
-        settings = self._judging(suite, template, None) | {"answers": _digest(questions, ours, {})}
+        settings = self._judging(suite, template, None, questions) | {"answers": _digest(questions, ours, {})}
         stage = self._stage("ratings", settings)
-        turns = sum(1 + len(q.later) for q in questions)
+        turns, name = sum(1 + len(q.later) for q in questions), self.judge_identity.name
 
         def make(key: str, done: Container[str]) -> Iterator[Rating | Drop]:
             engine = self.engine("judge", *self.judge)
@@ -189,22 +243,34 @@ class Bench:
             )
 
         self._fill(f"{suite.name} marks", stage, Rating, turns, make)
-        return list(stage.records(Rating))
+        said = {rating.response_id: rating for rating in stage.records(Rating)}
+        return [
+            said.get(answer.id)
+            or Rating(
+                id=answer.id,
+                row=0,
+                prompt_id=answer.prompt_id,
+                response_id=answer.id,
+                judge=name,
+                score=None,
+                text=FAILED,
+            )
+            for group in ours.values()
+            for answer in group
+        ]
 
-    def _judging(self, suite: Suite, template: str, c: JudgingConfig | None) -> dict[str, Any]:
+    def _judging(
+        self, suite: Suite, template: str, c: JudgingConfig | None, questions: list[Question]
+    ) -> dict[str, Any]:
         """What a judge's word depends on."""
         used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning"}
-        own = (
-            c.model_dump(mode="json", include=used)
-            if c and suite.way == "duel"
-            else {"max_tokens": self.config.eval.max_tokens}
-        )
-        return {
-            "way": suite.way,
-            "judge": self.judge_identity.weights,
-            "text": load_template(template, FIELDS[suite.way]),
-            **own,
-        }
+        own: dict[str, Any] = {"max_tokens": self.config.eval.max_tokens}
+        if c is not None and suite.way == "duel":
+            own = c.model_dump(mode="json", include=used)
+        elif any(q.references for q in questions):
+            own["references"] = make_id(*(text for q in questions for text in q.references))
+        text = load_template(template, FIELDS[suite.way])
+        return {"way": suite.way, "judge": self.judge_identity.weights, "text": text, **own}
 
     # Stages.
 
@@ -232,11 +298,17 @@ class Bench:
             )
 
 
-def _identity(config: EngineConfig, model: str, revision: str | None) -> Identity:
-    weights = identity_of(config, model, revision)
+def _identity(config: EngineConfig, model: str, revision: str | None, named: bool = True) -> Identity:
+    """Who the engine would run; `named`: whether the model was said for this engine, or is only the recipe's."""
+    if config.name == "openai" and not named and config.openai.model is not None:
+        # The server's own name says who it is; the recipe's model is another one.
+        return read_identity(
+            f"openai:{config.openai.base_url}:{config.openai.model}", config.openai.model, None, plain=""
+        )
     here = config.name in ("transformers", "vllm") or (config.name == "openai" and is_local(model))
-    name = f"{config.openai.model or model}" if config.name == "openai" else model
-    return read_identity(weights, name, find_model(model, revision) if here else None)
+    plain = weights_identity(model, revision) if here else model
+    folder = find_model(model, revision) if here else None
+    return read_identity(identity_of(config, model, revision), model, folder, plain=plain)
 
 
 def _digest(questions: list[Question], ours: Answers, theirs: Answers) -> str:

@@ -31,6 +31,11 @@ STAGE_HELP = {
 }
 TOP_KEYS = ("model", "revision", "max_drop_share")
 """The keys of a recipe that stand in no section (`seed` is an option of its own)."""
+OUTSIDE_A_RUN = (
+    "base", "tuned", "reference", "references", "suite", "questions", "template", "headline", "difficulty", "gamed", "limit",
+    "data_dir", "include_path", "tasks_template",
+)  # fmt: skip
+"""The options of `sao eval` that belong to two models outside a run."""
 EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder or a hub id.
 Any key of a recipe can be set: --train.beta 2.0 --judging.method random --personas.n 500
 `sao run --help-config` lists them all. The same command again goes on where it stopped."""
@@ -166,6 +171,9 @@ def _add_suites(command: argparse.ArgumentParser) -> None:
         "--questions", nargs="+", default=[], metavar="SUITE=SET", help="questions in place of a suite's own"
     )
     group.add_argument("--template", nargs="+", default=[], metavar="SUITE=FILE", help="what a suite's judge is shown")
+    group.add_argument(
+        "--references", nargs="+", default=[], metavar="SUITE=FILE", help="right answers that the judge is shown"
+    )
     group.add_argument("--headline", action="store_true", help="show figures of a circular judge too")
     group.add_argument(
         "--difficulty", metavar="FILE", help="AlpacaEval's difficulty by instruction, for its LC win rate"
@@ -197,7 +205,7 @@ def _dispatch(argv: list[str]) -> int:
         return _plan(args, read_overrides(extra))
     if args.help_config:
         return _help_config()
-    if args.command == "eval" and (args.base or args.tuned):
+    if args.command == "eval" and any(getattr(args, name) for name in OUTSIDE_A_RUN):
         return _evaluate(args, read_overrides(extra))
     return _run(args, read_overrides(extra))
 
@@ -282,23 +290,29 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from sao.bench import Bench, player
+    from sao.bench import Bench, player, recipe_of
+    from sao.config import make_config, overridden
     from sao.evaluate import Asked, TaskOptions, evaluate
     from sao.evaluation.outputs import show_table
 
     if not (args.base and args.tuned):
-        raise ConfigError("sao eval compares two models: give both --base and --tuned")
+        raise ConfigError("sao eval with suites compares two models: give both --base and --tuned")
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     base, tuned = player("base", args.base), player("tuned", args.tuned)
-    overrides = {"model": base.model, "revision": base.revision or "null", **overrides}
-    config = read_target(args.target or ("demo" if base.model == "builtin:world" else "default"), overrides)
+    given = {"model": base.model, "revision": base.revision or "null", **overrides}
+    run = tuned.run or base.run
+    if args.target is None and run is not None:  # as the run's own recipe has it
+        config = make_config(overridden(recipe_of(run).model_dump(mode="json"), given), f"{run}/manifest.json")
+    else:
+        config = read_target(args.target or ("demo" if base.model == "builtin:world" else "default"), given)
     asked = Asked(
         base=base,
         tuned=tuned,
         reference=player("reference", args.reference) if args.reference else None,
         questions=dict(_assigned(args.questions, "--questions")),
         templates=dict(_assigned(args.template, "--template")),
+        references=dict(_assigned(args.references, "--references")),
         difficulty=args.difficulty,
         gamed=args.gamed,
         headline=args.headline,
@@ -393,7 +407,8 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _leaks(args: argparse.Namespace) -> int:
-    from sao.leaks import leak_report, load_benchmarks, show_report
+    from sao.evaluation_sets import load_benchmarks
+    from sao.leaks import leak_report, show_report
     from sao.store import write_atomic
 
     report = leak_report(_run_folder(args.run).texts, load_benchmarks(args.against), args.max_overlap)

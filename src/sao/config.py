@@ -567,9 +567,14 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) 
         raise ConfigError(f"{where}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: a recipe is a mapping of keys to values, not {type(data).__name__}")
-    for dotted, value in (overrides or {}).items():
+    return make_config(overridden(data, overrides or {}), where)
+
+
+def overridden(data: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe's nested dict with dotted overrides put in, whose values are read as YAML."""
+    for dotted, value in overrides.items():
         _set(data, dotted, value)
-    return make_config(data, where)
+    return data
 
 
 def make_config(data: Mapping[str, Any], where: str = "config") -> Config:

@@ -8,38 +8,43 @@ repository on the hub).
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sao.bench import Answers, Bench, Player
-from sao.config import make_config
+from sao.bench import Answers, Bench, Player, recipe_of, run_of
 from sao.errors import ConfigError
 from sao.evaluation import alpaca_files, score
 from sao.evaluation.guards import degenerate, judge_label
+from sao.evaluation.length_control import LC, LengthControlled
 from sao.evaluation.outputs import show_table, write_eval_results
-from sao.evaluation.questions import Question, held_out_questions, read_questions
+from sao.evaluation.questions import Question, by_category, held_out_questions, read_questions, with_references
 from sao.evaluation.self_tests import try_judge
 from sao.evaluation.statistics import Points, holm
-from sao.evaluation.suites import TASKS, Suite, find_suites
+from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
+from sao.evaluation_sets import on_disk, parse_source
 from sao.folder import RunFolder
-from sao.leaks import parse_source
-from sao.store import dumps, read_manifest, write_atomic
+from sao.manifest import package_versions
+from sao.store import dumps, write_atomic
+from sao.templates import load_template
 from sao.types import Judgment, Rating, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is evaluated: two models, and a third whose answers both are compared with where there is one (`reference`); the
-    questions and templates that take the place of a suite's own, by suite; AlpacaEval's files of difficulty and gamed rows;
-    `headline`: whether a circular result is shown too."""
+    """What is evaluated: two models, and a third whose answers both are compared with where there is one (`reference`). By
+    suite: the questions, templates and right answers that take the place of its own. AlpacaEval's files of difficulty and gamed
+    rows. `headline`: whether a circular result is shown too."""
 
     base: Player
     tuned: Player
     reference: Player | None = None
     questions: Mapping[str, str] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
     difficulty: str | None = None
     gamed: str | None = None
     headline: bool = False
@@ -63,61 +68,121 @@ class TaskOptions:
 
 
 def evaluate(bench: Bench, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None) -> dict[str, Any]:
-    """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's folder."""
-    suites = find_suites(names)
+    """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's folder.
+
+    Raises ConfigError for what cannot be, before any model is asked.
+    """
+    suites, options = find_suites(names), tasks or TaskOptions()
+    _check(bench, asked, suites, options if TASKS in names else None)
+    official = _official(asked)
     try:
-        found = _judged(bench, asked, suites)
+        found = _judged(bench, asked, suites, official)
     finally:
         bench.close()
+    _write_results(bench.out, found)
     if TASKS in names:
-        found["tasks"], found["task_average"] = _tasks(bench, asked, tasks or TaskOptions())
-    write_atomic(bench.out / "results.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(bench.out / "table.md", show_table(found) + "\n")
+        found["tasks"], found["task_average"] = _tasks(bench, asked, options)
+    main = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")] + found.get("tasks", [])
+    for one, p in zip(main, holm([one["p"] for one in main]), strict=True):
+        one["p_holm"] = p  # over all that this call compares
+    _write_results(bench.out, found)
     write_eval_results(bench.out, found)
     return found
 
 
-def _judged(bench: Bench, asked: Asked, suites: list[Suite]) -> dict[str, Any]:
+def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
+    """Raise ConfigError for what would only show itself after hours."""
+    named = {"--questions": asked.questions, "--template": asked.templates, "--references": asked.references}
+    for option, given in named.items():
+        if unknown := sorted(set(given) - {suite.name for suite in suites}):
+            raise ConfigError(f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)")
+    if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
+        raise ConfigError("--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json")
+    for suite in suites:
+        template = _template(bench, suite, asked)
+        if suite.way == "duel":
+            load_template(template, FIELDS[suite.way])
+        else:
+            read_template(template, suite.way)
+    for player in asked.players:
+        if not player.is_file and player.role not in bench.given:
+            bench.own_engine(player)
+    if tasks is not None:
+        if find_spec("lm_eval") is None:
+            raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
+        for folder in filter(None, (tasks.data_dir, tasks.include_path)):
+            if not folder.is_dir():
+                raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)")
+
+
+def _template(bench: Bench, suite: Suite, asked: Asked) -> str:
+    return asked.templates.get(suite.name) or suite.template or bench.judging.template
+
+
+def _write_results(out: Path, found: dict[str, Any]) -> None:
+    write_atomic(out / "results.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(out / "table.md", show_table(found) + "\n")
+
+
+def _judged(bench: Bench, asked: Asked, suites: list[Suite], official: score.Official | None) -> dict[str, Any]:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
     answers: dict[tuple[str, str], Answers] = {}
     for player in asked.players:
         for suite in suites:
             answers[suite.name, player.role] = bench.answers(player, questions[suite.name])
-    found: dict[str, Any] = {
-        "base": asked.base.model,
-        "tuned": asked.tuned.model,
-        "reference": asked.reference.model if asked.reference else None,
-        "judge": bench.judge_identity.name if suites else None,
-        "label": "",
-        "why": "",
-        "suites": {},
-    }
+    found: dict[str, Any] = {player.role: player.model for player in asked.players}
+    found |= {"reference": found.get("reference"), "judge": None, "label": "", "why": "", "suites": {}}
+    found["made_with"] = made_with(bench, asked)
     if suites:
-        label = judge_label(bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base))
-        found["label"], found["why"] = label
+        found["judge"] = bench.judge_identity.name
+        found["label"], found["why"] = judge_label(
+            bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base)
+        )
     found["headline"] = found["label"] != "CIRCULAR" or asked.headline
+    for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
+        shutil.rmtree(bench.out / name, ignore_errors=True)
     for suite in suites:
         sides = {player.role: answers[suite.name, player.role] for player in asked.players}
-        found["suites"][suite.name] = _one(bench, suite, asked, questions[suite.name], sides)
+        one = _Work(bench, suite, asked, questions[suite.name], sides, official, found["headline"])
+        found["suites"][suite.name] = one.result()
     if bench.config.eval.self_tests and suites:
         found["self_tests"] = _try_judge(bench, questions[suites[0].name], answers[suites[0].name, "tuned"])
-    deltas = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")]
-    for delta, p in zip(deltas, holm([delta["p"] for delta in deltas]), strict=True):
-        delta["p_holm"] = p
     return found
+
+
+def made_with(bench: Bench, asked: Asked) -> dict[str, Any]:
+    """What the figures hang on: who answered and judged, by weights, and with which settings."""
+    c = bench.config
+    sampling = c.responses.model_dump(mode="json", include={"system", "temperature", "top_p", "max_tokens"})
+    return {
+        "weights": {player.role: bench.identity(player).weights for player in asked.players},
+        "judge": bench.judge_identity.weights,
+        "judging": bench.judging.model_dump(
+            mode="json", include={"method", "template", "choices", "min_mass", "temperature"}
+        ),
+        "sampling": sampling,
+        "engine": {
+            player.role: "a file" if player.is_file else bench.own_engine(player).name for player in asked.players
+        },
+        "seed": c.seed,
+        "resamples": c.eval.bootstrap,
+        "packages": package_versions(),
+    }
 
 
 def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Both models on lm-eval's tasks, paired; and the mean over the tasks of each."""
     from sao.evaluation.tasks import compare_tasks, run_tasks
 
+    # lm-eval runs on transformers, whatever answers the questions.
+    engine = bench.own_engine(asked.base).model_copy(update={"name": "transformers"})
     results = [
         run_tasks(
             player.model,
             options.tasks,
             cache=bench.out / "tasks",
-            engine=bench.own_engine,
+            engine=engine,
             revision=player.revision,
             limit=options.limit,
             batch_size=options.batch_size,
@@ -130,7 +195,7 @@ def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[
     ]
     compared = compare_tasks(*results, resamples=bench.config.eval.bootstrap, seed=bench.config.seed)
     cut = {result.task: result.cut for side in results for result in side.results if result.cut}
-    rows = [asdict(one) | {"cut": cut.get(one.task, 0)} for one in compared]
+    rows = [asdict(one) | {"cut": cut.get(one.task, 0), "detectable": one.detectable or None} for one in compared]
     return rows, {"base": results[0].average, "tuned": results[1].average}
 
 
@@ -140,10 +205,9 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
     Raises ConfigError where there are none.
     """
     source = asked.questions.get(suite.name) or suite.questions
-    run = run_of(asked.tuned.model)
+    run = asked.tuned.run or run_of(asked.tuned.model)
     if not source and run is not None:
-        config = make_config(read_manifest(run)["config"], f"{run}/manifest.json")
-        found = held_out_questions(RunFolder(config, run).asked(True))
+        found = held_out_questions(RunFolder(recipe_of(run), run).asked(True))
         if found:
             return found
     if not source:
@@ -151,85 +215,120 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
             f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a run that has held-out "
             "prompts"
         )
-    place = parse_source(source)
-    return read_questions(
+    place = on_disk(parse_source(source))
+    found = read_questions(
         place.path, revision=place.revision, subset=place.subset, split=place.split, column=place.column
     )
+    return with_references(found, asked.references[suite.name]) if suite.name in asked.references else found
 
 
-def run_of(model: str) -> Path | None:
-    """The run folder in which a trained model lies, None where it lies in none."""
-    parents = list(Path(model).resolve().parents)
-    return next((folder for folder in parents[:4] if (folder / "manifest.json").is_file()), None)
-
-
-def _one(
-    bench: Bench, suite: Suite, asked: Asked, questions: list[Question], sides: Mapping[str, Answers]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Work:
     """One suite's result."""
-    template = asked.templates.get(suite.name) or suite.template or bench.config.judging.template
-    texts = {role: [answer.text for group in side.values() for answer in group] for role, side in sides.items()}
-    found: dict[str, Any] = {
-        "title": suite.title,
-        "n": len(questions),
-        "questions": asked.questions.get(suite.name) or suite.questions or "held-out prompts of the run",
-        "template": template,
-        "degenerate": {role: wrong for role, side in texts.items() if (wrong := degenerate(side))},
-        "missing": {role: len(questions) - len(side) for role, side in sides.items()},
-    }
-    work = _marks if suite.way == "rating" else _duels
-    return found | work(bench, suite, asked, questions, sides, template)
 
+    bench: Bench
+    suite: Suite
+    asked: Asked
+    questions: list[Question]
+    sides: Mapping[str, Answers]
+    official: score.Official | None
+    headline: bool
 
-def _marks(
-    bench: Bench, suite: Suite, asked: Asked, questions: list[Question], sides: Mapping[str, Answers], template: str
-) -> dict[str, Any]:
-    """Marks of each model, and the difference."""
-    resamples, seed = bench.config.eval.bootstrap, bench.config.seed
-    ratings = {role: bench.ratings(suite, questions, side, template) for role, side in sides.items()}
-    points = {role: score.marks_of(found) for role, found in ratings.items()}
-    _write_items(bench.out, suite, questions, sides, ratings)
-    return {
-        **{role: score.mean_mark(found, resamples, seed) for role, found in points.items()},
-        "delta": score.difference(points["tuned"], points["base"], (-9.0, 9.0), resamples, seed),
-    }
+    def result(self) -> dict[str, Any]:
+        """The suite as JSON."""
+        texts = {role: [a.text for group in side.values() for a in group] for role, side in self.sides.items()}
+        cut = {
+            role: sum(a.finish_reason == "length" for group in side.values() for a in group)
+            for role, side in self.sides.items()
+        }
+        source = self.asked.questions.get(self.suite.name) or self.suite.questions
+        found: dict[str, Any] = {
+            "title": self.suite.title,
+            "n": len(self.questions),
+            "questions": str(parse_source(source)) if source else "held-out prompts of the run",
+            "template": _template(self.bench, self.suite, self.asked),
+            "degenerate": {role: wrong for role, side in texts.items() if (wrong := degenerate(side, cut=cut[role]))},
+            "cut_off": cut,
+            "missing": {role: len(self.questions) - len(side) for role, side in self.sides.items()},
+        }
+        return found | (self._marks() if self.suite.way == "rating" else self._duels())
 
+    @property
+    def _drawn(self) -> tuple[int, int]:
+        return self.bench.config.eval.bootstrap, self.bench.config.seed
 
-def _duels(
-    bench: Bench, suite: Suite, asked: Asked, questions: list[Question], sides: Mapping[str, Answers], template: str
-) -> dict[str, Any]:
-    """Win rates against the reference, or of tuned against base where there is none, and the difference."""
-    resamples, seed = bench.config.eval.bootstrap, bench.config.seed
-    other = "reference" if "reference" in sides else "base"
-    official = _official(asked) if suite.name == "alpaca" else None
-    found: dict[str, Any] = {"against": other}
-    judged: dict[str, list[Judgment]] = {}
-    games: dict[str, score.Games] = {}
-    points: dict[str, Points] = {}
-    for role in [name for name in ("base", "tuned") if name != other]:
-        games[role] = score.Games.of(questions, sides[role], sides[other])
-        judged[role] = bench.verdicts(suite, questions, sides[role], sides[other], template)
-        points[role] = games[role].points(judged[role])
-        found[role] = score.win_rate(points[role], judged[role], games[role].words, resamples, seed)
-        found[role]["adjusted"] = games[role].length_adjusted(judged[role], resamples, seed, official)
-    if suite.way == "arena":
-        played = {role: own.arena_games(role, judged[role]) for role, own in games.items()}
-        for role, scores in score.arena(played, resamples, seed).items():
-            found[role] |= scores
-    if suite.name == "alpaca":
-        _write_alpaca(bench, asked, other, games, judged)
-    _write_items(bench.out, suite, questions, sides, judged)
-    if "base" in points:
-        found["delta"] = score.difference(points["tuned"], points["base"], (-1.0, 1.0), resamples, seed)
-    elif points["tuned"].ids:
-        rate = found["tuned"]["win_rate"]
-        found["delta"] = rate | {"value": rate["value"] - 0.5, "ci95": [end - 0.5 for end in rate["ci95"]]}
-    return found
+    def _marks(self) -> dict[str, Any]:
+        """Marks of each model, and the difference."""
+        template = _template(self.bench, self.suite, self.asked)
+        ratings = {
+            role: self.bench.ratings(self.suite, self.questions, side, template) for role, side in self.sides.items()
+        }
+        points = {role: score.marks_of(found) for role, found in ratings.items()}
+        self._write_items(ratings)
+        return {
+            **{role: score.mean_mark(found, *self._drawn) for role, found in points.items()},
+            "delta": score.difference(points["tuned"], points["base"], (-9.0, 9.0), *self._drawn),
+            "by_category": {role: self._by_category(found) for role, found in points.items()},
+        }
+
+    def _duels(self) -> dict[str, Any]:
+        """Win rates against the reference, or of tuned against base where there is none, and the difference."""
+        other = "reference" if "reference" in self.sides else "base"
+        template = _template(self.bench, self.suite, self.asked)
+        soft = self.suite.name == "alpaca"  # AlpacaEval 2 takes the judge's probabilities
+        found: dict[str, Any] = {"against": other}
+        judged: dict[str, list[Judgment]] = {}
+        games: dict[str, score.Games] = {}
+        points: dict[str, Points] = {}
+        for role in [name for name in ("base", "tuned") if name != other]:
+            games[role] = score.Games.of(self.questions, self.sides[role], self.sides[other])
+            judged[role] = self.bench.verdicts(
+                self.suite, self.questions, self.sides[role], self.sides[other], template
+            )
+            points[role] = games[role].points(judged[role], soft)
+            found[role] = score.win_rate(points[role], judged[role], games[role].words, *self._drawn)
+        for key, scores in self._refitted(games, judged).items():
+            for role, one in scores.items():
+                found[role][key] = one
+        if soft and self.headline:
+            _write_alpaca(self.bench, self.asked, other, games, judged, found)
+        self._write_items(judged)
+        found["by_category"] = {role: self._by_category(own) for role, own in points.items()}
+        if "base" in points:
+            found["delta"] = score.difference(points["tuned"], points["base"], (-1.0, 1.0), *self._drawn)
+        elif rate := found["tuned"]["win_rate"]:
+            found["delta"] = rate | {"value": rate["value"] - 0.5, "ci95": [end - 0.5 for end in rate["ci95"]]}
+        return found
+
+    def _refitted(
+        self, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]]
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        """Length-adjusted win rates, and Arena-Hard's scores: by kind and role."""
+        official = self.official if self.suite.name == "alpaca" else None
+        adjusted: dict[str, LengthControlled] = {}
+        name = ""
+        for role, own in games.items():
+            fitted = own.length_adjusted(own.points(judged[role], soft=True), *self._drawn, official)
+            if fitted is not None:
+                adjusted[role], name = fitted
+        found = {"adjusted": score.refitted(adjusted, name)}
+        if self.suite.way == "arena":
+            played = {role: own.arena_games(role, judged[role]) for role, own in games.items()}
+            for key, controlled in (("arena", False), ("arena_style", True)):
+                title = "Bradley–Terry score" + (", style controlled" if controlled else "")
+                found[key] = score.refitted(score.arena(played, *self._drawn, controlled), title)
+        return found
+
+    def _by_category(self, points: Points) -> dict[str, Any]:
+        return by_category(self.questions, dict(zip(points.ids, points.values.tolist(), strict=True)))
+
+    def _write_items(self, judged: Mapping[str, Sequence[Judgment | Rating]]) -> None:
+        _write_items(self.bench.out, self.suite, self.questions, self.sides, judged)
 
 
 def _official(asked: Asked) -> score.Official | None:
     """AlpacaEval's own files, where they and the baseline's outputs were given."""
-    if asked.reference is None or not asked.reference.is_file or not (asked.difficulty or asked.gamed):
+    if asked.reference is None or not (asked.difficulty or asked.gamed):
         return None
     outputs = alpaca_files.read_outputs(asked.reference.model)
     order = [output.instruction for output in outputs]
@@ -242,10 +341,13 @@ def _official(asked: Asked) -> score.Official | None:
 
 
 def _write_alpaca(
-    bench: Bench, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]]
-) -> None:
+    bench: Bench, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]],
+    found: Mapping[str, Any],
+) -> None:  # fmt: skip
     """The files that alpaca_eval reads: each model's outputs and annotations, and the leaderboard."""
-    names = {player.role: Path(player.model).name for player in asked.players}
+    names = {player.role: player.title for player in asked.players}
+    if len(set(names.values())) < len(names):
+        names = {role: f"{name}-{role}" for role, name in names.items()}
     standings = {}
     for role, own in games.items():
         annotations = own.annotations(judged[role], names[role], names[other], bench.judge_identity.name)
@@ -257,7 +359,12 @@ def _write_alpaca(
         write_atomic(folder / "model_outputs.json", alpaca_files.outputs_json(outputs))
         write_atomic(folder / "annotations.json", alpaca_files.annotations_json(annotations))
         if any(a.p is not None for a in annotations):
-            standings[f"{names[role]} ({role})"] = alpaca_files.standing_of(annotations)
+            adjusted = found[role].get("adjusted", {})
+            controlled = adjusted.get("value") if adjusted.get("name") == LC else None
+            standing = alpaca_files.standing_of(annotations)
+            if controlled is not None:
+                standing = replace(standing, length_controlled_winrate=100 * controlled)
+            standings[names[role]] = standing
     write_atomic(bench.out / "alpaca" / "leaderboard.csv", alpaca_files.leaderboard_csv(standings))
 
 
@@ -293,9 +400,7 @@ def _write_items(
 def _try_judge(bench: Bench, questions: list[Question], answers: Answers) -> dict[str, Any]:
     """The judge on made-up pairs of the tuned model's own answers."""
     groups = ((q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers)
-    config = bench.config.judging
-    if config.method not in ("logprob", "text"):
-        config = config.model_copy(update={"method": "logprob", "reasoning": False})
+    config = bench.judging
     return try_judge(
         groups, bench.config.eval.self_tests, lambda: bench.engine("judge", *bench.judge), config, bench.config.seed
     )

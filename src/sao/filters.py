@@ -17,7 +17,8 @@ from typing import Any
 
 from sao.config import FiltersConfig
 from sao.errors import ConfigError
-from sao.leaks import LeakIndex, load_benchmarks
+from sao.evaluation_sets import load_benchmarks
+from sao.leaks import LeakIndex
 from sao.similarity import Repeats, find_by_embedding, find_duplicates, words
 from sao.types import Drop, Prompt, Response
 

@@ -12,11 +12,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao import pairs, personas, rows
+from sao import judging, pairs, personas, rows
 from sao.chat import identity_of, is_local, model_licence
 from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine
 from sao.evaluation import compare
+from sao.evaluation_sets import source_identity
 from sao.filters import is_active
 from sao.store import Stage
 from sao.templates import load_template
@@ -159,7 +160,7 @@ class RunFolder:
 
     @property
     def _evaluation_sets(self) -> list[str]:
-        return [rows.content_identity(name) for name in self.config.filters.against]
+        return [source_identity(name) for name in self.config.filters.against]
 
     @property
     def kept_prompts_stage(self) -> Stage:
@@ -282,9 +283,7 @@ class RunFolder:
     @cached_property
     def eval_judging(self) -> JudgingConfig:
         """The first judge, in both orders; controls label training pairs only, and the model itself judges the result."""
-        first = self.jury[0].config
-        asked = {} if first.method in ("logprob", "text") else {"method": "logprob", "engine": None, "reasoning": False}
-        return first.model_copy(update={"orders": "both", "opponents": None, **asked})
+        return judging.reading_judge(self.jury[0].config)
 
     # The finished records, joined. All files are in the order of their rows, so one group is in memory at a time.
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from sao.config import JudgingConfig
 from sao.engines import ChoiceRequest, Engine, Failure, Message, Request, Sample, Sampling
@@ -48,6 +48,15 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """One number each; NaN where the text does not fit into the model."""
         ...
+
+
+def reading_judge(config: JudgingConfig) -> JudgingConfig:
+    """How an evaluation is judged: by the recipe's judge in both orders; where that one does not read (controls, a reward model,
+    given labels), by the model itself and its log-probabilities."""
+    both: dict[str, Any] = {"orders": "both", "opponents": None, "panel": []}
+    if config.method not in ("logprob", "text"):
+        both |= {"method": "logprob", "engine": None, "reasoning": False}
+    return config.model_copy(update=both)
 
 
 def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:

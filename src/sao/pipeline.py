@@ -450,7 +450,8 @@ class Run(RunFolder):
                 key: str, done: Container[str], model: str = model, revision: str | None = revision
             ) -> Iterator[Any]:
                 engine = self._use(self.eval_engine, model, revision)
-                return responses.answer_prompts(self.asked(True), engine, self.one_answer, key, done)
+                # What is cut off or empty is an answer here: to leave it out would flatter the model.
+                return responses.answer_prompts(self.asked(True), engine, self.one_answer, key, done, keep_cut=True)
 
             self._fill(stage, Response, total, answers)
         if not self.comparisons_stage.open().finished:

@@ -74,11 +74,12 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     trained_on = run.trained_texts()
     unseen = [row for row in rows if row[0] not in trained_on]
     wins["seen_in_training"] = len(rows) - len(unseen)
-    # Answers cut off or empty are in no pair of answers below; how many there were must be seen.
-    wins["cut_off"] = {
-        "base": run.base_answers_stage.counts["dropped"],
-        "tuned": run.tuned_answers_stage.counts["dropped"],
-    }
+    # Answers cut off or empty count as they stand; how many there were must be seen.
+    cut = {"base": 0, "tuned": 0}
+    for _, base, tuned in run.held_out():
+        for side, answer in (("base", base), ("tuned", tuned)):
+            cut[side] += answer.finish_reason == "length" or not answer.text.strip()
+    wins["cut_off"] = cut
     found: dict[str, Any] = {"heldout": wins, "examples": examples}
     if run.oracle:
         found["oracle"] = compare.oracle_summary(rows, run.oracle, resamples, seed)
@@ -158,7 +159,8 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
         h = s["heldout"]
         lines.append(
             f"self-judged  win {h['win']}, tie {h['tie']}, loss {h['loss']}: {100 * h['win_rate']:.1f} % "
-            f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}]; words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
+            f"[{100 * h['ci95'][0]:.1f}, {100 * h['ci95'][1]:.1f}], p {h['p']:.2g}; "
+            f"words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
         )
         lines.append(f"             {h['label']}")
         if v := s.get("oracle", {}).get("verdict"):

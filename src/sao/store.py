@@ -168,9 +168,15 @@ class Stage:
     def seal(self, kind: type[Record]) -> None:
         """Finish the stage: its records and drops sorted by row, each row once, then remove the parts.
 
-        Takes 8 bytes of memory a row: only where each row's line begins is held.
+        Takes 8 bytes of memory a row: only where each row's line begins is held. Where another process has sealed the stage in
+        the meantime there is nothing left to do.
         """
         parts = self._parts()
+        if self.finished:
+            for file in parts:
+                file.unlink(missing_ok=True)
+            self.done = Ids()
+            return
         places = array("q")  # ((part << 40 | offset) << 1 | whether it is a drop), -1 where no line has that row
         for part, file in enumerate(parts):
             for offset, line in _with_offsets(file):
@@ -194,7 +200,7 @@ class Stage:
             break  # a record that does not fit its type shows now, not in a later stage
         self.finish(counts)
         for file in parts:
-            file.unlink()
+            file.unlink(missing_ok=True)
         self.done = Ids()
 
     def finish(self, counts: dict[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sao.evaluation.statistics import bootstrap_ci, mean
+from sao.evaluation.statistics import bootstrap_ci, effect, mean, prompt_points
 from sao.types import Comparison, Judgment, PreferencePair, Response
 
 Oracle = Callable[[str, str], float | None]
@@ -34,31 +35,34 @@ def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
 def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int) -> dict[str, Any]:
     """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical` answers are ties.
 
-    Unreadable verdicts are counted and left out, never taken for ties.
+    Unreadable verdicts are counted and left out, never taken for ties; `bounds` is the win rate if all had been lost, or won.
     """
-    points: dict[str, list[float]] = {}
-    unreadable = decided = tuned_first_wins = 0
+    rows: list[tuple[str, str, float | None]] = [(f"identical {i}", "", 0.5) for i in range(identical)]
+    decided = first = 0
     for c in comparisons:
-        if c.winner is None:
-            unreadable += 1
-            continue
-        points.setdefault(c.prompt_id, []).append({"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
-        if c.winner != "tie":
+        rows.append(
+            (c.prompt_id, c.order, None if c.winner is None else {"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
+        )
+        if c.winner in ("tuned", "base"):
             decided += 1
-            tuned_first_wins += (c.winner == "tuned") == (c.order == "tuned_first")
-    rates = [mean(p) for p in points.values()] + [0.5] * identical
-    if not rates:
-        return {"n": 0, "unreadable": unreadable}
-    low, high = bootstrap_ci(rates, resamples, seed)
+            first += (c.winner == "tuned") == (c.order == "tuned_first")
+    points = prompt_points(rows)
+    if not points.ids:
+        return {"n": 0, "unreadable": points.unreadable}
+    found = effect(points.values, 0.5, (0.0, 1.0), resamples, seed)
+    rates = points.values.tolist()
     return {
-        "n": len(rates),
+        "n": found.n,
         "win": sum(r > 0.5 for r in rates),
         "tie": sum(r == 0.5 for r in rates),
         "loss": sum(r < 0.5 for r in rates),
-        "win_rate": mean(rates),
-        "ci95": [low, high],
-        "first_slot_rate": tuned_first_wins / decided if decided else None,
-        "unreadable": unreadable,
+        "win_rate": found.mean,
+        "ci95": list(found.interval),
+        "p": found.p,
+        "detectable": found.detectable if 0 < found.detectable < math.inf else None,
+        "bounds": list(points.bounds),
+        "first_slot_rate": first / decided if decided else None,
+        "unreadable": points.unreadable,
     }
 
 

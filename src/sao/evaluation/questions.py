@@ -1,40 +1,64 @@
 """The questions of an evaluation, and answers that others gave to them. A file, hub data set or run folder in, records out.
 
 A question is a `Prompt`; one with several turns (MT-Bench) has its first turn in `text`, and the later ones beside it in
-`Question.later`. Ids hang on the texts alone, so that answers which stand already are found again.
+`Question.later`. Turns that the set gives, the assistant's among them, are in `Prompt.earlier`. Ids hang on the texts alone, so
+that answers which stand already are found again. No text is changed: white space counts, in lengths and in what is asked.
 
-Read by key, whatever the set calls it: the text under instruction, prompt, question or turns (a text, a list of turns, or
-messages), the category under category, dataset or cluster.
+Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (a text, a list of turns, or
+messages), the category under category, dataset or cluster, the question's own number under question_id, uid or prompt_id, and the
+right answers, one a turn, under reference. The forms are those of alpaca_eval, FastChat's llm_judge and Arena-Hard.
+
+    python -c "from sao.evaluation.questions import read_questions; print(len(read_questions('question.jsonl')))"
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sao.errors import DataError
 from sao.rows import read_rows
 from sao.types import Prompt, Response, make_id
 
-TEXT_KEYS = ("turns", "instruction", "prompt", "question", "problem", "text")
+TEXT_KEYS = ("turns", "instruction", "prompt", "question", "problem", "text", "messages")
 ANSWER_KEYS = ("output", "answer", "response", "messages", "choices")
 CATEGORY_KEYS = ("category", "dataset", "cluster")
+ID_KEYS = ("question_id", "uid", "prompt_id")
+REFERENCE_KEY = "reference"
+Turns = list[tuple[str, str | None]]
+"""Who spoke (user or assistant) and what; None where it is no text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question, the user's later turns where there are any, and its category ("" where the set has none)."""
+    """A question, the user's later turns where there are any, its category ("" where the set has none), the number that its
+    own set gives it ("" for none), and the right answer to each turn ("" where there is none; () where there are none at all)."""
 
     prompt: Prompt
     later: tuple[str, ...] = ()
     category: str = ""
+    key: str = ""
+    references: tuple[str, ...] = ()
+
+    def reference(self, turn: int) -> str:
+        """The right answer to a turn (from 0), "" where there is none."""
+        return self.references[turn] if turn < len(self.references) else ""
 
 
-def question_of(turns: list[str], row: int, category: str = "") -> Question:
-    """A question of these turns of the user."""
-    prompt = Prompt(id=make_id("question", *turns), row=row, persona_id="", text=turns[0])
-    return Question(prompt=prompt, later=tuple(turns[1:]), category=category)
+def question_of(
+    turns: Sequence[str],
+    row: int,
+    category: str = "",
+    *,
+    earlier: tuple[str, ...] = (),
+    key: str = "",
+    references: tuple[str, ...] = (),
+) -> Question:
+    """A question of these turns of the user, after `earlier` ones (user, assistant, user, …) that the set gives."""
+    asked = Prompt(id="", row=row, persona_id="", text=turns[0], earlier=earlier)
+    prompt = replace(asked, id=make_id("question", asked.conversation, *turns[1:]))
+    return Question(prompt=prompt, later=tuple(turns[1:]), category=category, key=key, references=references)
 
 
 def read_questions(
@@ -47,7 +71,8 @@ def read_questions(
 ) -> list[Question]:
     """The questions of a file or hub data set, each once.
 
-    Raises DataError for a source that cannot be read, is empty, or has no texts under a key that is known.
+    Raises DataError for a source that cannot be read, is empty, has no texts under a key that is known, or asks with a system
+    message.
     """
     columns = [column] if column else []
     options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
@@ -55,96 +80,230 @@ def read_questions(
     rows = read_rows(
         source,
         columns,
-        (*TEXT_KEYS, *CATEGORY_KEYS),
+        (*TEXT_KEYS, *CATEGORY_KEYS, *ID_KEYS, REFERENCE_KEY),
         what="questions",
         option="the @REVISION after the name",
         **options,
     )
     for place, row in rows:
-        question = question_of(_turns(row, columns or TEXT_KEYS, place), len(found), _category(row))
+        earlier, turns = _split(_spoken(row, columns or TEXT_KEYS, place), place)
+        fields = row if isinstance(row, dict) else {}
+        question = question_of(
+            turns,
+            len(found),
+            next((fields[key] for key in CATEGORY_KEYS if isinstance(fields.get(key), str)), ""),
+            earlier=earlier,
+            key=_key(fields),
+            references=_references(_texts(fields.get(REFERENCE_KEY)), len(turns), place),
+        )
         found.setdefault(question.prompt.id, question)
     if not found:
         raise DataError(f"{source}: holds no questions")
     return list(found.values())
 
 
-def _turns(row: Any, keys: Iterable[str], place: str) -> list[str]:
+def _spoken(row: Any, keys: Iterable[str], place: str) -> Turns:
+    """The turns of a row, system messages among them, under the first of the keys that holds any."""
     if isinstance(row, str):
-        return [row]
+        return [("user", row)]
     for key in keys:
         value = row.get(key) if isinstance(row, dict) else None
-        if isinstance(value, str) and value.strip():
-            return [value]
-        if isinstance(value, list) and value:
-            turns = [_said(turn, "user") for turn in value]
-            if kept := [turn for turn in turns if turn]:
-                return kept
+        if turns := _turns(value):
+            return turns
     held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
     raise DataError(
         f"{place}: no question under {', '.join(keys)} (it holds: {held}). Name the key after the source: SET#KEY"
     )
 
 
-def _said(turn: Any, role: str) -> str | None:
-    """The text of a turn of this role; plain texts, and Arena's {"content"}, are of any."""
-    if isinstance(turn, dict):
-        turn = turn.get("content") if turn.get("role", role) == role else None
-    return turn.strip() if isinstance(turn, str) and turn.strip() else None
+def _turns(value: Any) -> Turns:
+    """The turns of a text, or of a list of texts or messages; Arena's {"content"} without a role is the user's. Plain texts
+    that are blank are none."""
+    if isinstance(value, str):
+        return [("user", value)] if value.strip() else []
+    found: Turns = []
+    for turn in value if isinstance(value, list) else ():
+        if isinstance(turn, str) and turn.strip():
+            found.append(("user", turn))
+        elif isinstance(turn, dict) and "content" in turn:
+            found.append((str(turn.get("role") or "user"), _text(turn["content"])))
+    return found
 
 
-def _category(row: Any) -> str:
-    found = (row.get(key) for key in CATEGORY_KEYS) if isinstance(row, dict) else ()
-    return next((value for value in found if isinstance(value, str)), "")
+def _text(value: Any) -> str | None:
+    """A text as it stands: plain, a number (in references), or under content or answer (Arena-Hard)."""
+    if isinstance(value, dict):
+        return _text(value.get("content", value.get("answer")))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The turns that are given (user, assistant, user, assistant, …), and the user's after them, which wait for an answer. What
+    the assistant says last is an answer and no part of the question."""
+    spoken = [(role, text) for role, text in turns if role != "system" or (text or "").strip()]
+    if any(role == "system" for role, _ in spoken):
+        raise DataError(
+            f"{place}: a question with a system message of its own; all are asked with the recipe's (--responses.system). Leave "
+            "out these questions, or put the message into the user's turn"
+        )
+    users = [i for i, (role, _) in enumerate(spoken) if role == "user"]
+    spoken = spoken[: users[-1] + 1] if users else []
+    given = max((i + 1 for i, (role, _) in enumerate(spoken) if role != "user"), default=0)
+    texts = tuple(text for _, text in spoken if text and text.strip())
+    roles = [role for role, _ in spoken[:given]]
+    if len(texts) < len(spoken) or not spoken or roles != ["user", "assistant"] * (given // 2):
+        said = ", ".join(role if text and text.strip() else f"{role} (no text)" for role, text in turns)
+        raise DataError(
+            f"{place}: turns that cannot be asked: {said}. Before the user's last turns, user and assistant must take turns, "
+            "each with a text"
+        )
+    return texts[:given], texts[given:]
+
+
+def _key(row: Mapping[str, Any]) -> str:
+    found = (row.get(key) for key in ID_KEYS)
+    return next((str(value) for value in found if isinstance(value, str | int)), "")
+
+
+def _texts(value: Any) -> list[str | None]:
+    """The texts of a value that is one, or a list of them; of messages those of the assistant."""
+    if isinstance(value, list):
+        return [_text(one) for one in value if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"]
+    return [] if value is None else [_text(value)]
+
+
+def _references(texts: list[str | None], turns: int, place: str) -> tuple[str, ...]:
+    if len(texts) > turns:
+        raise DataError(
+            f"{place}: {len(texts)} references for {turns} turn(s). Give one right answer for each turn under {REFERENCE_KEY}"
+        )
+    found = tuple(text or "" for text in texts)
+    return found if any(text.strip() for text in found) else ()
+
+
+# Answers of others.
 
 
 def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[Response]]:
     """Somebody's answers to these questions, by the question's id: one for each turn. Those to other questions are left out.
 
-    A row holds the question's text, as in the questions' own file, and the answer under output, answer or response (alpaca_eval's
-    model_outputs.json, say); or it is a row of messages that holds both.
+    A row holds the question's text, as in the questions' own file, or where it has none the question's number (question_id, uid
+    or prompt_id); and the answer under output, answer or response (alpaca_eval's model_outputs.json), as messages (Arena-Hard
+    v2), or under choices, of which the first counts (FastChat's and Arena-Hard v0.1's model_answer). An empty text is an answer.
 
     Raises DataError where a question has no answer there: a comparison on a part of the set would pass for one on the whole.
     """
-    wanted = {question.prompt.text.strip(): question for question in questions}
+    questions = list(questions)
     found: dict[str, list[Response]] = {}
-    rows = read_rows(source, [], (*TEXT_KEYS, *ANSWER_KEYS), what="answers", option="@REVISION after its name")
-    for place, row in rows:
-        keys = ("messages", *TEXT_KEYS) if isinstance(row, dict) and "messages" in row else TEXT_KEYS
-        question = wanted.get(_turns(row, keys, place)[0].strip())
-        if question is not None:
-            found[question.prompt.id] = list(_responses(row, question, place))
-    missing = [text for text, question in wanted.items() if question.prompt.id not in found]
+    for place, question, texts in _rows_for(source, questions, ANSWER_KEYS, "answers"):
+        turns = 1 + len(question.later)
+        kept = [text for text in texts if text is not None]
+        if len(texts) > turns:
+            raise DataError(f"{place}: {len(texts)} answers to a question of {turns} turn(s). Give one for each turn")
+        if len(kept) < turns:
+            raise DataError(
+                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)}. Give a text for each, empty where the model "
+                "gave none"
+            )
+        found[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(kept)]
+    missing = [question.prompt.text for question in questions if question.prompt.id not in found]
     if missing:
         raise DataError(
-            f"{source}: {len(missing)} of the {len(wanted)} questions have no answer there, such as {missing[0][:80]!r}. "
+            f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as {missing[0][:80]!r}. "
             "Give the answers to this set of questions"
         )
     return found
 
 
-def _responses(row: dict[str, Any], question: Question, place: str) -> Iterator[Response]:
-    value = next((row[key] for key in ANSWER_KEYS if row.get(key)), None)
-    texts = [_said(turn, "assistant") for turn in value] if isinstance(value, list) else [_said(value, "assistant")]
-    kept = [text for text in texts if text][: 1 + len(question.later)]
-    if len(kept) < 1 + len(question.later):
-        raise DataError(f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)}")
-    for turn, text in enumerate(kept):
-        yield Response(
-            id=make_id("given", question.prompt.id, turn, text),
-            row=question.prompt.row,
-            prompt_id=question.prompt.id,
-            index=turn,
-            text=text,
-            token_ids=None,
-            finish_reason="stop",
-        )
+def with_references(questions: Iterable[Question], source: str) -> list[Question]:
+    """The questions with the right answers of a file (FastChat's reference_answer/*.jsonl, or as in `read_answers`; also under
+    the key reference). Those that it does not hold stay as they are.
+
+    Raises DataError where it holds none of them.
+    """
+    questions, found = list(questions), {}
+    for place, question, texts in _rows_for(source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"):
+        found[question.prompt.id] = _references(texts, 1 + len(question.later), place)
+    if not found:
+        raise DataError(f"{source}: no references to any of the {len(questions)} questions. Is it of another set?")
+    return [replace(q, references=found.get(q.prompt.id, q.references)) for q in questions]
+
+
+def _rows_for(
+    source: str, questions: Sequence[Question], keys: Sequence[str], what: str
+) -> Iterator[tuple[str, Question, list[str | None]]]:
+    """Each row's place, the question that it answers, and the texts that it gives to its turns."""
+    by_text: dict[tuple[str, ...], list[Question]] = {}
+    by_key: dict[str, list[Question]] = {}
+    for question in questions:
+        users = (*question.prompt.earlier[::2], question.prompt.text, *question.later)
+        by_text.setdefault(tuple(text.strip() for text in users), []).append(question)
+        by_key.setdefault(question.key, []).append(question)
+    unique = {key: found[0] for key, found in by_key.items() if key and len(found) == 1}
+    columns = (*TEXT_KEYS, *ID_KEYS, *keys)
+    for place, row in read_rows(source, [], columns, what=what, option="@REVISION after its name"):
+        fields = row if isinstance(row, dict) else {}
+        if _key(fields) and not any(_turns(fields.get(key)) for key in TEXT_KEYS):
+            found = [unique[_key(fields)]] if _key(fields) in unique else []
+            spoken: Turns = []
+        else:
+            spoken = [turn for turn in _spoken(row, ("messages", *TEXT_KEYS), place) if turn[0] != "system"]
+            asked = tuple((text or "").strip() for role, text in spoken if role == "user")
+            found = [question for question in by_text.get(asked, ()) if _follows(question.prompt.earlier, spoken)]
+        for question in found:
+            yield place, question, _given(fields, question, spoken, keys)
+
+
+def _follows(earlier: tuple[str, ...], spoken: Turns) -> bool:
+    """Whether a conversation begins with these turns."""
+    begun = [(text or "").strip() for _, text in spoken[: len(earlier)]]
+    return begun == [text.strip() for text in earlier]
+
+
+def _given(row: Mapping[str, Any], question: Question, spoken: Turns, keys: Iterable[str]) -> list[str | None]:
+    """The texts that a row gives to a question's turns, under the first of the keys that holds any."""
+    key = next((key for key in keys if row.get(key) is not None), "")
+    if key == "messages":
+        return [text for role, text in spoken[len(question.prompt.earlier) :] if role == "assistant"]
+    value = row.get(key)
+    if key == "choices":
+        first = value[0] if isinstance(value, list) and value else None
+        value = first.get("turns") if isinstance(first, dict) else None
+    return _texts(value)
+
+
+def _response(question: Question, turn: int, text: str) -> Response:
+    return Response(
+        id=make_id("given", question.prompt.id, turn, text),
+        row=question.prompt.row,
+        prompt_id=question.prompt.id,
+        index=turn,
+        text=text,
+        token_ids=None,
+        finish_reason="stop",
+    )
 
 
 def held_out_questions(prompts: Iterable[Prompt]) -> list[Question]:
     """A run's held-out prompts as questions, each text once."""
     found: dict[str, Question] = {}
     for prompt in prompts:
-        key = make_id("question", prompt.conversation)
-        asked = Prompt(id=key, row=len(found), persona_id="", text=prompt.text, earlier=prompt.earlier)
-        found.setdefault(key, Question(prompt=asked))
+        question = question_of([prompt.text], len(found), earlier=prompt.earlier)
+        found.setdefault(question.prompt.id, question)
     return list(found.values())
+
+
+def by_category(questions: Iterable[Question], values: Mapping[str, float]) -> dict[str, dict[str, float | int]]:
+    """Mean and number of the values (by question id) in each category, in the set's order; {} where the set has none.
+
+    Questions without a value are left out; those without a category stand under "".
+    """
+    groups: dict[str, list[float]] = {}
+    for question in questions:
+        if question.prompt.id in values:
+            groups.setdefault(question.category, []).append(values[question.prompt.id])
+    if set(groups) <= {""}:
+        return {}
+    return {name: {"mean": sum(group) / len(group), "n": len(group)} for name, group in groups.items()}

@@ -6,6 +6,7 @@ ties; verdicts that cannot be read are neither that nor a label, and the bounds 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from sao.evaluation.alpaca_files import Annotation
-from sao.evaluation.arena import Game, arena_scores, style_of
+from sao.evaluation.arena import ArenaScore, Game, arena_scores, style_of
 from sao.evaluation.guards import by_length, slot_warning
-from sao.evaluation.length_control import LC, GamedRow, Row, length_controlled, score_name
+from sao.evaluation.length_control import LC, GamedRow, LengthControlled, Row, length_controlled, score_name
 from sao.evaluation.questions import Question
-from sao.evaluation.statistics import Effect, Points, effect, paired, prompt_points
+from sao.evaluation.statistics import Effect, Points, effect, effect_of_samples, paired, prompt_points
 from sao.evaluation.suites import said
 from sao.evaluation.verdicts import parse_arena
 from sao.types import Judgment, Rating, Response
@@ -41,20 +42,24 @@ class Official:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Games:
-    """Who played: by question what our side and theirs said, our answer's id, and where both said the same."""
+    """Who played: by question what our side and theirs said, our answer's id, and the question's text; `missing` are those that
+    one of them did not answer."""
 
     texts: Mapping[str, tuple[str, str]]
     ours: Mapping[str, str]
     asked: Mapping[str, str]
+    missing: Sequence[str] = ()
 
     @classmethod
     def of(cls, questions: Iterable[Question], ours: Answers, theirs: Answers) -> Games:
         """The games of two sides on the questions that both answered."""
+        questions = list(questions)
         both = [q for q in questions if q.prompt.id in ours and q.prompt.id in theirs]
         return cls(
             texts={q.prompt.id: (said(q, ours[q.prompt.id]), said(q, theirs[q.prompt.id])) for q in both},
             ours={q.prompt.id: ours[q.prompt.id][0].id for q in both},
             asked={q.prompt.id: q.prompt.conversation for q in both},
+            missing=sorted({q.prompt.id for q in questions} - {q.prompt.id for q in both}),
         )
 
     @property
@@ -70,6 +75,7 @@ class Games:
     def rows(self, judgments: Iterable[Judgment], soft: bool = False) -> Iterator[tuple[str, str, float | None]]:
         """(question, order, our points from 0 to 1 or None where unreadable). `soft`: the judge's probability, if given."""
         yield from ((id_, "tied", 0.5) for id_ in self.tied)
+        yield from ((id_, "missing", None) for id_ in self.missing)
         for j in judgments:
             first = j.first_id == self.ours[j.prompt_id]
             worth = WORTH.get(str(j.verdict))
@@ -77,16 +83,15 @@ class Games:
                 worth = j.p_first
             yield j.prompt_id, "ours first" if first else "theirs first", worth if first or worth is None else 1 - worth
 
-    def points(self, judgments: Iterable[Judgment]) -> Points:
-        """Our points by question."""
-        return prompt_points(self.rows(judgments))
+    def points(self, judgments: Iterable[Judgment], soft: bool = False) -> Points:
+        """Our points by question; `soft` as in `rows` (AlpacaEval 2's way)."""
+        return prompt_points(self.rows(judgments, soft))
 
     def length_adjusted(
-        self, judgments: Iterable[Judgment], resamples: int, seed: int, official: Official | None = None
-    ) -> dict[str, Any] | None:
-        """Our win rate if our answers were as long as theirs, by AlpacaEval's model (sao.evaluation.length_control); called LC
-        only with all of its official files. None where nothing can be read."""
-        points = prompt_points(self.rows(judgments, soft=True))
+        self, points: Points, resamples: int, seed: int, official: Official | None = None
+    ) -> tuple[LengthControlled, str] | None:
+        """Our win rate if our answers were as long as theirs, by AlpacaEval's model (sao.evaluation.length_control), from soft
+        points; and its name, LC only with all official files. None where nothing can be read."""
         rows = []
         for id_, p in zip(points.ids, points.values.tolist(), strict=True):
             mine, other = self.texts[id_]
@@ -97,8 +102,7 @@ class Games:
         name = score_name({row.instruction for row in rows}, o.baseline, o.instructions, o.difficulty, o.gamed)
         # What is called LC is fitted as alpaca_eval fits it, with its folds and a lasso chosen by cross-validation.
         fitted: dict[str, Any] = {"penalty": None, "order": o.instructions} if name == LC else {}
-        found = length_controlled(rows, o.difficulty, o.gamed or (), resamples=resamples, seed=seed, **fitted)
-        return {"value": found.score / 100, "ci95": [end / 100 for end in found.interval], "name": name, "n": found.n}
+        return length_controlled(rows, o.difficulty, o.gamed or (), resamples=resamples, seed=seed, **fitted), name
 
     def annotations(self, judgments: Iterable[Judgment], ours: str, theirs: str, judge: str) -> list[Annotation]:
         """The verdicts as alpaca_eval's annotations, one for each question: the mean of its orders."""
@@ -128,29 +132,45 @@ class Games:
         return found
 
 
-def arena(played: Mapping[str, list[Game]], resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Arena-Hard's score of each model, by Bradley–Terry, as it is and with style controlled; {} where nothing is readable."""
-    games = [game for own in played.values() if any(g.verdict for g in own) for game in own]
+Scores = dict[str, LengthControlled] | dict[str, ArenaScore]
+
+
+def refitted(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
+    """Scores in % that are refitted in each resample, as JSON by role, with the difference under "delta": of tuned to base where
+    both stand on the same questions, or of tuned to a half where base is what it is compared with."""
     found: dict[str, dict[str, Any]] = {}
-    for key, controlled in (("arena", False), ("arena_style", True)):
-        if not games:
-            break
-        name = "Bradley–Terry score" + (", style controlled" if controlled else "")
-        for role, one in arena_scores(games, controlled=controlled, resamples=resamples, seed=seed).items():
-            interval = [end / 100 for end in one.interval]
-            found.setdefault(role, {})[key] = {"value": one.score / 100, "ci95": interval, "name": name}
+    for role, one in scores.items():
+        interval = [end / 100 for end in one.interval]
+        found[role] = {"value": one.score / 100, "ci95": interval, "name": name}
+    tuned, base = scores.get("tuned"), scores.get("base")
+    if tuned is None:
+        return found
+    n = len(tuned.prompts) if isinstance(tuned, LengthControlled) else tuned.questions
+    if base is None:
+        delta = effect_of_samples((tuned.score - 50) / 100, (tuned.samples - 50) / 100, n)
+    elif isinstance(tuned, LengthControlled) and isinstance(base, LengthControlled) and tuned.prompts != base.prompts:
+        return found
+    else:
+        delta = effect_of_samples((tuned.score - base.score) / 100, (tuned.samples - base.samples) / 100, n)
+    found["tuned"]["delta"] = shown(delta)
     return found
 
 
+def arena(played: Mapping[str, list[Game]], resamples: int, seed: int, controlled: bool) -> dict[str, ArenaScore]:
+    """Arena-Hard's score of each model by Bradley and Terry, with style controlled or not; {} where nothing is readable."""
+    games = [game for own in played.values() if any(g.verdict for g in own) for game in own]
+    return arena_scores(games, controlled=controlled, resamples=resamples, seed=seed) if games else {}
+
+
 def shown(found: Effect) -> dict[str, Any]:
-    """An effect as JSON."""
-    return {
-        "value": found.mean,
-        "ci95": list(found.interval),
-        "p": found.p,
-        "n": found.n,
-        "detectable": found.detectable,
-    }
+    """An effect as JSON; `detectable` is None where the values tell nothing of their spread."""
+    detectable = found.detectable if 0 < found.detectable < math.inf else None
+    return {"value": found.mean, "ci95": list(found.interval), "p": found.p, "n": found.n, "detectable": detectable}
+
+
+def number(value: float) -> float | None:
+    """A number that JSON has, or None."""
+    return value if math.isfinite(value) else None
 
 
 def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamples: int, seed: int) -> dict[str, Any]:
@@ -165,16 +185,27 @@ def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamp
         "win": sum(v > 0.5 for v in values.values()),
         "tie": sum(v == 0.5 for v in values.values()),
         "loss": sum(v < 0.5 for v in values.values()),
-        "unreadable": points.unreadable,
+        "unreadable": sum(j.verdict is None for j in judgments),
         "verdicts": len(judgments),
         "lost": points.lost,
-        "bounds": list(points.bounds),
+        "bounds": [number(end) for end in points.bounds],
         "first_slot_rate": first,
+        "flip_rate": flip_rate(judgments),
         "by_length": by_length((*words[q], float(v)) for q, v in values.items() if q in words),
         "words": [float(np.mean(side)) if side else None for side in ([w[i] for w in words.values()] for i in (0, 1))],
     }
     warning = slot_warning(first, len(decided))
     return found | {"warnings": [warning] if warning else []}
+
+
+def flip_rate(judgments: Iterable[Judgment]) -> float | None:
+    """The share of the pairs decided in both orders in which the same slot won twice; None of none."""
+    slots: dict[str, list[str]] = {}
+    for j in judgments:
+        if j.verdict in ("first", "second"):
+            slots.setdefault(j.prompt_id, []).append(str(j.verdict))
+    both = [pair for pair in slots.values() if len(pair) == 2]
+    return sum(a == b for a, b in both) / len(both) if both else None
 
 
 def difference(
@@ -192,11 +223,15 @@ def marks_of(ratings: Iterable[Rating]) -> Points:
 
 def mean_mark(points: Points, resamples: int, seed: int) -> dict[str, Any]:
     """The mean of the marks over the questions."""
-    found = shown(effect(points.values, 1.0, (1.0, 10.0), resamples, seed)) if points.ids else None
+    found = None
+    if points.ids:
+        found = shown(effect(points.values, 1.0, (1.0, 10.0), resamples, seed))
+        del found["p"], found["detectable"]  # against what? marks are compared with marks
+    bounds = [number(end) for end in points.bounds]
     return {
         "mark": found,
         "unreadable": points.unreadable,
         "verdicts": points.verdicts,
         "lost": points.lost,
-        "bounds": list(points.bounds),
+        "bounds": bounds,
     }

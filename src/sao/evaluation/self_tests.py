@@ -1,6 +1,7 @@
 """A judge on pairs whose right verdict is known: an answer against itself, as it is, padded, cut in half and shuffled.
 
-Groups of a prompt and its answers in, the share of the judge's verdicts in favour of the answer as it was out.
+Groups of a prompt and its answers in; the share of the judge's verdicts in favour of the answer as it was, and the share of pairs
+whose verdict changes with the order, out. `sao audit RUN --self-tests N` and `sao eval … --eval.self_tests N` show them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def try_judge(
     groups: Iterable[Group], n: int, open_judge: Callable[[], Engine], config: JudgingConfig, seed: int = 0
 ) -> dict[str, Any]:
     """The judge on pairs made of one answer each of `n` prompts, in both orders: for each change of `CHANGES` the share of its
-    verdicts in favour of the answer as it was (against itself: of the first slot), with interval and count.
+    verdicts in favour of the answer as it was (against itself: of the first slot), as rate (None for no verdict), ci95 and n;
+    and under `flips` likewise the share of pairs whose verdict changes with the order (from a tie to a win, too) among those that
+    were read in both orders. An answer against itself has no `flips`: both orders are one.
 
     Raises ConfigError where the method of judging asks nobody.
     """
@@ -40,17 +43,24 @@ def try_judge(
 
 def _test(groups: list[Group], name: str, engine: Engine, config: JudgingConfig, seed: int) -> dict[str, Any]:
     duels = list(_test_duels(groups, name, CHANGES[name], seed))
-    counts: dict[str, list[float]] = {}
+    worths: dict[str, list[float]] = {}
     for verdict in judging.judge(duels, engine, config, set()):
         if isinstance(verdict, Drop) or verdict.verdict is None:
             continue
         good: Verdict = "first" if verdict.row == 0 or name == "identical" else "second"
         worth = 0.5 if verdict.verdict == "tie" else float(verdict.verdict == good)
-        row = counts.setdefault(verdict.prompt_id, [0.0, 0.0])
-        row[0], row[1] = row[0] + worth, row[1] + 1
-    hits, of = ([row[i] for row in counts.values()] for i in (0, 1))
+        worths.setdefault(verdict.prompt_id, []).append(worth)
+    found = _rate([(sum(both), len(both)) for both in worths.values()])
+    if name != "identical":
+        found["flips"] = _rate([(both[0] != both[1], 1) for both in worths.values() if len(both) == 2])
+    return found
+
+
+def _rate(rows: list[tuple[float, int]]) -> dict[str, Any]:
+    """The rate of (so often, out of so many) a prompt, with its interval and count."""
+    hits, of = [hit for hit, _ in rows], [n for _, n in rows]
     rate, interval = ratio_ci(hits, of)
-    return {"rate": rate if counts else None, "ci95": list(interval), "n": int(sum(of))}
+    return {"rate": rate if rows else None, "ci95": list(interval), "n": sum(of)}
 
 
 def _test_duels(

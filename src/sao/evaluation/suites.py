@@ -2,11 +2,27 @@
 
 A suite names its questions (a set that is fetched by pinned revision, or given as a file), the way of judging, and the
 template. The templates are SAO's own; those of a published protocol, whose licence may not let us ship them, are given by path.
+
+A template for marks or for verdicts after reasons is one file with one text, or with parts under headings, each on its own line:
+
+    ---system---                  what stands in the judge's system message; none where there is no such part
+    ---user---                    what the judge is asked (also what stands before the first heading)
+    ---user, reference---         the same where the question has a right answer
+    ---user, later---             the same from the second turn on; also `---system, later---`, `---user, later, reference---`
+
+The part that fits most closely is shown. Fields for verdicts: {prompt}, {first}, {second}, {reference}. For marks: {prompt} (the
+whole conversation before the answer), {answer}, {reference}; and by turn {question}, and {earlier_question}, {earlier_answer},
+{earlier_reference} of the turn before. What there is none of is empty. So FastChat's question, answer and ref_answer_1 are
+{question}, {answer} and {reference}; in its templates for two turns question_1, answer_1 and ref_answer_1 are the earlier ones,
+question_2, answer_2 and ref_answer_2 those without `earlier_`.
+
+    python -c "from sao.evaluation.suites import SUITES; print(*SUITES)"
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -46,8 +62,10 @@ SUITES = {
 }
 """The judged suites; `tasks` (sao.evaluation.tasks) is not judged."""
 FIELDS = {"duel": ("prompt", "first", "second"), "arena": ("prompt", "first", "second"),
-          "pairwise": ("prompt", "first", "second"), "rating": ("prompt", "answer")}  # fmt: skip
+          "pairwise": ("prompt", "first", "second"), "rating": ("answer",)}  # fmt: skip
+"""What must stand in a template; for marks the question too, as {prompt} or {question} (`read_template`)."""
 TASKS = "tasks"
+_HEADING = re.compile(r"^---[ ]*(system|user)((?:[ ]*,[ ]*(?:later|reference))*)[ ]*---[ ]*$", re.MULTILINE)
 
 
 def find_suites(names: Iterable[str]) -> list[Suite]:
@@ -95,19 +113,77 @@ def _side(verdict: str | None) -> Verdict | None:
     return "first" if verdict.startswith("A") else "second"
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a judge is shown: texts by role (system, user) and by when they hold (later, reference)."""
+
+    parts: Mapping[tuple[str, frozenset[str]], str]
+
+    def messages(self, values: Mapping[str, str], *, later: bool = False) -> tuple[Message, ...]:
+        """The chat that asks for a judgment. `values`: by field; `later`: from the second turn on."""
+        holds = {word for word, so in (("later", later), ("reference", values.get("reference"))) if so}
+        system, user = self._part("system", holds), self._part("user", holds)
+        opening = (Message("system", system),) if system else ()
+        return (*opening, Message("user", fill(user, **values)))
+
+    def _part(self, role: str, holds: set[str]) -> str:
+        fitting = [when for r, when in self.parts if r == role and when <= holds]
+        closest = max(fitting, key=lambda when: (len(when), "reference" in when), default=None)
+        return "" if closest is None else self.parts[role, closest]
+
+
+def read_template(name: str, way: str) -> Template:
+    """The parts of a template (a name of sao/templates or a file's path) for this way of judging.
+
+    Raises ConfigError for one that is not there, that asks without a question or an answer, or that holds a part twice.
+    """
+    before, *pieces = _HEADING.split(load_template(name, FIELDS[way]))
+    found = [(("user", frozenset[str]()), before.strip())] if before.strip() else []
+    for role, words, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True):
+        found.append(((role, frozenset(re.findall("[a-z]+", words))), text.strip()))
+    parts = dict(found)
+    if len(parts) < len(found):
+        raise ConfigError(f"template {name!r}: a part stands there twice (text before the first heading is the user's)")
+    if ("user", frozenset()) not in parts:
+        raise ConfigError(
+            f"template {name!r}: no part for the user. Put a line ---user--- before what the judge is asked"
+        )
+    needed = [("question", "prompt"), ("answer",)] if way == "rating" else [(field,) for field in FIELDS[way]]
+    for (role, when), text in parts.items():
+        for fields in needed if role == "user" else ():
+            if not any(f"{{{field}}}" in text for field in fields):
+                part = ", ".join([role, *sorted(when)])
+                raise ConfigError(f"template {name!r}: {{{fields[-1]}}} does not stand in its part {part!r}")
+    return Template(parts)
+
+
+def references_of(questions: Iterable[Question]) -> dict[str, str]:
+    """The right answers as a judge of whole conversations is shown them, by question id; questions without one are left out."""
+    found: dict[str, str] = {}
+    for question in questions:
+        texts = [question.reference(turn) for turn in range(1 + len(question.later))]
+        numbered = [f"Turn {turn}: {text}" for turn, text in enumerate(texts, 1) if text]
+        if numbered:
+            found[question.prompt.id] = "\n\n".join(numbered) if question.later else texts[0]
+    return found
+
+
 def judge_by_text(
-    pairs: Iterable[Duel], engine: Engine, suite: Suite, template: str, max_tokens: int, done: Container[str], name: str
-) -> Iterator[Judgment | Drop]:
-    """Verdicts after reasons, at temperature 0, for the duels that are not `done`; what is cut off or has none is unreadable."""
-    text, parse = load_template(template, FIELDS[suite.way]), PARSERS[suite.way]
+    pairs: Iterable[Duel], engine: Engine, suite: Suite, template: str, max_tokens: int, done: Container[str], name: str, *,
+    references: Mapping[str, str] | None = None,
+) -> Iterator[Judgment | Drop]:  # fmt: skip
+    """Verdicts after reasons, at temperature 0, for the duels that are not `done`; what is cut off or has none is unreadable.
+    `references`: the right answers by question id (`references_of`)."""
+    shown, parse = read_template(template, suite.way), PARSERS[suite.way]
     waiting: dict[str, Duel] = {}
 
     def requests() -> Iterator[Request]:
         for duel in pairs:
             if duel.id not in done:
                 waiting[duel.id] = duel
-                shown = fill(text, prompt=duel.prompt, first=duel.first.text, second=duel.second.text)
-                yield _request(duel.id, shown, max_tokens)
+                values = {"prompt": duel.prompt, "first": duel.first.text, "second": duel.second.text}
+                values["reference"] = (references or {}).get(duel.prompt_id, "")
+                yield _request(duel.id, shown.messages(values), max_tokens)
 
     for completion in engine.generate(requests()):
         duel = waiting.pop(completion.id)
@@ -125,18 +201,22 @@ def rate(
     questions: Iterable[Question], answers: dict[str, list[Response]], engine: Engine, template: str, max_tokens: int, key: str,
     done: Container[str], name: str,
 ) -> Iterator[Rating | Drop]:  # fmt: skip
-    """A mark for each turn of each question, at temperature 0, that is not `done`."""
-    text = load_template(template, FIELDS["rating"])
+    """A mark for each turn of each question, at temperature 0, that is not `done`. Where a turn has a right answer the judge is
+    shown it, if the template has a place for it."""
+    shown, questions = read_template(template, "rating"), list(questions)
+    most = max((1 + len(question.later) for question in questions), default=1)
     waiting: dict[str, tuple[int, Response]] = {}
 
     def requests() -> Iterator[Request]:
         for question in questions:
             for turn, answer in enumerate(answers.get(question.prompt.id, ())):
-                rating_id, row = make_id(key, answer.id), question.prompt.row * (1 + len(question.later)) + turn
+                # Rows are places in the stage's order: each question has as many as the longest, so that none is met twice.
+                rating_id, row = make_id(key, answer.id), question.prompt.row * most + turn
                 if rating_id in done:
                     continue
                 waiting[rating_id] = row, answer
-                yield _request(rating_id, _shown(text, question, answers, turn), max_tokens)
+                values = _by_turn(question, answers, turn)
+                yield _request(rating_id, shown.messages(values, later=turn > 0), max_tokens)
 
     for completion in engine.generate(requests()):
         row, answer = waiting.pop(completion.id)
@@ -155,9 +235,18 @@ def rate(
         )
 
 
-def _shown(template: str, question: Question, answers: dict[str, list[Response]], turn: int) -> str:
-    before = turn_prompt(question, answers, turn).conversation
-    return fill(template, prompt=before, answer=answers[question.prompt.id][turn].text)
+def _by_turn(question: Question, answers: dict[str, list[Response]], turn: int) -> dict[str, str]:
+    """What a judge who marks a turn is shown, by field; of the turn before it too, where there is one."""
+    asked, said_ = (question.prompt.text, *question.later), answers[question.prompt.id]
+    return {
+        "prompt": turn_prompt(question, answers, turn).conversation,
+        "question": asked[turn],
+        "answer": said_[turn].text,
+        "reference": question.reference(turn),
+        "earlier_question": asked[turn - 1] if turn else "",
+        "earlier_answer": said_[turn - 1].text if turn else "",
+        "earlier_reference": question.reference(turn - 1) if turn else "",
+    }
 
 
 def turn_prompt(question: Question, answers: dict[str, list[Response]], turn: int) -> Prompt:
@@ -170,5 +259,5 @@ def turn_prompt(question: Question, answers: dict[str, list[Response]], turn: in
     return replace(prompt, id=make_id(prompt.id, turn), earlier=(*prompt.earlier, *turns[:-1]), text=turns[-1])
 
 
-def _request(id_: str, text: str, max_tokens: int) -> Request:
-    return Request((Message("user", text),), (Sample(id_, seed_of(id_)),), Sampling(max_tokens, temperature=0.0))
+def _request(id_: str, messages: tuple[Message, ...], max_tokens: int) -> Request:
+    return Request(messages, (Sample(id_, seed_of(id_)),), Sampling(max_tokens, temperature=0.0))

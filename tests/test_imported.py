@@ -9,9 +9,11 @@ import pytest
 from sao.audit import audit
 from sao.cli import main
 from sao.config import load_recipe, make_config
-from sao.errors import DataError
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, DataError, StoreError
 from sao.folder import RunFolder
 from sao.imported import import_pairs
+from sao.pipeline import run as run_pipeline
 from sao.store import read_manifest
 from sao.types import Judgment, PreferencePair
 
@@ -56,19 +58,70 @@ def test_prompts_answers_and_labels_stand_in_the_run(tmp_path: Path) -> None:
     assert 5 < first.count("first") < N - 5  # the label does not follow from the slot
 
 
-def test_the_usual_commands_serve_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_usual_commands_serve_it_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = pairs(tmp_path / "p.jsonl")
     out = str(tmp_path / "run")
-    assert main(["import", str(source), "--out", out, "--pairs.licence", "MIT"]) == 0
-    assert "30 pairs, 0 held-out prompts, 1 rows dropped (chosen equals rejected 1)" in capsys.readouterr().out
-    assert main(["import", str(source), "--out", out, "--pairs.licence", "MIT"]) == 0  # again: nothing to do
+    assert main(["import", str(source), "--out", out, "--pairs.licence", "cc-by-nc-4.0"]) == 0
+    said = capsys.readouterr().out
+    assert "30 pairs, 0 held-out prompts, 1 rows dropped (chosen equals rejected 1)" in said
+    assert "NON-COMMERCIAL" in said
+    assert main(["audit", out]) == 0
+    assert main(["stats", out]) == 0
+    assert main(["leaks", out, "--against", f"{source}#prompt"]) == 0
+    assert main(["export", out, "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
+    assert main(["import", str(source), "--out", out, "--pairs.licence", "cc-by-nc-4.0"]) == 0  # again: nothing to do
+    capsys.readouterr()
     assert main(["pairs", f"{out}/recipe.yaml", "--out", out, "--engine.name", "scripted", "--json"]) == 0
-    funnel = {row["stage"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["funnel"]}
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not summary["worked"]
+    funnel = {row["stage"]: row for row in summary["funnel"]}
     assert funnel["prompts"]["reasons"] == {"chosen equals rejected": 1}
     assert funnel["pairs"]["records"] == N
-    assert main(["export", out, "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
-    assert main(["audit", out]) == 0
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["config"]["pairs"]["imported"]
+    found = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert found["config"]["pairs"]["imported_from"] == "p.jsonl"
+    assert found["licences"]["pairs"] == "cc-by-nc-4.0"
+
+
+def test_the_run_is_read_without_its_source(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    (tmp_path / "p.jsonl").unlink()
+    assert main(["audit", str(run.root)]) == 0
+    assert main(["stats", str(run.root)]) == 0
+
+
+def test_an_import_does_not_touch_another_run(tmp_path: Path) -> None:
+    run_pipeline(load_recipe("default", {"engine.name": "scripted", "personas.n": "9", "personas.held_out": "1"}),
+                 tmp_path / "own", until="pairs")  # fmt: skip
+    before = (tmp_path / "own" / "manifest.json").read_bytes()
+    config = load_recipe("default", {"pairs.source": str(pairs(tmp_path / "p.jsonl"))})
+    with pytest.raises(StoreError, match="belongs to another run"):
+        import_pairs(config, tmp_path / "own")
+    assert (tmp_path / "own" / "manifest.json").read_bytes() == before
+    import_pairs(config, tmp_path / "theirs")
+    with pytest.raises(StoreError, match=r"personas\.held_out: 0 → 5"):
+        import_pairs(config, tmp_path / "theirs", held_out=5)
+    with pytest.raises(StoreError, match="belongs to another run"):
+        run_pipeline(load_recipe("default", {"engine.name": "scripted"}), tmp_path / "theirs", until="prompts")
+
+
+def test_given_labels_belong_to_imports() -> None:
+    with pytest.raises(ConfigError, match=r"judging\.method given belongs to runs that `sao import` made"):
+        load_recipe("default", {"judging.method": "given"})
+
+
+def test_other_lengths_for_the_evaluation_leave_the_answers_as_they_are(tmp_path: Path) -> None:
+    run = imported(tmp_path, held_out=5)
+    recipe = str(tmp_path / "run" / "recipe.yaml")
+    engine = ScriptedEngine()
+    summary = run_pipeline(load_recipe(recipe, {"responses.max_tokens": "64"}), run.root, until="pairs", engine=engine)
+    assert engine.calls == 0
+    assert summary["kept"]["share"] == 1.0
+    # Another judge is another judge, and each model's verdicts are its own.
+    asked = {"judging.method": "logprob", "judging.orders": "both"}
+    for name in ("one", "two"):
+        engine = ScriptedEngine(identity=name)
+        run_pipeline(load_recipe(recipe, asked), run.root, until="pairs", engine=engine)
+        assert engine.calls == 2 * (N - 5)
 
 
 def test_labels_come_back_as_pairs(tmp_path: Path) -> None:
@@ -98,12 +151,27 @@ def test_system_messages_are_kept(tmp_path: Path) -> None:
     assert "be 0\n\nhi 0" in texts[0]
 
 
-def test_held_out_prompts_are_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_questions_are_not_trained_on(tmp_path: Path) -> None:
     run = imported(tmp_path, held_out=5)
-    assert len(list(run.asked(False))) == N - 5
-    assert [p.text for p in run.asked(True)] == [f"question {i}" for i in range(N - 5, N)]
+    training, held_out = [p.conversation for p in run.asked(False)], [p.conversation for p in run.asked(True)]
+    assert (len(training), len(held_out)) == (N - 5, 5)
+    assert not set(training) & set(held_out)
+    assert held_out != [f"question {i}" for i in range(N - 5, N)]  # drawn by hash, not the last ones
     with pytest.raises(DataError, match="--held-out"):
         import_pairs(load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")}), tmp_path / "x", N)
+
+
+def test_a_question_that_stands_in_several_pairs_is_held_out_as_a_whole(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {i % 8}?", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")})
+    done = import_pairs(config, tmp_path / "run", held_out=3)
+    assert (done["pairs"], done["held_out"], done["dropped"]) == (25, 3, 12)
+    assert done["reasons"] == {"repeats a held-out question": 12}
+    run = RunFolder.recorded(tmp_path / "run")
+    asked = [p.text for p in run.asked(True)]
+    assert len(set(asked)) == 3
+    assert not set(asked) & {p.text for p in run.asked(False)}
 
 
 def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +202,6 @@ def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_an_imported_set_is_trained_on_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sao.pipeline import run as run_pipeline
-
     demo = {"personas.n": "60", "personas.held_out": "5", "engine.threads": "1", "pairs.keep": "all"}
     run_pipeline(load_recipe("demo", demo), tmp_path / "demo", until="pairs")
     assert main(["export", str(tmp_path / "demo"), "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0

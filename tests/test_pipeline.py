@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 
 from sao.card import push_model
+from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines import Message, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError, ModelError, StoreError, TrainingError
+from sao.folder import RunFolder
 from sao.pipeline import run
+from sao.store import Stage
+from sao.types import Prompt
 
 BASE: dict[str, Any] = {
     "engine": {"name": "scripted"},
@@ -256,3 +260,48 @@ def test_a_model_goes_to_the_hub_or_stays_with_the_next_command(
     assert calls[1][1]["folder_path"] == tmp_path
     with pytest.raises(StoreError, match=r"me/refused: not uploaded .*401.*hf upload me/refused"):
         push_model(tmp_path, "me/refused")
+
+
+def test_a_run_is_read_without_what_lay_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    Path("people.txt").write_text("\n".join(f"person {i}" for i in range(70)))
+    Path("ask.txt").write_text("Say as this persona: {persona}")
+    Path("bench.jsonl").write_text('{"prompt": "some question that nobody asks here"}\n')
+    run(
+        config(
+            personas={"source": "people.txt", "n": 60, "held_out": 10},
+            prompts={"template": "ask.txt"},
+            filters={"against": ["bench.jsonl"]},
+        ),
+        tmp_path / "run",
+        until="pairs",
+    )
+    for name in ("people.txt", "ask.txt", "bench.jsonl"):
+        Path(name).unlink()
+    monkeypatch.chdir(elsewhere)
+    folder = RunFolder.recorded(tmp_path / "run")
+    assert len(list(folder.labelled())) > 0
+    assert {row["stage"] for row in folder.funnel()} >= {"prompts", "filtered", "filtered_responses", "pairs"}
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "data")]) == 0
+    assert main(["stats", str(tmp_path / "run")]) == 0
+    assert main(["audit", str(tmp_path / "run")]) == 0
+
+
+def test_two_processes_in_one_folder_lose_nothing(tmp_path: Path) -> None:
+    """Both write all; the slower one finds the stage sealed when it comes to sealing."""
+    stage = [Stage(tmp_path, "prompts", {}).open() for _ in range(2)]
+    rows = [Prompt(id=f"{i:016x}", row=i, persona_id="p", text=str(i)) for i in range(50)]
+    slow = stage[1].writer()
+    with slow:
+        for row in rows[:20]:
+            slow.write(row)
+        slow.flush()
+        stage[0].fill(Prompt, lambda key, done: iter(rows))
+        for row in rows[20:]:
+            slow.write(row)
+    stage[1].seal(Prompt)
+    assert [p.row for p in stage[0].records(Prompt)] == list(range(50))
+    assert stage[1].counts["records"] == 50

@@ -5,12 +5,14 @@ A run's manifest and funnel in, Markdown out. A licence that forbids commercial 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sao.config import TrainConfig
 from sao.errors import StoreError
 from sao.personas import non_commercial
+from sao.rows import transport_errors
 
 
 def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
@@ -40,7 +42,7 @@ tags: [sao, {train["loss"]}, self-alignment]
 ---
 
 # {config["model"]}, aligned {how}
-{warning(made, "model")}
+{warning(made["licences"], "model")}
 Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {made_of}.
 
 | | |
@@ -79,7 +81,6 @@ def push_dataset(folder: Path, repository: str) -> str:
 
 def _push(folder: Path, repository: str, kind: str, option: str, message: str) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     data = kind == "dataset"
     more: dict[str, Any] = {"repo_type": "dataset"} if data else {}
@@ -89,7 +90,7 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
         hub.create_repo(repository, private=True, exist_ok=True, **more)
         more |= {"allow_patterns": only} if data else {}
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **more))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (OSError, ValueError, *transport_errors()) as error:
         raise StoreError(
             f"{option} {repository}: not uploaded ({type(error).__name__}: {[*str(error).splitlines(), ''][0]}). The "
             f"{'data set' if data else 'model'} lies in {folder}; check HF_TOKEN and the network, then `hf upload "
@@ -153,9 +154,9 @@ def counts_table(funnel: list[dict[str, Any]]) -> str:
     return "\n".join(["| stage | kept | dropped | reasons |", "|---|---|---|---|", *rows])
 
 
-def warning(made: dict[str, Any], what: str) -> str:
-    """A paragraph for each licence that forbids commercial use."""
-    found = [f"the {key} ({licence})" for key, licence in made["licences"].items() if non_commercial(licence)]
+def warning(licences: Mapping[str, str], what: str) -> str:
+    """A paragraph on those of the licences that forbid commercial use; "" where none does."""
+    found = [f"the {key} ({licence})" for key, licence in licences.items() if non_commercial(licence)]
     if not found:
         return ""
     return (

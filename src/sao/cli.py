@@ -351,12 +351,10 @@ def _quiet_libraries() -> None:
 
 
 def _run_folder(root: Path) -> RunFolder:
-    """A run folder with the recipe it was last used with."""
-    from sao.config import make_config
+    """A run folder with the recipe it was last used with, read as its manifest has it."""
     from sao.folder import RunFolder
-    from sao.store import read_manifest
 
-    return RunFolder(make_config(read_manifest(root)["config"], f"{root}/manifest.json"), root)
+    return RunFolder.recorded(root)
 
 
 def _own_pairs(root: Path) -> RunFolder:
@@ -393,6 +391,7 @@ def _label(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from sao.imported import import_pairs
+    from sao.personas import non_commercial
 
     config = read_target(args.recipe, {**overrides, "pairs.source": args.source})
     done = import_pairs(config, args.out, args.held_out)
@@ -400,6 +399,8 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     print(
         f"{done['pairs']} pairs, {done['held_out']} held-out prompts, {done['dropped']} rows dropped ({reasons or '–'})"
     )
+    if non_commercial(done["licence"]):
+        print(f"NON-COMMERCIAL: the licence of the pairs is {done['licence']}")
     print(f"go on:  sao train {done['recipe']} --out {args.out} --model MODEL\n        sao audit {args.out}")
     if args.json:
         print(json.dumps(done))

@@ -322,6 +322,8 @@ class PairsConfig(Section):
     """Licence of the data set, copied to the manifest and the model card."""
     imported: str | None = None
     """Written by `sao import`: what the data set is whose rows this run's prompts, answers and verdicts are."""
+    imported_from: str | None = None
+    """Written by `sao import`: the data set's name and revision."""
     rule: Literal["all", "first_last", "best_random", "mu_2sigma", "quality_aware", "adjacent"] = "all"
     """Which of a prompt's answers become pairs, by their ranks: every two; best and worst; best and a random one; best and the
     one nearest to μ−2σ (arXiv 2502.16825); best and the best one that is clearly worse (arXiv 2501.18578, 2504.03612);
@@ -542,6 +544,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.judging.method == "given" and self.pairs.imported is None:
+            raise ValueError("judging.method given belongs to runs that `sao import` made: only they have given labels")
         if self.personas.n == 0 and self.pairs.source is None:
             raise ValueError("personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source")
         return self

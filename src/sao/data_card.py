@@ -86,7 +86,7 @@ def data_card(
 {MARK}
 
 # {of[0].upper()}{of[1:]}
-{warning(made, "data set")}
+{warning(_licences(made), "data set")}
 {sum(done.rows.values()):,} {what[done.view]} ({rows}), {by}, with SAO (Self-Alignment Optimization,
 [arXiv 2510.06652](https://arxiv.org/abs/2510.06652)).{apart}
 {out}
@@ -114,7 +114,7 @@ data = load_dataset("DIR")
 
 ## Licences
 
-{_licences(made)}
+{_licence_lines(made)}
 
 ## Citation
 
@@ -127,7 +127,7 @@ def _front_matter(made: dict[str, Any], done: Exported, name: str) -> str:
     splits = [{"split": split, "path": file} for split, file in done.files.items()]
     # `datasets` keeps what it loaded from a folder under a hash of these settings, whatever the files hold by then.
     loaded = {"config_name": "default", "description": f"sha256 {done.digest}", "data_files": splits}
-    facts = _hub_licence(made["licences"]) | {
+    facts = _hub_licence(_licences(made)) | {
         "pretty_name": f"{name[0].upper()}{name[1:]}",
         "task_categories": ["text-generation"],
         "tags": tags,
@@ -209,8 +209,14 @@ def _public(value: Any) -> Any:
     return value
 
 
-def _licences(made: dict[str, Any]) -> str:
-    lines = [f"- {what}: {licence}" for what, licence in made["licences"].items()]
+def _licences(made: dict[str, Any]) -> dict[str, str]:
+    """The licences of what went into the data, by what it is: no model here wrote pairs that were given."""
+    given = is_given(made["config"])
+    return {what: licence for what, licence in made["licences"].items() if not (given and what == "model")}
+
+
+def _licence_lines(made: dict[str, Any]) -> str:
+    lines = [f"- {what}: {licence}" for what, licence in _licences(made).items()]
     if not is_given(made["config"]):
         lines.append("\nThe answers are the model's: its licence says what may be done with them, for training too.")
     return "\n".join(lines)

@@ -4,6 +4,9 @@
     README.md                      the card, which also tells `datasets.load_dataset` and the hub what is what
     dataset_info.json, axolotl.yaml   where the tool reads such a file
 
+All files are written under other names first. While they get their names, the card says that the export is not finished; the
+true card comes last. So a kill at any moment leaves the earlier export, the new one, or a folder that says to export again.
+
 No persona and no question stands in both train and test: a hash of the question decides, and what shares a persona or a user's
 turn goes together. A pair so stays where it is when more are made. Try: sao export RUN --format trl --view pairs --out DIR
 """
@@ -32,6 +35,9 @@ from sao.types import Persona, PreferencePair, Prompt, make_id
 GROUP_ROWS = 10_000
 OWN = ("README.md", "train.parquet", "test.parquet", "train.jsonl", "test.jsonl", "dataset_info.json", "axolotl.yaml")
 """What an export may write into its folder."""
+UNFINISHED = (
+    f"{MARK}\n\nThis export is not finished: the files beside may not belong together. Run `sao export` again.\n"
+)
 LARGE_SHARE, LARGE = 0.1, 8
 """Prompts that belong together are never test data where they are more than this share of it, and more than so many."""
 
@@ -82,12 +88,10 @@ def export(
             options=f"--format {form} --view {view} --test-share {test_share:g}",
         )
         card = data_card(read_manifest(run.root), run.funnel(), facts, audit)
-        texts = side_files(form, view, files) | {"README.md": card}
-        for name, text in texts.items():
-            write_atomic(out / name, text)
-    for name in set(OWN) - {*files.values(), *texts}:
-        (out / name).unlink(missing_ok=True)  # of an earlier export in another form
-    counts = {name: sink.count for name, sink in sinks.items()}
+        for name, text in (side_files(form, view, files) | {"README.md": card}).items():
+            sinks[name] = Sink(out / name)
+            sinks[name].write_text(text)
+    counts = {name: sinks[name].count for name in ("train", "test")}
     paths = [str(out / file) for file in files.values()]
     return {"form": form, "view": view, **counts, "left_out": left_out, "paths": paths, "card": str(out / "README.md")}
 
@@ -184,16 +188,32 @@ def _groups(labels: NDArray[np.uint64], keys: NDArray[np.uint64], owners: NDArra
 
 @contextlib.contextmanager
 def arriving(out: Path, suffix: str) -> Iterator[dict[str, Sink]]:
-    """Files of train and test that get their names when the block ends well; otherwise nothing of them is left."""
+    """Files of train and test, and those that the block adds (the card last), which get their names when the block ends well.
+
+    Where it does not, an earlier export stays as it was. What a killed export left under other names goes first, so of two exports
+    into one folder at once the one that began first ends with an error.
+    """
+    for name in OWN:
+        for file in out.glob(f".{name}.*.tmp"):
+            file.unlink(missing_ok=True)
     sinks = {name: Sink(out / f"{name}.{suffix}") for name in ("train", "test")}
     try:
         yield sinks
-        sinks["test"].path.unlink(missing_ok=True)  # an earlier one may overlap with the train file that comes now
+        _clear(out, sinks)
         for sink in sinks.values():
             sink.arrive()
     finally:
         for sink in sinks.values():
             sink.discard()
+
+
+def _clear(out: Path, sinks: dict[str, Sink]) -> None:
+    """Take the earlier export's card away, then its files that no new one replaces."""
+    if "README.md" in sinks:
+        write_atomic(out / "README.md", UNFINISHED)
+    coming = {sink.path.name for sink in sinks.values() if sink.count}
+    for name in set(OWN) - coming - {"README.md"}:
+        (out / name).unlink(missing_ok=True)
 
 
 def write_rows(
@@ -219,7 +239,7 @@ def write_rows(
 
 
 class Sink:
-    """One data file, Parquet or JSON lines by its suffix: in groups of 10,000 rows; it arrives by rename.
+    """One file that arrives by rename: rows, as Parquet or JSON lines by its suffix and in groups of 10,000, or one text.
 
     `count` are its rows, `columns` their names, `digest` the SHA-256 of the closed file. Without rows there is no file.
     """
@@ -230,7 +250,7 @@ class Sink:
         self.columns: list[str] = []
         self.digest = ""
         self._rows: list[dict[str, Any]] = []
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._temporary = path.with_name(f".{path.name}.new.{os.getpid()}.tmp")
         self._file: BinaryIO | None = None
         self._writer: Any = None
 
@@ -241,6 +261,13 @@ class Sink:
         self.count += 1
         if len(self._rows) == GROUP_ROWS:
             self._flush()
+
+    def write_text(self, text: str) -> None:
+        """Make this text the whole file, and durable. Raises StoreError as `write` does."""
+        self.count = 1
+        with self._errors():
+            self._open().write(text.encode())
+        self.close()
 
     def close(self) -> None:
         """Make all rows durable, still under the other name."""
@@ -279,17 +306,21 @@ class Sink:
 
     def _flush(self) -> None:
         with self._errors():
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._temporary.open("wb")
+            file = self._open()
             if self.path.suffix == ".jsonl":
-                self._file.write("".join(dumps(row) + "\n" for row in self._rows).encode())
+                file.write("".join(dumps(row) + "\n" for row in self._rows).encode())
             elif self._rows:
                 import pyarrow
 
                 table = pyarrow.Table.from_pylist(self._rows, _schema(self._rows[0]))
                 self._open_writer(table.schema).write_table(table)
         self._rows.clear()
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._temporary.open("wb")
+        return self._file
 
     def _open_writer(self, schema: Any) -> Any:
         if self._writer is None:

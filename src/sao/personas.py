@@ -91,12 +91,12 @@ def licence_of(config: PersonasConfig, model_licence: str) -> str:
 
 def non_commercial(licence: str) -> bool:
     """Whether a licence forbids commercial use, as far as its name says so."""
-    return bool(re.search(r"\bnc\b|non-?commercial", licence, re.IGNORECASE))
+    return bool(re.search(r"(?<![a-z])nc(?![a-z])|non[\s_-]?commercial", licence, re.IGNORECASE))
 
 
-def source_identity(config: PersonasConfig, seed: int) -> dict[str, Any]:
-    """What the personas depend on; a file counts by its content, wherever it lies."""
-    found: dict[str, Any] = {"source": content_identity(config.source)}
+def source_identity(config: PersonasConfig, seed: int, identity: str | None = None) -> dict[str, Any]:
+    """What the personas depend on; a file counts by its content, wherever it lies (`identity`, where it is known already)."""
+    found: dict[str, Any] = {"source": identity or content_identity(config.source)}
     if config.source not in ("self", *LICENCES):
         found |= {"column": config.column, "revision": config.revision, "subset": config.subset}
     if config.source in ("builtin:general", "builtin:world") or (found.get("column") and config.sample == "random"):

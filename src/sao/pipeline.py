@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from sao import filters, judging, manifest, pairs, personas, prompts, responses, rows
+from sao import filters, judging, manifest, personas, prompts, responses, rows
 from sao.card import model_card, push_model
 from sao.config import Config, EngineConfig, JudgingConfig
 from sao.engines import Engine, Usage, open_engine
@@ -111,7 +111,8 @@ class Run(RunFolder):
                 self.notify(
                     f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
                 )
-        for line in manifest.open_manifest(self.root, self.config, self.model_identity, source, licences):
+        self.funnel()  # looks at every stage, and so at all that the run depends on
+        for line in manifest.open_manifest(self.root, c, self.model_identity, source, licences, self.outside):
             self.notify(f"changed since the last run here: {line}")
 
     def check(self, trains: bool = True) -> None:
@@ -291,8 +292,10 @@ class Run(RunFolder):
                 return ((prompt, "") for prompt in written)
             return joined_by_row(written, self.personas_stage.records(Persona))
 
+        marker = c.prompts.marker if c.prompts.source is None else ""  # others' prompts have none
+
         def make(key: str, done: Container[str]) -> Iterator[Prompt | Drop]:
-            return filters.filter_prompts(read, c.filters, c.prompts.marker, done)
+            return filters.filter_prompts(read, c.filters, marker, done)
 
         counts = self.prompts_stage.counts
         self._fill(self.filtered_stage, Prompt, counts["records"], make, limit_drops=False)
@@ -371,16 +374,9 @@ class Run(RunFolder):
 
     def pairs(self) -> None:
         """The verdicts that are learnt from."""
-        c, n = self.config.pairs, self.config.responses.n
-
-        def make(key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
-            jury = self.jury_at_work()
-            balance = pairs.balance_lengths(self.judged(), c, key, jury) if c.length_matched else None
-            found = pairs.build_pairs(self.judged(), c, key, n, jury, balance)
-            return (pair for pair in found if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
-
+        n = self.config.responses.n
         total = self.config.personas.n * n * (n - 1) // 2
-        self._fill(self.pairs_stage, PreferencePair, total, make, limit_drops=False)
+        self._fill(self.pairs_stage, PreferencePair, total, self.chosen, limit_drops=False)
 
     def train(self) -> None:
         """Preference optimisation on the pairs."""

@@ -163,7 +163,7 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             f"words {h['words_base']:.1f} → {h['words_tuned']:.1f}"
         )
         lines.append(f"             {h['label']}")
-        if v := s.get("oracle", {}).get("verdict"):
+        if (v := s.get("oracle", {}).get("verdict")) and v["n"]:
             agrees = (
                 ""
                 if v["agreement"] is None

@@ -328,6 +328,14 @@ def _skip_space(text: str, at: int) -> int:
     return at if found is None else found.end()
 
 
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub lets through where the network fails: the error classes of requests, httpx or httpx2, by its version.
+    Its own error for a bad answer derives from them; the latter two's are no OSError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
+
+
 def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
     try:
         import datasets
@@ -337,7 +345,7 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
         rows = datasets.load_dataset(source, subset, revision=revision, split=split, streaming=True)
         for number, row in enumerate(rows):
             yield f"{source}, row {number}", row
-    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError, *transport_errors()) as error:
         raise DataError(
             f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, revision, subset and "
             "split, the network and, for gated data, HF_TOKEN"

@@ -20,10 +20,24 @@ _ANSWERS = re.compile(
 )
 
 
+_NAMED = re.compile(r'"([^"\n]{1,40}:)"')
+_REPLY = "Reply:"
+
+
 def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
-    """A line that depends on the chat and the seed alone. It begins with both markers that the stages look for."""
+    """A text that depends on the chat and the seed alone, and begins with the marker that the chat asks for.
+
+    Which one is told by the chat's last paragraph, where the shipped templates name it in quotation marks; with "Reply:" beside
+    it a conversation is asked for. A chat about a person or persona that names none gets "Prompt:"; any other gets an answer.
+    """
     last = messages[-1].content
     words = hashlib.blake2b(f"{seed}:{last}".encode("utf-8", "replace"), digest_size=6).hexdigest()
+    markers = _NAMED.findall(last.rstrip().rpartition("\n\n")[2])
+    if _REPLY in markers[1:]:
+        first, second = f"Explain {words[:6]} to me.", f"Now in {int(words[6:8], 16)} words, for {words[8:]}."
+        return f"{markers[0]} {first}\n{_REPLY} It is {words[::-1]}.\n{markers[0]} {second}"
+    if markers and markers[0] != "Prompt:":
+        return f"{markers[0]} Works with {words[:4]}, lives near {words[4:8]} and cares about {words[8:]}."
     if "{persona}" in last or "persona" in last.lower() or "person " in last.lower():
         return f"Prompt: Explain {words[:6]} in {int(words[6:8], 16)} words."
     return f"Answer {words} " + "word " * (int(words[:2], 16) % 7)

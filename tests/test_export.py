@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import resource
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sao.audit import audit
-from sao.card import model_card, push_dataset
+from sao.card import model_card, push_dataset, push_model
 from sao.config import make_config
 from sao.data_card import Exported, data_card
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import DataError, StoreError
-from sao.export import LARGE, arriving, export, joined, paired, split_of, write_rows
+from sao.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
 from sao.export_forms import COLUMNS, FORMS, VIEWS, Example, rows_of, standings
 from sao.folder import RunFolder
+from sao.personas import non_commercial
 from sao.pipeline import run
+from sao.rows import read_rows
 from sao.similarity import normalise
 from sao.store import read_manifest
 from sao.templates import load_template
@@ -370,6 +374,58 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
 
 
+def killed_at(run: RunFolder, out: Path, step: int) -> bool:
+    """An export in a process of its own that SIGKILL ends before its `step`-th change of the folder; whether it got so far."""
+    child = os.fork()
+    if not child:
+        steps = iter(range(1, step))
+
+        def dying(act: Any) -> Any:
+            def do(*given: Any, **more: Any) -> Any:
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return act(*given, **more)
+
+            return do
+
+        try:
+            for place, name in ((Path, "replace"), (Path, "unlink"), (os, "fsync")):
+                setattr(place, name, dying(getattr(place, name)))
+            export(run, out, "axolotl", "pairs", 0.2)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("earlier", [None, "llamafactory"])
+def test_a_kill_leaves_no_card_that_speaks_of_other_data(
+    finished: RunFolder, tmp_path: Path, earlier: str | None
+) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+    export(finished, tmp_path / "whole", "axolotl", "pairs", 0.2)
+    whole, seen = contents(tmp_path / "whole"), set()
+    for step in range(1, 99):
+        out = tmp_path / str(step)
+        out.mkdir()
+        if earlier:
+            export(finished, out, earlier, "kto", 0.2)
+        before = contents(out)
+        was_killed = killed_at(finished, out, step)
+        found = contents(out)
+        if found not in (before, whole):
+            assert found["README.md"].decode() == UNFINISHED
+        seen.add((found == before, found == whole))
+        if not was_killed:
+            break
+        assert found == whole or any(p.name.endswith(".tmp") for p in out.iterdir())
+        export(finished, out, "axolotl", "pairs", 0.2)
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == whole  # nothing hidden is left either
+    assert (step > 8, was_killed, found) == (True, False, whole)
+    assert seen == {(True, False), (False, False), (False, True)}
+
+
 def test_a_failure_on_the_way_leaves_an_earlier_export_whole(tmp_path: Path) -> None:
     def breaks() -> Iterator[Example]:
         yield from map(example, range(10_000))
@@ -510,6 +566,32 @@ def test_an_imported_set_is_said_to_be_others(finished: RunFolder) -> None:
     assert "| model |" not in card
 
 
+def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: RunFolder) -> None:
+    change = {"config.pairs.imported": "abc", "licences": {"model": "CC-BY-NC-4.0", "pairs": "MIT"}}
+    card = card_of(finished, change)
+    assert front_matter(card)["license"] == "mit"
+    assert "Non-commercial" not in card
+    assert "CC-BY-NC" not in card
+    made = read_manifest(finished.root) | {"licences": change["licences"]}
+    made["config"]["pairs"]["imported"] = "abc"
+    assert "the licence of the model (CC-BY-NC-4.0), and it binds this model" in model_card(made, finished.funnel())
+    bound = card_of(finished, change | {"licences": {"model": "MIT", "pairs": "CC_BY_NC_4.0"}})
+    assert "the licence of the pairs (CC_BY_NC_4.0), and it binds this data set" in bound
+    assert front_matter(bound)["license"] == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize(
+    ("licence", "forbids"),
+    [
+        ("CC-BY-NC-SA-4.0", True), ("CC_BY_NC_4.0", True), ("cc by nc 4.0", True), ("cc-by-nc4.0", True),
+        ("Non Commercial", True), ("NON_COMMERCIAL use", True), ("non-commercial", True), ("Noncommercial", True),
+        ("CC-BY-4.0", False), ("Example Inc.", False), ("NCSA", False), ("see LICENCE", False), ("commercial", False),
+    ],
+)  # fmt: skip
+def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> None:
+    assert non_commercial(licence) is forbids
+
+
 def test_a_server_s_address_is_left_out(finished: RunFolder) -> None:
     engine = read_manifest(finished.root)["config"]["engine"]
     engine |= {"name": "openai", "openai": engine["openai"] | {"base_url": "http://10.1.2.3:8000/v1", "retries": 3}}
@@ -543,6 +625,44 @@ def test_a_data_set_goes_to_the_hub_or_stays_with_the_next_command(
         StoreError, match=r"push-to-hub me/refused: not uploaded .*401.*hf upload me/refused .*--repo-type dataset"
     ):
         push_dataset(tmp_path, "me/refused")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a hub that nobody answers at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return address
+
+
+def test_without_a_network_an_upload_says_what_to_do_next(tmp_path: Path, no_network: str) -> None:
+    with pytest.raises(
+        StoreError, match=r"--push-to-hub me/x: not uploaded \(Conn.*hf upload me/x .*--repo-type dataset"
+    ):
+        push_dataset(tmp_path, "me/x")
+    with pytest.raises(StoreError, match=r"train.push_to_hub me/x: not uploaded \(Conn.*The model lies in"):
+        push_model(tmp_path, "me/x")
+
+
+def test_a_network_that_fails_while_a_data_set_is_read_is_an_error_with_the_next_step(
+    no_network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import get_session
+
+    def rows(*names: Any, **options: Any) -> Iterator[dict[str, str]]:
+        yield {"prompt": "Why?"}
+        get_session().get(no_network)
+
+    monkeypatch.setattr("datasets.load_dataset", rows)
+    found = read_rows("me/x", ["prompt"], what="prompts", option="--prompts.revision", revision="main")
+    assert next(found) == ("me/x, row 0", {"prompt": "Why?"})
+    with pytest.raises(DataError, match=r"me/x: cannot be read from the hub \(Conn.*the network and"):
+        next(found)
 
 
 # The tools: https://github.com/huggingface/datasets and TRL; scripts/check_exports.py has the others.

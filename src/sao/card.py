@@ -12,7 +12,7 @@ from typing import Any
 from sao.config import TrainConfig
 from sao.errors import StoreError
 from sao.personas import non_commercial
-from sao.rows import transport_errors
+from sao.rows import hub_errors
 
 
 def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
@@ -90,7 +90,7 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
         hub.create_repo(repository, private=True, exist_ok=True, **more)
         more |= {"allow_patterns": only} if data else {}
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **more))
-    except (OSError, ValueError, *transport_errors()) as error:
+    except hub_errors() as error:
         raise StoreError(
             f"{option} {repository}: not uploaded ({type(error).__name__}: {[*str(error).splitlines(), ''][0]}). The "
             f"{'data set' if data else 'model'} lies in {folder}; check HF_TOKEN and the network, then `hf upload "

@@ -6,7 +6,6 @@
 
 All files are written under other names first. While they get their names, the card says that the export is not finished; the
 true card comes last. So a kill at any moment leaves the earlier export, the new one, or a folder that says to export again.
-
 No persona and no question stands in both train and test: a hash of the question decides, and what shares a persona or a user's
 turn goes together. A pair so stays where it is when more are made. Try: sao export RUN --format trl --view pairs --out DIR
 """
@@ -35,9 +34,7 @@ from sao.types import Persona, PreferencePair, Prompt, make_id
 GROUP_ROWS = 10_000
 OWN = ("README.md", "train.parquet", "test.parquet", "train.jsonl", "test.jsonl", "dataset_info.json", "axolotl.yaml")
 """What an export may write into its folder."""
-UNFINISHED = (
-    f"{MARK}\n\nThis export is not finished: the files beside may not belong together. Run `sao export` again.\n"
-)
+UNFINISHED = f"{MARK}\n\nThis export is not finished: its files may not belong together. Run `sao export` again.\n"
 LARGE_SHARE, LARGE = 0.1, 8
 """Prompts that belong together are never test data where they are more than this share of it, and more than so many."""
 
@@ -188,11 +185,9 @@ def _groups(labels: NDArray[np.uint64], keys: NDArray[np.uint64], owners: NDArra
 
 @contextlib.contextmanager
 def arriving(out: Path, suffix: str) -> Iterator[dict[str, Sink]]:
-    """Files of train and test, and those that the block adds (the card last), which get their names when the block ends well.
+    """Files of train and test, and what the block adds (the card last); they get their names when it ends well, else none does.
 
-    Where it does not, an earlier export stays as it was. What a killed export left under other names goes first, so of two exports
-    into one folder at once the one that began first ends with an error.
-    """
+    What a killed export left goes first: of two exports into one folder at once the one that began first ends with an error."""
     for name in OWN:
         for file in out.glob(f".{name}.*.tmp"):
             file.unlink(missing_ok=True)
@@ -266,7 +261,7 @@ class Sink:
         """Make this text the whole file, and durable. Raises StoreError as `write` does."""
         self.count = 1
         with self._errors():
-            self._open().write(text.encode())
+            self._open().write(text.encode("utf-8", "surrogatepass"))
         self.close()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from sao.errors import ConfigError, DataError, DropError
 from sao.folder import RunFolder
 from sao.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
 from sao.pipeline import Run, run
-from sao.prompts import drawn_template, first_request, read_turns
+from sao.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
 from sao.rows import sample_texts
 from sao.types import Persona, Prompt
 
@@ -271,11 +271,40 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("a ", "a"), ("", None), (3, None), ([{"from": "human", "value": "b"}], "b"),
-     ([{"role": "assistant", "content": "c"}], None), ([1], None)],
+    [
+        ("a ", "a"), ("", ""), ("  ", ""), ([], ""), (3, None), ([1], None), (None, None), ({"text": "x"}, None), (["a"], None),
+        ([{"from": "human", "value": "b"}], "b"), ({"role": "user", "content": "b"}, "b"),
+        ([{"role": "assistant", "content": "c"}], ""), ([{"role": "user", "content": None}], ""),
+        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "text", "text": "e "}]}], "de"),
+        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "image_url", "image_url": "u"}]}], ""),
+    ],
 )  # fmt: skip
 def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:
     assert first_request(value) == text
+
+
+def test_rows_without_a_prompt_are_passed_over_and_other_types_named(tmp_path: Path) -> None:
+    rows: list[Any] = ["one", "", "   ", [], None, [{"role": "system", "content": "s"}], "two \ud83d", "\ud83d"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    c, n = PromptsConfig(source=str(tmp_path / "p.jsonl")), PersonasConfig(n=2, held_out=0)
+    assert {p.text for p in given_prompts(c, n, 0, "key")} == {"one", "two "}
+    with pytest.raises(DataError, match="holds 2 distinct prompts"):
+        list(given_prompts(c, PersonasConfig(n=3, held_out=0), 0, "key"))
+    for value, kind in ((3, "int"), ({"a": 1}, "dict"), ([1], "list")):
+        (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": value}))
+        with pytest.raises(
+            DataError, match=rf"line 1: no text under the key 'prompt', but a {kind} .*--prompts\.column"
+        ):
+            list(given_prompts(c, n, 0, "key"))
+
+
+def test_a_prompt_with_its_own_answer_is_none() -> None:
+    def read(text: str) -> tuple[list[str], str]:
+        return read_prompt(Completion("x", text, None, "stop"), "Prompt:")
+
+    assert read("Prompt: How do I prune roses?\n\nReply: Cut them in March.") == ([], "answers itself")
+    assert read("Prompt: How do I reply: in prose?") == (["How do I reply: in prose?"], "")
+    assert read("no") == ([], "no marker")
 
 
 def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(tmp_path: Path) -> None:
@@ -341,10 +370,10 @@ def test_hostile_files_of_personas_are_named(
 
 
 def test_odd_personas_pass_or_count_once(tmp_path: Path) -> None:
-    rows = ["a  person\\n", "A PERSON", "", "   ", "\\ud800", "b\\u0000c", "\\ufeffd", "日本", "🙂"]
+    rows = ["a  person\\n", "A PERSON", "", "   ", "\\ud800", "b\\u0000c", "\\ufeffd", "日本", "🙂", "cut \\ud83d"]
     lines = [f'{{"persona": "{row}", "id": 1}}' for row in rows] + ['{"persona": null, "id": 1}']
     (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     c = PersonasConfig(source=str(tmp_path / "p.jsonl"), n=6, held_out=0, sample="first")
-    assert [p.text for p in read_personas(c, 0)] == ["a person", "\ud800", "b\0c", "\ufeffd", "日本", "🙂"]
+    assert [p.text for p in read_personas(c, 0)] == ["a person", "b\0c", "\ufeffd", "日本", "🙂", "cut"]
     run(config(personas=c.model_dump()), tmp_path / "run", until="prompts", engine=writer(9))
     assert len(people(tmp_path / "run", config(personas=c.model_dump()), writer(9))) == 6

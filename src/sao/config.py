@@ -226,7 +226,7 @@ class FiltersConfig(Section):
     persona_text: bool = True
     """Whether prompts that quote their persona's text at length, or hold a marker of the template, are dropped."""
     unfinished: bool = True
-    """Whether prompts that break off (in a comma, an open bracket, a bare list number) are dropped."""
+    """Whether prompts that break off (in a comma, an opened bracket at the end, a bare list number) are dropped."""
     reject: str | None = None
     """A function of yours, as "package.module:function": takes the text, returns why it is dropped, or None (toxicity, say)."""
 

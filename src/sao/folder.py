@@ -18,7 +18,7 @@ from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig, mak
 from sao.engines import Engine
 from sao.evaluation import compare
 from sao.evaluation_sets import source_identity
-from sao.filters import is_active
+from sao.filters import is_active, plug_identity
 from sao.store import Stage, read_manifest
 from sao.templates import load_template
 from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
@@ -179,6 +179,9 @@ class RunFolder:
         settings = self.config.filters.model_dump(mode="json", exclude_defaults=True) | {
             "against": self._evaluation_sets
         }
+        plug = self.config.filters.reject
+        if plug is not None:
+            settings["reject"] = self._outside(f"reject {plug}", lambda: plug_identity(plug))
         return self._stage("filtered", self.prompts_stage, **settings, marker=self.config.prompts.marker)
 
     @property

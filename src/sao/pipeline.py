@@ -121,6 +121,8 @@ class Run(RunFolder):
             load_template(name, fields)
         if trains and not self.model_dir.is_dir():
             manifest.check_packages(self.config)
+        if self.kept_prompts_stage is not self.prompts_stage and not self.kept_responses_stage.finished:
+            filters.check_filters(self.config.filters)
         stages = [stage.fingerprint for stage in self.judgments_stages]
         if len(set(stages)) < len(stages):
             raise ConfigError("judging.panel: two judges are the same; give each another template or engine")

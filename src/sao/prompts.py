@@ -1,9 +1,9 @@
 """Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ← M(instruction with r_i)).
 
-The model's text must begin with a fixed marker, which is stripped. Text without it, an empty request and one that was cut
-off at the token limit are dropped, each with its reason. The instruction is one template, or one of several that are drawn by
-weight (`prompts.mix`). A template in which "Reply:" stands asks for a short conversation: its last request is the prompt, what
-comes before are earlier turns.
+The model's text must begin with a fixed marker, which is stripped. Text without it, an empty request, one that was cut off at
+the token limit and one that answers itself (a line begins with "Reply:") are dropped, each with its reason. The instruction is
+one template, or one of several that are drawn by weight (`prompts.mix`). A template in which "Reply:" stands asks for a short
+conversation: its last request is the prompt, what comes before are earlier turns.
 
 Or prompts that others wrote, from a file or hub data set (`given_prompts`): the control with real prompts.
 """
@@ -24,6 +24,7 @@ from sao.types import Drop, Persona, Prompt, make_id, seed_of
 
 REPLY = "Reply:"
 """What the assistant's turns begin with in a conversation that the model writes."""
+_REPLIES = re.compile(rf"^[^\S\n]*{REPLY}", re.IGNORECASE | re.MULTILINE)
 
 
 def write_prompts(
@@ -63,8 +64,10 @@ def drawn_template(config: PromptsConfig, prompt_id: str) -> str:
 
 
 def read_prompt(completion: Completion | Failure, marker: str) -> tuple[list[str], str]:
-    """The prompt in a completion, or [] and why there is none."""
+    """The prompt in a completion, or [] and why there is none (where the model goes on to a reply, say)."""
     text, reason = read_marked(completion, marker)
+    if _REPLIES.search(text):
+        return [], "answers itself"
     return ([text], "") if text else ([], reason)
 
 
@@ -73,7 +76,7 @@ def read_turns(completion: Completion | Failure, marker: str) -> tuple[list[str]
     text, reason = read_marked(completion, marker)
     if reason:
         return [], reason
-    parts = re.split(rf"^\s*({re.escape(marker)}|{REPLY})", text, flags=re.IGNORECASE | re.MULTILINE)
+    parts = re.split(rf"^[^\S\n]*({re.escape(marker)}|{REPLY})", text, flags=re.IGNORECASE | re.MULTILINE)
     turns, marks = [part.strip() for part in parts[::2]], [mark.casefold() for mark in parts[1::2]]
     expected = [(REPLY, marker)[i % 2].casefold() for i in range(len(marks))]
     if len(turns) < 3 or len(turns) % 2 == 0 or marks != expected or not all(turns):
@@ -104,8 +107,16 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
 
 
 def first_request(value: Any) -> str | None:
-    """The text of a column, or of the first user turn where it holds messages; None where it holds neither."""
-    if isinstance(value, list):
-        turns = [m for m in value if isinstance(m, dict) and (m.get("role") or m.get("from")) in ("user", "human")]
-        value = (turns[0].get("content") or turns[0].get("value")) if turns else None
-    return value.strip() if isinstance(value, str) and value.strip() else None
+    """The text of a column, or of the first user turn where it holds messages: {"role", "content"} or ShareGPT's
+    {"from", "value"}, the content a text or a list of text parts. "" where there is none, None for a value of another kind."""
+    messages = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
+    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
+        turns = (m for m in messages if (m.get("role") or m.get("from")) in ("user", "human"))
+        first: dict[str, Any] = next(turns, {})
+        value = first.get("value") if first.get("content") is None else first["content"]
+        if isinstance(value, list):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value]
+            texts = [part for part in parts if isinstance(part, str)]
+            value = "".join(texts) if len(texts) == len(parts) else ""
+        value = value or ""
+    return value.strip() if isinstance(value, str) else None

@@ -99,24 +99,28 @@ def column_texts(
     split: str = "train",
     read: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else None,
 ) -> Iterator[str]:
-    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls are passed over.
+    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls and empty texts are passed over.
 
-    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands there, or None where
-    it cannot.
+    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands there: "" where
+    this row holds nothing to read, None where it is of another kind than expected. Halves of surrogate pairs, as a cut emoji
+    leaves them in JSON, are taken out: no tokenizer takes them.
 
     Raises DataError for a source that cannot be read, or whose rows hold no such text.
     """
     options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
     for place, row in read_rows(source, [column], what=what, option=f"--{section}.revision", **options):
-        if isinstance(row, str) and source.removesuffix(".gz").endswith(".txt"):
-            yield row
-        elif isinstance(row, dict) and (text := read(row.get(column))) is not None:
-            yield text
-        elif not isinstance(row, dict) or column not in row or row[column] is not None:
-            keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        text = row if isinstance(row, str) and source.removesuffix(".gz").endswith(".txt") else None
+        if isinstance(row, dict):
+            text = "" if row.get(column, 0) is None else read(row.get(column))
+        if text is None:
+            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            kind = f", but a {type(row[column]).__name__}" if isinstance(row, dict) and column in row else ""
             raise DataError(
-                f"{place}: no text under the key {column!r} (it holds: {keys}). Name the key with --{section}.column"
+                f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with --{section}.column"
             )
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+        if text and not text.isspace():
+            yield text
 
 
 def content_identity(source: str) -> str:
@@ -328,12 +332,12 @@ def _skip_space(text: str, at: int) -> int:
     return at if found is None else found.end()
 
 
-def transport_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub lets through where the network fails: the error classes of requests, httpx or httpx2, by its version.
-    Its own error for a bad answer derives from them; the latter two's are no OSError."""
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub or the network fails. Some versions let errors of httpx or httpx2 through, which
+    are no OSError; its own error for a bad answer derives from the class of those."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return tuple(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception))
+    return (OSError, ValueError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)))
 
 
 def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
@@ -345,7 +349,7 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
         rows = datasets.load_dataset(source, subset, revision=revision, split=split, streaming=True)
         for number, row in enumerate(rows):
             yield f"{source}, row {number}", row
-    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError, *transport_errors()) as error:
+    except (RuntimeError, ImportError, datasets.exceptions.DatasetsError, *hub_errors()) as error:
         raise DataError(
             f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, revision, subset and "
             "split, the network and, for gated data, HF_TOKEN"

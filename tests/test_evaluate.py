@@ -60,7 +60,9 @@ def by_worth(first: str, second: str) -> float:
 
 
 def bench(out: Path, base: ScriptedEngine, tuned: ScriptedEngine, judge: ScriptedEngine, **more: Any) -> Bench:
-    config = make_config({"engine": {"name": "scripted"}, "eval": {"bootstrap": 500, **more.pop("eval", {})}, **more})
+    config = make_config(
+        {"engine": {"name": "scripted"}, "eval": {"bootstrap": 500, "self_tests": 0, **more.pop("eval", {})}, **more}
+    )
     return Bench(config, out, {"base": base, "tuned": tuned, "judge": judge})
 
 
@@ -280,6 +282,21 @@ def test_what_is_finished_is_not_asked_again(tmp_path: Path) -> None:
     other = answering("other", lambda i: 0.2)
     evaluate(bench(tmp_path / "out", base, other, judge), asked(tmp_path), ["heldout"])
     assert (base.calls, other.calls, judge.calls) == (N, N, 4 * N)  # the base's answers are known
+
+
+def test_the_judge_is_tried_once(tmp_path: Path) -> None:
+    base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9 + i / 1000)
+    judge = judging(lambda first, second: 0.9 if len(first) >= len(second) else 0.1)
+    for _ in range(2):
+        found = evaluate(
+            bench(tmp_path / "out", base, tuned, judge, eval={"self_tests": 5}), asked(tmp_path), ["heldout"]
+        )
+    assert judge.calls == 2 * N + 4 * 2 * 5
+    tests = found["self_tests"]
+    assert (tests["padded"]["rate"], tests["truncated"]["rate"]) == (0.0, 1.0)  # it likes what is long
+    assert tests["identical"]["rate"] == 1.0  # and the first of two equals
+    assert tests["padded"]["flips"]["rate"] == 0.0
+    assert "padded 0 %" in show_table(found)
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:

@@ -505,8 +505,8 @@ class EvalConfig(Section):
     """Resamples of the prompts for the 95 % intervals."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
-    self_tests: int = Field(default=0, ge=0)
-    """Answers on which the judge of an evaluation is tried: against themselves, padded, cut, shuffled."""
+    self_tests: int = Field(default=20, ge=0)
+    """Answers on which the judge of `sao eval --suite` is tried: against themselves, swapped, padded, cut, shuffled; 0: none."""
     engine: EngineConfig | None = None
     """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server, which cannot be
     given the tuned weights."""

@@ -30,7 +30,7 @@ from sao.folder import RunFolder
 from sao.manifest import package_versions
 from sao.store import dumps, write_atomic
 from sao.templates import load_template
-from sao.types import Judgment, Rating, to_dict
+from sao.types import Judgment, Rating, make_id, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,9 +398,14 @@ def _write_items(
 
 
 def _try_judge(bench: Bench, questions: list[Question], answers: Answers) -> dict[str, Any]:
-    """The judge on made-up pairs of the tuned model's own answers."""
-    groups = ((q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers)
-    config = bench.judging
-    return try_judge(
-        groups, bench.config.eval.self_tests, lambda: bench.engine("judge", *bench.judge), config, bench.config.seed
+    """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
+    groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
+    n, config, seed = bench.config.eval.self_tests, bench.judging, bench.config.seed
+    asked = make_id(
+        bench.judge_identity.weights, config.model_dump_json(), n, seed, *(a.id for _, own in groups for a in own)
     )
+    path = bench.out / f"self-tests-{asked[:8]}.json"
+    if not path.is_file():
+        found = try_judge(groups, n, lambda: bench.engine("judge", *bench.judge), config, seed)
+        write_atomic(path, json.dumps(found, indent=1) + "\n")
+    return dict(json.loads(path.read_text("utf-8")))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from sao.errors import ConfigError
 from sao.evaluation_sets import Benchmark
 from sao.similarity import normalise, words
 
@@ -136,6 +137,8 @@ def leak_report(ours: Ours, benchmarks: list[Benchmark], max_overlap: float, can
 
     Memory: a byte for each of our texts, and the items.
     """
+    if not 0 < max_overlap <= 1:
+        raise ConfigError(f"--max-overlap {max_overlap:g}: give a share above 0 and up to 1")
     index, leaky = LeakIndex(benchmarks, max_overlap), bytearray()
     found: dict[str, dict[str, Any]] = {}
     for b in benchmarks:

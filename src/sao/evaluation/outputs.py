@@ -113,8 +113,9 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
         if t["cut"]
     ]
     if tests := found.get("self_tests"):
+        titles = {"identical": "the first of two identical ones"}
         parts = [
-            f"{'the first of two identical ones' if name == 'identical' else name} {100 * row['rate']:.0f} % (n {row['n']})"
+            f"{titles.get(name, name)} {100 * row['rate']:.0f} % (n {row['n']}{_flips(row)})"
             for name, row in tests.items()
             if row["rate"] is not None
         ]
@@ -122,6 +123,11 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             "the judge, asked about made-up pairs, prefers the answer as it was to one that is … : " + ", ".join(parts)
         )
     return lines
+
+
+def _flips(row: Mapping[str, Any]) -> str:
+    flips = row.get("flips")
+    return "" if not flips or flips["rate"] is None else f", {100 * flips['rate']:.0f} % flip when swapped"
 
 
 def _suite_notes(suite: Mapping[str, Any], headline: bool) -> list[str]:

@@ -68,7 +68,7 @@ def player(role: str, name: str) -> Player:
         config = recipe_of(path)
         if role == "base":
             return Player(role=role, model=config.model, revision=config.revision, run=path)
-        model = RunFolder(config, path).model_dir
+        model = RunFolder.recorded(path).model_dir
         if not (model / "config.json").is_file():
             others = ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json"))) or "none"
             raise ConfigError(

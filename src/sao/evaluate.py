@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sao.bench import Answers, Bench, Player, recipe_of, run_of
+from sao.bench import Answers, Bench, Player, run_of
 from sao.errors import ConfigError
 from sao.evaluation import alpaca_files, score
 from sao.evaluation.guards import degenerate, judge_label
@@ -207,7 +207,7 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
     source = asked.questions.get(suite.name) or suite.questions
     run = asked.tuned.run or run_of(asked.tuned.model)
     if not source and run is not None:
-        found = held_out_questions(RunFolder(recipe_of(run), run).asked(True))
+        found = held_out_questions(RunFolder.recorded(run).asked(True))
         if found:
             return found
     if not source:

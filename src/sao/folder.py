@@ -94,10 +94,10 @@ class RunFolder:
     @cached_property
     def model_identity(self) -> str:
         """What the model is, whatever its path."""
-        if self.given_engine is not None:
-            return self.given_engine.identity
-        c = self.config
-        return str(self._outside("model", lambda: identity_of(c.engine, c.model, c.revision)))
+        c, given = self.config, self.given_engine
+        return str(
+            self._outside("model", lambda: given.identity if given else identity_of(c.engine, c.model, c.revision))
+        )
 
     @cached_property
     def model_licence(self) -> str:

@@ -382,7 +382,7 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     from sao.config import load_recipe
     from sao.pipeline import run
 
-    sizes = {"personas.n": "600", "personas.held_out": "60", "engine.threads": "1"}
+    sizes = {"personas.n": "1500", "personas.held_out": "200", "engine.threads": "1", "seed": "7"}
     run(load_recipe("demo", sizes), tmp_path / "run", until="train")
     command = [
         "eval",

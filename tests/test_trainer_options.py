@@ -550,7 +550,7 @@ def test_several_processes_from_one_command_with_evaluation(tmp_path: Path, caps
         command = ["run", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, *asked, "--train.processes", n, "--json"]
         assert main([*command, "--out", str(tmp_path / n)]) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    assert [[row["stage"] for row in s["funnel"]] for s in found] == [["prompts", "train"]] * 2
+    assert [[row["stage"] for row in s["funnel"]] for s in found] == [["prompts", "filtered", "train"]] * 2
     assert found[0]["oracle"]["n"] > 0
     one, two = (weights(Path(s["paths"]["model"])) for s in found)
     for name in one:

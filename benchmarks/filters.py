@@ -170,7 +170,7 @@ def child(folder: Path) -> None:
 
     idle = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
-    config = FiltersConfig(against=[str(folder / "items.jsonl")], max_similarity=THRESHOLD)
+    config = FiltersConfig(duplicates="near", against=[str(folder / "items.jsonl")], max_similarity=THRESHOLD)
 
     def read() -> Any:
         return ((from_dict(Prompt, row), "") for row in read_jsonl(folder / "prompts.jsonl"))

@@ -3,8 +3,7 @@
     PYTHONPATH=src python benchmarks/memory.py
 
 Each run has a process of its own. `scripted`: all of `sao pairs` with the scripted engine (half as many personas as requests,
-two answers each, both orders judged; near-duplicates, whose search takes some 200 bytes a prompt, are not looked for: see
-filters.py). `server`: a stage of responses through the openai engine from a loopback server
+two answers each, both orders judged). `server`: a stage of responses through the openai engine from a loopback server
 (tests/misbehaving_server.py) in another process. `personas`: as many personas as requests, drawn from a file, each of which
 writes a prompt (scripted engine); the run breaks off at the last one, and `resume_seconds` is the time from calling it again to
 its next request. Peak is the process's greatest resident set, after sealing and reading the
@@ -37,10 +36,7 @@ def scripted(requests: int, root: Path) -> int:
     with people.open("w") as out:
         out.writelines(f"a person who collects stamps of the year {i}\n" for i in range(requests // 2))
     personas = {"source": str(people), "n": requests // 2, "held_out": 0, "licence": "CC0-1.0"}
-    filters = {"duplicates": "exact"}
-    config = make_config(
-        {"engine": {"name": "scripted"}, "personas": personas, "filters": filters, "pairs": {"keep": "all"}}
-    )
+    config = make_config({"engine": {"name": "scripted"}, "personas": personas, "pairs": {"keep": "all"}})
     summary = run(config, root / "run", until="pairs")
     return int(summary["funnel"][-1]["records"])
 
@@ -83,7 +79,7 @@ def personas(requests: int, root: Path) -> tuple[int, float]:
             for i in range(requests)
         )
     source = {"source": str(people), "n": requests, "held_out": 0, "licence": "CC0-1.0"}
-    config = make_config({"engine": {"name": "scripted"}, "personas": source})
+    config = make_config({"engine": {"name": "scripted"}, "personas": source, "filters": {"duplicates": "near"}})
     asked, started, first = 0, 0.0, 0.0
 
     def reply(messages: Any, seed: int, sampling: Any) -> str:

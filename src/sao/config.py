@@ -202,8 +202,9 @@ class PromptsConfig(Section):
 class FiltersConfig(Section):
     """Which prompts are not answered. Held-out prompts are filtered too, after the others: none repeats a training prompt."""
 
-    duplicates: Literal["near", "exact", "none"] = "near"
-    """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too (MinHash, verified)."""
+    duplicates: Literal["near", "exact", "none"] = "exact"
+    """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too (MinHash, verified; some
+    200 bytes of memory a prompt)."""
     max_similarity: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of word pairs from which on a prompt is a near-duplicate."""
     embeddings: str | None = None

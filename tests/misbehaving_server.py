@@ -104,6 +104,8 @@ class Server:
     """The abilities of this server; the parameters of others are ignored with HTTP 200."""
     tokenizes: bool = False
     """Whether it has /tokenize and logprob_token_ids, as vLLM does."""
+    completes: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What it answers to /v1/completions; None: it has none."""
     choices: tuple[str, ...] = ("1", "2")
     """The tokens that a verdict prefers."""
     mass: float = 1.0
@@ -242,6 +244,8 @@ class Server:
                         return False
                 case "POST", "/tokenize" if self.tokenizes:
                     await self._send(writer, 200, self._tokenize(_parse(data)))
+                case "POST", "/v1/completions" if self.completes is not None:
+                    await self._send(writer, 200, self.completes(_parse(data)))
                 case "GET", "/v1/models":
                     facts = {"object": "model", "owned_by": "tests", "max_model_len": self.context or 4096}
                     await self._send(writer, 200, {"object": "list", "data": [{"id": self.model, **facts}]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import planted
-from sao.audit import audit, read_labels, self_tests, show_audit
+from sao.audit import audit, read_labels, self_tests, show_audit, verdict_on
+from sao.audit.tally import Rate
 from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
@@ -21,9 +23,12 @@ from sao.evaluation.statistics import cohen_kappa, logistic, ratio_ci, wilson
 from sao.folder import RunFolder
 from sao.label import label, sample
 from sao.pipeline import run
+from sao.report import show_summary
 from sao.types import Response
 
 SIZE = 600
+MINUS_ZERO = re.compile(r"-0(?:\.0*)?(?![\d.])")
+"""A zero with a sign, such as -0.0."""
 
 
 def recipe(**sections: Any) -> Config:
@@ -102,6 +107,26 @@ def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
     assert found["kept"]["pairs"] == 0
     assert found["verdict"].startswith("no judge: its verdict hangs on the slot")
     assert folder.pairs_stage.counts["records"] == 0
+
+
+def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:
+    """As SmolLM2's is after a prefill: no taste for one slot alone, but the swap turns most of its verdicts."""
+
+    def said(flips: float, expected: float, share: float = 0.08) -> str:
+        judge = {
+            "accuracy": None,
+            "first_slot_rate": 0.31,
+            "flip_rate": flips,
+            "effects": None,
+            "longer_wins_rate": 0.5,
+        }
+        coverage = [{"min_p": 0.5, "share": share, "accuracy": None, "expected": expected}]
+        return verdict_on({"judge": judge, "coverage": coverage, "agreement": {}})
+
+    assert said(0.85, 0.501).startswith("no judge: swapped answers flip 85 %")
+    assert said(0.85, 0.501, share=0.0).startswith("no judge: swapped answers flip 85 %")
+    assert said(0.45, 0.501).startswith("judge that flips 45 %")
+    assert said(0.6, 0.7).startswith("judge that flips 60 %")
 
 
 def test_a_taste_for_length_is_told_from_one_for_quality(tmp_path: Path) -> None:
@@ -230,6 +255,40 @@ def test_labels_of_several_people_and_from_other_files(tmp_path: Path) -> None:
     assert read_labels(path, must=True) == {("a", "b"): 1, ("e", "f"): -1}
 
 
+def test_labels_whose_ids_are_numbers_or_nothing(tmp_path: Path) -> None:
+    path, good = tmp_path / "labels", {"first_id": "a", "second_id": "b", "verdict": "first"}
+
+    def read(*rows: Any) -> dict[tuple[str, str], int]:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return read_labels(path, must=True)
+
+    numbers = [{"first_id": 81, "second_id": 82.0, "by": "x"}, {"first_id": "82", "second_id": 81.0, "by": "y"}]
+    assert read(*(row | {"verdict": "first"} for row in numbers)) == {("81", "82"): 0}
+    nobody = good | {"by": None, "prompt_id": None, "verdict": "second"}
+    assert read(good, nobody) == {("a", "b"): -1}  # one person without a name, whose last word counts
+    for key in ("first_id", "second_id", "by", "prompt_id"):
+        for value, kind in ((math.nan, "NaN"), (True, "true"), (["a"], "a list")):
+            with pytest.raises(DataError, match=f"line 1: not a label .under {key} stands {kind}"):
+                read(good | {key: value})
+    for row in (
+        {"verdict": "first", "first_id": "a"},
+        good | {"first_id": None},
+        good | {"verdict": math.nan},
+        [good],
+        3,
+    ):
+        with pytest.raises(DataError, match="line 2: not a label"):
+            read(good, row)
+
+
+def test_a_line_that_is_no_label_stops_labelling(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    for line in ('{"prompt_id": "p", "by": "me", "verdict": NaN}', '{"prompt_id": "p", "by": "me"}', "[]"):
+        (tmp_path / "labels.jsonl").write_text(line + "\n")
+        with pytest.raises(DataError, match=r"labels\.jsonl, line 1: not a label"):
+            label(folder, 5, "me", ask=lambda prompt: "q", say=lambda text: None)
+
+
 def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     said: list[str] = []
@@ -327,6 +386,44 @@ def test_labels_that_are_not_there(tmp_path: Path) -> None:
         audit(folder, tmp_path / "nowhere")
     with pytest.raises(StoreError, match="not finished"):
         audit(RunFolder(recipe(responses={"n": 3}), tmp_path, folder.given_engine))
+
+
+# Zeros
+
+
+def test_no_interval_of_a_rate_leaves_0_to_1() -> None:
+    """Wilson's formula ends at −1.7e-17 for 0 of 7, say, and at 1 + 2.2e-16 for 20 of 20."""
+    assert min(wilson(0, n)[0] for n in range(1, 100)) < 0
+    for n in range(1, 500):
+        none, every = Rate(), Rate()
+        for _ in range(n):
+            none.add(0, 1)
+            every.add(1, 1)
+        (low, _), (_, high) = none.summary()["ci95"], every.summary()["ci95"]
+        assert 0 <= low < 1e-15
+        assert math.copysign(1, low) == 1
+        assert 1 - 1e-15 < high <= 1
+
+
+def test_no_zero_has_a_minus(tmp_path: Path) -> None:
+    """Figures that round to zero from below, in the audit's text and in the run's summary."""
+    _, found = audited(tmp_path, planted.noisy(0.9))
+    judge = found["judge"]
+    judge["slot_bias_nats"], judge["ci95"]["flip_rate"] = -0.001, (-1e-17, 0.215)
+    judge["effects"]["slot"]["log_odds"] = -0.001
+    found["agreement"]["people"] = {"pairs": 9, "agreement": 0.5, "ci95": [-1e-17, 1.0], "kappa": -0.001}
+    found["self_tests"] = {"padded": {"rate": 0.0, "ci95": [-1e-17, 0.3], "n": 9}}
+    text = show_audit(found)
+    assert "[0.0, 21.5]" in text
+    assert "slot +0.00 ±" in text
+    assert MINUS_ZERO.findall(text) == []
+    gains: dict[str, Any] = {"before": 0.5, "after": 0.5, "gain": -1e-5, "ci95": [-1e-4, 2e-4], "n": 9}
+    summary = {"worked": True, "funnel": [], "paths": {}, "oracle": gains | {"unseen": gains}}
+    text = show_summary(summary)
+    assert "gain +0.000 [+0.000, +0.000]" in text
+    assert MINUS_ZERO.findall(text) == []
+    assert MINUS_ZERO.findall("[-0.0, 21.5]") == ["-0.0"]
+    assert MINUS_ZERO.findall("-0.05 and 1.0-0.3 and -0.5") == []
 
 
 # Statistics

@@ -1,5 +1,6 @@
 """Preference data sets of others: every form read alike, and what is broken named or dropped."""
 
+import gzip
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from sao.config import PersonasConfig
 from sao.engines import Message
 from sao.errors import DataError
 from sao.personas import read_personas
+from sao.rows import column_texts, content_identity, id_text, read_rows
 from sao.training.data import TextPair, pair_of, read_pairs
 from sao.types import Drop
 
@@ -299,7 +301,18 @@ def test_a_huge_row_is_a_row(tmp_path: Path) -> None:
         ("p.jsonl", b"", "it holds no rows"),
         ("p.json", b"[]", "it holds no rows"),
         ("p.json", b'[{"a": 1}, {"a"', r"p\.json, item 1: not JSON"),
-        ("p.json", b'[{"a": 1} {"a": 2}]', r"p\.json, item 0: not JSON"),
+        ("p.json", b'[{"a": 1} {"a": 2}]', r"p\.json, item 0: not JSON \(no comma after it\)"),
+        ("p.json", b'[{"a": 1}', r"p\.json, item 0: not JSON \(the file ends after it\).*copy it again"),
+        ("p.json", b'[{"a": 1},', r"p\.json, item 1: not JSON .*copy it again"),
+        (
+            "p.json",
+            b'{"a": 1} {"a": 2}',
+            r"line 1: not JSON \(after the end of the value stands '\{\"a\": 2\}'\).*a line",
+        ),
+        ("p.jsonl", b'{"a": 1}\n{"a": 2}{"a": 3}', r"p\.jsonl, line 2: not JSON \(after .* Write one record a line"),
+        ("p.jsonl", b'{"a": 1},\n{"a": 2},', r"p\.jsonl, line 1: not JSON \(after the end of the value stands ','\)"),
+        ("p.json", b'{"a": 1}\n[{"a": 2}]', r"p\.json, line 2: an array among records .*\.jsonl"),
+        ("p.json", b'{"a": 1}\nand more', r"p\.json, line 2: not JSON"),
         ("p.json", b'["\xff"]', r"p\.json, item 0: not UTF-8"),
         ("p.json", b"[" * 200_000, r"p\.json, item 0: not UTF-8 text, or not JSON"),
         ("p.parquet", b"PAR1 and no more", r"p\.parquet: not a readable Parquet file"),
@@ -385,10 +398,230 @@ def test_shards_are_one_set(tmp_path: Path, names: tuple[str, str]) -> None:
     assert [p.messages[0].content for p in found] == [f"{i}.{k}" for i in (0, 1) for k in range(300)]
 
 
+ONE, TWO = "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"
+
+
+def shards(folder: Path, names: list[str]) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        write(folder / name, [FORMS["text"] | {"prompt": name}])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([ONE], r"train-00001-of-00002\.parquet is missing: the folder holds 1 of 2 shards"),
+        ([TWO], r"train-00000-of-00002\.parquet is missing: the folder holds 1 of 2"),
+        (["train-00001-of-00003.parquet", "train-00003-of-00003.parquet"], r"train-00002-of-00003\.parquet is missing"),
+        ([f"data/{ONE}"], r"data: train-00001-of-00002\.parquet is missing"),
+        ([ONE, f"data/{TWO}"], r"holds the split train twice"),
+        (["train-00000-of-00002-0a1b2c3d4e5f6a7b.parquet"], r"train-00001-of-00002-\*\.parquet is missing"),
+        (["data-00000-of-00003.parquet", "data-00002-of-00003.parquet"], r"data-00001-of-00003\.parquet is missing"),
+        (["0000.parquet", "0002.parquet"], r"0001\.parquet is missing: the files are numbered up to 2"),
+        (
+            [ONE, TWO, "train-00000-of-00003.parquet"],
+            r"shards of two sets, train-00000-of-00002\.parquet and train-00000-of-00003",
+        ),
+        ([ONE, "train-00001-of-00003.parquet"], r"shards of two sets, .*-of-00002\.parquet and .*-of-00003\.parquet"),
+        ([ONE, TWO, "train-00002-of-00002.parquet"], r"train-00002-of-00002\.parquet: no shard of a set of 2"),
+        (
+            ["train-00000-of-00001-0a1b2c3d4e5f6a7b.parquet", "train-00000-of-00001-1a1b2c3d4e5f6a7b.parquet"],
+            r"two files for one shard, train-00000-of-00001-0a.* and train-00000-of-00001-1a",
+        ),
+        (["train.parquet", ONE, TWO], r"holds the split train twice, as train\.parquet and as train-00000-of-00002"),
+        (["train.parquet", "data/train-00000-of-00001.parquet"], r"holds the split train twice, .*data/train-00000"),
+    ],
+)
+def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(read_pairs(shards(tmp_path, names)))
+
+
+@pytest.mark.parametrize(
+    "mark", [" (1)", "(2)", " - Copy", " - Copy (2)", " copy", " copy 2", " (copy)", " (another copy)", " (3rd copy)", "_copy",
+             " - Kopie", " 2", " (1) (1)", " (Ann's conflicted copy 2024-05-01)"]
+)  # fmt: skip
+def test_a_copy_of_a_file_is_refused(tmp_path: Path, mark: str) -> None:
+    for number, (name, others) in enumerate(
+        [("train", []), ("train-00000-of-00001", []), ("train-00000-of-00002", [TWO]), ("0000", ["0001.parquet"])]
+    ):
+        for place in ("", "data/") if name != "0000" else ("",):
+            folder, copy = tmp_path / f"{number}{place}", f"{place}{name}{mark}.parquet"
+            names = [f"{place}{name}.parquet", *(place + other for other in others), copy]
+            with pytest.raises(DataError) as caught:
+                list(read_pairs(shards(folder, names)))
+            assert f"{folder / copy}: looks like a copy of {name}.parquet" in str(caught.value)
+            if "-of-" in name:  # the name of a shard that is not there: it may be of another set
+                (folder / f"{place}{name}.parquet").unlink()
+                with pytest.raises(DataError, match="looks like a copy"):
+                    list(read_pairs(str(folder)))
+
+
+def test_a_copy_is_one_before_the_name_too(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Copy of train\.parquet: looks like a copy of train\.parquet"):
+        list(read_pairs(shards(tmp_path, ["train.parquet", "Copy of train.parquet"])))
+    with pytest.raises(DataError, match=r"train \(1\)\.parquet: looks like a copy of train\.parquet.*rename it"):
+        list(read_pairs(shards(tmp_path / "alone", ["train (1).parquet"])))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["data (1).parquet"],
+        ["ad-copy.parquet", "web-copy.parquet"],
+        ["part 1.parquet", "part 2.parquet"],
+        ["2019.parquet", "2021.parquet"],
+        ["train.parquet", "test (1).parquet", "test-00000-of-00002.parquet"],
+        ["train-00001-of-00002.parquet", "train-00002-of-00002.parquet"],
+        ["train-00000-of-00002-0a1b2c3d4e5f6a7b.parquet", "train-00001-of-00002-1a1b2c3d4e5f6a7b.parquet"],
+        ["a-00000-of-00002.parquet", "a-00001-of-00002.parquet", "b-00000-of-00001.parquet"],
+        ["train-a.parquet", "train-b.parquet"],
+    ],
+)
+def test_names_that_are_whole_sets(tmp_path: Path, names: list[str]) -> None:
+    found = [p.messages[0].content for p in read_pairs(shards(tmp_path, names)) if isinstance(p, TextPair)]
+    assert found == [name for name in sorted(names) if not name.startswith("test")]
+
+
+def test_other_splits_are_checked_when_they_are_read(tmp_path: Path) -> None:
+    folder = shards(tmp_path, ["train.parquet", "test-00001-of-00002.parquet", "dev.parquet", "dev (1).parquet"])
+    assert len(list(read_pairs(folder))) == 1
+    with pytest.raises(DataError, match=r"test-00000-of-00002\.parquet is missing"):
+        list(read_pairs(folder, split="test"))
+    with pytest.raises(DataError, match=r"dev \(1\)\.parquet: looks like a copy of dev\.parquet"):
+        list(read_pairs(folder, split="dev"))
+
+
+def test_a_file_that_the_user_names_is_read_whatever_its_name(tmp_path: Path) -> None:
+    for name in (ONE, "train (1).parquet", "train-00000-of-00001 - Copy.parquet"):
+        assert len(list(read_pairs(str(Path(shards(tmp_path, [name])) / name)))) == 1
+
+
+def test_a_folders_identity_is_that_of_all_its_files(tmp_path: Path) -> None:
+    short = content_identity(shards(tmp_path / "a", [ONE]))
+    assert short == content_identity(str(tmp_path / "a" / ONE))
+    whole = content_identity(shards(tmp_path / "a", [ONE, TWO]))
+    assert whole != short
+    assert whole == content_identity(shards(tmp_path / "elsewhere", [ONE, TWO]))
+
+
+# A .json file of several arrays, or of an array and something else
+
+RECORDS = [{"a": 0}, {"a": "], [{"}, {"a": [3.5, {"b": "ü"}]}]
+
+
+def items(path: Path) -> list[Any]:
+    return [row for _, row in read_rows(str(path), [], what="pairs", option="x")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"a": 0}]\n[{"a": "], [{"}, {"a": [3.5, {"b": "ü"}]}]',
+        '[{"a": 0}][{"a": "], [{"}][{"a": [3.5, {"b": "ü"}]}]',
+        '[{"a": 0}, {"a": "], [{"}],[{"a": [3.5, {"b": "ü"}]}]\n\n',
+        '[\n{"a": 0}\n]\n,\n[\n{"a": "], [{"},{"a": [3.5, {"b": "ü"}]}\n]',
+        '[]\n[{"a": 0}, {"a": "], [{"}]\r\n[]\n[{"a": [3.5, {"b": "ü"}]}]',
+        '\ufeff [{"a": 0}]\n\ufeff[{"a": "], [{"}, {"a": [3.5, {"b": "ü"}]}]',  # two files joined, each with its mark
+    ],
+)
+def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "p.json").write_text(text, "utf-8")
+    (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
+    for piece in (1, 2, 3, 7, 1 << 20):
+        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        assert items(tmp_path / "p.json") == items(tmp_path / "p.json.gz") == RECORDS
+    places = [place for place, _ in read_rows(str(tmp_path / "p.json"), [], what="pairs", option="x")]
+    assert places == [f"{tmp_path / 'p.json'}, item {number}" for number in range(3)]
+
+
+@given(
+    arrays=st.lists(st.lists(st.dictionaries(texts, st.floats(allow_nan=False) | st.integers() | texts)), min_size=1),
+    between=st.sampled_from(["", ",", "\n", ",\n", " , ", "\ufeff"]),
+    indent=st.none() | st.integers(0, 2),
+    piece=st.integers(1, 40),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_arrays_in_any_layout_are_read_whole(
+    tmp_path: Path, arrays: list[list[Row]], between: str, indent: int | None, piece: int
+) -> None:
+    (tmp_path / "p.json").write_text(between.join(json.dumps(array, indent=indent) for array in arrays), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sao.rows.CHUNK", piece)
+        assert items(tmp_path / "p.json") == [row for array in arrays for row in array]
+
+
+def test_numbers_that_cross_pieces_of_a_file_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [12345, -1.5, 2.5e-7, 1e300, 0]
+    (tmp_path / "p.json").write_text("[12345,-1.5 , 2.5e-7,1E+300,0]")
+    for piece in range(1, 32):
+        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        assert items(tmp_path / "p.json") == numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}, {"a": 2}]\nand more', r"item 2: after the end of the array stands 'and more'\. Write .*\.jsonl"),
+        ('[{"a": 1}]]', r"item 1: after the end of the array stands '\]'"),
+        ('[{"a": 1}]\n{"a": 2}\n', r"item 1: after the end of the array stands '\{\"a\": 2\}\\n'.*\.jsonl"),
+        ('[{"a": 1}],', r"item 1: the file ends after a comma\. Copy it again"),
+        ('[{"a": 1}],,[{"a": 2}]', r"item 1: after the end of the array stands ',\["),
+        ('[{"a": 1}]\n[{"a": 2}, {"a"', r"item 2: not JSON .*copy it again"),
+        ('[{"a": 1}]\n[', r"item 1: not JSON"),
+        ('[{"a": 1}]\n["b"]', r"item 1: no record .*several arrays.* \.jsonl"),
+        ('["a", "b"]\n["c"]', r"item 0: no record .*several arrays.* \.jsonl"),
+        ("[1, 2]\n[]", r"item 0: no record .*several arrays"),
+        ('[[{"a": 1}]]\n[[{"a": 2}]]', r"item 0: no record .*several arrays"),
+        (
+            '[{"role": "user", "content": "q"}]\n[{"a": 2}]',
+            r"item 0: a chat message.*one row\. .*one record a line, as \.jsonl",
+        ),
+        ('[{"a": 1}],[{"from": "human", "value": "q"}]', r"item 1: a chat message, in a file of several arrays"),
+        ('[{"from": "human", "value": "q"}][{"from": "human", "value": "r"}]', r"item 0: a chat message"),
+    ],
+)
+def test_what_follows_an_array_is_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    (tmp_path / "p.json").write_text(text)
+    (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
+    for piece in (3, 1 << 20):
+        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        for name in ("p.json", "p.json.gz"):
+            with pytest.raises(DataError, match=message):
+                items(tmp_path / name)
+
+
+def test_one_array_of_anything_stays_what_it_is(tmp_path: Path) -> None:
+    for rows in ([], ["a", "b"], [ASKED, GOOD], [[ASKED, GOOD], [ASKED, BAD]], [1, None]):
+        (tmp_path / "p.json").write_text("\n " + json.dumps(rows) + " \n")
+        assert items(tmp_path / "p.json") == rows
+
+
+def test_an_array_behind_much_white_space_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sao.rows.CHUNK", 5)
+    (tmp_path / "p.json").write_text("\n" * 50 + '[{"a": 1},{"a": 2}]', "utf-8-sig")
+    assert items(tmp_path / "p.json") == [{"a": 1}, {"a": 2}]
+
+
+def test_an_array_of_pairs_in_two_parts_is_trained_on_whole(tmp_path: Path) -> None:
+    parts = [[FORMS["text"] | {"prompt": f"{i}.{k}"} for k in range(3)] for i in (0, 1)]
+    (tmp_path / "p.json").write_text("\n".join(json.dumps(part) for part in parts))
+    found = [p for p in read_pairs(str(tmp_path / "p.json")) if isinstance(p, TextPair)]
+    assert [(p.row, p.messages[0].content) for p in found] == [
+        (3 * i + k, f"{i}.{k}") for i in (0, 1) for k in range(3)
+    ]
+
+
 def test_memory_stays_flat(tmp_path: Path) -> None:
     def peak(rows: int, name: str) -> int:
         row = json.dumps({"prompt": "Why?", "chosen": "so " * 300, "rejected": "no " * 300})
-        text = f"[{','.join([row] * rows)}]" if name.endswith(".json") else f"{row}\n" * rows
+        text = f"{row}\n" * rows
+        if name.endswith(".json"):
+            half = f"[{','.join([row] * (rows // 2))}]"
+            text = half + half if name == "two.json" else f"[{','.join([row] * rows)}]"
         (tmp_path / name).write_text(text)
         tracemalloc.start()
         assert sum(isinstance(pair, TextPair) for pair in read_pairs(str(tmp_path / name))) == rows
@@ -396,7 +629,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         tracemalloc.stop()
         return most
 
-    for name in ("p.jsonl", "p.json"):
+    for name in ("p.jsonl", "p.json", "two.json"):
         assert peak(8000, name) < peak(4000, name) + 100_000
 
 
@@ -404,6 +637,45 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     for name, text in (("p.jsonl", json.dumps(FORMS["text"])), ("p.json", json.dumps([FORMS["text"]]))):
         (tmp_path / name).write_text(text, "utf-8-sig")
         assert isinstance(next(read_pairs(str(tmp_path / name))), TextPair)
+
+
+# What stands where a text or an id should
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv", "p.parquet"])
+def test_nan_is_no_text_of_a_column(tmp_path: Path, name: str) -> None:
+    rows: list[Row] = [{"persona": "a baker"}, {"persona": math.nan}]
+    if name == "p.csv":
+        (tmp_path / name).write_text("id,persona\n1,a baker\n2,nan\n")
+    elif name == "p.parquet":
+        write(tmp_path / name, rows[1:])  # a column of Parquet has one type
+    else:
+        write(tmp_path / name, rows)
+    with pytest.raises(
+        DataError, match=r"(line [23]|item 1|row 0): no text under the key 'persona', but NaN: put a text"
+    ):
+        list(column_texts(str(tmp_path / name), "persona", what="personas", section="personas"))
+
+
+def test_nan_in_pairs_is_dropped_and_never_spelled(tmp_path: Path) -> None:
+    rows = [FORMS["text"] | {key: math.nan} for key in ("prompt", "chosen", "rejected")]
+    found = list(read_pairs(write(tmp_path / "p.jsonl", [FORMS["text"], *rows])))
+    assert [drop.reason for drop in found if isinstance(drop, Drop)] == ["unknown format"] * 3
+    (tmp_path / "p.csv").write_text("prompt,chosen,rejected\nWhy?,NaN,No.\nWhy?,nano,nan\nWhy?,NaN.,No.\n")
+    drops = [drop.row for drop in read_pairs(str(tmp_path / "p.csv")) if isinstance(drop, Drop)]
+    assert drops == [0, 1]  # "NaN." is a text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (81, "81"), (81.0, "81"), ("81", "81"), ("81.0", "81"), (-3.0, "-3"), (0, "0"), (0.5, "0.5"), ("a.0", "a.0"),
+        ("1.05", "1.05"), (10**400, str(10**400)), (1e22, "10000000000000000000000"), ("", ""), (None, ""), (math.nan, ""),
+        (math.inf, ""), (True, ""), ([81], ""), ({"id": 81}, ""),
+    ],
+)  # fmt: skip
+def test_ids_that_are_the_same(value: Any, text: str) -> None:
+    assert id_text(value) == text
 
 
 # The hub

@@ -108,7 +108,7 @@ def test_choice_logprobs_equal_a_plain_forward(engines: dict[str, TransformersEn
         ids = torch.tensor([engine.chat.prompt_ids(each.messages)])
         with torch.inference_mode():
             logprobs = engine.network.model(ids).logits[0, -1].float().log_softmax(-1)
-        expected = logprobs[list(engine.chat.choice_ids(each.messages, each.choices))].tolist()
+        expected = logprobs[list(engine.chat.choice_ids(each.messages, each.choices)[1])].tolist()
         assert found[each.id] == pytest.approx(expected, abs=1e-5)
         (alone,) = engine.choice_logprobs([each])
         assert alone.logprobs == found[each.id]

@@ -383,7 +383,7 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
     assert funnel["filtered_responses"]["dropped"] == 0
     quoting = engine(answer=f"as they say: {other}!")
-    with pytest.raises(DropError, match=r"filtered_responses: \d+ of \d+ items were dropped.*leaks bench\.jsonl"):
+    with pytest.raises(DropError, match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl"):
         run(c, tmp_path / "leaky", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})
     leaky = run(c, tmp_path / "leaky", until="pairs", engine=quoting)

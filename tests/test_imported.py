@@ -45,6 +45,16 @@ def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> RunFolder:
     return RunFolder(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
 
 
+def test_a_seed_of_the_training_counts_beside_the_runs(tmp_path: Path) -> None:
+    run = imported(tmp_path)
+    seeded = RunFolder(
+        run.config.model_copy(update={"train": run.config.train.model_copy(update={"seed": 4})}), run.root
+    )
+    assert seeded.train_stage.settings == {**run.train_stage.settings, "training_seed": 4}
+    assert seeded.train_stage.fingerprint != run.train_stage.fingerprint
+    assert seeded.pairs_stage.fingerprint == run.pairs_stage.fingerprint
+
+
 def test_prompts_answers_and_labels_stand_in_the_run(tmp_path: Path) -> None:
     run = imported(tmp_path)
     found = list(run.judged())

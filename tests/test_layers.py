@@ -13,10 +13,11 @@ ROOT = Path(sao.__file__).parent
 ROWS = [
     ["errors", "types"],
     ["config", "templates"],
-    ["store", "manifest", "rows", "similarity", "evaluation_sets"],
-    ["engines", "leaks"],
+    ["store", "manifest", "rows", "similarity", "evaluation_sets", "weights", "shards", "json_arrays"],
+    ["engines", "leaks", "gguf"],
     ["chat"],
     [
+        "engines.auto",
         "engines.transformers",
         "engines.lanes",
         "engines.scripted",
@@ -28,7 +29,7 @@ ROWS = [
     ["world", "shapes", "ranking"],
     ["personas", "prompts", "filters", "responses", "judging", "pairs"],
     ["training", "evaluation", "card", "export_forms"],
-    ["folder", "plan", "data_card"],
+    ["folder", "plan", "data_card", "drops"],
     ["audit", "label", "probe", "stats", "imported", "export", "bench"],
     ["report", "evaluate"],
     ["pipeline"],

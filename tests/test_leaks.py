@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import math
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -183,6 +184,25 @@ def test_where_the_question_stands(tmp_path: Path, row: Any, texts: list[str]) -
     place = write_rows(tmp_path / "x.jsonl", [{"question": "the first"} if isinstance(row, dict) else "the first", row])
     (found,) = load_benchmarks([place])
     assert [text for _, text in found.items] == ["the first", *texts]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": math.nan}, "but NaN under question"),
+        ({"question": 0}, "but a number under question"),
+        ({"question": False}, "but false under question"),
+        ({"turns": ["a", math.nan]}, "but NaN under turns"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": 3}]},
+            "but a number under messages",
+        ),
+        ({"messages": [{"role": "assistant", "content": "told"}]}, "it holds: messages"),
+    ],
+)
+def test_what_is_no_text_is_no_item(tmp_path: Path, row: Any, message: str) -> None:
+    with pytest.raises(DataError, match=f"line 2: no text under .*{message}"):
+        load_benchmarks([write_rows(tmp_path / "x.jsonl", [{"question": "the first"}, row])])
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

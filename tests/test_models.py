@@ -73,7 +73,7 @@ def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: 
     engine = TransformersEngine(model, config.engine)
     seen: list[list[int]] = []
     inner = engine.chat.prompt_ids
-    engine.chat.prompt_ids = lambda m: seen.append(inner(m)) or seen[-1]  # type: ignore[method-assign,func-returns-value]
+    engine.chat.prompt_ids = lambda m, p="": seen.append(inner(m, p)) or seen[-1]  # type: ignore[func-returns-value]
     list(engine.generate([Request(messages, (Sample("a", 1),), Sampling(4))]))
     prompt = Prompt(id="p", row=0, persona_id="x", text="tell me about it")
     replies = [

@@ -200,6 +200,24 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, way:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_the_first_process_says_when_a_checkpoint_is_due(tmp_path: Path, way: str) -> None:
+    """Two clocks that disagree. All save at the same steps, and go on exactly."""
+    rarely = {"config": {"save_steps": 100}, "dropout": 0.1}
+    first, second = jobs_in(tmp_path, way, 1, {"first": rarely, "second": rarely})
+    kill = {"step": 5, "signal": "SIGKILL"}
+    for job, hurried, expected in ((first, [0], {"checkpoint-3", "checkpoint-4"}), (second, [1], set())):
+        status, error = work(tmp_path, [{**job, **kill, "hurried": hurried}])
+        assert status != 0
+        assert "Signal 9 (SIGKILL)" in error
+        assert {path.parent.name for path in Path(job["out"]).glob("checkpoints/*/complete.json")} == expected
+    undisturbed = {**first, "out": str(tmp_path / "undisturbed")}
+    status, error = work(tmp_path, [{**first, "hurried": [0]}, undisturbed])
+    assert status == 0, error
+    assert_identical(tmp_path / "first", tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
 def test_errors_come_in_all_processes(tmp_path: Path) -> None:
     cases: dict[str, dict[str, Any]] = {
         "broken": {"broken": True, "untied": True},

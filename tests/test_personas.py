@@ -138,7 +138,9 @@ def test_traits_are_drawn_one_from_an_axis() -> None:
 
 
 def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
-    for text in ("axes: 3", "axes: [[a], []]\nrelations: [b]", "[", "axes: [[a]]\nrelations: []"):
+    for text in ("axes: 3", "axes: [[a], []]\nrelations: [b]", "[", "axes: [[a]]\nrelations: []",
+                 "axes: [[a, no]]\nrelations: [b]", "axes: [[30]]\nrelations: [b]", "axes: [[a]]\nrelations: [.nan]",
+                 "axes: [[a, null]]\nrelations: [b]", "axes: [ab]\nrelations: [b]", "axes: [[a]]\nrelations: ab"):  # fmt: skip
         (tmp_path / "t.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"personas\.traits .*t\.yaml"):
             load_traits(str(tmp_path / "t.yaml"))

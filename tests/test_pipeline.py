@@ -123,13 +123,9 @@ def test_an_edited_persona_file_under_a_half_done_run_is_refused(tmp_path: Path)
 
 
 def test_a_model_that_answers_nothing_ends_the_run_with_reasons(tmp_path: Path) -> None:
-    with pytest.raises(DropError, match=r"prompts: 70 of 70 items were dropped.*empty \(70\).*max_drop_share"):
-        run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
-    many = {"source": "builtin:world", "n": 5000, "held_out": 0}
-    engine = ScriptedEngine(reply=lambda m, seed, s: "")
-    with pytest.raises(DropError, match="500 of 500"):
-        run(config(personas=many), tmp_path / "many", until="pairs", engine=engine)
-    assert engine.calls == 500  # it does not wait for the other 4,500
+    few = {"source": "builtin:world", "n": 20, "held_out": 5}
+    with pytest.raises(DropError, match=r"prompts: 25 of 25 items were lost.*empty \(25\).*max_drop_share"):
+        run(config(personas=few), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
 
 
 def test_no_pairs_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -217,10 +213,10 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
 
 def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(DropError, match="70 of 70"):
+        with pytest.raises(DropError, match="32 of the first 32"):
             run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
     summary = run(config(max_drop_share=1.0), tmp_path, until="prompts", engine=ScriptedEngine())
-    assert summary["funnel"][0]["dropped"] == 70
+    assert summary["funnel"][0]["dropped"] == 32  # the same command goes on with the others
 
 
 @pytest.mark.parametrize(

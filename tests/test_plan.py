@@ -43,6 +43,7 @@ PUBLISHED = {
     "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "Qwen/Qwen3-1.7B": 1_720_574_976,
     "Qwen/Qwen3-8B": 8_190_735_360,
 }
@@ -58,6 +59,7 @@ PLANNED_FOR = {
     "multi-gpu-fsdp2": "A100-80",
     "external-judge": "H100-80",
     "self-made": "H100-80",
+    "smollm2": "T4",
 }
 # Linear maps of a layer: q 6·4, k and v 6·2 each, o 4·6, MLP 3·6·10: 252. Norms 2·6. Head 20·6.
 TOY = Shape(vocabulary=20, hidden=6, inner=10, layers=3, heads=2, kv_heads=1, head_dim=2, tied=False)
@@ -394,7 +396,7 @@ def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest
 def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\S+ --gpu [^`]+)` \|[^|]+\| (\d) \|(.+)\|$", text, re.MULTILINE)
-    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {"demo", "default"}
+    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {"demo", "default", "smollm2"}
     for command, gpus, figures in rows:
         assert main(["plan", *command.split(), "--json"]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])

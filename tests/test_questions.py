@@ -1,6 +1,7 @@
 """Questions and answers in the forms of published sets, and what a judge is shown. All texts are made up."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,108 @@ def test_reference_answers_of_a_file(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="no references to any of the 3 questions"):
         with_references(asked, lines(tmp_path / "r.jsonl", [fastchat_answer(70, "x", "y")]))
+
+
+NO_TEXTS = [(math.nan, "NaN"), (math.inf, "an infinite number"), (None, "n"), (3, "a number"), (2.0, "a number"), (True, "true"),
+            (["a", 4], "a number"), ([["a"]], "a list"), ([math.nan], "NaN"), ({"text": "a"}, "an object")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "kind"), NO_TEXTS)
+def test_an_answer_that_is_no_text_is_refused(tmp_path: Path, value: Any, kind: str) -> None:
+    asked = [question_of(["Greet me."], 0, key="7"), question_of(["Name two.", "Why?"], 1, key="8")]
+    good = {"instruction": "Greet me.", "output": "Hi!", "generator": "g"}
+    for key in ("output", "answer", "response"):
+        rows = [good, {"instruction": "Greet me.", key: value, "generator": "g"}]
+        for place in (lines(tmp_path / "a.jsonl", rows), str(tmp_path / "a.json")):
+            (tmp_path / "a.json").write_text(json.dumps(rows))
+            with pytest.raises(DataError) as caught:
+                read_answers(place, asked[:1])
+            said = str(caught.value)
+            assert said.startswith((f"{place}, line 2: ", f"{place}, item 1: "))
+            assert f"({key} holds {kind}" in said or "2 answers to a question of 1 turn" in said
+    chats = [
+        {"question_id": 8, "choices": [{"turns": ["a", value]}]},
+        {"question_id": 8, "choices": [{"turns": [{"content": "a"}, {"content": value}]}]},
+        {"messages": [{"role": role, "content": text} for role, text in
+                      (("user", "Name two."), ("assistant", "a"), ("user", "Why?"), ("assistant", value))]},
+    ]  # fmt: skip
+    for row in chats:
+        with pytest.raises(DataError, match=r"line 1: no answer to every turn under .* \((choices|messages) holds "):
+            read_answers(lines(tmp_path / "a.jsonl", [row]), asked[1:])
+
+
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_answers_of_parquet_and_csv_that_are_missing(tmp_path: Path, missing: float | None) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    asked = [question_of(["Greet me."], 0), question_of(["Say no."], 1)]
+    table = {"instruction": ["Greet me."], "output": pyarrow.array([missing], pyarrow.float64())}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"row 0: no answer to every turn .*\(output holds (NaN|none)\)"):
+        read_answers(str(tmp_path / "a.parquet"), asked[:1])
+    (tmp_path / "a.csv").write_text('instruction,output\nGreet me.,""\nSay no.,nan\n')
+    with pytest.raises(DataError, match=r"line 3: no answer to every turn .*\(output holds NaN\)"):
+        read_answers(str(tmp_path / "a.csv"), asked)
+    assert texts(read_answers(str(tmp_path / "a.csv"), asked[:1]), asked[:1]) == [[""]]
+
+
+def test_the_same_number_in_another_form_is_the_same_id(tmp_path: Path) -> None:
+    def keys(*values: Any) -> list[str]:
+        rows = [{"question_id": value, "turns": [f"q{i}"]} for i, value in enumerate(values)]
+        return [question.key for question in read_questions(lines(tmp_path / "q.jsonl", rows))]
+
+    assert keys(81, 82.0, "83", "84.0", 8.5, "a1.0") == ["81", "82", "83", "84", "8.5", "a1.0"]
+    assert keys(None, math.nan, True, [85]) == [""] * 4
+    asked = read_questions(
+        lines(tmp_path / "q.jsonl", [{"question_id": 81, "turns": ["a"]}, {"question_id": 82.0, "turns": ["b"]}])
+    )
+    rows = [fastchat_answer(82, "to b"), fastchat_answer(81, "to a")]
+    rows[1]["question_id"] = 81.0
+    assert texts(read_answers(lines(tmp_path / "a.jsonl", rows), asked), asked) == [["to a"], ["to b"]]
+    (tmp_path / "a.csv").write_text("question_id,output\n81.0,to a\n82.0,to b\n")
+    assert texts(read_answers(str(tmp_path / "a.csv"), asked), asked) == [["to a"], ["to b"]]
+    rows[1]["question_id"] = math.nan
+    with pytest.raises(DataError, match="line 2: no question under"):
+        read_answers(lines(tmp_path / "a.jsonl", rows), asked)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instruction": math.nan, "text": "another"}, r"line 1: no text under instruction, but NaN"),
+        ({"prompt": 5}, r"line 1: no question under .*; under prompt stands a number\)"),
+        ({"question": True}, r"under question stands true"),
+        ({"turns": ["a", math.nan]}, r"line 1: turns that cannot be asked: user, user \(no text, but NaN\)"),
+        ({"turns": ["a", None]}, r"cannot be asked: user, user \(no text\)"),
+        ({"turns": ["a", 3]}, r"cannot be asked: user, user \(no text, but a number\)"),
+        ({"turns": [{"content": math.nan}]}, r"cannot be asked: user \(no text, but NaN\)"),
+        ({"turns": [{"content": 5}]}, r"cannot be asked: user \(no text, but a number\)"),
+        (
+            {"messages": [{"role": "system", "content": math.nan}, {"role": "user", "content": "a"}]},
+            "a question with a system",
+        ),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, r"cannot be asked: user \(no text, but a list\)"),
+        ({"prompt": "q", "reference": math.nan}, r"line 1: no right answer under reference, but NaN"),
+        ({"prompt": "q", "reference": [math.inf]}, r"no right answer under reference, but an infinite number"),
+        ({"prompt": "q", "reference": True}, r"no right answer under reference, but true"),
+        ({"prompt": "q", "reference": [["a"]]}, r"no right answer under reference, but a list"),
+        ({"prompt": "q", "reference": {"is": "a"}}, r"no right answer under reference, but an object"),
+    ],
+)
+def test_a_question_or_reference_that_is_no_text_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_questions(lines(tmp_path / "q.jsonl", [row]))
+
+
+def test_a_right_answer_may_be_a_number(tmp_path: Path) -> None:
+    for value, text in ((4, "4"), (4.0, "4"), (2.5, "2.5"), ({"answer": "four"}, "four")):
+        (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": "2+2?", "reference": value}]))
+        assert question.references == (text,)
+    (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": "2+2?", "reference": None}]))
+    assert question.references == ()
+    with pytest.raises(DataError, match="line 1: no right answer under choices, but NaN"):
+        with_references([question_of(["a"], 0, key="7")], lines(tmp_path / "r.jsonl", [fastchat_answer(7, math.nan)]))
 
 
 def test_means_by_category() -> None:

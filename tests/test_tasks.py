@@ -490,6 +490,25 @@ def test_data_that_cannot_be_had(good_model: str, tmp_path: Path, data: Path) ->
         run_tasks(good_model, ["arc_challenge"], **options, data_dir=tmp_path)
 
 
+def test_local_data_of_which_a_file_is_missing_or_copied_is_refused(tmp_path: Path) -> None:
+    for folder, names, message in (
+        ("truthfulqa_mc2", ["validation-00000-of-00002.jsonl"], r"validation-00001-of-00002\.jsonl is missing"),
+        ("truthfulqa_mc2", ["validation.jsonl", "validation (1).jsonl"], r"validation \(1\)\.jsonl: looks like a copy"),
+        ("truthfulqa/truthful_qa", ["multiple_choice/validation-00000-of-00002.parquet"], "00001-of-00002.parquet is missing"),
+        (
+            "truthfulqa/truthful_qa",
+            ["multiple_choice/validation-00000-of-00001.parquet", "multiple_choice/validation-00000-of-00001 - Copy.parquet"],
+            "- Copy.parquet: looks like a copy",
+        ),
+    ):  # fmt: skip
+        data = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names:
+            (data / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (data / folder / name).write_text("")
+        with pytest.raises(DataError, match=message):
+            harness.load_bench(harness.task_index(None, data), "truthfulqa_mc2", None, 0)
+
+
 def test_only_what_is_alike_is_compared(good_model: str, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"cache": tmp_path, "engine": CPU, "data_dir": data}
     plain = run_tasks(good_model, ["winogrande"], **options)

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny_models
 from sao.chat import ChatTokenizer
 from sao.cli import main
-from sao.config import Config, LoraConfig, TrainConfig
+from sao.config import Config, LoraConfig, TrainConfig, load_recipe
 from sao.errors import ConfigError, Terminated, TrainingError
+from sao.folder import RunFolder
 from sao.training import TokenPair, TrainResult, train
 from sao.training.adapters import add_adapter, quantisation
 from sao.training.batches import EpochOrder, pad, split_pairs
@@ -519,6 +520,46 @@ def test_train_on_a_labelled_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["funnel"][0]["records"] == 16
     assert len(list((tmp_path / "run/round-1").glob("train-*"))) == 2
+
+
+def test_a_seed_of_the_training_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It repeats the training on the same pairs, beside the first one; it is to the training what the run's seed would be."""
+    write_set(tmp_path / "set.jsonl")
+    command = ["train", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, "--train.method", "lora", "--json"]
+    found = {}
+    for name, out, more in (
+        ("run's", "run", ["--seed", "5"]),
+        ("other", "run", ["--seed", "5", "--train.seed", "9"]),
+        ("same", "run", ["--seed", "5", "--train.seed", "5"]),
+        ("of the run", "another", ["--seed", "9"]),
+    ):
+        assert main([*command, *more, "--out", str(tmp_path / out)]) == 0
+        found[name] = Path(json.loads(capsys.readouterr().out.splitlines()[-1])["paths"]["model"])
+    assert len(set(found.values())) == 4
+    assert same_weights(found["run's"], found["same"])
+    assert not same_weights(found["run's"], found["other"])
+    assert same_weights(found["other"], found["of the run"])
+    seeds = {name: json.loads((path.parent / "training.json").read_text())["seed"] for name, path in found.items()}
+    assert seeds == {"run's": 5, "other": 9, "same": 5, "of the run": 9}
+    assert "| seed | 5; of the training 9 |" in (found["other"] / "README.md").read_text()
+    assert "| seed | 5 |" in (found["run's"] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("settings", [{}, {"pairs.source": "set.jsonl"}], ids=["own pairs", "given pairs"])
+def test_a_seed_of_the_training_is_another_training_of_the_same_pairs(
+    tmp_path: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "set.jsonl")
+    plain, seeded, later = (
+        RunFolder(load_recipe("demo", {**settings, **more}), tmp_path / "run")
+        for more in ({}, {"train.seed": "0"}, {"train.save_minutes": "60"})
+    )
+    assert plain.pairs_stage.fingerprint == seeded.pairs_stage.fingerprint
+    assert plain.train_stage.fingerprint != seeded.train_stage.fingerprint
+    assert plain.train_stage.fingerprint == later.train_stage.fingerprint
+    assert "training_seed" not in plain.train_stage.settings
+    assert seeded.train_stage.settings["training_seed"] == 0
 
 
 def test_a_set_that_is_mostly_dropped_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

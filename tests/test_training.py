@@ -28,6 +28,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
 )
 
 from sao.chat import ChatTokenizer
@@ -36,6 +39,7 @@ from sao.errors import ModelError, StoreError, Terminated, TrainingError
 from sao.training import PairLogps, TokenPair, TrainResult, orpo_loss, preference_loss, simpo_loss, train
 from sao.training import run as training_run
 from sao.training.batches import EpochOrder, MicroBatches, pack, pad
+from sao.training.guards import SaveAndStop
 
 WORDS = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwxyz"]
 END = 2
@@ -495,6 +499,39 @@ def test_half_written_checkpoint_is_ignored_and_deleted(tmp_path: Path, undistur
     assert_same(tmp_path, undisturbed)
 
 
+HASTY = CONFIG.model_copy(update={"save_steps": 1000, "save_minutes": 1e-9})
+
+
+def test_checkpoints_by_time_change_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, HASTY, on_log=stop_at(5))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    seen: list[float] = []
+    run(tmp_path, on_log=lambda line: seen.append(line["step"]))  # and goes on with another save_minutes
+    assert seen == list(range(5, STEPS + 1))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_checkpoints_come_after_their_minutes(tmp_path: Path) -> None:
+    """A step takes 20 s by this clock and a checkpoint 200 s: counted from its end, one is due at every fourth step."""
+    now = [0.0]
+    flow = SaveAndStop(save_steps=10, save_minutes=1, clock=lambda: now[0])
+    args, state = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerState(max_steps=14)
+    now[0] = 1000.0  # loading the model is no training
+    flow.on_train_begin(args, state, TrainerControl())
+    saved = []
+    for step in range(1, 15):
+        now[0] += 20
+        state.global_step, control = step, TrainerControl()
+        flow.on_step_end(args, state, control)
+        if control.should_save:
+            saved.append(step)
+            now[0] += 200
+            flow.on_save(args, state, control)
+        assert not control.should_training_stop
+    assert saved == [4, 8, 10, 14]  # 10 by save_steps, 14 is also the last step
+
+
 def test_resume_between_epochs(tmp_path: Path, undisturbed: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_log=stop_at(7))
@@ -612,20 +649,20 @@ def die_in(function: str, call: int) -> None:
     setattr(module, name, dying)
 
 
-def run_and_die(out: Path, function: str, call: int, lines_to_live: int = 10**6) -> int:
+def run_and_die(out: Path, function: str, call: int, lines_to_live: int = 10**6, config: str = "CONFIG") -> int:
     """Train in another process that kills itself at that call or at that line of metrics; its exit status."""
     script = (
         "import os, signal, sys, torch, test_training as t; from pathlib import Path\n"
-        "out, function, call, lines, threads = sys.argv[1:]\n"
+        "out, function, call, lines, threads, config = sys.argv[1:]\n"
         "torch.set_num_threads(int(threads))\n"
         "if function: t.die_in(function, int(call))\n"
         "left = [int(lines)]\n"
         "def on_log(line):\n"
         "    left[0] -= 1\n"
         "    if not left[0]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "t.run(Path(out), on_log=on_log)\n"
+        "t.run(Path(out), getattr(t, config), on_log=on_log)\n"
     )
-    arguments = [str(out), function, str(call), str(lines_to_live), str(torch.get_num_threads())]
+    arguments = [str(out), function, str(call), str(lines_to_live), str(torch.get_num_threads()), config]
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run([sys.executable, "-c", script, *arguments], env=environment, check=False).returncode
@@ -656,4 +693,13 @@ def test_sigkill_at_every_third_step_changes_nothing(tmp_path: Path, undisturbed
     while statuses[-1] == -signal.SIGKILL and len(statuses) < 12:
         statuses.append(run_and_die(tmp_path, "", 0, lines_to_live=3))
     assert statuses == [-signal.SIGKILL] * 5 + [0]
+    assert_same(tmp_path, undisturbed)
+
+
+def test_sigkill_between_checkpoints_by_time_changes_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    """The kill comes in the fourth checkpoint, before the optimiser's states."""
+    assert run_and_die(tmp_path, "torch.save", 14, config="HASTY") == -signal.SIGKILL
+    complete = sorted(path.parent.name for path in (tmp_path / "checkpoints").glob("*/complete.json"))
+    assert complete == ["checkpoint-2", "checkpoint-3"]
+    run(tmp_path, HASTY)
     assert_same(tmp_path, undisturbed)

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -201,6 +202,61 @@ def test_preferences_as_others_wrote_them(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"instruction": "q", "preference": 1}]))
     with pytest.raises(DataError, match="no text under output_1"):
         alpaca_files.read_annotations(str(file))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(math.nan, "NaN"), (None, "null"), (3, "a number"), (True, "true"), (["a"], "a list")]
+)
+def test_texts_of_alpaca_eval_that_are_none_are_refused(tmp_path: Path, value: Any, kind: str) -> None:
+    file = tmp_path / "x.json"
+    output = json.loads(alpaca_files.outputs_json([Output(instruction="q", output="a", generator="g")]))[0]
+    verdict = json.loads(alpaca_files.annotations_json(annotations()))[0]
+    readers: list[tuple[Any, dict[str, Any], tuple[str, ...]]] = [
+        (alpaca_files.read_outputs, output, ("instruction", "output", "generator", "dataset")),
+        (alpaca_files.read_annotations, verdict,
+         ("instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "dataset")),
+    ]  # fmt: skip
+    for read, row, keys in readers:
+        for key in keys:
+            file.write_text(json.dumps([row, row | {key: value}]))
+            if value is None and key in ("annotator", "dataset"):
+                assert getattr(read(str(file))[1], key) == {"annotator": "", "dataset": "sao"}[key]
+                continue
+            with pytest.raises(DataError, match=f"item 1: no text under {key}, but {kind} "):
+                read(str(file))
+
+
+def test_tables_hold_numbers_and_no_nan(tmp_path: Path) -> None:
+    file, row = tmp_path / "x.csv", ",instruction_difficulty\n0,0.5\n"
+    for cell, kind in (
+        ("nan", "NaN"),
+        ("NaN", "NaN"),
+        ("inf", "'inf'"),
+        ("1e999", "'1e999'"),
+        ("", "''"),
+        ("x", "'x'"),
+    ):
+        file.write_text(f"{row}1,{cell}\n")
+        with pytest.raises(DataError, match=f"line 3: no number under instruction_difficulty, but {kind}"):
+            alpaca_files.read_difficulty(str(file), ["x", "y"])
+        file.write_text(f"{row}{cell},0.5\n")
+        with pytest.raises(DataError, match=f"line 3: no number under the first column, but {kind}"):
+            alpaca_files.read_difficulty(str(file), ["x", "y"])
+        file.write_text(f"index,std_delta_len,preference\n0,0.1,{cell}\n")
+        with pytest.raises(DataError, match=f"line 2: no number under preference, but {kind}"):
+            alpaca_files.read_gamed(str(file), ["x"])
+        file.write_text(f",{','.join(alpaca_files.WEIGHTS)}\nours,1,{cell},2\n")
+        with pytest.raises(DataError, match=f"line 2: no number under instruction_difficulty, but {kind}"):
+            alpaca_files.read_weights(str(file))
+    file.write_text("instruction_difficulty\n0.5\n")
+    with pytest.raises(DataError, match="line 2: one column only"):
+        alpaca_files.read_difficulty(str(file), ["x"])
+    file.write_text(",win_rate,mode\nours,nan,community\n")
+    with pytest.raises(DataError, match="line 2: no number under win_rate, but NaN"):
+        alpaca_files.read_leaderboard(str(file))
+    (tmp_path / "x.jsonl").write_text('{"index": true, "std_delta_len": 1, "preference": 1}\n')
+    with pytest.raises(DataError, match="no number under index, but true"):
+        alpaca_files.read_gamed(str(tmp_path / "x.jsonl"), ["x"])
 
 
 def test_difficulty_by_row_becomes_difficulty_by_text(tmp_path: Path) -> None:

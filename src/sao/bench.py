@@ -17,6 +17,7 @@ from sao import judging
 from sao.chat import find_model, identity_of, is_local, weights_identity
 from sao.config import Config, EngineConfig, JudgingConfig, make_config
 from sao.engines import Engine, open_engine
+from sao.engines.auto import settled
 from sao.errors import ConfigError, DropError
 from sao.evaluation.guards import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
@@ -126,12 +127,16 @@ class Bench:
         """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that is a server, which
         cannot be given two models. A server of eval.engine is asked for the model by its own name."""
         c = self.config
-        if c.eval.engine is None:
-            return c.engine if c.engine.name != "openai" else c.engine.model_copy(update={"name": "transformers"})
-        if c.eval.engine.name == "openai" and c.eval.engine.openai.model is not None:
-            raise ConfigError("eval.engine.openai.model: base and tuned would be the same model there. Leave it out")
-        asked = c.eval.engine.openai.model_copy(update={"model": player.model})
-        return c.eval.engine.model_copy(update={"openai": asked}) if c.eval.engine.name == "openai" else c.eval.engine
+        engine = c.eval.engine or c.engine
+        if c.eval.engine is None and engine.name == "openai":
+            return engine.model_copy(update={"name": "transformers"})
+        if engine.name == "openai":
+            if engine.openai.model is not None:
+                raise ConfigError(
+                    "eval.engine.openai.model: base and tuned would be the same model there. Leave it out"
+                )
+            return engine.model_copy(update={"openai": engine.openai.model_copy(update={"model": player.model})})
+        return settled(engine, player.model, player.revision)
 
     @cached_property
     def judging(self) -> JudgingConfig:
@@ -143,8 +148,8 @@ class Bench:
         """What judges."""
         c, engine = self.config, self.judging.engine
         if engine is None or engine.model is None:
-            return engine or c.engine, c.model, c.revision
-        return engine, engine.model, engine.revision
+            return settled(engine or c.engine, c.model, c.revision), c.model, c.revision
+        return settled(engine, engine.model, engine.revision), engine.model, engine.revision
 
     def identity(self, player: Player) -> Identity:
         """Who a player is."""
@@ -227,7 +232,7 @@ class Bench:
                 id=duel.id, row=duel.row, prompt_id=duel.prompt_id, first_id=duel.first.id, second_id=duel.second.id,
                 judge=name, verdict=None, text=FAILED,
             )
-            for duel in duels(questions, ours, theirs, stage.fingerprint)
+            for duel in duels(questions, ours, theirs, stage.key)
         ]  # fmt: skip
 
     def ratings(self, suite: Suite, questions: list[Question], ours: Answers, template: str) -> list[Rating]:
@@ -263,7 +268,7 @@ class Bench:
         self, suite: Suite, template: str, c: JudgingConfig | None, questions: list[Question]
     ) -> dict[str, Any]:
         """What a judge's word depends on."""
-        used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning"}
+        used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning", "prefill"}
         own: dict[str, Any] = {"max_tokens": self.config.eval.max_tokens}
         if c is not None and suite.way == "duel":
             own = c.model_dump(mode="json", include=used)

@@ -52,7 +52,7 @@ Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {made_of}.
 {origin_rows(made)}
 | training | {train["method"]}, {train["loss"]}, {scale}, learning rate {train["lr"]}, {train["epochs"]} epoch(s) |
 | batch | {train["batch_size"]} pairs |
-| seed | {config["seed"]} |
+| seed | {config["seed"]}{"" if settings.seed is None else f"; of the training {settings.seed}"} |
 | packages | {packages(made)} |
 
 The model keeps the licence of its base model; the data keep the licence of their source.

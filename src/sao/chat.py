@@ -6,18 +6,20 @@ once, exactly one BOS where the model uses one, and the turn's end as the model 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sao import gguf
 from sao.config import EngineConfig
 from sao.engines import Message
 from sao.errors import ModelError
 from sao.types import make_id
+from sao.weights import check_adapter, check_report, digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,27 +36,36 @@ _MODEL_FILES = [
     "README.md",
 ]
 _NEEDS_EAGER = ("attn_logit_softcapping",)
-_ids_cache: dict[tuple[str, int, int], str] = {}
+_NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+                 "tekken.json", "*.tiktoken", "*.model")  # fmt: skip
+"""The files that can hold a tokenizer's vocabulary."""
+_HERE = "SAO0TURN0TEXT"
+"""Stands for the text of a turn, to find where a template puts it."""
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
-    """The local folder of a model: builtin:world, a folder, or a hub id (fetched into the hub's cache).
+    """The local folder of a model: builtin:world, a folder, a GGUF file (see `sao.gguf`), or a hub id (fetched into its cache).
 
     Raises ModelError where there is none, or where the folder lacks a config or weights.
     """
     if model == WORLD_MODEL:
         return Path(str(resources.files("sao.world").joinpath("model")))
     path = Path(model).expanduser()
+    if gguf.is_gguf(model):
+        return gguf.model_folder(path)
     if not path.is_dir():
         if path.exists() or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
             raise ModelError(
                 f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json and "
-                "*.safetensors, an id such as Qwen/Qwen3-1.7B, or builtin:world"
+                "*.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
             )
         path = _fetch(model, revision)
     if not (path / "config.json").is_file():
+        held = sorted(path.glob("*.gguf"))
         raise ModelError(
-            f"{path}: no config.json, so this is no Hugging Face model folder. Save one with save_pretrained()"
+            f"{path}: no config.json, so this is no Hugging Face model folder. "
+            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()")
         )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
@@ -64,8 +75,8 @@ def find_model(model: str, revision: str | None = None) -> Path:
 
 
 def is_local(model: str) -> bool:
-    """Whether the model's files are here: the built-in one, or a folder."""
-    return model == WORLD_MODEL or Path(model).expanduser().is_dir()
+    """Whether the model's files are here: the built-in one, a folder, or a GGUF file."""
+    return model == WORLD_MODEL or gguf.is_gguf(model) or Path(model).expanduser().is_dir()
 
 
 def _fetch(model: str, revision: str | None) -> Path:
@@ -82,23 +93,14 @@ def _fetch(model: str, revision: str | None) -> Path:
 
 
 def weights_identity(model: str, revision: str | None = None) -> str:
-    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files."""
+    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files.
+
+    Raises ModelError where a weight holds NaN or infinity.
+    """
     path = find_model(model, revision)
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    return _digest([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
-
-
-def _digest(files: list[Path]) -> str:
-    """The first 16 digits of the SHA-256 over names and contents of those files that exist; contents are read once a process."""
-    digest = hashlib.sha256()
-    for file in (f for f in files if f.is_file()):
-        stat = file.stat()
-        key = (str(file.resolve()), stat.st_size, stat.st_mtime_ns)
-        if key not in _ids_cache:
-            with file.open("rb") as stream:
-                _ids_cache[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name}:{_ids_cache[key]}\n".encode())
-    return digest.hexdigest()[:16]
+    found = digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
+    return gguf.identity(Path(model).expanduser()) if gguf.is_gguf(model) else found
 
 
 def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
@@ -110,7 +112,7 @@ def identity_of(config: EngineConfig, model: str, revision: str | None = None) -
         weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
         return f"openai:{config.openai.model or ''}:{weights}{_changes(config.openai.extra_body)}"
     lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
-    adapter = f"+{_digest(sorted(lora.glob('adapter_*')))}" if lora else ""
+    adapter = f"+{digest_of(sorted(lora.glob('adapter_*')))}" if lora else ""
     own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
     return weights_identity(model, revision) + adapter + _changes(own)
 
@@ -149,28 +151,22 @@ def load_model(
     Raises ModelError where it cannot be loaded.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     if config.threads:
         torch.set_num_threads(config.threads)
     path, device = find_model(model, revision), pick_device(config)
-    dtype = {"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype)
-    try:
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        text_settings = settings.get_text_config()
-        soft_capped = any(getattr(text_settings, name, None) is not None for name in _NEEDS_EAGER)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
-            attn_implementation="eager" if soft_capped else "sdpa",
-            trust_remote_code=config.trust_remote_code,
-            **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
-        )
-        loaded = loaded.eval() if quantisation else loaded.eval().to(device)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
-        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
+    settings = read_config(path, config)
+    soft_capped = any(getattr(settings.get_text_config(), name, None) is not None for name in _NEEDS_EAGER)
+    loaded = _from_pretrained(
+        path,
+        config,
+        device,
+        dtype={"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype),
+        # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
+        attn_implementation="eager" if soft_capped else "sdpa",
+        **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
+    )
+    loaded = loaded.eval() if quantisation else loaded.eval().to(device)
     generation = loaded.generation_config
     if generation is not None and not generation.do_sample:
         # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
@@ -179,13 +175,68 @@ def load_model(
     return loaded  # type: ignore[no-any-return]
 
 
+def read_config(path: Path, config: EngineConfig) -> Any:
+    """The settings of the model in a folder. Raises ModelError where they are unreadable, or those of no chat model."""
+    from transformers import AutoConfig
+
+    try:
+        settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
+    other = next((name for name in settings.architectures or [] if _NOT_CHAT.search(name)), None)
+    if other is not None:
+        raise ModelError(
+            f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a reward model judges "
+            "by judging.method reward"
+        )
+    return settings
+
+
+def check_model(model: str, config: EngineConfig, revision: str | None = None) -> None:
+    """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or not finite, or a
+    tokenizer that does not fit. Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
+    path = find_model(model, revision)
+    read_config(path, config)
+    _from_pretrained(path, config, "meta", device_map="meta")
+    weights_identity(model, revision)
+    ChatTokenizer.load(model, config, revision)
+    if config.name == "vllm" and config.vllm.lora is not None:
+        check_adapter(Path(config.vllm.lora), path)
+
+
+def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
+    """The causal language model in a folder, every weight of it from the folder's files."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
+    loaded, report = found
+    check_report(str(path), report)
+    return loaded
+
+
 class ChatTokenizer:
     """A tokenizer and its chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int] = (), name: str = "model") -> None:
-        """Wrap a Hugging Face tokenizer; `eos_ids` are those of the model's generation config.
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int] = (),
+        name: str = "model",
+        rows: int | None = None,
+    ) -> None:
+        """Wrap a Hugging Face tokenizer; `eos_ids` are those of the model's generation config, `rows` those of its embedding.
 
-        Raises ModelError where it has no chat template.
+        Raises ModelError where it has no chat template, or where a user's text would not reach the model.
         """
         if not tokenizer.chat_template:
             raise ModelError(
@@ -193,16 +244,20 @@ class ChatTokenizer:
                 "the template into chat_template.jinja in the model's folder"
             )
         self.tokenizer: Any = tokenizer
+        self.name = name
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self._adds_bos = self.bos_id is not None and self.tokenizer("a").input_ids[:1] == [self.bos_id]
-        self._special = sorted(
-            {t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special}, key=len, reverse=True
-        )
+        added = self.tokenizer.added_tokens_decoder
+        self._special = sorted({t.content for t in added.values() if t.special}, key=len, reverse=True)
+        self._special_ids = {i for i, t in added.items() if t.special}
         eos = {i for i in [*eos_ids, self.tokenizer.eos_token_id] if i is not None}
+        self._check_text()
         self.turn_end_id = self._find_turn_end(eos)
         self.end_ids = frozenset(eos | {self.turn_end_id})
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.turn_end_id if pad is None else pad
+        if rows is not None:
+            self._check_ids(rows)
 
     @classmethod
     def load(cls, model: str, config: EngineConfig, revision: str | None = None) -> ChatTokenizer:
@@ -210,6 +265,7 @@ class ChatTokenizer:
         from transformers import AutoTokenizer, GenerationConfig
 
         path = find_model(model, revision)
+        _check_tokenizer_files(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -217,11 +273,107 @@ class ChatTokenizer:
         eos: Any = None
         if (path / "generation_config.json").is_file():
             eos = GenerationConfig.from_pretrained(path).eos_token_id
-        return cls(tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model)
+        rows = getattr(read_config(path, config).get_text_config(), "vocab_size", None)
+        return cls(tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, rows)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a chat up to and including the header of the assistant's next turn, with exactly one BOS."""
-        return self._one_bos(self._render(messages, True))
+    def _check_text(self) -> None:
+        """Raise ModelError where the tokenizer knows no words, or where the template leaves out what the user says."""
+        words = self._some_words()
+        if not words:
+            raise ModelError(
+                f"{self.name}: its tokenizer has {len(self.tokenizer)} tokens and none of them is a word, so its vocabulary is "
+                "missing. Copy tokenizer.json (or tokenizer.model) into the folder"
+            )
+        shown = str(self.tokenizer.decode(self._template([{"role": "user", "content": words}], True)))
+        if _letters(words) not in _letters(shown):
+            raise ModelError(
+                f"{self.name}: what the user says is lost between chat template and tokenizer ({words!r} became "
+                f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source"
+            )
+
+    def _some_words(self) -> str:
+        """A few words of the tokenizer's own vocabulary, which every text may be made of."""
+        size = self.tokenizer.vocab_size or len(self.tokenizer)
+        words: list[str] = []
+        letters: list[str] = []
+        for token in (*range(size // 4, size), *range(size // 4)):
+            if token in self.tokenizer.added_tokens_decoder:
+                continue
+            word = str(self.tokenizer.decode([token])).strip()
+            if word.isalpha() and "\ufffd" not in word:
+                (words if len(word) > 1 else letters).append(word)
+            if len(words) == 3:
+                break
+        return " ".join(words or letters[:3])
+
+    def _check_ids(self, rows: int) -> None:
+        """Raise ModelError where a token that may come up has no row in the embedding. Special tokens that the template does not
+        write may lie outside (Gemma-3's image token does): no text can hold one."""
+        shown = {
+            *self._template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], True),
+            *self.end_ids,
+        }
+        outside = [
+            (i, token) for token, i in self.tokenizer.get_vocab().items()
+            if i >= rows and (i not in self._special_ids or i in shown)
+        ]  # fmt: skip
+        if outside:
+            token_id, token = min(outside)
+            raise ModelError(
+                f"{self.name}: the tokenizer knows {token!r} as number {token_id}, but the embedding has {rows} rows "
+                f"({len(outside)} such tokens). Resize it (model.resize_token_embeddings) and train those rows, or take the "
+                "tokenizer that belongs to the weights"
+            )
+
+    def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+        """The ids of a chat up to and including the header of the assistant's next turn, with exactly one BOS, and the beginning
+        of that turn where one is given."""
+        ids = self._one_bos(self._render(messages, True))
+        return ids + list(self.tokenizer(self.clean(prefill), add_special_tokens=False).input_ids) if prefill else ids
+
+    def user_turn_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a chat up to and including the header of the user's next turn: the model then writes as the user (Magpie,
+        arXiv 2406.08464).
+
+        Raises ModelError where the template has no place for a system message, or ends no turn of the user.
+        """
+        if messages and messages[0].role == "system" and not self.takes_system:
+            raise ModelError(
+                f"{self.name}: its chat template takes no system message, so nobody can be told whom the model speaks with. Take "
+                "prompts.method instruct (with prompts.prefill true for a small model)"
+            )
+        opening, _ = self._around_user_text(messages)
+        # A space after the header belongs to the first word.
+        ids = self.tokenizer(opening.rstrip(" "), add_special_tokens=False).input_ids
+        return self._one_bos(list(ids))
+
+    @property
+    def user_ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
+        """What ends a turn of the user: token ids (any special token does), and texts where the template ends it by words."""
+        if not hasattr(self, "_user_ends"):
+            try:
+                _, closing = self._around_user_text([Message("system", "a")] if self.takes_system else [])
+            except ModelError:
+                closing = ""  # user_turn_ids says so where it is asked
+            first = self.tokenizer(closing.strip(), add_special_tokens=False).input_ids[:1]
+            if first and first[0] in self.tokenizer.added_tokens_decoder:
+                ends, line = {*self.end_ids, *self._special_ids, *first}, ""
+            else:
+                ends, line = {*self.end_ids, *self._special_ids}, closing.strip().split("\n")[0]
+            self._user_ends = frozenset(ends), (line,) if line else ()
+        return self._user_ends
+
+    def _around_user_text(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """What the template writes before and after the text of a user's turn that follows `messages`."""
+        turns = [{"role": m.role, "content": self.clean(m.content)} for m in [*messages, Message("user", _HERE)]]
+        text = str(self._apply(turns, True, tokenize=False))
+        if text.count(_HERE) != 1:
+            raise ModelError(
+                f"{self.name}: its chat template writes a user's text {text.count(_HERE)} times, so its turn cannot be left "
+                "open. Take prompts.method instruct"
+            )
+        opening, closing = text.split(_HERE)
+        return opening, closing
 
     def reply_ids(self, messages: Sequence[Message], text: str) -> list[int]:
         """The ids of an assistant's turn `text` after `messages`, its end included."""
@@ -236,14 +388,28 @@ class ChatTokenizer:
         # Some templates write an assistant's turn otherwise than they open one (an empty reasoning block, say).
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.turn_end_id]
 
-    def choice_ids(self, messages: Sequence[Message], choices: Sequence[str]) -> tuple[int, ...]:
-        """The first token of each choice as the assistant would write it. Raises ModelError where two are the same."""
-        ids = tuple(self.reply_ids(messages, choice)[0] for choice in choices)
-        if len(set(ids)) != len(ids):
+    def choice_ids(
+        self, messages: Sequence[Message], choices: Sequence[str], prefill: str = ""
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """The ids of a chat, with the beginning of the assistant's turn, and the token by which each choice goes on from there.
+
+        Raises ModelError where two choices go on with the same token.
+        """
+        if prefill:
+            # Text and choice may share a token (a space and a digit), so each whole is encoded and cut where they part.
+            clean = self.clean(prefill)
+            wholes = [self.tokenizer(clean + choice, add_special_tokens=False).input_ids for choice in choices]
+            same = _common_length(wholes)
+            prompt = [*self.prompt_ids(messages), *wholes[0][:same]]
+            ids = tuple(whole[same] if len(whole) > same else -1 for whole in wholes)
+        else:
+            prompt = self.prompt_ids(messages)
+            ids = tuple(self.reply_ids(messages, choice)[0] for choice in choices)
+        if len(set(ids)) != len(ids) or -1 in ids:
             raise ModelError(
                 f"the choices {list(choices)} begin with the same token for this model; give others with judging.choices"
             )
-        return ids
+        return prompt, ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens."""
@@ -266,17 +432,19 @@ class ChatTokenizer:
         return self._template(turns, generate)
 
     def _template(self, turns: list[dict[str, str]], generate: bool) -> list[int]:
+        return list(self._apply(turns, generate, tokenize=True))
+
+    def _apply(self, turns: list[dict[str, str]], generate: bool, tokenize: bool) -> Any:
         # Models that can think before they speak are asked not to: a marker or verdict must come first. Templates that
         # print the date get a fixed one, so that a run resumed tomorrow sees the same ids.
-        ids = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             turns,
             add_generation_prompt=generate,
-            tokenize=True,
+            tokenize=tokenize,
             return_dict=False,
             enable_thinking=False,
             date_string="26 Jul 2024",
         )
-        return list(ids)
 
     @property
     def takes_system(self) -> bool:
@@ -306,7 +474,7 @@ class ChatTokenizer:
         turns = [{"role": "user", "content": "a"}]
         prompt = self._template(turns, True)
         whole = self._template([*turns, {"role": "assistant", "content": "b"}], False)
-        special = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
+        special = self._special_ids
         tail = whole[len(prompt) :] if whole[: len(prompt)] == prompt else whole[-2:]
         for token in tail:
             if token in eos or token in special:
@@ -314,3 +482,31 @@ class ChatTokenizer:
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the chat template ends no turn with a special token and the tokenizer has no EOS token")
         return int(self.tokenizer.eos_token_id)
+
+
+def _letters(text: str) -> str:
+    """A text without spaces and case."""
+    return "".join(text.split()).casefold()
+
+
+def _common_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return next((i for i, column in enumerate(zip(*rows)) if len(set(column)) > 1), min(map(len, rows)))
+
+
+def _check_tokenizer_files(path: Path) -> None:
+    """Raise ModelError where no file holds the vocabulary, or the package that reads it is missing."""
+    found = [name for name in _VOCABULARIES if any(path.glob(name))]
+    settings = path / "tokenizer_config.json"
+    if not found and not (settings.is_file() and "auto_map" in settings.read_text("utf-8", errors="replace")):
+        raise ModelError(
+            f"{path}: no tokenizer.json (nor tokenizer.model, vocab.json or another vocabulary). Copy the tokenizer's files "
+            "from the model's source"
+        )
+    needs = {"tekken.json": ("mistral_common", "mistral-common"), "tokenizer.model": ("sentencepiece", "sentencepiece")}
+    module, package = needs.get(found[0] if found else "", ("", ""))
+    if module and find_spec(module) is None:
+        raise ModelError(
+            f"{path}: its tokenizer is in {found[0]} only, which needs the package {package}: pip install {package}. Or copy "
+            "tokenizer.json from the model's source"
+        )

@@ -36,7 +36,7 @@ OUTSIDE_A_RUN = (
     "data_dir", "include_path", "tasks_template",
 )  # fmt: skip
 """The options of `sao eval` that belong to two models outside a run."""
-EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder or a hub id.
+EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder, a .gguf file or a hub id.
 Any key of a recipe can be set: --train.beta 2.0 --judging.method random --personas.n 500
 `sao run --help-config` lists them all. The same command again goes on where it stopped."""
 
@@ -253,7 +253,7 @@ def read_target(target: str, overrides: dict[str, str]) -> Config:
 
     if target in recipe_names() or target.endswith((".yaml", ".yml")):
         return load_recipe(target, overrides)
-    if Path(target).is_dir() or "/" in target or target.startswith("builtin:"):
+    if Path(target).is_dir() or "/" in target or target.startswith("builtin:") or target.lower().endswith(".gguf"):
         recipe = "demo" if target == "builtin:world" else "default"
         return load_recipe(recipe, {"model": target, **overrides})
     return load_recipe(target, overrides)  # raises, naming the nearest recipe
@@ -267,13 +267,16 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     # The demo's settings are the tiny model's; another model by --model starts from the defaults.
     target = args.target or (overrides.get("model", "demo") if "model" in overrides else "demo")
     config = read_target(target, overrides)
-    out = args.out or Path("runs") / re.sub(r"\.ya?ml$", "", Path(target).name).replace(":", "-")
+    out = args.out or Path("runs") / re.sub(r"\.(ya?ml|gguf)$", "", Path(target).name).replace(":", "-")
     _quiet_libraries()
+    from sao.engines.auto import settle
     from sao.pipeline import run
 
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+    config, engine = settle(config)
     if first:
-        print(f"sao {__version__}: {config.model} → {out} (recipe {target}, seed {config.seed})", file=sys.stderr)
+        line = f"sao {__version__}: {config.model} → {out} (recipe {target}, seed {config.seed}; engine {engine})"
+        print(line, file=sys.stderr)
     bar = Progress(first and not args.quiet)
     until = "eval" if args.command == "run" else args.command
     try:

@@ -86,8 +86,9 @@ class OpenAIConfig(Section):
 class EngineConfig(Section):
     """What runs the model when it writes, answers and judges."""
 
-    name: Literal["transformers", "vllm", "openai", "scripted"] = "transformers"
-    """transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted (a rule-following stand-in for
+    name: Literal["auto", "transformers", "vllm", "openai", "scripted"] = "auto"
+    """auto (vllm where it is installed and suits model and device, else transformers; the run's first line says which),
+    transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted (a rule-following stand-in for
     tests)."""
     device: str = "auto"
     """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one. (Not vllm's and openai's.)"""
@@ -182,6 +183,14 @@ class PromptsConfig(Section):
     """Split of the hub data set."""
     licence: str | None = None
     """Licence of the data set, copied to the manifest and the cards."""
+    method: Literal["instruct", "user_turn"] = "instruct"
+    """instruct: the model is asked to write a prompt as this persona (the paper's way). user_turn: it is told with whom it speaks
+    (`template_user_turn`, in the system turn), the user's turn is left open, and it writes what the user says (Magpie,
+    arXiv 2406.08464): for models too small to follow the instruction."""
+    prefill: bool = False
+    """Whether the marker already stands at the start of the reply, for models that forget it (method instruct)."""
+    template_user_turn: str = "user_turn"
+    """System message with {persona} of method user_turn. Where personas.source is none there is no system message."""
     template: str = "prompt"
     """Template with {persona}: a name in sao/templates or a file."""
     mix: dict[str, Annotated[float, Field(gt=0)]] = {}
@@ -197,6 +206,15 @@ class PromptsConfig(Section):
     """Nucleus share."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest prompt, in tokens; a longer one is cut off and dropped."""
+
+    @model_validator(mode="after")
+    def _check(self) -> PromptsConfig:
+        if self.method == "user_turn" and (self.prefill or self.mix):
+            key = "prefill" if self.prefill else "mix"
+            raise ValueError(
+                f"{key} belongs to method instruct: with user_turn nobody is asked for a prompt. Take it out"
+            )
+        return self
 
 
 class FiltersConfig(Section):
@@ -275,6 +293,9 @@ class JudgingConfig(Section):
     """Whether a text verdict may give reasons first; its last line must then be the ranking (template judge_reasoning)."""
     choices: tuple[str, str] = ("1", "2")
     """What a verdict begins with when the first or the second answer is better."""
+    prefill: str = ""
+    """The beginning of the judge's reply; what follows it is read. It gives the verdict's token its probability where a judge
+    would rather begin with other words."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature of text verdicts."""
     max_tokens: int = Field(default=16, ge=1)
@@ -291,10 +312,10 @@ class JudgingConfig(Section):
         if self.reasoning and self.method != "text":
             raise ValueError("reasoning belongs to method text: a log-probability is asked for without reasons")
         if self.method == "reward" and (
-            self.engine is None or self.engine.model is None or self.engine.name != "transformers"
+            self.engine is None or self.engine.model is None or self.engine.name not in ("auto", "transformers")
         ):
             raise ValueError(
-                "method reward needs the reward model: set engine.model (and leave engine.name transformers)"
+                "method reward needs the reward model: set engine.model (and leave engine.name auto or transformers)"
             )
         if self.panel and self.method not in ("logprob", "text"):
             raise ValueError(f"a panel votes by method logprob or text, not {self.method}")
@@ -352,7 +373,7 @@ DEFAULT_BETA: dict[str, float] = {
 
 
 NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
-                   "eval_steps", "samples", "on_alarm", "report_to", "push_to_hub")  # fmt: skip
+                   "save_minutes", "eval_steps", "samples", "on_alarm", "report_to", "push_to_hub")  # fmt: skip
 """Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of a dropout)."""
 
 
@@ -405,6 +426,8 @@ class TrainConfig(Section):
     """Peak learning rate (paper: 1e-6)."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
+    seed: int | None = Field(default=None, ge=0)
+    """Order of the pairs, the adapter's start and dropout: another one repeats a training on the same pairs. null: the run's."""
     batch_size: int = Field(default=128, ge=1)
     """Pairs to one optimiser step, over all GPUs."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -439,6 +462,8 @@ class TrainConfig(Section):
     """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive samples)."""
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between checkpoints."""
+    save_minutes: float = Field(default=5.0, gt=0)
+    """Minutes after which a checkpoint is also written, at the end of the step under way: no more work than that is lost."""
     report_to: list[Literal["wandb", "tensorboard"]] = []
     """Where metrics go besides metrics.jsonl."""
     push_to_hub: str | None = None
@@ -468,8 +493,12 @@ class TrainConfig(Section):
         return self
 
     def learnt_from(self) -> dict[str, Any]:
-        """The settings that the trained weights depend on: all but those that change their rounding only."""
-        return self.model_dump(mode="json", exclude=set(NOT_LEARNT_FROM))
+        """The settings that the trained weights depend on: all but those that change their rounding only.
+
+        A seed of the training's own is called training_seed here, beside the run's; where there is none the key is left out.
+        """
+        found = self.model_dump(mode="json", exclude={*NOT_LEARNT_FROM, "seed"})
+        return found if self.seed is None else found | {"training_seed": self.seed}
 
     @property
     def scale(self) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sao.errors import ConfigError, DataError
-from sao.rows import SUFFIXES, content_identity, read_rows
+from sao.rows import SUFFIXES, content_identity, kind_of, read_rows
 
 GUESSED = (
     "turns",
@@ -175,23 +175,27 @@ def _texts(row: Any, column: str | None, place: str) -> list[str]:
         if column
         else sorted((c for c in columns if c.lower() in GUESSED), key=lambda c: GUESSED.index(c.lower()))
     )
-    there = [columns[name] for name in named if name in columns]
-    value = next((value for value in there if value), None)
+    there = [name for name in named if name in columns]
+    key = next((name for name in there if columns[name] not in (None, "", [])), None)
+    value = None if key is None else columns[key]
     turns = value if isinstance(value, list) else [] if value is None else [value]
-    said = [_of_user(turn) for turn in turns]
-    texts = [text for text in said if isinstance(text, str) and text.strip()]
-    if not there or (turns and not any(isinstance(text, str) for text in said)):
+    said = [_said(turn) for turn in turns if _by_user(turn)]
+    odd = next((text for text in said if not isinstance(text, str | None)), None)
+    if not there or odd is not None or (turns and not any(isinstance(text, str) for text in said)):
+        instead = "" if odd is None else f", but {kind_of(odd)} under {key}"
         held = ", ".join(columns) or type(row).__name__
         raise DataError(
-            f"{place}: no text under {column or ' or '.join(GUESSED)} (it holds: {held}). Name the column after the set: "
-            "SET#COLUMN"
+            f"{place}: no text under {column or ' or '.join(GUESSED)}{instead} (it holds: {held}). Name the column after the "
+            "set: SET#COLUMN"
         )
-    return texts
+    return [text for text in said if isinstance(text, str) and text.strip()]
 
 
-def _of_user(turn: Any) -> Any:
-    """What a turn of a conversation says, None where the user does not say it."""
-    if not isinstance(turn, dict):
-        return turn
-    by_user = turn.get("role", turn.get("from", "user")) in ("user", "human")
-    return turn.get("content", turn.get("value")) if by_user else None
+def _by_user(turn: Any) -> bool:
+    """Whether the user says this turn of a conversation; whatever is no message is the user's."""
+    return not isinstance(turn, dict) or turn.get("role", turn.get("from", "user")) in ("user", "human")
+
+
+def _said(turn: Any) -> Any:
+    """What a turn of a conversation says."""
+    return turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn

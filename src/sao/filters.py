@@ -23,7 +23,7 @@ from sao.evaluation_sets import load_benchmarks
 from sao.leaks import LeakIndex
 from sao.rows import content_identity
 from sao.similarity import Repeats, find_by_embedding, find_duplicates, words
-from sao.types import Drop, Prompt, Response
+from sao.types import KEPT_TEXT, Drop, Prompt, Response
 
 Reason = tuple[str, str | None]
 """Why a prompt is dropped, and what about this one."""
@@ -116,7 +116,8 @@ def first_reason(checks: list[Check], prompt: Prompt, persona: str) -> Reason | 
 
 
 def _drop(record: Prompt | Response, stage: str, reason: Reason) -> Drop:
-    return Drop(row=record.row, stage=stage, record_id=record.id, reason=reason[0], detail=reason[1])
+    text = record.text[:KEPT_TEXT]
+    return Drop(row=record.row, stage=stage, record_id=record.id, reason=reason[0], detail=reason[1], text=text)
 
 
 def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int]) -> Iterator[Prompt]:

@@ -32,6 +32,9 @@ ASKED = ("logprob", "text", "reward")
 CHOSEN_BY = ("rule", "keep", "min_p", "calibrate", "max_length_ratio", "length_matched", "max_repetition")
 """The keys of the section `pairs` that decide which pairs are kept."""
 
+NEUTRAL: dict[str, Any] = {"method": "instruct", "prefill": False}
+"""Keys of section `prompts` that enter ids only where they differ from this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Juror:
@@ -77,7 +80,8 @@ class RunFolder:
             writing = c.personas.writing
             found[writing.template] = ("traits",) if writing.traits_each else ()
             found[writing.template_related] = ("persona", "relation")
-        return found | dict.fromkeys(self._prompt_templates, ("persona",) if self._has_personas else ())
+        told = self._has_personas or self.config.prompts.method == "user_turn"
+        return found | dict.fromkeys(self._prompt_templates, ("persona",) if told else ())
 
     @property
     def _has_personas(self) -> bool:
@@ -89,6 +93,8 @@ class RunFolder:
         c = self.config.prompts
         if c.source is not None:
             return []
+        if c.method == "user_turn":
+            return [c.template_user_turn]
         return (list(c.mix) or [c.template]) if self._has_personas else [c.template_without_persona]
 
     @cached_property
@@ -119,12 +125,15 @@ class RunFolder:
 
     # Where each stage lies. Its settings hold all that its records depend on, the stage before it included.
 
-    def _stage(self, name: str, before: Stage | None, **settings: Any) -> Stage:
+    def _stage(self, name: str, before: Stage | None, ids: dict[str, Any] | None = None, **settings: Any) -> Stage:
+        """The stage with these settings. `ids` are those of them that the ids of its records derive from, where not all do."""
         if before is None and self.config.pairs.imported is not None:
             c = self.config
             settings = {"imported": c.pairs.imported, "n": c.personas.n, "held_out": c.personas.held_out}
-        upstream = before.fingerprint if before else None
-        return Stage(self.root / f"round-{self.round}", name, {**settings, "upstream": upstream})
+        ids = settings if ids is None else ids
+        upstream, key = (before.fingerprint, before.key) if before else (None, None)
+        place = self.root / f"round-{self.round}"
+        return Stage(place, name, {**settings, "upstream": upstream}, {**ids, "upstream": key})
 
     def template_text(self, name: str) -> str:
         return str(self._outside(f"template {name}", lambda: load_template(name, ())))
@@ -171,18 +180,26 @@ class RunFolder:
             return self._stage("prompts", None, source=identity, **given, **sizes, seed=self.config.seed)
         settings = c.model_dump(mode="json", include={"marker", "temperature", "top_p", "max_tokens", "mix"})
         settings["texts"] = {name: self.template_text(name) for name in self._prompt_templates}
-        return self._stage("prompts", self.personas_stage, **settings, model=self.model_identity, seed=self.config.seed)
+        settings |= {"model": self.model_identity, "seed": self.config.seed}
+        asked = {"method": c.method, "prefill": c.prefill}
+        return self._stage("prompts", self.personas_stage, settings | without_neutral(asked), **settings, **asked)
 
     @cached_property
     def filtered_stage(self) -> Stage:
         """The prompts that pass the filters; used only where there are any (see `kept_prompts_stage`)."""
-        settings = self.config.filters.model_dump(mode="json", exclude_defaults=True) | {
-            "against": self._evaluation_sets
-        }
-        plug = self.config.filters.reject
+        c, marker = self.config.filters, self.config.prompts.marker
+        found: dict[str, Any] = {"against": self._evaluation_sets, "marker": marker}
+        plug = c.reject
         if plug is not None:
-            settings["reject"] = self._outside(f"reject {plug}", lambda: plug_identity(plug))
-        return self._stage("filtered", self.prompts_stage, **settings, marker=self.config.prompts.marker)
+            found["reject"] = self._outside(f"reject {plug}", lambda: plug_identity(plug))
+        # Every value counts for what is kept, the defaults too: another default is another filter. The ids of what comes later
+        # derive from what was set only, since a filter makes no record.
+        return self._stage(
+            "filtered",
+            self.prompts_stage,
+            c.model_dump(mode="json", exclude_defaults=True) | found,
+            **c.model_dump(mode="json") | found,
+        )
 
     @property
     def _evaluation_sets(self) -> list[str]:
@@ -250,6 +267,7 @@ class RunFolder:
         if c.opponents is not None and c.opponents < self.config.responses.n - 1:
             settings["opponents"] = c.opponents
         settings |= {"text": self.template_text(c.template)} if used else {}
+        settings |= {"prefill": c.prefill} if used and c.prefill else {}
         if c.engine is not None and c.method in ASKED and (self.given_engine is None or c.method == "reward"):
             # What judges, where that is not the model itself (which the stages before hang on anyway).
             engine, model = c.engine, self.judge_model(c)
@@ -414,6 +432,11 @@ class RunFolder:
         judged = [*self.judgments_stages, self.pairs_stage]
         own = [*answered, *judged] if self.config.pairs.source is None else []
         return [{"stage": s.name, **s.counts} for s in [*written, *asked, *own, self.train_stage] if s.finished]
+
+
+def without_neutral(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that stand at the value which a run had before they existed: its ids stay as they are."""
+    return {name: value for name, value in settings.items() if value != NEUTRAL[name]}
 
 
 def named(judgments: list[Judgment], name: str) -> list[Judgment]:

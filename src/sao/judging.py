@@ -143,7 +143,7 @@ def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, na
     def requests() -> Iterator[ChoiceRequest]:
         for duel in pairs:
             waiting[duel.id] = duel
-            yield ChoiceRequest(duel.id, _ask(template, duel), config.choices)
+            yield ChoiceRequest(duel.id, _ask(template, duel), config.choices, config.prefill)
 
     for choices in engine.choice_logprobs(requests()):
         duel = waiting.pop(choices.id)
@@ -180,7 +180,7 @@ def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, name:
     def requests() -> Iterator[Request]:
         for duel in pairs:
             waiting[duel.id] = duel
-            yield Request(_ask(template, duel), (Sample(duel.id, seed_of(duel.id)),), sampling)
+            yield Request(_ask(template, duel), (Sample(duel.id, seed_of(duel.id)),), sampling, config.prefill)
 
     for completion in engine.generate(requests()):
         duel = waiting.pop(completion.id)

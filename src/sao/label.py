@@ -59,7 +59,8 @@ def label(
 ) -> int:
     """Ask for labels until `n` pairs have one, or the person stops; how many the file holds of these.
 
-    Raises StoreError where a label cannot be written, DataError where there are no two different answers.
+    Raises StoreError where a label cannot be written, DataError where there are no two different answers, or where a line of the
+    file is no label.
     """
     ask = ask or input
     path = run.root / "labels.jsonl"
@@ -101,11 +102,16 @@ def label(
 def _labelled(path: Path, by: str) -> dict[str, str]:
     """The last word of this person on each prompt, by the prompt's id, in the order of labelling."""
     found: dict[str, str] = {}
-    for row in read_jsonl(path) if path.is_file() else ():
-        if row.get("by") == by and "prompt_id" in row:
-            found.pop(row["prompt_id"], None)
+    for number, row in enumerate(read_jsonl(path) if path.is_file() else (), 1):
+        if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
+            raise DataError(
+                f"{path}, line {number}: not a label (its verdict must be first, second, tie or null). Mend or delete the line"
+            )
+        prompt = row.get("prompt_id")
+        if row.get("by") == by and isinstance(prompt, str):
+            found.pop(prompt, None)
             if row["verdict"] is not None:
-                found[row["prompt_id"]] = row["verdict"]
+                found[prompt] = row["verdict"]
     return found
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from sao.config import PersonasConfig, WritingConfig
-from sao.engines import Engine, Message, Request, Sample, Sampling, read_marked
+from sao.engines import Engine, Message, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import ConfigError, DataError
 from sao.rows import column_texts, content_identity, sample_texts
 from sao.similarity import find_duplicates
@@ -46,21 +46,30 @@ class Traits:
 def load_traits(name: str) -> Traits:
     """A shipped grid (`general`, `world`) or a YAML file {axes: [[phrase, …], …], relations: [word, …]}.
 
-    Raises ConfigError where there is none or it has another shape.
+    Raises ConfigError where there is none, it has another shape, or what stands for a phrase is no text (a bare `no` or `30`).
     """
     shipped = resources.files("sao").joinpath(f"data/traits_{name}.yaml")
     try:
         found = yaml.safe_load(shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8"))
-        axes = tuple(tuple(str(phrase) for phrase in axis) for axis in found["axes"])
-        relations = tuple(str(word) for word in found["relations"])
+        axes = tuple(_phrases(axis) for axis in found["axes"])
+        relations = _phrases(found["relations"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes and relations, both "
-            f"lists ({type(error).__name__}: {error})"
+            f"lists of texts ({type(error).__name__}: {error})"
         ) from error
     if not axes or not all(axes) or not relations:
         raise ConfigError(f"personas.traits {name!r}: an axis or the list of relations is empty")
     return Traits(axes=axes, relations=relations)
+
+
+def _phrases(given: Any) -> tuple[str, ...]:
+    """The texts of a list. Raises TypeError for anything else."""
+    if not isinstance(given, list):
+        raise TypeError(f"{given!r} is no list")
+    if odd := [phrase for phrase in given if not isinstance(phrase, str)]:
+        raise TypeError(f"{odd[0]!r} is no text: put it in quotes")
+    return tuple(given)
 
 
 def draw_traits(traits: Traits, rng: random.Random, n: int) -> list[str]:
@@ -199,7 +208,7 @@ def write_drafts(
         row = rows.pop(completion.id)
         text, reason = read_marked(completion, config.marker)
         if reason:
-            yield Drop(row=row, stage="personas", record_id=completion.id, reason=reason)
+            yield dropped(completion, row, "personas", reason)
         else:
             yield Persona(id=completion.id, row=row, text=" ".join(text.split()))
 

@@ -18,19 +18,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sao import filters, judging, manifest, personas, prompts, responses, rows
+from sao import filters, gguf, judging, manifest, personas, prompts, responses, rows
 from sao.card import model_card, push_model
 from sao.config import Config, EngineConfig, JudgingConfig
+from sao.drops import DropWatch, check_finished, check_readable
 from sao.engines import Engine, Usage, open_engine
-from sao.errors import ConfigError, DropError, Terminated, TrainingError
+from sao.engines.auto import settle
+from sao.errors import ConfigError, DropError, EngineError, Terminated, TrainingError
 from sao.evaluation import compare
 from sao.folder import Juror, RunFolder
-from sao.report import summarise
+from sao.report import summarise, worth_of_judge
 from sao.store import Stage, write_atomic
 from sao.templates import load_template
 from sao.types import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response
@@ -41,7 +44,7 @@ OWN_DATA = ("respond", "judge", "pairs")
 Progress = Callable[[str, int, int], None]
 """(stage, items done, items in all), called for every item."""
 Notify = Callable[[str], None]
-DROPS_CHECKED_FROM, BOOKED_EVERY = 500, 1000
+BOOKED_EVERY = 1000
 
 
 def run(
@@ -59,6 +62,8 @@ def run(
     before stays finished.
     """
     started = time.monotonic()
+    if engine is None:
+        config = settle(config)[0]
     names = list(STAGES[: STAGES.index(until) + 1])
     if config.pairs.source is not None:
         # Nobody is asked for training; the evaluation has its own personas.
@@ -111,6 +116,8 @@ class Run(RunFolder):
                 self.notify(
                     f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
                 )
+        if gguf.is_gguf(c.model) and self.given_engine is None:
+            self.notify(gguf.notice(Path(c.model)))
         self.funnel()  # looks at every stage, and so at all that the run depends on
         for line in manifest.open_manifest(self.root, c, self.model_identity, source, licences, self.outside):
             self.notify(f"changed since the last run here: {line}")
@@ -134,16 +141,44 @@ class Run(RunFolder):
             deque(itertools.islice(self.to_train_on(), 200), maxlen=0)  # raises where the set is none
 
     def _engine_check(self, trains: bool) -> None:
-        """Raise ModelError where weights that will be needed are not to be had."""
-        from sao.chat import find_model
+        """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of it."""
+        from sao.chat import check_model
 
         config = self.config
-        if config.engine.name in ("transformers", "vllm") or (trains and config.engine.name == "openai"):
-            find_model(config.model, config.revision)
-        for juror in self.jury:
-            judge = juror.config.engine
-            if judge is not None and judge.name in ("transformers", "vllm"):
-                find_model(*self.judge_model(juror.config))
+        asks = [(config.engine, config.model, config.revision, self.prompts_stage, self._needs_prefill)]
+        for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
+            c = juror.config
+            if c.method == "reward" and not stage.finished:
+                from sao.engines.reward import check_reward_model
+
+                model, revision = self.judge_model(c)
+                check_reward_model(model, c.engine or config.engine, revision)
+            if c.method in ("logprob", "text"):
+                asks.append((c.engine or config.engine, *self.judge_model(c), stage, bool(c.prefill)))
+        for engine, model, revision, stage, prefill in asks:
+            if stage.finished or engine.name == "scripted":
+                continue
+            if engine.name != "openai":
+                check_model(model, engine, revision)
+            elif prefill:
+                self._check_prefill(engine, model, revision)
+        if trains and config.engine.name == "openai" and not self.model_dir.is_dir():
+            check_model(config.model, config.engine, config.revision)
+
+    @property
+    def _needs_prefill(self) -> bool:
+        """Whether prompts are written in a reply or a user's turn that has begun already."""
+        c = self.config.prompts
+        return c.source is None and (c.prefill or c.method == "user_turn")
+
+    def _check_prefill(self, config: EngineConfig, model: str, revision: str | None) -> None:
+        """Raise EngineError where a server cannot go on from a turn that has begun."""
+        if not self._use(config, model, revision).has_prefill:
+            raise EngineError(
+                f"{config.openai.base_url}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, "
+                "judging.prefill). That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here "
+                "as `model`, for its chat template. Else take prompts.method instruct without prefill"
+            )
 
     @property
     def engine(self) -> Engine:
@@ -187,52 +222,34 @@ class Run(RunFolder):
 
     def _fill(
         self, stage: Stage, kind: type[Record], total: int, make: Callable[[str, Container[str]], Iterable[Record | Drop]],
-        limit_drops: bool = True,
+        limit_drops: bool = True, rows: Callable[[], Iterable[int]] = tuple,
     ) -> None:  # fmt: skip
-        """Run a stage to its end: write what `make(key, done)` yields, watch the drops, seal."""
+        """Run a stage to its end: write what `make(key, done)` yields, watch the drops, seal. `rows` are those that it asks for,
+        in order: the first of them decide whether it is hopeless."""
+        limit = self.config.max_drop_share if limit_drops else 1.0
         stage.open()
         if stage.finished:
-            if limit_drops:
-                self._check_drops(stage)
+            check_finished(stage, limit)
             return
         self.worked = True
-        done = dropped = 0
-        reasons: dict[str, int] = {}
-        before = len(stage.done)
-        self.progress(stage.name, before, total)
+        done = len(stage.done)
+        self.progress(stage.name, done, total)
+        watch = DropWatch(stage, limit, rows())
 
         def see(record: Record | Drop) -> None:
-            nonlocal done, dropped
+            nonlocal done
             done += 1
-            if isinstance(record, Drop):
-                dropped += 1
-                reasons[record.reason] = reasons.get(record.reason, 0) + 1
-            self.progress(stage.name, before + done, total)
-            if done % BOOKED_EVERY == 0:
+            self.progress(stage.name, done, total)
+            if watch.done % BOOKED_EVERY == 0:
                 self._book(stage.name)
-            if limit_drops and done >= DROPS_CHECKED_FROM:
-                self._check_drops(stage, dropped, done, reasons)
+            watch.see(record)
 
         try:
             stage.fill(kind, make, see)
         finally:
             self._book(stage.name)
         self.progress(stage.name, total, total)  # identical answers are not judged, so fewer may have come
-        if limit_drops:
-            self._check_drops(stage)
-
-    def _check_drops(self, stage: Stage, dropped: int = 0, of: int = 0, reasons: dict[str, int] | None = None) -> None:
-        """Raise DropError where too many of the items so far, or of a finished stage, were dropped."""
-        if reasons is None:
-            counts = stage.counts
-            dropped, of, reasons = counts["dropped"], counts["dropped"] + counts["records"], counts["reasons"]
-        if of and dropped / of > self.config.max_drop_share:
-            common = ", ".join(f"{reason} ({n})" for reason, n in sorted(reasons.items(), key=lambda r: -r[1])[:3])
-            raise DropError(
-                f"{stage.name}: {dropped} of {of} items were dropped, more than max_drop_share = "
-                f"{self.config.max_drop_share:g}. Commonest reasons: {common}. Look at {stage.path}, then change the "
-                "stage's settings or allow more with --max_drop_share"
-            )
+        check_finished(stage, limit)
 
     def prompts(self) -> None:
         """Personas and what they ask (the held-out ones too), and which of it is worth an answer."""
@@ -247,7 +264,10 @@ class Run(RunFolder):
                 return prompts.write_prompts(who, self.engine, c.prompts, key, done)
             return (p for p in prompts.given_prompts(c.prompts, c.personas, c.seed, key) if p.id not in done)
 
-        self._fill(self.prompts_stage, Prompt, total, make)
+        def rows() -> Iterator[int]:
+            return (p.row for p in self.personas_stage.records(Persona)) if c.prompts.source is None else iter(())
+
+        self._fill(self.prompts_stage, Prompt, total, make, rows=rows)
         if self.kept_prompts_stage is not self.prompts_stage:
             self._filter()
 
@@ -272,7 +292,7 @@ class Run(RunFolder):
             def make(key: str, done: Container[str], size: int = size) -> Iterator[Persona | Drop]:
                 return personas.write_drafts(size, settled.kept, self.engine, c, key, done)
 
-            self._fill(stage, Persona, size, make)
+            self._fill(stage, Persona, size, make, rows=partial(range, size))
             new = settled.add(stage.records(Persona), stage.drops())
             number, stood = number + 1, len(settled.kept)
             self.notify(f"round {number}: {new} of {size} personas are new; {min(stood, wanted)} of {wanted} stand")
@@ -316,6 +336,7 @@ class Run(RunFolder):
             Response,
             total,
             lambda key, done: responses.answer_prompts(self.asked(False), self.engine, c, key, done),
+            rows=lambda: (prompt.row * c.n + index for prompt in self.asked(False) for index in range(c.n)),
         )
         if self.kept_responses_stage is not self.responses_stage:
             answers = self.responses_stage.records(Response)
@@ -332,19 +353,23 @@ class Run(RunFolder):
         for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
             c, orders = juror.config, 2 if juror.config.orders == "both" else 1
 
-            def make(
-                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, orders: int = orders
-            ) -> Iterator[Judgment | Drop]:
+            def duels(key: str, c: JudgingConfig = c, orders: int = orders) -> Iterator[judging.Duel]:
                 groups = ((prompt.id, prompt.conversation, answers) for prompt, answers in self.answered())
-                duels = judging.duels(groups, orders, key, n, c.opponents)
+                return judging.duels(groups, orders, key, n, c.opponents)
+
+            def make(
+                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, read: Any = duels
+            ) -> Iterator[Judgment | Drop]:
+                duels = read(key)
                 if c.method != "reward":
                     engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
                     return judging.judge(duels, engine, c, done, self.oracle, name=juror.name)
                 return self._by_reward(duels, c, done, juror.name)
 
             total = self.config.personas.n * len(judging.opponents_of(n, c.opponents)) * orders
-            self._fill(stage, Judgment, total, make)
-            self._check_readable(stage)
+            first = (duel.row for duel in duels(stage.key))
+            self._fill(stage, Judgment, total, make, rows=lambda rows=first: rows)  # type: ignore[misc]
+            check_readable(stage, self.config.max_drop_share)
 
     def _by_reward(
         self, duels: Iterator[judging.Duel], config: JudgingConfig, done: Container[str], name: str
@@ -361,19 +386,6 @@ class Run(RunFolder):
         finally:
             scorer.close()
 
-    def _check_readable(self, stage: Stage) -> None:
-        """Raise DropError where too many verdicts cannot be read: they are no drops, but nothing can be learnt from them."""
-        verdicts = unreadable = 0
-        for judgment in stage.records(Judgment):
-            verdicts, unreadable = verdicts + 1, unreadable + (judgment.verdict is None)
-        share = unreadable / max(1, verdicts)
-        if share > self.config.max_drop_share:
-            raise DropError(
-                f"{stage.name}: {100 * share:.0f} % of {verdicts} verdicts cannot be read, more than max_drop_share = "
-                f"{self.config.max_drop_share:g}. Look at {stage.path}; then change judging.template, judging.choices or "
-                "judging.max_tokens, take another judge, or allow more with --max_drop_share"
-            )
-
     def pairs(self) -> None:
         """The verdicts that are learnt from."""
         n = self.config.responses.n
@@ -388,8 +400,9 @@ class Run(RunFolder):
         if self.config.pairs.source is None and self.pairs_stage.counts["records"] == 0:
             reasons = self.pairs_stage.counts["reasons"]
             raise TrainingError(
-                f"no pairs to train on: all were dropped ({reasons}). Lower --pairs.min_p, or start again with more "
-                "personas in another --out"
+                f"no pairs to train on: all were dropped ({reasons}). What the judge is worth: {worth_of_judge(self)}. Take "
+                "another judge (--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
+                "(--pairs.keep all), or start again with more personas in another --out"
             )
         if self.config.engine.name == "scripted" and self.given_engine is None:
             raise ConfigError("the scripted engine has no model to train; stop before with `sao pairs`")

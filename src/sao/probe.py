@@ -51,7 +51,8 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
     from sao.training.run import train
 
     t, lengths = config.train, plan.lengths
-    bare = {"held_out_share": 0.0, "samples": 0, "report_to": [], "parallel": "ddp", "save_steps": 10**9, "epochs": 1}
+    bare = {"held_out_share": 0.0, "samples": 0, "report_to": [], "parallel": "ddp", "epochs": 1}
+    bare |= {"save_steps": 10**9, "save_minutes": 1e9}
     quick = t.model_copy(update={**bare, "batch_size": t.micro_batch_size})
     answer = max(1, min(lengths.response, t.max_length - lengths.prompt))
     generator = torch.Generator().manual_seed(0)

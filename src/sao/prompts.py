@@ -1,9 +1,11 @@
 """Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ← M(instruction with r_i)).
 
-The model's text must begin with a fixed marker, which is stripped. Text without it, an empty request, one that was cut off at
-the token limit and one that answers itself (a line begins with "Reply:") are dropped, each with its reason. The instruction is
-one template, or one of several that are drawn by weight (`prompts.mix`). A template in which "Reply:" stands asks for a short
-conversation: its last request is the prompt, what comes before are earlier turns.
+Two methods. `instruct`: the model's text must begin with a fixed marker, which is stripped (with `prompts.prefill` it stands
+there already). Text without it, an empty request, one that was cut off at the token limit and one that answers itself (a line
+begins with "Reply:") are dropped, each with its reason and its text. The instruction is one template, or one of several that are
+drawn by weight (`prompts.mix`). A template in which "Reply:" stands asks for a short conversation: its last request is the
+prompt, what comes before are earlier turns. `user_turn`: the persona stands in the system turn and the model writes the user's
+turn that follows (Magpie, arXiv 2406.08464); no marker is needed.
 
 Or prompts that others wrote, from a file or hub data set (`given_prompts`): the control with real prompts.
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sao.config import PersonasConfig, PromptsConfig
-from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, read_marked
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import DataError
 from sao.rows import column_texts, sample_texts
 from sao.templates import fill, load_template
@@ -31,29 +35,69 @@ def write_prompts(
     personas: Iterable[Persona], engine: Engine, config: PromptsConfig, key: str, done: Container[str]
 ) -> Iterator[Prompt | Drop]:
     """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive from `key`."""
-    mix = {name: load_template(name, ("persona",)) for name in config.mix or [config.template]}
-    without = load_template(config.template_without_persona, ())
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    waiting: dict[str, tuple[Persona, bool]] = {}
+    asked = _by_user_turn(config) if config.method == "user_turn" else _by_instruction(config)
+    waiting: dict[str, tuple[Persona, Asked]] = {}
 
     def requests() -> Iterator[Request]:
         for persona in personas:
             prompt_id = make_id(key, persona.id)
-            if prompt_id in done:
-                continue
-            template = mix[drawn_template(config, prompt_id)] if persona.text else without
-            waiting[prompt_id] = persona, REPLY in template
-            text = fill(template, persona=persona.text)
-            yield Request((Message("user", text),), (Sample(prompt_id, seed_of(prompt_id)),), sampling)
+            if prompt_id not in done:
+                one = asked(persona, prompt_id)
+                waiting[prompt_id] = persona, one
+                yield one.request
 
     for completion in engine.generate(requests()):
-        persona, has_turns = waiting.pop(completion.id)
-        turns, reason = read_turns(completion, config.marker) if has_turns else read_prompt(completion, config.marker)
+        persona, one = waiting.pop(completion.id)
+        turns, reason = one.read(completion)
         if reason:
-            yield Drop(row=persona.row, stage="prompts", record_id=completion.id, reason=reason)
+            yield dropped(completion, persona.row, "prompts", reason, one.request.prefill)
         else:
             *earlier, text = turns
             yield Prompt(id=completion.id, row=persona.row, persona_id=persona.id, text=text, earlier=tuple(earlier))
+
+
+Turns = tuple[list[str], str]
+"""The turns of a conversation and "", or [] and why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a prompt, and how what comes of it is read."""
+
+    request: Request
+    read: Callable[[Completion | Failure], Turns]
+
+
+def _by_instruction(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
+    """Prompts asked for by an instruction (method instruct)."""
+    mix = {name: load_template(name, ("persona",)) for name in config.mix or [config.template]}
+    without = load_template(config.template_without_persona, ())
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    prefill = config.marker if config.prefill else ""
+
+    def ask(persona: Persona, prompt_id: str) -> Asked:
+        template = mix[drawn_template(config, prompt_id)] if persona.text else without
+        message = Message("user", fill(template, persona=persona.text))
+        read = read_turns if REPLY in template and persona.text else read_prompt
+        sample = Sample(prompt_id, seed_of(prompt_id))
+        return Asked(
+            Request((message,), (sample,), sampling, prefill), partial(read, marker=config.marker, prefill=prefill)
+        )
+
+    return ask
+
+
+def _by_user_turn(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
+    """Prompts that the model writes in the user's turn (method user_turn)."""
+    template = load_template(config.template_user_turn, ("persona",))
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+
+    def ask(persona: Persona, prompt_id: str) -> Asked:
+        system = (Message("system", fill(template, persona=persona.text)),) if persona.text else ()
+        sample = Sample(prompt_id, seed_of(prompt_id))
+        return Asked(Request(system, (sample,), sampling, as_user=True), read_user_turn)
+
+    return ask
 
 
 def drawn_template(config: PromptsConfig, prompt_id: str) -> str:
@@ -63,17 +107,22 @@ def drawn_template(config: PromptsConfig, prompt_id: str) -> str:
     return random.Random(f"template {prompt_id}").choices(list(config.mix), list(config.mix.values()))[0]
 
 
-def read_prompt(completion: Completion | Failure, marker: str) -> tuple[list[str], str]:
+def read_prompt(completion: Completion | Failure, marker: str, prefill: str = "") -> Turns:
     """The prompt in a completion, or [] and why there is none (where the model goes on to a reply, say)."""
-    text, reason = read_marked(completion, marker)
+    text, reason = read_marked(completion, marker, prefill)
     if _REPLIES.search(text):
         return [], "answers itself"
     return ([text], "") if text else ([], reason)
 
 
-def read_turns(completion: Completion | Failure, marker: str) -> tuple[list[str], str]:
+def read_user_turn(completion: Completion | Failure) -> Turns:
+    """The whole text of a turn that the model wrote as the user."""
+    return read_prompt(completion, "")
+
+
+def read_turns(completion: Completion | Failure, marker: str, prefill: str = "") -> Turns:
     """The turns of a conversation, user first and last, or [] and why there is none."""
-    text, reason = read_marked(completion, marker)
+    text, reason = read_marked(completion, marker, prefill)
     if reason:
         return [], reason
     parts = re.split(rf"^[^\S\n]*({re.escape(marker)}|{REPLY})", text, flags=re.IGNORECASE | re.MULTILINE)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from sao.audit import audit
 from sao.audit.tally import Tally
 from sao.evaluation import compare
 from sao.folder import RunFolder
 from sao.manifest import read_usage
 from sao.ranking import Calibration
 from sao.types import Comparison
+
+AUDITED_UP_TO = 100_000
+"""Verdicts up to which the summary holds the audit's sentence; beyond, `sao audit` is asked, since it keeps 32 bytes of each."""
 
 
 def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
@@ -27,6 +31,7 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
     if until >= 4 and own:
         possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
         found["kept"] = compare.kept_summary(((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle)
+        found["worth"] = worth_of_judge(run) if found["judge"]["verdicts"] <= AUDITED_UP_TO else None
     if until == 6 and run.config.personas.held_out:
         found |= _outcome(run)
     if usage := read_usage(run.root):
@@ -39,6 +44,11 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
     }
     found["paths"] = {name: str(path) for name, path in places.items() if path.exists()}
     return found
+
+
+def worth_of_judge(run: RunFolder) -> str:
+    """What `sao audit` says of the run's judges, in one sentence."""
+    return str(audit(run)["verdict"])
 
 
 def _judge_summary(run: RunFolder) -> dict[str, Any]:
@@ -127,6 +137,8 @@ def _show_judge(s: dict[str, Any]) -> list[str]:
         label = s["kept"]["label_accuracy"]
         right = "" if label is None else f", {100 * label:.1f} % of them right"
         lines.append(f"pairs kept   {100 * s['kept']['share']:.1f} %{right}")
+    if s.get("worth"):
+        lines.append(f"worth        {s['worth']}")
     return lines
 
 
@@ -146,14 +158,14 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
     if s.get("oracle", {}).get("n"):
         o = s["oracle"]
         lines.append(
-            f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+.3f} "
-            f"[{o['ci95'][0]:+.3f}, {o['ci95'][1]:+.3f}] (95 %, {o['n']} held-out prompts)"
+            f"oracle       {o['before']:.3f} → {o['after']:.3f}: gain {o['gain']:+z.3f} "
+            f"[{o['ci95'][0]:+z.3f}, {o['ci95'][1]:+z.3f}] (95 %, {o['n']} held-out prompts)"
         )
         if o["unseen"].get("n"):
             u = o["unseen"]
             lines.append(
-                f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+.3f} "
-                f"[{u['ci95'][0]:+.3f}, {u['ci95'][1]:+.3f}] (the {u['n']} of them whose text is in no training prompt)"
+                f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+z.3f} "
+                f"[{u['ci95'][0]:+z.3f}, {u['ci95'][1]:+z.3f}] (the {u['n']} of them whose text is in no training prompt)"
             )
     if s.get("heldout", {}).get("n"):
         h = s["heldout"]

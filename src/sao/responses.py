@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 from sao.config import ResponsesConfig
-from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped
 from sao.types import Drop, Prompt, Response, make_id, seed_of
 
 
@@ -53,10 +53,10 @@ def read_response(
     """A completion as a record."""
     row = prompt.row * n + index
     if isinstance(completion, Failure):
-        return Drop(row=row, stage="responses", record_id=completion.id, reason=completion.reason)
+        return dropped(completion, row, "responses", completion.reason)
     if not keep_cut and (completion.finish_reason == "length" or not completion.text.strip()):
         reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
-        return Drop(row=row, stage="responses", record_id=completion.id, reason=reason)
+        return dropped(completion, row, "responses", reason)
     return Response(
         id=completion.id,
         row=row,

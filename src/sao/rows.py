@@ -9,8 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
 import json
+import math
 import re
 import zlib
 from array import array
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sao.errors import DataError
+from sao.json_arrays import array_rows
+from sao.shards import split_files
 from sao.types import make_id
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
@@ -28,9 +30,11 @@ BATCH_ROWS = 256
 MAX_LINE = 64 << 20
 """Bytes of the longest line that is read."""
 CHUNK = 1 << 20
-"""Characters of a JSON array that are read at a time."""
-_OTHER_SPLIT = re.compile(r"(train|test|valid|val|dev|eval)")
-_SPACE = re.compile(r"\s*")
+"""Characters of a JSON array, or bytes of a Parquet file, that are read at a time."""
+NO_TEXT = ("nan", "NaN")
+"""Cells of a .csv that hold no text: how Python and pandas write a number that is none, and pandas a text that is missing."""
+_BEFORE = b"\xef\xbb\xbf \t\r\n"
+_WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
 def read_rows(
@@ -47,8 +51,9 @@ def read_rows(
     """Each row with its place (file and line, or data set and row: for messages), in the source's order.
 
     Args:
-        source: A .jsonl file, a .json file (lines, or one array), a .csv file (names in the first line), a .txt file, any of
-            these as .gz, a .parquet file, a folder of Parquet files, or the id of a hub data set.
+        source: A .jsonl file, a .json file (lines, or an array, or arrays of records one after another), a .csv file (names in
+            the first line), a .txt file, any of these as .gz, a .parquet file, a folder of Parquet files (`sao.shards`), or the
+            id of a hub data set.
         columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is missing all are, so
             that the caller can say what there is.
         also: What the caller reads where it is there.
@@ -59,15 +64,16 @@ def read_rows(
         split: Split of the hub data set, or of the folder.
 
     Yields:
-        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of .txt.
+        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of .txt. Values are as
+        they stand: a text may be null or NaN (`kind_of`), an id 81.0 (`id_text`).
 
     Raises:
-        DataError: For a source that is not there or cannot be read.
+        DataError: For a source that is not there or cannot be read, or of which a part is missing or there twice.
 
     """
     path = Path(source)
     if path.is_dir():
-        for file in _shards(path, split):
+        for file in split_files(path, split):
             yield from _parquet_rows(file, columns, also)
     elif path.suffix == ".parquet" and path.is_file():
         yield from _parquet_rows(path, columns, also)
@@ -114,13 +120,37 @@ def column_texts(
             text = "" if row.get(column, 0) is None else read(row.get(column))
         if text is None:
             held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            kind = f", but a {type(row[column]).__name__}" if isinstance(row, dict) and column in row else ""
+            value = row.get(column) if isinstance(row, dict) else None
+            kind = "" if value is None else f", but a {type(value).__name__}"
+            if kind_of(value) == "NaN":
+                kind = ", but NaN: put a text there, or null where there is none"
             raise DataError(
                 f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with --{section}.column"
             )
         text = text.encode("utf-8", "ignore").decode("utf-8")
         if text and not text.isspace():
             yield text
+
+
+def kind_of(value: Any) -> str:
+    """What stands where a text or a number should, in a few words for messages."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "an infinite number"
+    names = {int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def id_text(value: Any) -> str:
+    """An id of somebody else's as text; 81, 81.0 (as pandas writes a column in which one is missing), "81" and "81.0" are the
+    same. "" for what is no id: null, NaN, true, a list."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value) if value == int(value) else value)
+    whole = _WHOLE.fullmatch(str(value))
+    return whole[1] if whole else str(value)
 
 
 def content_identity(source: str) -> str:
@@ -173,25 +203,6 @@ def _smallest(keys: array[int], n: int) -> array[int]:
     return array("Q", np.unique(np.frombuffer(keys, np.uint64))[:n].tobytes()) if keys else keys
 
 
-def _shards(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet (also in data/, as on the hub), or all, where none is
-    named after a split."""
-    found = [folder / f"{split}.parquet"] if (folder / f"{split}.parquet").is_file() else []
-    for place in (folder, folder / "data"):
-        found = found or sorted(place.glob(f"{split}-*.parquet"))
-    everything = sorted(folder.glob("*.parquet"))
-    if not found and not any(_OTHER_SPLIT.match(file.name) for file in everything):
-        found = everything
-    if found:
-        return found
-    if (folder / "manifest.json").is_file():
-        raise DataError(f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR")
-    names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
-    raise DataError(
-        f"{folder}: no {split}.parquet and no {split}-*.parquet in it (it holds: {names}). Name the file itself"
-    )
-
-
 def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> Iterator[tuple[str, Any]]:
     import pyarrow
     import pyarrow.parquet
@@ -218,13 +229,18 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with _open(path) as file:
             if kind == ".json" and _is_array(file):
-                yield from _array_rows(path, file)
+                yield from array_rows(path, file, piece=CHUNK, longest=MAX_LINE)
             elif kind == ".csv":
                 yield from _csv_rows(path, file)
             else:
                 for place, line in _lines(path, file):
                     if line := line.strip():
-                        yield place, line if kind == ".txt" else _parse(line, place)
+                        row = line if kind == ".txt" else _parse(line, place)
+                        if kind == ".json" and isinstance(row, list):
+                            raise DataError(
+                                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl"
+                            )
+                        yield place, row
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name") from error
     except OSError as error:
@@ -236,10 +252,12 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _is_array(file: BinaryIO) -> bool:
-    """Whether a .json file is one array and not a JSON value a line."""
-    start = file.read(CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    """Whether a .json file begins with an array and is not a JSON value a line."""
+    start = b""
+    while not start and (piece := file.read(CHUNK)):
+        start = piece.lstrip(_BEFORE)
     file.seek(0)
-    return start == b"["
+    return start[:1] == b"["
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -258,8 +276,8 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
         yield place, line.removeprefix("\ufeff") if number == 1 else line
 
 
-def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows as dicts by the names in the first line."""
+def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows as dicts by the names in the first line; cells of NO_TEXT are NaN, as in a file of another kind."""
     place = f"{path}, line 1"
 
     def lines() -> Iterator[str]:
@@ -273,7 +291,8 @@ def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, str]]
         names = next(reader, [])
         for values in reader:
             if len(values) == len(names):
-                yield place, dict(zip(names, values, strict=True))
+                cells = (math.nan if value in NO_TEXT else value for value in values)
+                yield place, dict(zip(names, cells, strict=True))
             elif values:
                 raise DataError(f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line")
     except csv.Error as error:
@@ -293,43 +312,12 @@ def _parse(line: str, place: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            behind = line[error.pos : error.pos + 40]
+            raise DataError(
+                f"{place}: not JSON (after the end of the value stands {behind!r}). Write one record a line"
+            ) from error
         raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
-
-
-def _array_rows(path: Path, binary: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """The items of a file that is one JSON array; a piece of the file is held, never the whole."""
-    decoder, number = json.JSONDecoder(), 0
-    with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
-        try:
-            text = file.read(CHUNK).lstrip()
-            at = _skip_space(text, 1)
-            while text[at : at + 1] != "]":
-                try:
-                    row, end = decoder.raw_decode(text, at)
-                    end = _skip_space(text, end)
-                    if text[end : end + 1] not in (",", "]"):
-                        raise ValueError("no comma follows")
-                except ValueError as error:
-                    if len(text) - at > MAX_LINE:
-                        raise DataError(
-                            f"{path}, item {number}: longer than {MAX_LINE >> 20} MB. Take it out"
-                        ) from error
-                    more = file.read(max(CHUNK, len(text)))  # the item may merely go on
-                    if not more:
-                        raise DataError(f"{path}, item {number}: not JSON ({error}). Mend the file") from error
-                    text, at = text[at:] + more, 0
-                    at = _skip_space(text, at)
-                    continue
-                yield f"{path}, item {number}", row
-                number += 1
-                at = _skip_space(text, end + 1) if text[end] == "," else end
-        except (UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{path}, item {number}: not UTF-8 text, or not JSON ({error}). Mend the file") from error
-
-
-def _skip_space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return at if found is None else found.end()
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -88,6 +88,7 @@ KNOWN = {
     "meta-llama/Meta-Llama-3-8B-Instruct": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
     "meta-llama/Llama-3.2-1B-Instruct": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
     "meta-llama/Llama-3.2-3B-Instruct": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True),
     "Qwen/Qwen3-1.7B": ("qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
     "Qwen/Qwen3-8B": ("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
 }
@@ -104,8 +105,9 @@ def read_shape(model: str, revision: str | None = None) -> Shape:
     Raises ModelError where there is none or where it is no dense decoder.
     """
     from sao.chat import WORLD_MODEL, find_model
+    from sao.gguf import is_gguf
 
-    folder = find_model(model) if model == WORLD_MODEL else Path(model).expanduser()
+    folder = find_model(model) if model == WORLD_MODEL or is_gguf(model) else Path(model).expanduser()
     if not folder.is_dir() and model in KNOWN:
         return shape_of(dict(zip(KEYS, KNOWN[model], strict=True)), model)
     path = folder / "config.json" if folder.is_dir() else _fetch_config(model, revision)

@@ -106,11 +106,13 @@ class Ids:
 class Stage:
     """One stage's folder: `done` ids while it runs, `seal` to finish it, `records` to read it."""
 
-    def __init__(self, root: Path, name: str, settings: dict[str, Any]) -> None:
-        """`settings` is all that the stage's outcome depends on; its fingerprint names the folder."""
+    def __init__(self, root: Path, name: str, settings: dict[str, Any], ids: dict[str, Any] | None = None) -> None:
+        """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is what the ids of its
+        records derive from, where that is less: which records stand is not what a record is made of."""
         self.name = name
         self.settings = settings
         self.fingerprint = make_id(name, dumps(settings))
+        self.key = make_id(name, dumps(settings if ids is None else ids))
         self.path = root / f"{name}-{self.fingerprint[:8]}"
         self.done = Ids()
 
@@ -158,9 +160,9 @@ class Stage:
         make: Callable[[str, Container[str]], Iterable[Record | Drop]],
         see: Callable[[Record | Drop], None] = lambda record: None,
     ) -> None:
-        """Write what `make(fingerprint, ids that are done)` yields, show each row to `see`, and seal."""
+        """Write what `make(key, ids that are done)` yields, show each row to `see`, and seal."""
         with self.writer() as out:
-            for record in make(self.fingerprint, self.done):
+            for record in make(self.key, self.done):
                 out.write(record)
                 see(record)
         self.seal(kind)
@@ -213,6 +215,11 @@ class Stage:
             raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
         for row in read_jsonl(self.path / "records.jsonl"):
             yield from_dict(kind, row)
+
+    def written(self) -> Iterator[dict[str, Any]]:
+        """The rows of an unfinished stage's part files."""
+        for file in self._parts():
+            yield from read_jsonl(file)
 
     def drops(self) -> Iterator[Drop]:
         """What the finished stage lost."""

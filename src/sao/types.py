@@ -141,26 +141,32 @@ class Rating:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
     """An item that a stage could not use, and why. `row` is the row its record would have had; `detail` says what about this
-    one item (of which other it is a duplicate, say)."""
+    one item (of which other it is a duplicate, say); `text` is what was written, up to KEPT_TEXT characters."""
 
     row: int
     stage: str
     record_id: str
     reason: str
     detail: str | None = None
+    text: str | None = None
 
 
+KEPT_TEXT = 2000
+"""Characters that a Drop keeps of what was written."""
 _LEFT_OUT: dict[str, Any] = {"earlier": (), "detail": None}
 R = TypeVar("R", bound="Record | Drop")
 Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
-    """The record as a flat dict, in the order of its fields; `earlier` and `detail` stand only where they hold something."""
+    """The record as a flat dict, in the order of its fields; `earlier`, `detail` and a Drop's `text` stand only where they hold
+    something."""
     row = {name: getattr(record, name) for name in type(record).__slots__}
     for name, empty in _LEFT_OUT.items():
         if row.get(name, 0) == empty:
             del row[name]
+    if isinstance(record, Drop) and record.text is None:
+        del row["text"]
     return row
 
 

@@ -24,6 +24,7 @@ from sao.errors import DataError, StoreError
 from sao.evaluation.statistics import cohen_kappa
 from sao.folder import Grouped, RunFolder, named
 from sao.ranking import Calibration
+from sao.rows import id_text, kind_of
 from sao.store import read_jsonl
 from sao.types import Judgment, Prompt, Response, from_dict
 
@@ -101,6 +102,7 @@ def _kept(run: RunFolder, possible: int, people: Words) -> dict[str, Any]:
 
 # Other judges and people.
 
+_WORDS = {"first": 1, "second": -1, "tie": 0}
 Words = dict[tuple[str, str], int]
 """What somebody says of two answers, by their ids in order: 1 the first, −1 the second, 0 a tie."""
 Judged = tuple[Prompt, list[Response], list[Judgment]]
@@ -194,23 +196,37 @@ def read_labels(path: Path, must: bool) -> Words:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            by, prompt = str(row.get("by", "")), str(row.get("prompt_id", ""))
-            if row["verdict"] is None:
-                last[by, prompt] = None
-                continue
-            first, second = str(row["first_id"]), str(row["second_id"])
-            word = {"first": 1, "second": -1, "tie": 0}[row["verdict"]]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines) and isinstance(error, ValueError):
+        except ValueError as error:
+            if number == len(lines):
                 break  # torn by a kill
-            raise DataError(
-                f"{path}, line {number}: not a label (it needs first_id, second_id and verdict: first, second or tie)"
-            ) from error
+            raise DataError(f"{place}: not a label, nor JSON ({error}). Mend or delete the line") from error
+        if not isinstance(row, dict) or row.get("verdict", "") not in (None, *_WORDS):
+            raise DataError(f"{place}: not a label (it needs first_id, second_id and verdict: first, second or tie)")
+        by, prompt = _id(row, "by", place, ""), _id(row, "prompt_id", place, "")
+        if row["verdict"] is None:
+            last[by, prompt] = None
+            continue
+        first, second = _id(row, "first_id", place), _id(row, "second_id", place)
         low, high = sorted((first, second))
+        word = _WORDS[row["verdict"]]
         last[by, prompt or f"{low}:{high}"] = (low, high, word if first == low else -word)
     found: Words = {}
     for low, high, word in filter(None, last.values()):
         found[low, high] = found.get((low, high), 0) + word
     return {pair: (total > 0) - (total < 0) for pair, total in found.items()}
+
+
+def _id(row: dict[str, Any], key: str, place: str, default: str | None = None) -> str:
+    """The id or name under a key of a label; `default`, where one is given, for null and for a key that is not there."""
+    value = row.get(key)
+    if value is None and default is not None:
+        return default
+    text = id_text(value)
+    if not text and (default is None or value != default):
+        raise DataError(
+            f"{place}: not a label (under {key} stands {kind_of(value)}, and no id). Mend or delete the line"
+        )
+    return text

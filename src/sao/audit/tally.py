@@ -24,6 +24,11 @@ EVERY = PairsConfig(keep="all")
 CONFIDENT = PairsConfig(keep="confident", min_p=0.5)
 
 
+def within(interval: tuple[float, float]) -> list[float]:
+    """A rate's interval from 0 to 1. Wilson's lies there, but for the last digit of its arithmetic."""
+    return [max(0.0, interval[0]), min(1.0, interval[1])]
+
+
 @dataclass(slots=True)
 class Rate:
     """A rate whose unit is the prompt: sums over the prompts of how often it was so, and out of how many."""
@@ -43,7 +48,7 @@ class Rate:
     def summary(self) -> dict[str, Any]:
         """The rate (None of nothing), its 95 % interval, and how many it is of."""
         rate, interval = ratio_of_sums(self.hits, self.of, *self.squares, self.prompts)
-        return {"rate": None if math.isnan(rate) else rate, "ci95": list(interval), "n": int(self.of)}
+        return {"rate": None if math.isnan(rate) else rate, "ci95": within(interval), "n": int(self.of)}
 
 
 @dataclass
@@ -109,7 +114,7 @@ class Tally:
         c = self.known
         return found | {
             "ci95": intervals,
-            "slot_bias_nats": c.bias,
+            "slot_bias_nats": c.bias + 0.0,  # never −0
             "temperature": c.temperature,
             "order_agreement": c.agreement,
             "effects": effects(np.array(self.rows).reshape(-1, 4)),
@@ -223,7 +228,7 @@ class Curve:
                     "min_p": level,
                     "share": float(kept.sum()) / possible if possible else 0.0,
                     "accuracy": accuracy if gold.any() else None,
-                    "ci95": list(interval) if gold.any() else None,
+                    "ci95": within(interval) if gold.any() else None,
                     "expected": float(numbers.mean()) if len(numbers) else None,
                 }
             )

@@ -6,6 +6,8 @@ from typing import Any
 
 TARGET, LEAST_SHARE = 0.95, 0.05
 """The label accuracy that the advice aims at, and the smallest share of pairs that it would keep for it."""
+CHANCE, NO_BETTER = 0.5, 0.55
+"""Share of flips of a coin that is tossed for each order, and an expected label accuracy that is hardly more than a coin's."""
 
 
 def verdict_on(found: dict[str, Any]) -> str:
@@ -26,6 +28,12 @@ def verdict_on(found: dict[str, Any]) -> str:
         name = f"{'good' if accuracy >= 0.9 else 'fair' if accuracy >= 0.75 else 'weak'} judge (right {100 * accuracy:.0f} %)"
     worth = [(row, row["accuracy"] if row["accuracy"] is not None else row["expected"]) for row in curve]
     usable = [(row, value) for row, value in worth if value is not None and row["share"] >= LEAST_SHARE]
+    best = max((value for _, value in usable), default=0.0)
+    if accuracy is None and flips is not None and flips >= CHANCE and best < NO_BETTER:
+        return (
+            f"no judge: swapped answers flip {100 * flips:.0f} % of its verdicts, so its two orders agree no more often than by "
+            "chance; learn from none of its pairs"
+        )
     if not usable:
         return f"{name}: too few confident pairs to say what to keep"
     row, value = next(((r, v) for r, v in usable if v >= TARGET), max(usable, key=lambda item: item[1]))
@@ -57,7 +65,7 @@ def show_audit(found: dict[str, Any]) -> str:
     for name, summary in names.items():
         if summary["effects"]:
             parts = [
-                f"{key} {value['log_odds']:+.2f} ± {1.96 * value['se']:.2f}"
+                f"{key} {value['log_odds']:+z.2f} ± {1.96 * value['se']:.2f}"
                 for key, value in summary["effects"].items()
                 if key not in ("converged", "n")
             ]
@@ -82,7 +90,7 @@ def show_audit(found: dict[str, Any]) -> str:
             f"\ncalibration (p → share right): {bins}\nexpected calibration error {c['expected_error']:.3f} on {c['n']} pairs"
         )
     for name, row in found["agreement"].items():
-        kappa = "–" if row["kappa"] is None else f"{row['kappa']:.2f}"
+        kappa = "–" if row["kappa"] is None else f"{row['kappa']:z.2f}"
         lines.append(f"agrees with {name}: {_cell(row['agreement'], row['ci95'])} of {row['pairs']} pairs, κ {kappa}")
     for name, row in found.get("self_tests", {}).items():
         lines.append(f"self-test {name:12} {_cell(row['rate'], row['ci95'])} {TESTS[name]} ({row['n']} verdicts)")
@@ -105,10 +113,10 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:z.2f}"
 
 
 def _cell(value: float | None, interval: list[float] | tuple[float, float] | None) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.1f} %" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
+    return f"{100 * value:.1f} %" + (f" [{100 * interval[0]:z.1f}, {100 * interval[1]:z.1f}]" if interval else "")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sao.types import FinishReason
+from sao.types import KEPT_TEXT, Drop, FinishReason
 
 if TYPE_CHECKING:
     from sao.config import EngineConfig
@@ -47,11 +47,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A chat to continue, once for each of `samples` (all from one prefill)."""
+    """A chat to continue, once for each of `samples` (all from one prefill of the cache).
+
+    `prefill` is the beginning of the reply, which the engine goes on from and which is not in the completion's text. With
+    `as_user` the model writes the user's next turn instead of a reply. Both need an engine that `has_prefill`.
+    """
 
     messages: tuple[Message, ...]
     samples: tuple[Sample, ...]
     sampling: Sampling
+    prefill: str = ""
+    as_user: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +72,17 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
-    """A chat whose next turn begins with one of `choices`."""
+    """A chat whose next turn begins with `prefill` and then one of `choices`."""
 
     id: str
     messages: tuple[Message, ...]
     choices: tuple[str, ...]
+    prefill: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The log-probability (nats, over the whole vocabulary) of each choice's first token."""
+    """The log-probability (nats, over the whole vocabulary) of the token by which each choice begins."""
 
     id: str
     logprobs: tuple[float, ...]
@@ -105,11 +112,11 @@ def cut_at(text: str, stops: tuple[str, ...]) -> int | None:
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
 
 
-def read_marked(completion: Completion | Failure, marker: str) -> tuple[str, str]:
-    """What follows the marker with which a text must begin, or "" and why there is nothing."""
+def read_marked(completion: Completion | Failure, marker: str, prefill: str = "") -> tuple[str, str]:
+    """What follows the marker with which a text (`prefill` and what was written) must begin, or "" and why there is nothing."""
     if isinstance(completion, Failure):
         return "", completion.reason
-    text = completion.text.strip()
+    text = (prefill + completion.text).strip()
     if not text.casefold().startswith(marker.casefold()):
         return "", "no marker" if text else "empty"
     if completion.finish_reason == "length":
@@ -118,15 +125,26 @@ def read_marked(completion: Completion | Failure, marker: str) -> tuple[str, str
     return (text, "") if text else ("", "empty")
 
 
+def dropped(completion: Completion | Failure, row: int, stage: str, reason: str, prefill: str = "") -> Drop:
+    """The Drop of what could not be used, with what was written (`prefill` before it), so that a person can see why."""
+    text = None if isinstance(completion, Failure) else (prefill + completion.text)[:KEPT_TEXT]
+    return Drop(row=row, stage=stage, record_id=completion.id, reason=reason, text=text)
+
+
 class Engine(Protocol):
     """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not paths).
 
-    `has_logprobs` says whether `choice_logprobs` can be asked; `usage` is None where nothing is counted.
+    `has_logprobs` says whether `choice_logprobs` can be asked, `has_prefill` whether requests may begin the reply or leave the
+    user's turn open; `usage` is None where nothing is counted.
     """
 
     name: str
     identity: str
     has_logprobs: bool
+
+    @property
+    def has_prefill(self) -> bool: ...
+
     usage: Usage | None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
@@ -147,6 +165,10 @@ def open_engine(
 ) -> Engine:
     """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded. `notify` gets what its
     user should know while it works."""
+    if config.name == "auto":
+        from sao.engines.auto import choose
+
+        config, _ = choose(config, model, revision)
     match config.name:
         case "transformers":
             from sao.engines.transformers import TransformersEngine
@@ -160,7 +182,7 @@ def open_engine(
             from sao.engines.openai import OpenAIEngine
 
             return OpenAIEngine(model, config, revision, notify)
-        case "scripted":
+        case _:
             from sao.engines.scripted import ScriptedEngine
 
             return ScriptedEngine(model)

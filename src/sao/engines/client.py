@@ -73,6 +73,7 @@ class Call(Generic[R]):
     refused: Callable[[RefusedError], R | Call[R]]
     given_up: Callable[[str], R]
     retries: int | None = None
+    path: str = "/chat/completions"
 
 
 class Window:
@@ -214,15 +215,15 @@ class Client:
         """When the server last gave a good answer (or a stream began)."""
         self._told = False
         """Whether the user knows of the present outage."""
-        self._proof: tuple[Call[Any], str] | None = None
-        """The first call that was answered, and its path: a short one, by which a server shows that it lives."""
+        self._proof: Call[Any] | None = None
+        """The first call that was answered: a short one, by which a server shows that it lives."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sao-client", daemon=True)
         self._thread.start()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency)
         self._http = httpx.AsyncClient(timeout=httpx.Timeout(config.timeout, connect=CONNECT_SECONDS), limits=limits)
 
-    def stream(self, pull: Callable[[], Call[R] | None], path: str = "/chat/completions") -> Iterator[R]:
+    def stream(self, pull: Callable[[], Call[R] | None]) -> Iterator[R]:
         """Results in order of finishing. `pull` gives the next call, None where there is none for now: it is asked again after
         each result, until none is in flight. Where the server fails for good, what had come by then is given out first."""
         results: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -233,7 +234,7 @@ class Client:
         self._window.begin()
 
         def start(call: Call[R]) -> None:
-            task = self._loop.create_task(self._put(call, path, results))
+            task = self._loop.create_task(self._put(call, results))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
@@ -304,19 +305,19 @@ class Client:
         self._answered = time.monotonic()
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result()
 
-    async def _put(self, call: Call[R], path: str, results: queue.SimpleQueue[Any]) -> None:
+    async def _put(self, call: Call[R], results: queue.SimpleQueue[Any]) -> None:
         """One call to its end, whatever that is."""
         try:
-            results.put(await self._finish(call, path))
+            results.put(await self._finish(call))
         except Exception as error:
             results.put(error)  # raised again where the stream is read
 
-    async def _finish(self, call: Call[R], path: str) -> R:
+    async def _finish(self, call: Call[R]) -> R:
         """Send until there is a good answer, a refusal, or no more patience."""
         begun, failures = time.monotonic(), 0
         while True:
             try:
-                return await self._send(call, path, again=failures > 0)
+                return await self._send(call, again=failures > 0)
             except RefusedError as error:
                 instead = call.refused(error)
                 if not isinstance(instead, Call):
@@ -330,17 +331,17 @@ class Client:
                     return call.given_up(str(fault))
                 await self._after(fault, failures)
 
-    async def _send(self, call: Call[R], path: str, again: bool) -> R:
+    async def _send(self, call: Call[R], again: bool) -> R:
         """One try, within the window and the rates."""
         await self._window.enter(again)
         try:
             await self._requests.take(1)
             await self._tokens.take(call.tokens)
-            answer = await self._try("POST", self.url + path, call.body)
+            answer = await self._try("POST", self.url + call.path, call.body)
             result = _read(call, answer)
             self._count(call, answer)
             self._answered, self._told = time.monotonic(), False
-            self._proof = self._proof or (call, path)
+            self._proof = self._proof or call
             self._window.answered()
             return result
         except _FailedError as fault:
@@ -392,10 +393,10 @@ class Client:
         """Whether a short request is answered: then those that fail are odd ones out, or the others just take long."""
         if self._proof is None:
             return False
-        call, path = self._proof
+        call = self._proof
         try:
             async with asyncio.timeout(self.config.patience):
-                _read(call, await self._try("POST", self.url + path, call.body))
+                _read(call, await self._try("POST", self.url + call.path, call.body))
         except (TimeoutError, _FailedError, BadAnswerError, RefusedError):
             return False
         self._answered = time.monotonic()

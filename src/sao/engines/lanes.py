@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,8 +137,15 @@ class Network:
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
-        self.ends = np.zeros(settings.vocab_size, bool)
-        self.ends[[token for token in chat.end_ids if token < settings.vocab_size]] = True
+        self._vocabulary = int(settings.vocab_size)
+
+    @cached_property
+    def ends(self) -> NDArray[np.bool_]:
+        """Which tokens end a reply (row 0) and a turn of the user (row 1), [2, vocabulary]."""
+        ends = np.zeros((2, self._vocabulary), bool)
+        for row, tokens in enumerate((self.chat.end_ids, self.chat.user_ends[0])):
+            ends[row, [token for token in tokens if token < self._vocabulary]] = True
+        return ends
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """`array` on the model's device."""
@@ -201,6 +209,7 @@ class Sequence:
     token: int
     layers: Layers
     row: int
+    as_user: bool = False
     tokens: list[int] = field(default_factory=list)
 
 
@@ -217,6 +226,7 @@ class Lane:
         self.masks = network.closed_masks(size)
         self.rows = np.arange(slots)
         self.live, self.stops = np.zeros((2, slots), bool)
+        self.as_user = np.zeros(slots, np.int64)
         self.length, self.token, self.drawn, self.left, self.start = np.zeros((5, slots), np.int64)
         self.seed = np.zeros(slots, np.uint64)
         self.temperature, self.top_p = np.zeros(slots), np.ones(slots)
@@ -236,7 +246,7 @@ class Lane:
                 mask[slot, ..., max(0, n - window) : n] = 0
             sequence.layers = []
             self.held[slot], self.live[slot] = sequence, True
-            self.stops[slot] = bool(sequence.sampling.stop)
+            self.stops[slot], self.as_user[slot] = bool(sequence.sampling.stop), sequence.as_user
             self.length[slot], self.token[slot], self.drawn[slot] = n, sequence.token, 0
             self.start[slot], self.left[slot] = len(sequence.tokens), sequence.limit - len(sequence.tokens)
             self.seed[slot] = sequence.sample.seed % 2**64
@@ -250,7 +260,7 @@ class Lane:
         self.token = token
         self.length += self.live
         self.drawn += self.live
-        ended = self.network.ends[token] | (self.drawn >= self.left)
+        ended = self.network.ends[self.as_user, token] | (self.drawn >= self.left)
         for slot in np.flatnonzero(self.live & self.stops & ~ended):
             ended[slot] = self._stopped(int(slot))
         outgrown = self.live & ~ended & (self.length >= self.size)

@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sao.chat import identity_of, is_local
@@ -44,6 +45,8 @@ TOP = (20, 5)
 SEED_BITS = 31
 """Some servers hold seeds in 32 bits, with a sign."""
 _QUESTION = (Message("user", "Write down a random word and a random number."),)
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
 
 Body = dict[str, Any]
 
@@ -112,6 +115,20 @@ class OpenAIEngine:
         if not self.has_logprobs:
             notify("this server gives no log-probabilities: verdicts are read from text (judging.method text)")
 
+    @cached_property
+    def has_prefill(self) -> bool:
+        """Whether the server goes on from token ids, just as they are: with the model's own tokenizer here, a turn that has begun
+        can be written out."""
+        if self._chat is None:
+            return False
+        ids = self._chat.prompt_ids(_QUESTION, "The")
+        body: Body = {"model": self.model, "prompt": ids, "max_tokens": 4, "temperature": 1.0, "seed": 1}
+        answer = self._client.post(self._client.url + COMPLETIONS, body | self.config.extra_body)
+        try:
+            return isinstance(answer["choices"][0]["text"], str) and answer["usage"]["prompt_tokens"] == len(ids)  # type: ignore[index]
+        except (LookupError, TypeError):
+            return False
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
         """Completions in order of finishing. What the server refuses, or fails to answer again and again, is a Failure.
 
@@ -176,6 +193,8 @@ class OpenAIEngine:
         if self.skills.token_ids:
             more["return_token_ids"] = True
         body = self._body(request.messages, request.sampling, samples[0].seed, **more)
+        if raw := bool(request.prefill or request.as_user):
+            body = self._raw_body(body, self._begun(request), self._ends_of(request))
 
         def read(answer: Body) -> list[Completion | Failure]:
             choices = answer["choices"]
@@ -211,12 +230,34 @@ class OpenAIEngine:
             read,
             refused,
             lambda fault: [self._lost(sample.id, fault) for sample in samples],
+            path=COMPLETIONS if raw else CHAT,
         )
         return call
 
+    def _begun(self, request: Request) -> list[int]:
+        """The ids of a turn that has begun."""
+        assert self._chat is not None, "the pipeline asks has_prefill first"
+        if request.as_user:
+            return self._chat.user_turn_ids(request.messages)
+        return self._chat.prompt_ids(request.messages, request.prefill)
+
+    def _ends_of(self, request: Request) -> tuple[frozenset[int], tuple[str, ...]]:
+        """What ends the turn that is written: tokens and texts."""
+        assert self._chat is not None
+        return self._chat.user_ends if request.as_user else (self._chat.end_ids, ())
+
+    @staticmethod
+    def _raw_body(body: Body, ids: list[int], ends: tuple[frozenset[int], tuple[str, ...]] = (frozenset(), ())) -> Body:
+        """The same request by token ids, for POST /v1/completions. `stop_token_ids` is vLLM's and SGLang's; other servers end at
+        their model's own end tokens."""
+        raw = {name: value for name, value in body.items() if name not in ("messages", "stop")} | {"prompt": ids}
+        stops = [*body.get("stop", ()), *ends[1]]
+        return raw | ({"stop": stops} if stops else {}) | ({"stop_token_ids": sorted(ends[0])} if ends[0] else {})
+
     def _read_choice(self, request: Request, sample_id: str, choice: Body) -> Completion | Failure:
         """A finished sample; text that is no text, or an unknown end, is a bad answer."""
-        finish, message = choice.get("finish_reason"), choice["message"]
+        raw = request.prefill or request.as_user
+        finish, message = choice.get("finish_reason"), {"content": choice["text"]} if raw else choice["message"]
         if finish not in ("stop", "length"):
             if finish == "content_filter":
                 return Failure(sample_id, "held back by the server's content filter")
@@ -228,12 +269,14 @@ class OpenAIEngine:
             raise BadAnswerError("an answer without text")
         ids = choice.get("token_ids")
         if self._chat is not None and self.skills.token_ids and isinstance(ids, list) and ids:
-            end = ids[-1] in self._chat.end_ids and finish == "stop"
+            end = ids[-1] in self._ends_of(request)[0] and finish == "stop"
             text = self._chat.decode(ids[:-1] if end else ids)
             return Completion(sample_id, text[: cut_at(text, request.sampling.stop)], tuple(ids), finish)
         return Completion(sample_id, text.lstrip(" "), None, finish)  # some tokenizers begin every text with a space
 
     def _choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
+        if request.prefill:
+            return self._raw_choice_call(request)
         ids = self._ids_of(request.choices) if self.skills.logprob_token_ids else ()
         more: Body = (
             {"logprobs": True, "top_logprobs": 0, "logprob_token_ids": list(ids), "return_tokens_as_token_ids": True}
@@ -259,6 +302,39 @@ class OpenAIEngine:
                 else self._refusal(request.id, error)
             ),
             lambda fault: self._lost(request.id, fault),
+        )
+
+    def _raw_choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
+        """The log-probabilities of the tokens that go on from a reply that has begun."""
+        assert self._chat is not None, "the pipeline asks has_prefill first"
+        ids, wanted = self._chat.choice_ids(request.messages, request.choices, request.prefill)
+        words = tuple(self._chat.tokenizer.decode([token]) for token in wanted)
+
+        def read(answer: Body) -> Choices | Failure:
+            tops = {
+                str(token): float(value) for token, value in answer["choices"][0]["logprobs"]["top_logprobs"][0].items()
+            }
+            if all(f"token_id:{token}" in tops for token in wanted):
+                return Choices(request.id, tuple(tops[f"token_id:{token}"] for token in wanted))
+            by_id = {f"token_id:{token}": word for token, word in zip(wanted, words, strict=True)}
+            return Choices(
+                request.id, _by_text([(by_id.get(token, token), value) for token, value in tops.items()], words)
+            )
+
+        body = self._raw_body(self._body((), Sampling(1), 0), ids)
+        del body["seed"]
+        body |= {"logprobs": self.skills.top_logprobs, "return_tokens_as_token_ids": True}
+        return Call(
+            body,
+            len(ids) + 1,
+            read,
+            lambda error: (
+                Choices(request.id, (math.nan,) * len(request.choices))
+                if _too_long(error.message)
+                else self._refusal(request.id, error)
+            ),
+            lambda fault: self._lost(request.id, fault),
+            path=COMPLETIONS,
         )
 
     def _refusal(self, item_id: str, error: RefusedError) -> Failure:

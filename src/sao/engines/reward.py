@@ -7,53 +7,59 @@ control: its taste comes from labels that others made (judging.method reward).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
 from sao.chat import find_model
 from sao.config import EngineConfig
 from sao.errors import ModelError
+from sao.weights import check_report
 
 BATCH = 32
 """Texts to a forward pass, of like length."""
+LEFT_OVER = ("lm_head.", "model.lm_head.", "language_model.lm_head.")
+"""What a reward model may still hold of the language model that it was trained from."""
+NO_TOKEN = -1
+"""The id of no token: what a row that is scored alone is told to be padded with."""
 
 
 class RewardModel:
     """See the module's docstring and `sao.judging.Scorer`."""
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
-        """Load it. Raises ModelError where it is no sequence classifier with one output."""
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        """Load it. Raises ModelError where it is no sequence classifier with one output, or where weights are missing."""
+        from transformers import AutoTokenizer
 
         path = find_model(model, revision)
         if config.threads:
             torch.set_num_threads(config.threads)
-        device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        dtype: Any = config.dtype if config.dtype != "auto" else "auto" if device.startswith("cuda") else "float32"
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-            network, report = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=dtype, trust_remote_code=config.trust_remote_code, output_loading_info=True
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            network, report = _load(path, config)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
             raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
-        if report["missing_keys"]:
-            raise ModelError(
-                f"{path}: no reward model: its weights lack {sorted(report['missing_keys'])[0]}. Give a model with a trained "
-                "score head"
-            )
+        _check_weights(path, report)
+        settings = network.config.get_text_config()
         if network.config.num_labels != 1:
             raise ModelError(f"{path}: scores {network.config.num_labels} classes; a reward model gives one number")
-        if network.config.pad_token_id is None:  # by it the model finds where a text ends
-            pad = self._tokenizer.pad_token_id
-            network.config.pad_token_id = self._tokenizer.eos_token_id if pad is None else pad
-        if self._tokenizer.pad_token_id is None:
-            self._tokenizer.pad_token_id = network.config.pad_token_id
-        self._tokenizer.padding_side = "right"
-        self._model = network.to(device).eval()
-        places = getattr(network.config, "max_position_embeddings", None) or math.inf
+        embedding = network.get_input_embeddings()
+        self._configs = (settings, network.config)
+        self._vocabulary = int(embedding.weight.shape[0])
+        named = [getattr(part, "pad_token_id", None) for part in (*self._configs, self._tokenizer)]
+        own = [pad for pad in named if pad is not None and 0 <= pad < self._vocabulary]
+        self._pad: int | None = own[0] if own else None
+        # RoBERTa and its kin give no position to their pad token, so they cannot be padded with another.
+        self._pad_is_fixed = any(
+            isinstance(part, nn.Embedding) and part.padding_idx is not None and part is not embedding
+            for part in network.modules()
+        )
+        self._model = network.eval()
+        places = getattr(settings, "max_position_embeddings", None) or math.inf
         self._room = min(places, self._tokenizer.model_max_length)  # some count their first positions from 2
         self.name = model
 
@@ -61,14 +67,11 @@ class RewardModel:
         """One number for each (prompt, answer); NaN for one that is longer than the model's context."""
         encoded = [self._encode(prompt, answer) for prompt, answer in texts]
         found = [math.nan] * len(encoded)
-        order = sorted((i for i in range(len(encoded)) if len(encoded[i]["input_ids"]) <= self._room),
+        order = sorted((i for i in range(len(encoded)) if 0 < len(encoded[i]["input_ids"]) <= self._room),
                        key=lambda i: len(encoded[i]["input_ids"]))  # fmt: skip
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            batch = self._tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(self._model.device)
-            with torch.no_grad():
-                scores = self._model(**batch).logits[:, 0].float().tolist()
-            for row, value in zip(rows, scores, strict=True):
+            for row, value in zip(rows, self._scores([encoded[i] for i in rows]), strict=True):
                 found[row] = value
         return found
 
@@ -84,3 +87,78 @@ class RewardModel:
             return dict(self._tokenizer(prompt, answer))
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         return dict(self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True))
+
+    def _scores(self, rows: list[dict[str, Any]]) -> list[float]:
+        """The scores of some encoded texts, each read at its last token.
+
+        Classifiers take for it the last token that is not the pad token of their config. Where a text ends with that token (it
+        is the EOS of many models), they would read an earlier one. So the batch is padded with a token that no row holds.
+        """
+        held = {token for row in rows for token in row["input_ids"]}
+        pad = self._pad
+        if pad is None or pad in held:
+            pad = None if self._pad_is_fixed else _unused(held, self._vocabulary)
+        if pad is None and len(rows) > 1:
+            return [self._scores([row])[0] for row in rows]
+        for config in self._configs:
+            config.pad_token_id = NO_TOKEN if pad is None else pad
+        batch = self._batch(rows, 0 if pad is None else pad)
+        with torch.no_grad():
+            scores: list[float] = self._model(**batch).logits[:, 0].float().tolist()
+        return scores
+
+    def _batch(self, rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
+        """The rows as tensors [rows, longest], padded on the right."""
+        fillers = {"input_ids": pad, "attention_mask": 0, "token_type_ids": self._tokenizer.pad_token_type_id}
+        longest = max(len(row["input_ids"]) for row in rows)
+        full = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        return {
+            key: torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in full]).to(self._model.device)
+            for key, filler in fillers.items()
+            if key in full[0]
+        }
+
+
+def check_reward_model(model: str, config: EngineConfig, revision: str | None = None) -> None:
+    """Raise ModelError where a folder is no whole reward model. Reads names and shapes only: nothing is loaded into memory."""
+    path = find_model(model, revision)
+    try:
+        _, report = _load(path, config.model_copy(update={"device": "meta"}))
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+        raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
+    _check_weights(path, report)
+
+
+def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:
+    """The classifier on its device, and transformers' report on its weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: Any = config.dtype if config.dtype != "auto" else "auto" if device.startswith("cuda") else "float32"
+    settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    # SDPA leaves out soft-capping without a word (Gemma-2).
+    soft_capped = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
+    network, report = AutoModelForSequenceClassification.from_pretrained(
+        path,
+        dtype=dtype,
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused by `_check_weights`, which names them
+        **({"attn_implementation": "eager"} if soft_capped else {}),
+        **({"device_map": "meta"} if device == "meta" else {}),
+    )
+    return network.to(device), report
+
+
+def _check_weights(path: Path, report: dict[str, Any]) -> None:
+    """Raise ModelError where the folder's weights are not those of the classifier."""
+    try:
+        check_report(f"{path}, as a reward model", report, spared=LEFT_OVER)
+    except ModelError as error:
+        wanted = "What is asked for here is a model with a trained score head (…ForSequenceClassification)"
+        raise ModelError(f"{error}. {wanted}") from error
+
+
+def _unused(held: Collection[int], vocabulary: int) -> int | None:
+    """The first token that is not `held`; None where all of them are."""
+    return next((token for token in range(vocabulary) if token not in held), None)

@@ -74,6 +74,7 @@ class ScriptedEngine:
     delay: float = 0.0
     name: str = "scripted"
     has_logprobs: bool = True
+    has_prefill: bool = True
     usage: Usage | None = None
     calls: int = field(default=0, init=False)
 
@@ -82,7 +83,7 @@ class ScriptedEngine:
         for request in requests:
             for sample in request.samples:
                 self._wait()
-                text = self.reply(request.messages, sample.seed, request.sampling)
+                text = self.reply(request.messages, sample.seed, request.sampling).removeprefix(request.prefill)
                 yield Completion(sample.id, text[: cut_at(text, request.sampling.stop)], None, "stop")
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:

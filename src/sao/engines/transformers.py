@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -63,6 +63,7 @@ class _Prompt(Generic[T]):
 
     request: T
     ids: list[int]
+    choices: tuple[int, ...] = ()
 
 
 class _Window(Generic[T]):
@@ -150,8 +151,12 @@ class _Schedule:
         for row, prompt in enumerate(prompts):
             sampling = prompt.request.sampling
             limit = min(sampling.max_tokens, self.network.context - len(prompt.ids))
+            as_user = prompt.request.as_user
+            if as_user and (stops := self.network.chat.user_ends[1]):
+                sampling = replace(sampling, stop=(*sampling.stop, *stops))
             for sample in prompt.request.samples:
-                self._add(size, Sequence(sample, sampling, limit, len(prompt.ids) - 1, prompt.ids[-1], layers, row))
+                start = (len(prompt.ids) - 1, prompt.ids[-1])
+                self._add(size, Sequence(sample, sampling, limit, *start, layers, row, as_user))
 
 
 class TransformersEngine:
@@ -159,6 +164,7 @@ class TransformersEngine:
 
     name = "transformers"
     has_logprobs = True
+    has_prefill = True
     usage: Usage | None = None
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
@@ -173,7 +179,7 @@ class TransformersEngine:
         A prompt that leaves no room in the model's context gives an empty completion without tokens that finished by
         length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
-        window = self._window(requests, room=1)
+        window = self._window(requests, self._prompt, room=1)
         schedule = _Schedule(self.network, window)
         while True:
             window.fill()
@@ -190,7 +196,7 @@ class TransformersEngine:
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """One forward pass for each request, many to a batch. A prompt longer than the model's context gives NaN."""
-        window = self._window(requests, room=0)
+        window = self._window(requests, self._choice_prompt, room=0)
         while True:
             window.fill()
             if (taken := window.take(lambda _: True)) is None:
@@ -221,14 +227,21 @@ class TransformersEngine:
                 f"({error})"
             ) from error
 
-    def _window(self, requests: Iterable[T], room: int) -> _Window[T]:
+    def _prompt(self, request: Request) -> _Prompt[Request]:
+        if request.as_user:
+            return _Prompt(request, self.chat.user_turn_ids(request.messages))
+        return _Prompt(request, self.chat.prompt_ids(request.messages, request.prefill))
+
+    def _choice_prompt(self, request: ChoiceRequest) -> _Prompt[ChoiceRequest]:
+        return _Prompt(request, *self.chat.choice_ids(request.messages, request.choices, request.prefill))
+
+    def _window(self, requests: Iterable[T], encode: Callable[[T], _Prompt[T]], room: int) -> _Window[T]:
         """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too long."""
 
         def prompts() -> Iterator[tuple[int, _Prompt[T]]]:
-            for request in requests:
-                ids = self.chat.prompt_ids(request.messages)
-                fits = len(ids) + room <= self.network.context
-                yield padded_length(len(ids)) if fits else TOO_LONG, _Prompt(request, ids)
+            for prompt in map(encode, requests):
+                fits = len(prompt.ids) + room <= self.network.context
+                yield padded_length(len(prompt.ids)) if fits else TOO_LONG, prompt
 
         return _Window(prompts(), READ_AHEAD * self.network.slots)
 
@@ -237,16 +250,15 @@ class TransformersEngine:
         last = np.zeros(len(ids), np.int64)
         last[: len(prompts)] = [len(prompt.ids) - 1 for prompt in prompts]
         logprobs = self.network.last_logits(ids, last).float().log_softmax(-1).cpu()
-        choices = (self.chat.choice_ids(p.request.messages, p.request.choices) for p in prompts)
         return [
-            Choices(prompt.request.id, tuple(row[list(wanted)].tolist()))
-            for prompt, row, wanted in zip(prompts, logprobs, choices, strict=False)
+            Choices(prompt.request.id, tuple(row[list(prompt.choices)].tolist()))
+            for prompt, row in zip(prompts, logprobs, strict=False)
         ]
 
     def _completion(self, sequence: Sequence) -> Completion:
         """The finished sample, its text cut before the end of turn and the first stop string."""
         tokens = sequence.tokens
-        ended = bool(self.network.ends[tokens[-1]])
+        ended = bool(self.network.ends[int(sequence.as_user), tokens[-1]])
         text = self.chat.decode(tokens[:-1] if ended else tokens)
         cut = cut_at(text, sequence.sampling.stop)
         return Completion(

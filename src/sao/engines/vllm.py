@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from multiprocessing.connection import Connection, Pipe
@@ -27,6 +28,7 @@ from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, cut_at
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
+from sao.weights import check_adapter
 
 QUEUE = 3
 """Requests that the child holds, in multiples of the samples in one step: enough that none of its slots waits."""
@@ -40,6 +42,7 @@ class VllmEngine:
 
     name = "vllm"
     has_logprobs = True
+    has_prefill = True
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
         """Start the child and load `model`. Raises EngineError where vLLM is not installed or cannot run the model."""
@@ -51,7 +54,6 @@ class VllmEngine:
         self.usage: Usage | None = None
         self.identity = identity_of(config, model, revision)
         self.chat = ChatTokenizer.load(model, config, revision)
-        self.ends = sorted(self.chat.end_ids)
         self._queue = QUEUE * config.vllm.max_num_seqs
         self._round = 0
         arguments = _arguments(str(find_model(model, revision)), config)
@@ -74,16 +76,23 @@ class VllmEngine:
 
         def questions() -> Iterator[tuple[Any, Question | None]]:
             for request in requests:
-                ids = self.chat.prompt_ids(request.messages)
+                if request.as_user:
+                    ids, (ends, stops) = self.chat.user_turn_ids(request.messages), self.chat.user_ends
+                    request = replace(
+                        request, sampling=replace(request.sampling, stop=(*request.sampling.stop, *stops))
+                    )
+                else:
+                    ids, ends = self.chat.prompt_ids(request.messages, request.prefill), self.chat.end_ids
                 for sample in request.samples:
-                    yield (request, sample), self._question(request, sample, ids)
+                    yield (request, sample), self._question(request, sample, ids, ends)
 
         for (request, sample), answer in self._ask(questions()):
             if answer is None:
                 yield Completion(sample.id, "", (), "length")
                 continue
             ids = answer.token_ids
-            ended = bool(ids) and ids[-1] in self.chat.end_ids
+            ends = self.chat.user_ends[0] if request.as_user else self.chat.end_ids
+            ended = bool(ids) and ids[-1] in ends
             text = self.chat.decode(ids[:-1] if ended else ids)
             cut = cut_at(text, request.sampling.stop)
             yield Completion(sample.id, text[:cut], tuple(ids), "stop" if answer.stopped or ended else "length")
@@ -93,8 +102,8 @@ class VllmEngine:
 
         def questions() -> Iterator[tuple[ChoiceRequest, Question | None]]:
             for request in requests:
-                ids = self.chat.prompt_ids(request.messages)
-                wanted = list(self.chat.choice_ids(request.messages, request.choices))
+                ids, choices = self.chat.choice_ids(request.messages, request.choices, request.prefill)
+                wanted = list(choices)
                 params = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": wanted, "detokenize": False}
                 fits = len(ids) < self.context
                 yield request, Question(ids, params, wanted) if fits else None
@@ -116,7 +125,7 @@ class VllmEngine:
             self._child.wait()
         self._log.unlink(missing_ok=True)
 
-    def _question(self, request: Request, sample: Sample, ids: list[int]) -> Question | None:
+    def _question(self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]) -> Question | None:
         """The request as vLLM takes it, None where the prompt leaves no room."""
         if len(ids) >= self.context:
             return None
@@ -126,7 +135,7 @@ class VllmEngine:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": sample.seed,
-            "stop_token_ids": self.ends,
+            "stop_token_ids": sorted(ends),
             "stop": list(sampling.stop),
             "detokenize": bool(sampling.stop),
         }
@@ -207,8 +216,8 @@ def _start(config: EngineConfig, log: int) -> tuple[subprocess.Popen[bytes], Con
 def _arguments(path: str, config: EngineConfig) -> dict[str, Any]:
     """The arguments of vLLM's EngineArgs. `dtype` None stands for float32 on a CPU and vLLM's own choice elsewhere."""
     own = config.vllm
-    if own.lora is not None and not (Path(own.lora) / "adapter_config.json").is_file():
-        raise EngineError(f"engine.vllm.lora {own.lora}: no adapter_config.json there, so it is no LoRA adapter folder")
+    if own.lora is not None:
+        check_adapter(Path(own.lora), Path(path))
     known = {
         "model": path,
         "tensor_parallel_size": own.tensor_parallel_size,

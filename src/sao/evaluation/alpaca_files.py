@@ -22,7 +22,7 @@ from typing import Any
 
 from sao.errors import DataError
 from sao.evaluation.length_control import GamedRow, LengthControlled, Row, Weights
-from sao.rows import read_rows
+from sao.rows import kind_of, read_rows
 
 DATASET = "sao"
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")
@@ -141,27 +141,28 @@ def standing_of(
 
 
 def read_outputs(source: str) -> list[Output]:
-    """The answers of a model_outputs.json. Raises DataError where a row lacks a key."""
+    """The answers of a model_outputs.json. Raises DataError where a row lacks a key, or holds no text under it."""
     return [
         Output(
             instruction=_text(row, "instruction", place),
             output=_text(row, "output", place),
             generator=_text(row, "generator", place),
-            dataset=str(row.get("dataset", DATASET)),
+            dataset=_text(row, "dataset", place, DATASET),
         )
         for place, row in _rows(source, ["instruction", "output", "generator"], "answers")
     ]
 
 
 def read_annotations(source: str) -> list[Annotation]:
-    """The verdicts of an annotations.json, whatever else stands in its rows. Raises DataError where a row lacks a key."""
+    """The verdicts of an annotations.json, whatever else stands in its rows. Raises DataError where a row lacks a key,
+    or holds no text under it."""
     keys = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
     return [
         Annotation(
             **{key: _text(row, key, place) for key in keys},
-            annotator=str(row.get("annotator", "")),
+            annotator=_text(row, "annotator", place, ""),
             p=_preference(row, place),
-            dataset=str(row.get("dataset", DATASET)),
+            dataset=_text(row, "dataset", place, DATASET),
         )
         for place, row in _rows(source, [*keys, "preference"], "annotations")
     ]
@@ -173,21 +174,26 @@ def _preference(row: Mapping[str, Any], place: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{place}: no number under preference. Give an annotations.json as alpaca_eval writes it")
+        raise DataError(
+            f"{place}: no number under preference{_instead(row, 'preference')}. Give an annotations.json as alpaca_eval writes it"
+        )
     if value == 0:
         return 0.5
     return value - 1 if 1 <= value <= 2 else None
 
 
 def read_leaderboard(source: str) -> dict[str, dict[str, float | str | None]]:
-    """The lines of a leaderboard.csv by model: numbers where there are numbers, None for empty cells."""
-    return {str(row[""]): {key: _cell(value) for key, value in row.items() if key} for _, row in _table(source, [""])}
+    """The lines of a leaderboard.csv by model: numbers where there are numbers, None for empty cells. NaN raises DataError."""
+    return {
+        _text(row, "", place): {key: _cell(value, key, place) for key, value in row.items() if key}
+        for place, row in _table(source, [""])
+    }
 
 
 def read_weights(source: str) -> dict[str, Weights]:
     """The published weights of each model (baseline_*.csv of metrics/weights)."""
     return {
-        str(row[""]): Weights(
+        _text(row, "", place): Weights(
             **dict(zip(("length", "difficulty", "model"), _numbers(row, WEIGHTS, place), strict=True))
         )
         for place, row in _table(source, ["", *WEIGHTS])
@@ -207,6 +213,8 @@ def read_difficulty(source: str, order: Sequence[str]) -> dict[str, float]:
     """
     found: dict[str, list[float]] = {}
     for place, row in _table(source, []):
+        if len(row) < 2:
+            raise DataError(f"{place}: one column only. Give alpaca_eval's own file (row number, difficulty)")
         number, value = _numbers(row, list(row)[:2], place)
         found.setdefault(_instruction(order, number, place), []).append(value)
     if missing := [text for text in order if text not in found]:
@@ -254,26 +262,49 @@ def _table(source: str, columns: Sequence[str]) -> Iterable[tuple[str, Mapping[s
         yield place, row
 
 
-def _text(row: Mapping[str, Any], key: str, place: str) -> str:
+def _text(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
+    """The text under a key; `default`, where one is given, in the place of null and of a key that is not there."""
     value = row.get(key)
+    if value is None and default is not None:
+        return default
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: no text under {key} (it holds: {', '.join(row)}). Give a file as alpaca_eval writes it"
+            f"{place}: no text under {key or 'the first column'}{_instead(row, key)} (it holds: {', '.join(row)}). Give a file "
+            "as alpaca_eval writes it"
         )
     return value
 
 
+def _instead(row: Mapping[str, Any], key: str) -> str:
+    """What stands under a key in the place of what is wanted, for messages."""
+    return f", but {kind_of(row[key])}" if key in row else ""
+
+
 def _numbers(row: Mapping[str, Any], columns: Sequence[str], place: str) -> list[float]:
-    try:
-        return [float(row[column]) for column in columns]
-    except (ValueError, TypeError) as error:
-        raise DataError(
-            f"{place}: no number under {', '.join(columns)} ({error}). Give alpaca_eval's own file"
-        ) from error
+    """The numbers under these columns, none of them NaN or infinite."""
+    found = []
+    for column in columns:
+        try:
+            number = math.nan if isinstance(row[column], bool) else float(row[column])
+        except (ValueError, TypeError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            kind = repr(row[column][:40]) if isinstance(row[column], str) else kind_of(row[column])
+            raise DataError(
+                f"{place}: no number under {column or 'the first column'}, but {kind}. Give alpaca_eval's own file"
+            )
+        found.append(number)
+    return found
 
 
-def _cell(value: str) -> float | str | None:
+def _cell(value: Any, key: str, place: str) -> float | str | None:
+    """A cell of a table: its number, None where it is empty, else its text."""
+    if value is None or value == "":
+        return None
     try:
-        return float(value) if value else None
-    except ValueError:
-        return value
+        number = float(value)
+    except (ValueError, TypeError):
+        return str(value)
+    if not math.isfinite(number):
+        raise DataError(f"{place}: no number under {key}, but {kind_of(number)}. Give alpaca_eval's own file")
+    return number

@@ -26,8 +26,9 @@ from typing import Any
 
 from sao.chat import ChatTokenizer, load_model
 from sao.config import EngineConfig
-from sao.errors import ConfigError, EngineError
+from sao.errors import ConfigError, DataError, EngineError
 from sao.evaluation.statistics import mean
+from sao.shards import check_shards
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
@@ -88,10 +89,12 @@ def _read_index() -> Any:
 
 
 def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
-    """What points a task's definition to the local copy of its data; nothing where there is none."""
+    """What points a task's definition to the local copy of its data; nothing where there is none. Raises DataError where a file
+    of it is missing or there twice."""
     if (folder := data_dir / name).is_dir():
         files: dict[str, list[str]] = {}
         found = sorted(file for file in folder.iterdir() if file.suffix in _BUILDERS)
+        check_shards(found)
         for file in found:
             files.setdefault(file.stem.split("-")[0], []).append(str(file))
         kinds = {_BUILDERS[file.suffix] for file in found}
@@ -101,6 +104,8 @@ def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
             )
         return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     if isinstance(source, str) and source and (data_dir / source).is_dir():
+        for folder in sorted({file.parent for file in (data_dir / source).rglob("*.parquet")}):
+            check_shards(sorted(folder.glob("*.parquet")))
         return {"dataset_path": str(data_dir / source)}
     return {}
 
@@ -121,7 +126,7 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
     with quiet(seed):
         try:
             loaded = manager.load([name])
-        except ConfigError:
+        except (ConfigError, DataError):
             raise
         except Exception as error:
             source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")

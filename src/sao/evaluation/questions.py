@@ -6,7 +6,8 @@ that answers which stand already are found again. No text is changed: white spac
 
 Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (a text, a list of turns, or
 messages), the category under category, dataset or cluster, the question's own number under question_id, uid or prompt_id, and the
-right answers, one a turn, under reference. The forms are those of alpaca_eval, FastChat's llm_judge and Arena-Hard.
+right answers, one a turn, under reference. The forms are those of alpaca_eval, FastChat's llm_judge and Arena-Hard. What stands
+in the place of a text and is none (NaN, a number, true, a list) is an error; only right answers may be numbers.
 
     python -c "from sao.evaluation.questions import read_questions; print(len(read_questions('question.jsonl')))"
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sao.errors import DataError
-from sao.rows import read_rows
+from sao.rows import id_text, kind_of, read_rows
 from sao.types import Prompt, Response, make_id
 
 TEXT_KEYS = ("turns", "instruction", "prompt", "question", "problem", "text", "messages")
@@ -26,8 +27,8 @@ ANSWER_KEYS = ("output", "answer", "response", "messages", "choices")
 CATEGORY_KEYS = ("category", "dataset", "cluster")
 ID_KEYS = ("question_id", "uid", "prompt_id")
 REFERENCE_KEY = "reference"
-Turns = list[tuple[str, str | None]]
-"""Who spoke (user or assistant) and what; None where it is no text."""
+Turns = list[tuple[str, Any]]
+"""Who spoke (user or assistant) and what: a text, or whatever stands in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +95,7 @@ def read_questions(
             next((fields[key] for key in CATEGORY_KEYS if isinstance(fields.get(key), str)), ""),
             earlier=earlier,
             key=_key(fields),
-            references=_references(_texts(fields.get(REFERENCE_KEY)), len(turns), place),
+            references=_references(_values(fields.get(REFERENCE_KEY)), len(turns), place, REFERENCE_KEY),
         )
         found.setdefault(question.prompt.id, question)
     if not found:
@@ -106,13 +107,20 @@ def _spoken(row: Any, keys: Iterable[str], place: str) -> Turns:
     """The turns of a row, system messages among them, under the first of the keys that holds any."""
     if isinstance(row, str):
         return [("user", row)]
+    odd = ""
     for key in keys:
         value = row.get(key) if isinstance(row, dict) else None
+        if kind_of(value) == "NaN":
+            raise DataError(
+                f"{place}: no text under {key}, but NaN. Put the question's text there, or take the row out"
+            )
         if turns := _turns(value):
             return turns
+        if value is not None and not isinstance(value, str):
+            odd = odd or f"; under {key} stands {kind_of(value)}"
     held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
     raise DataError(
-        f"{place}: no question under {', '.join(keys)} (it holds: {held}). Name the key after the source: SET#KEY"
+        f"{place}: no question under {', '.join(keys)} (it holds: {held}{odd}). Name the key after the source: SET#KEY"
     )
 
 
@@ -123,26 +131,33 @@ def _turns(value: Any) -> Turns:
         return [("user", value)] if value.strip() else []
     found: Turns = []
     for turn in value if isinstance(value, list) else ():
-        if isinstance(turn, str) and turn.strip():
+        if isinstance(turn, dict):
+            found.append((str(turn.get("role") or "user"), _inner(turn.get("content"))))
+        elif not _is_blank(turn):
             found.append(("user", turn))
-        elif isinstance(turn, dict) and "content" in turn:
-            found.append((str(turn.get("role") or "user"), _text(turn["content"])))
     return found
 
 
-def _text(value: Any) -> str | None:
-    """A text as it stands: plain, a number (in references), or under content or answer (Arena-Hard)."""
-    if isinstance(value, dict):
-        return _text(value.get("content", value.get("answer")))
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return value if isinstance(value, str) else None
+def _inner(value: Any) -> Any:
+    """What stands under content or answer, where it is an object with either (Arena-Hard); else the value itself."""
+    while isinstance(value, dict) and ("content" in value or "answer" in value):
+        value = value["content"] if "content" in value else value["answer"]
+    return value
+
+
+def _stripped(value: Any) -> str:
+    """A text without white space around it, "" for what is none."""
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The turns that are given (user, assistant, user, assistant, …), and the user's after them, which wait for an answer. What
     the assistant says last is an answer and no part of the question."""
-    spoken = [(role, text) for role, text in turns if role != "system" or (text or "").strip()]
+    spoken = [turn for turn in turns if turn[0] != "system" or not (turn[1] is None or _is_blank(turn[1]))]
     if any(role == "system" for role, _ in spoken):
         raise DataError(
             f"{place}: a question with a system message of its own; all are asked with the recipe's (--responses.system). Leave "
@@ -151,36 +166,55 @@ def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     users = [i for i, (role, _) in enumerate(spoken) if role == "user"]
     spoken = spoken[: users[-1] + 1] if users else []
     given = max((i + 1 for i, (role, _) in enumerate(spoken) if role != "user"), default=0)
-    texts = tuple(text for _, text in spoken if text and text.strip())
+    texts = tuple(text for _, text in spoken if isinstance(text, str) and not _is_blank(text))
     roles = [role for role, _ in spoken[:given]]
     if len(texts) < len(spoken) or not spoken or roles != ["user", "assistant"] * (given // 2):
-        said = ", ".join(role if text and text.strip() else f"{role} (no text)" for role, text in turns)
         raise DataError(
-            f"{place}: turns that cannot be asked: {said}. Before the user's last turns, user and assistant must take turns, "
-            "each with a text"
+            f"{place}: turns that cannot be asked: {', '.join(_said(*turn) for turn in turns)}. Before the user's last turns, "
+            "user and assistant must take turns, each with a text"
         )
     return texts[:given], texts[given:]
 
 
+def _said(role: str, text: Any) -> str:
+    """A turn in messages: who spoke, and what there is where it is no text."""
+    if isinstance(text, str | None):
+        return role if _stripped(text) else f"{role} (no text)"
+    return f"{role} (no text, but {kind_of(text)})"
+
+
 def _key(row: Mapping[str, Any]) -> str:
-    found = (row.get(key) for key in ID_KEYS)
-    return next((str(value) for value in found if isinstance(value, str | int)), "")
+    return next((text for key in ID_KEYS if (text := id_text(row.get(key)))), "")
 
 
-def _texts(value: Any) -> list[str | None]:
-    """The texts of a value that is one, or a list of them; of messages those of the assistant."""
+def _values(value: Any) -> list[Any]:
+    """What is given for each turn by a value that is one, or a list of them; of messages those of the assistant."""
     if isinstance(value, list):
-        return [_text(one) for one in value if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"]
-    return [] if value is None else [_text(value)]
+        return [
+            _inner(one) for one in value if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"
+        ]
+    return [] if value is None else [_inner(value)]
 
 
-def _references(texts: list[str | None], turns: int, place: str) -> tuple[str, ...]:
-    if len(texts) > turns:
+def _references(values: list[Any], turns: int, place: str, key: str) -> tuple[str, ...]:
+    if len(values) > turns:
         raise DataError(
-            f"{place}: {len(texts)} references for {turns} turn(s). Give one right answer for each turn under {REFERENCE_KEY}"
+            f"{place}: {len(values)} references for {turns} turn(s). Give one right answer for each turn under {key}"
         )
-    found = tuple(text or "" for text in texts)
+    found = tuple(_right_answer(value, place, key) for value in values)
     return found if any(text.strip() for text in found) else ()
+
+
+def _right_answer(value: Any, place: str, key: str) -> str:
+    """A right answer as text: a text or a number; "" for null."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    text = id_text(value)
+    if not text:
+        raise DataError(
+            f"{place}: no right answer under {key}, but {kind_of(value)}. Give a text or a number, or null where there is none"
+        )
+    return text
 
 
 # Answers of others.
@@ -197,17 +231,20 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
     """
     questions = list(questions)
     found: dict[str, list[Response]] = {}
-    for place, question, texts in _rows_for(source, questions, ANSWER_KEYS, "answers"):
+    for place, question, key, values in _rows_for(source, questions, ANSWER_KEYS, "answers"):
         turns = 1 + len(question.later)
-        kept = [text for text in texts if text is not None]
-        if len(texts) > turns:
-            raise DataError(f"{place}: {len(texts)} answers to a question of {turns} turn(s). Give one for each turn")
-        if len(kept) < turns:
-            raise DataError(
-                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)}. Give a text for each, empty where the model "
-                "gave none"
+        texts = [value for value in values if isinstance(value, str)]
+        if len(values) > turns:
+            raise DataError(f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn")
+        if len(texts) < turns:
+            odd = next(
+                (kind_of(value) for value in values if not isinstance(value, str)), "no more" if values else "none"
             )
-        found[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(kept)]
+            raise DataError(
+                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds {odd}). Give a text "
+                "for each, empty where the model gave none"
+            )
+        found[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(texts)]
     missing = [question.prompt.text for question in questions if question.prompt.id not in found]
     if missing:
         raise DataError(
@@ -224,8 +261,8 @@ def with_references(questions: Iterable[Question], source: str) -> list[Question
     Raises DataError where it holds none of them.
     """
     questions, found = list(questions), {}
-    for place, question, texts in _rows_for(source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"):
-        found[question.prompt.id] = _references(texts, 1 + len(question.later), place)
+    for place, question, key, values in _rows_for(source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"):
+        found[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
     if not found:
         raise DataError(f"{source}: no references to any of the {len(questions)} questions. Is it of another set?")
     return [replace(q, references=found.get(q.prompt.id, q.references)) for q in questions]
@@ -233,8 +270,8 @@ def with_references(questions: Iterable[Question], source: str) -> list[Question
 
 def _rows_for(
     source: str, questions: Sequence[Question], keys: Sequence[str], what: str
-) -> Iterator[tuple[str, Question, list[str | None]]]:
-    """Each row's place, the question that it answers, and the texts that it gives to its turns."""
+) -> Iterator[tuple[str, Question, str, list[Any]]]:
+    """Each row's place, the question that it answers, the key of what it gives, and that: a value for each turn."""
     by_text: dict[tuple[str, ...], list[Question]] = {}
     by_key: dict[str, list[Question]] = {}
     for question in questions:
@@ -245,33 +282,34 @@ def _rows_for(
     columns = (*TEXT_KEYS, *ID_KEYS, *keys)
     for place, row in read_rows(source, [], columns, what=what, option="@REVISION after its name"):
         fields = row if isinstance(row, dict) else {}
-        if _key(fields) and not any(_turns(fields.get(key)) for key in TEXT_KEYS):
+        if _key(fields) and not any(_stripped(text) for key in TEXT_KEYS for _, text in _turns(fields.get(key))):
             found = [unique[_key(fields)]] if _key(fields) in unique else []
             spoken: Turns = []
         else:
             spoken = [turn for turn in _spoken(row, ("messages", *TEXT_KEYS), place) if turn[0] != "system"]
-            asked = tuple((text or "").strip() for role, text in spoken if role == "user")
+            asked = tuple(_stripped(text) for role, text in spoken if role == "user")
             found = [question for question in by_text.get(asked, ()) if _follows(question.prompt.earlier, spoken)]
         for question in found:
-            yield place, question, _given(fields, question, spoken, keys)
+            yield place, question, *_given(fields, question, spoken, keys)
 
 
 def _follows(earlier: tuple[str, ...], spoken: Turns) -> bool:
     """Whether a conversation begins with these turns."""
-    begun = [(text or "").strip() for _, text in spoken[: len(earlier)]]
+    begun = [_stripped(text) for _, text in spoken[: len(earlier)]]
     return begun == [text.strip() for text in earlier]
 
 
-def _given(row: Mapping[str, Any], question: Question, spoken: Turns, keys: Iterable[str]) -> list[str | None]:
-    """The texts that a row gives to a question's turns, under the first of the keys that holds any."""
-    key = next((key for key in keys if row.get(key) is not None), "")
-    if key == "messages":
-        return [text for role, text in spoken[len(question.prompt.earlier) :] if role == "assistant"]
+def _given(row: Mapping[str, Any], question: Question, spoken: Turns, keys: Sequence[str]) -> tuple[str, list[Any]]:
+    """The first of the keys that holds anything (else that is there, "" for none), and its values for a question's turns."""
+    there = [key for key in keys if key in row]
+    key = next((key for key in there if row[key] is not None), there[0] if there else "")
     value = row.get(key)
+    if key == "messages":
+        return key, [text for role, text in spoken[len(question.prompt.earlier) :] if role == "assistant"]
     if key == "choices":
         first = value[0] if isinstance(value, list) and value else None
         value = first.get("turns") if isinstance(first, dict) else None
-    return _texts(value)
+    return key, _values(value)
 
 
 def _response(question: Question, turn: int, text: str) -> Response:

@@ -147,7 +147,7 @@ def run_tasks(
         EngineError: The model cannot be run on a task.
 
     """
-    if engine.name != "transformers":
+    if engine.name not in ("transformers", "auto"):
         raise ConfigError(f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers")
     manager = harness.task_index(include_path, data_dir)
     wanted = dict.fromkeys(spec for task in tasks for spec in _parse(task))

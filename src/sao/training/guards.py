@@ -12,7 +12,8 @@ import os
 import signal
 import statistics
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Alarms:
             first, last = (statistics.fmean(part) for part in (self._chosen[:SPAN], self._chosen[-SPAN:]))
             if len(self._chosen) >= 2 * SPAN and last < first - FALL:
                 found["chosen"] = (
-                    f"log-probability of the chosen answers fell from {first:.2f} to {last:.2f} nats a token"
+                    f"log-probability of the chosen answers fell from {first:z.2f} to {last:z.2f} nats a token"
                 )
             margin = statistics.fmean(self._margins[-SPAN:])
             if len(self._margins) >= SPAN and margin > MARGIN:
@@ -152,24 +153,42 @@ def _alive(pid: int) -> bool:
 
 
 class SaveAndStop(TrainerCallback):
-    """Says when a checkpoint is due: every `save_steps`, after the last step (what follows may meet a full disk), and on
-    SIGTERM (the end of a time slot, say), then to stop."""
+    """Says when a checkpoint is due: every `save_steps`, `save_minutes` after the last one was written, after the last step (what
+    follows may meet a full disk), and on SIGTERM (the end of a time slot, say), then to stop."""
 
-    def __init__(self, save_steps: int, world: int) -> None:
-        self.save_steps = save_steps
+    def __init__(
+        self,
+        save_steps: int,
+        save_minutes: float,
+        world: int = 1,
+        rank: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.save_steps, self.save_minutes = save_steps, save_minutes
         self.terminated = False
-        self._world = world
+        self._world, self._rank = world, rank
         self._launcher = int(os.environ.get(LAUNCHER, "0"))
+        self._clock = clock  # of seconds; that of the first process counts
+        self._saved_at = clock()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """The minutes are counted from here, and from the end of each checkpoint."""
+        self._saved_at = self._clock()
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint is written."""
+        self._saved_at = self._clock()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop in all processes at the same step, whichever got the signal first, or lost its launcher."""
         self.terminated |= self._launcher > 0 and not _alive(self._launcher)
+        due = self._rank == 0 and self._clock() - self._saved_at > 60 * self.save_minutes
         if self._world > 1:
-            flag = torch.tensor([float(self.terminated)], device=args.device)
-            torch.distributed.all_reduce(flag)
-            self.terminated = bool(flag.item())
+            flags = torch.tensor([float(self.terminated), float(due)], device=args.device)
+            torch.distributed.all_reduce(flags)
+            self.terminated, due = (value > 0 for value in flags.tolist())
         last = state.global_step >= state.max_steps
-        control.should_save |= self.terminated or last or state.global_step % self.save_steps == 0
+        control.should_save |= self.terminated or due or last or state.global_step % self.save_steps == 0
         control.should_training_stop |= self.terminated
 
     @contextlib.contextmanager

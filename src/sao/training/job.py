@@ -69,7 +69,8 @@ def train_run(
     kept = len(split_pairs(pairs, config.train.held_out_share)[0])
     steps = -(-kept // config.train.batch_size) * config.train.epochs
     progress("train", 0, steps)
-    result = train(pairs, model, tokenizer, folder, config.train, config.seed, on_log)
+    seed = config.seed if config.train.seed is None else config.train.seed
+    result = train(pairs, model, tokenizer, folder, config.train, seed, on_log)
     metrics = {key: float(f"{value:.6g}") for key, value in result.metrics.items() if isinstance(value, float)}
     counts = {
         "records": len(pairs),

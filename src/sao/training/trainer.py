@@ -94,7 +94,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
         self.remove_callback(PrinterCallback)
-        self.flow = guards.SaveAndStop(config.save_steps, self.group.world)
+        self.flow = guards.SaveAndStop(config.save_steps, config.save_minutes, self.group.world, self.group.rank)
         self.add_callback(self.flow)
 
     def _arguments(self, device: torch.device, from_start: bool) -> TrainingArguments:

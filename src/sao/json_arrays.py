@@ -1,0 +1,151 @@
+"""The items of a file that is a JSON array, or several arrays one after another, read piece by piece.
+
+Several arrays come of joined files and of writers that work chunk by chunk. Their items are one list where all of them are
+records. Where they are chat messages, texts or numbers, each array may just as well be one row: that is an error, no guess.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from sao.errors import DataError
+
+_SPACE = re.compile(r"[\s\ufeff]*")
+_GOES_ON = 4
+"""Characters after a number in which it may go on ("1" of "1e+5"), where a piece of the file ends."""
+_MESSAGES = ({"role", "content"}, {"from", "value"})
+_ONE_A_LINE = (
+    'Write one record a line, as .jsonl (a whole conversation as one record: {"messages": [...]}), or put all records '
+    "into one array"
+)
+
+
+def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Iterator[tuple[str, Any]]:
+    """Each item with its place, counted through all arrays of the file.
+
+    Args:
+        path: The file's name, for messages.
+        binary: The open file; its first character that is no white space is a bracket.
+        piece: How many characters are read at a time.
+        longest: How many characters an item may have.
+
+    Raises:
+        DataError: Where the file is broken, cut off, holds anything but arrays, or several arrays of no records.
+
+    """
+    with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+        arrays = _Arrays(path, file, piece, longest)
+        try:
+            for row in arrays.rows():
+                yield arrays.place, row
+                arrays.number += 1
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file") from error
+
+
+class _Arrays:
+    """A file of arrays: the piece of it that is held (`_text`, from `_at` on), and the number of the item that is read."""
+
+    def __init__(self, path: Path, file: TextIO, piece: int, longest: int) -> None:
+        self.number = 0
+        self._path, self._file, self._piece, self._longest = path, file, piece, longest
+        self._text, self._at = "", 0
+        self._decoder = json.JSONDecoder()
+
+    @property
+    def place(self) -> str:
+        return f"{self._path}, item {self.number}"
+
+    def rows(self) -> Iterator[Any]:
+        """The items of all arrays."""
+        arrays, odd = 0, ""
+        while self._opens(first=arrays == 0):
+            arrays += 1
+            for item in self._items():
+                if not odd and (kind := _no_record(item)):
+                    odd = f"{self.place}: {kind}"
+                if odd and arrays > 1:
+                    raise self._unclear(odd)
+                yield item
+            if odd and arrays > 1:
+                raise self._unclear(odd)
+
+    def _unclear(self, odd: str) -> DataError:
+        return DataError(f"{odd}, in a file of several arrays, so that each array may be one row. {_ONE_A_LINE}")
+
+    def _opens(self, *, first: bool) -> bool:
+        """Whether one more array begins here; its bracket is passed. Between two arrays may stand a comma."""
+        comma = not first and self._next() == ","
+        self._at += comma
+        follows = self._next()
+        if follows == "[":
+            self._at += 1
+            return True
+        if follows:
+            end = self._text[self._at : self._at + 40]
+            raise DataError(f"{self.place}: after the end of the array stands {end!r}. {_ONE_A_LINE}")
+        if comma:
+            raise DataError(f"{self.place}: the file ends after a comma. Copy it again, or take the comma off")
+        return False
+
+    def _items(self) -> Iterator[Any]:
+        """The items of the array whose bracket was passed; its other bracket is passed too."""
+        while self._next() != "]":
+            item = self._value()
+            follows = self._next()
+            if follows not in (",", "]"):
+                raise DataError(
+                    f"{self.place}: not JSON ({'no comma' if follows else 'the file ends'} after it). Mend the file, or copy "
+                    "it again if it was cut off"
+                )
+            yield item
+            self._at += follows == ","
+        self._at += 1
+
+    def _value(self) -> Any:
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except ValueError as error:
+                said = getattr(error, "msg", error)
+                if len(self._text) - self._at > self._longest:
+                    raise DataError(
+                        f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({said}). Mend it or take it out"
+                    ) from error
+                if not self._more():  # it merely went on, as long as there was more
+                    raise DataError(
+                        f"{self.place}: not JSON ({said}). Mend the file, or copy it again if it was cut off"
+                    ) from error
+                continue
+            size = end - self._at
+            if len(self._text) - end < _GOES_ON and self._more():
+                continue
+            self._at += size
+            return value
+
+    def _next(self) -> str:
+        """The next character that is neither white space nor a byte order mark; "" at the end of the file."""
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _more(self) -> bool:
+        """Read on and let go of what is done; False at the end of the file."""
+        rest = self._text[self._at :]
+        new = self._file.read(max(self._piece, len(rest)))
+        self._text, self._at = rest + new, 0
+        return bool(new)
+
+
+def _no_record(item: Any) -> str:
+    """Why an item is no record of its own, "" where it is one."""
+    if not isinstance(item, dict):
+        return "no record (an object)"
+    return "a chat message" if any(keys <= item.keys() for keys in _MESSAGES) else ""

@@ -26,7 +26,7 @@ from sao.engines import ChoiceRequest, Choices, Completion, Engine, Message, Req
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.engines.vllm import VllmEngine
-from sao.errors import EngineError
+from sao.errors import EngineError, ModelError
 from sao.pipeline import run
 from sao.store import read_jsonl
 from sao.templates import load_template
@@ -143,6 +143,57 @@ def test_verdicts_are_those_of_the_built_in_engine(which: str, builtin: Engine, 
     expected, found = verdicts(builtin, 60), verdicts(request.getfixturevalue(which), 60)
     assert found.keys() == expected.keys()
     assert max(abs(a - b) for key in expected for a, b in zip(found[key], expected[key])) < 1e-3
+
+
+@pytest.mark.parametrize("which", ["vllm", "api"])
+def test_turns_that_have_begun_are_those_of_the_built_in_engine(
+    which: str, builtin: Engine, request: pytest.FixtureRequest
+) -> None:
+    engine: Any = request.getfixturevalue(which)
+    assert engine.has_prefill
+    greedy = Sampling(24, 0.0)
+    asked = [
+        Request((Message("user", f"person: {text}"),), (Sample(f"{i}p", i),), greedy, prefill="prompt:")
+        for i, text in enumerate(personas(6))
+    ] + [Request((), (Sample("open", 1),), greedy, as_user=True)]
+    expected = {
+        c.id: (c.text.lstrip(" "), c.finish_reason) for c in builtin.generate(asked) if isinstance(c, Completion)
+    }
+    found = {c.id: (c.text.lstrip(" "), c.finish_reason) for c in engine.generate(asked)}
+    assert found == expected
+    template = load_template("world/judge", ("prompt", "first", "second"))
+    text = (
+        template.replace("{prompt}", "name a tool of the baker.")
+        .replace("{first}", "oven.")
+        .replace("{second}", "winch.")
+    )
+    choice = ChoiceRequest("v", (Message("user", text),), ("1", "2"), "1 > ")
+    (ours,), (theirs,) = builtin.choice_logprobs([choice]), engine.choice_logprobs([choice])
+    assert isinstance(ours, Choices)
+    least = (
+        -math.inf if which == "vllm" else -4.0
+    )  # the server shows 20 alternatives; what is not among them is bounded
+    for own, other in zip(ours.logprobs, theirs.logprobs, strict=True):
+        assert other == pytest.approx(own, abs=1e-3) or own < least
+    assert max(ours.logprobs) > -1.0
+
+
+def test_broken_weights_are_refused_before_vllm_starts(tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(find_model(WORLD_MODEL), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    weights = load_file(file)
+    gone = sorted(weights)[-1]
+    del weights[gone]
+    save_file(weights, file, metadata={"format": "pt"})
+    config = load_recipe("demo", SMALL | {"model": str(tmp_path / "m"), "engine.name": "vllm"})
+    with pytest.raises(ModelError, match=f"the weight {gone} is missing"):
+        run(config, tmp_path / "run", until="prompts")
+    with pytest.raises((EngineError, ModelError), match=r"missing|not initialized"):
+        VllmEngine(str(tmp_path / "m"), EngineConfig(name="vllm", threads=1))
 
 
 def test_the_server_and_the_process_draw_the_same_samples(vllm: Engine, api: Engine) -> None:

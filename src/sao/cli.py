@@ -223,8 +223,8 @@ def join_overrides(argv: list[str]) -> list[str]:
         key = word.removeprefix("--")
         is_key = "." in key or key in TOP_KEYS
         if word.startswith("--") and "=" not in word and is_key:
-            value = next(words, "")
-            if not value or value.startswith("--"):
+            value = next(words, None)  # an empty text is a value
+            if value is None or value.startswith("--"):
                 raise ConfigError(f"--{key}: no value given")
             word = f"{word}={value}"
         joined.append(word)
@@ -240,9 +240,10 @@ def read_overrides(extra: list[str]) -> dict[str, str]:
             raise ConfigError(f"unexpected argument {word!r}; recipe keys are given as --section.key value")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            value = next(words, "")
-            if not value or value.startswith("--"):
+            given = next(words, None)  # an empty text is a value
+            if given is None or given.startswith("--"):
                 raise ConfigError(f"--{key}: no value given")
+            value = given
         found[key] = value
     return found
 

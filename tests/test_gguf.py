@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from gguf_files import write_gguf
 from sao import gguf
+from sao.bench import player
 from sao.chat import ChatTokenizer, find_model, identity_of, load_model, model_licence, weights_identity
 from sao.cli import read_target
 from sao.config import EngineConfig
 from sao.engines import Message
 from sao.errors import ModelError
+from sao.shapes import read_shape
 from tiny_models import qwen3
 
 
@@ -148,6 +150,16 @@ def test_a_model_without_a_chat_template_is_said(tiny: str, tmp_path: Path) -> N
     with pytest.raises(ModelError, match="no chat template"):
         ChatTokenizer.load(str(file), EngineConfig())
     assert model_licence(str(file)).startswith("unknown")
+
+
+def test_a_gguf_file_is_a_player_and_no_file_of_answers(tiny: str, tmp_path: Path) -> None:
+    one = player("base", str(write_gguf(tiny, tmp_path / "tiny.gguf")))
+    assert not one.is_file
+    assert one.model.endswith("tiny.gguf")
+
+
+def test_a_gguf_file_is_planned_for(tiny: str, tmp_path: Path) -> None:
+    assert read_shape(str(write_gguf(tiny, tmp_path / "tiny.gguf"))) == read_shape(tiny)
 
 
 def test_a_gguf_file_is_a_target() -> None:

@@ -23,6 +23,7 @@ from sao.evaluation.guards import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
 from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, references_of, turn_prompt
 from sao.folder import RunFolder
+from sao.gguf import is_gguf
 from sao.responses import answer_prompts
 from sao.store import Stage, read_manifest
 from sao.templates import load_template
@@ -47,7 +48,7 @@ class Player:
     @property
     def is_file(self) -> bool:
         """Whether its answers are given."""
-        return Path(self.model).is_file()
+        return Path(self.model).is_file() and not is_gguf(self.model)
 
     @property
     def title(self) -> str:

@@ -21,11 +21,18 @@ NAMES = {
 
 
 def write_gguf(
-    model: str, file: Path, kind: str = "F32", leave_out: str = "", licence: str | None = "apache-2.0", **facts: Any
+    model: str,
+    file: Path,
+    kind: str = "F32",
+    leave_out: str = "",
+    licence: str | None = "apache-2.0",
+    rule: str = "qwen2",
+    **facts: Any,
 ) -> Path:
     """A Qwen-3-like folder (see tiny_models.qwen3) as a GGUF file whose matrices are of `kind` (F32, F16, Q8_0, Q4_0).
 
-    `leave_out`: a GGUF name of a weight that is not written; `facts`: further metadata, by "key" with __ for dots.
+    `leave_out`: a GGUF name of a weight that is not written; `rule`: by which the tokenizer splits text; `facts`: further
+    metadata, by "key" with __ for dots.
     """
     folder = Path(model)
     config = json.loads((folder / "config.json").read_text())
@@ -48,7 +55,7 @@ def write_gguf(
     vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
     special = {token["id"] for token in tokenizer["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if number in special else 1 for _, number in vocabulary])
     merges = tokenizer["model"]["merges"]

@@ -23,7 +23,7 @@ from sao.evaluation.statistics import cohen_kappa, logistic, ratio_ci, wilson
 from sao.folder import RunFolder
 from sao.label import label, sample
 from sao.pipeline import run
-from sao.report import show_summary
+from sao.report import show_summary, worth_of_judge
 from sao.types import Response
 
 SIZE = 600
@@ -98,6 +98,14 @@ def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
         tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5, "calibrate": False}
     )
     assert [row["p"] for row in raw["calibration"]["bins"]] == [pytest.approx(0.996, abs=0.001)]
+
+
+def test_labels_that_cannot_be_read_take_no_result_away(tmp_path: Path) -> None:
+    folder, _ = audited(tmp_path, planted.noisy(0.9))
+    (folder.root / "labels.jsonl").write_text("no label\n{}\n")
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 1"):
+        audit(folder)
+    assert worth_of_judge(folder).startswith("not known: ")
 
 
 def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:

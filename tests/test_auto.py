@@ -13,6 +13,7 @@ from sao.config import EngineConfig, make_config
 from sao.engines import auto, open_engine
 from sao.engines.auto import choose, settle
 from sao.engines.transformers import TransformersEngine
+from sao.errors import ConfigError, ModelError
 from tiny_models import qwen3
 
 AUTO = EngineConfig()
@@ -77,6 +78,24 @@ def test_the_built_in_engine_elsewhere(
     chosen, words = choose(config, model)
     assert chosen.name == "transformers"
     assert why.replace("\\", "") in words
+
+
+@pytest.mark.parametrize("setting", [{"lora": "a"}, {"quantization": "fp8"}, {"extra": {"kv_cache_dtype": "fp8"}}])
+def test_what_only_vllm_can_do_is_not_left_out(
+    vllm: types.SimpleNamespace, model: str, setting: dict[str, Any]
+) -> None:
+    config = EngineConfig.model_validate({"vllm": setting})
+    assert choose(config, model)[0].name == "vllm"
+    vllm.installed = False
+    with pytest.raises(ConfigError, match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed"):
+        choose(config, model)
+
+
+def test_a_torn_config_is_named(vllm: types.SimpleNamespace, model: str) -> None:
+    for text in ('{"architectures": [', "[]"):
+        (Path(model) / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"config\.json: (cannot be read|no JSON object)"):
+            choose(AUTO, model)
 
 
 def test_the_shipped_model_has_the_built_in_engine(vllm: types.SimpleNamespace) -> None:

@@ -120,6 +120,25 @@ def test_the_bound_is_the_lower_end_of_wilsons_interval(tmp_path: Path) -> None:
         assert (f"{lost} of the first 32" in end) == ends
 
 
+def test_the_share_is_watched_over_kills(tmp_path: Path) -> None:
+    """Row 32 and later: 60 % are lost, which shows from row 500 on, killed or not; the first rows are fine."""
+    lost = {row for row in range(32, 900) if row % 5 < 3}
+    whole, end = work(tmp_path / "whole", Late(lost, list(range(900))), range(900))
+    assert len(whole) == 500
+    assert "items were lost" in end
+    killed, same = work(tmp_path / "killed", Late(lost, list(range(900)), most=70), range(900))
+    assert killed == whole
+    assert same.split("Look at")[0] == end.split("Look at")[0]
+
+
+def test_reasons_are_counted_over_the_rows_that_decide(tmp_path: Path) -> None:
+    """Rows beyond the first may come before the last of these."""
+    _, end = work(tmp_path, Late(set(range(31)) | set(range(40, 99)), [*range(31), *range(40, 99), 31]))
+    assert "31 of the first 32" in end
+    assert "no marker (31)" in end
+    assert all(f"text {row}\n" in end for row in range(3))
+
+
 def test_fewer_rows_are_judged_at_the_end(tmp_path: Path) -> None:
     taken, end = work(tmp_path, Late(set(range(31)), list(range(31))), range(31))
     assert (len(taken), end) == (31, "finished")

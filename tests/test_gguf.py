@@ -17,7 +17,7 @@ from sao.chat import ChatTokenizer, find_model, identity_of, load_model, model_l
 from sao.cli import read_target
 from sao.config import EngineConfig
 from sao.engines import Message
-from sao.errors import ModelError
+from sao.errors import ModelError, StoreError
 from sao.shapes import read_shape
 from tiny_models import qwen3
 
@@ -61,6 +61,22 @@ def test_rounded_weights_are_what_the_file_says(tiny: str, tmp_path: Path) -> No
     assert "base in every comparison" in gguf.notice(file)
 
 
+def test_a_rule_of_splitting_that_nobody_knows_is_said(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers falls back to GPT-2's rule without a word."""
+    for rule, said in (("qwen2", False), ("smollm", False), ("deepseek-llm", True)):
+        file = write_gguf(tiny, tmp_path / f"{rule}.gguf", rule=rule)
+        assert (f"does not know the rule '{rule}'" in gguf.notice(file)) == said
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None)  # the folder says it, the package is not needed any more
+    assert "deepseek-llm" in gguf.notice(file)
+
+
+def test_other_tokens_are_another_model(tiny: str, tmp_path: Path) -> None:
+    one, other = (write_gguf(tiny, tmp_path / f"{rule}.gguf", rule=rule) for rule in ("qwen2", "gpt-2"))
+    assert weights_identity(str(one)) != weights_identity(str(other))
+
+
 def test_the_folder_is_made_once_and_is_a_normal_one(tiny: str, tmp_path: Path, cache: Path) -> None:
     file = write_gguf(tiny, tmp_path / "tiny.gguf", tokenizer__ggml__eot_token_id=0)
     folder = find_model(str(file))
@@ -72,8 +88,9 @@ def test_the_folder_is_made_once_and_is_a_normal_one(tiny: str, tmp_path: Path, 
     assert ChatTokenizer.load(str(file), EngineConfig()).end_ids == {0, 2}
     assert model_licence(str(file)) == "apache-2.0"
     load_model(str(folder), EngineConfig()).save_pretrained(tmp_path / "again")
+    identity = weights_identity(str(file))
     moved = file.rename(tmp_path / "other.gguf")
-    assert weights_identity(str(moved)) == gguf.identity(moved) == identity_of(EngineConfig(), str(moved))
+    assert weights_identity(str(moved)) == identity == identity_of(EngineConfig(), str(moved))
 
 
 def test_what_a_killed_process_left_is_cleared_away(tiny: str, tmp_path: Path, cache: Path) -> None:
@@ -150,6 +167,14 @@ def test_a_model_without_a_chat_template_is_said(tiny: str, tmp_path: Path) -> N
     with pytest.raises(ModelError, match="no chat template"):
         ChatTokenizer.load(str(file), EngineConfig())
     assert model_licence(str(file)).startswith("unknown")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_gguf(tiny, tmp_path / "tiny.gguf")
+    (tmp_path / "taken").write_text("a file")
+    monkeypatch.setenv("SAO_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(StoreError, match=r"tiny\.gguf cannot be saved there .*SAO_CACHE"):
+        find_model(str(file))
 
 
 def test_a_gguf_file_is_a_player_and_no_file_of_answers(tiny: str, tmp_path: Path) -> None:

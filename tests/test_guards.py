@@ -94,6 +94,8 @@ def test_a_server_asked_for_another_model_borrows_no_weights(tmp_path: Path) -> 
         ("Qwen/Qwen3-8B-FP8", "models/qwen3-8b"),
         ("Qwen/Qwen3-8B-GPTQ-Int4", "models/Qwen3-8B"),
         ("Qwen3-8B-Q4_K_M.gguf", "models/Qwen3-8B"),
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("Qwen3-8B-IQ4_XS.gguf", "models/Qwen3-8B"),
         ("qwen3:8b", "models/Qwen3-8B"),
         ("Qwen/Qwen3-8B@main", "hub/models--Qwen--Qwen3-8B/snapshots/" + "a1" * 20),
         ("/data/runs/good/train-1a2b/model", "runs/good/train-1a2b/model"),

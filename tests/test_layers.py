@@ -13,7 +13,7 @@ ROOT = Path(sao.__file__).parent
 ROWS = [
     ["errors", "types"],
     ["config", "templates"],
-    ["store", "manifest", "rows", "similarity", "evaluation_sets", "weights", "shards", "json_arrays"],
+    ["store", "manifest", "rows", "similarity", "evaluation_sets", "weights", "vocabulary", "shards", "json_arrays"],
     ["engines", "leaks", "gguf"],
     ["chat"],
     [

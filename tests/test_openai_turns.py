@@ -1,15 +1,18 @@
 """Turns that have begun, through a server's /v1/completions: the same ids, texts and numbers as by the built-in engine."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from misbehaving_server import RefusalError, Server
+from sao.chat import ChatTokenizer
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Message, Request, Sample, Sampling
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
+from sao.errors import EngineError
 from tiny_models import qwen3
 
 Body = dict[str, Any]
@@ -101,6 +104,49 @@ def test_a_server_that_changes_the_ids_cannot(built_in: TransformersEngine) -> N
             engine = engine_of(built_in, server)
             assert not engine.has_prefill
             engine.close()
+
+
+def test_words_that_end_a_users_turn_are_cut_off(built_in: TransformersEngine, tmp_path: Path) -> None:
+    """vLLM gives back the ids of the stop text too."""
+    model = qwen3(tmp_path / "words")
+    (tmp_path / "words" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\nassistant: {% endfor %}"
+    )
+    chat = ChatTokenizer.load(model, EngineConfig())
+    assert chat.user_ends[1] == ("assistant:",)
+    ids = chat.tokenizer("name three tools\nassistant:", add_special_tokens=False).input_ids
+
+    def answer(body: Body) -> Body:
+        choice = {"index": 0, "finish_reason": "stop", "text": "name three tools", "token_ids": ids}
+        return {"choices": [choice], "usage": {"prompt_tokens": len(body["prompt"])}}
+
+    with Server(completes=answer) as server:
+        config: Any = {"name": "openai", "openai": {"base_url": server.url, "model": "scripted"}}
+        engine = OpenAIEngine(model, EngineConfig(**config))
+        engine.skills.token_ids = True
+        (found,) = engine.generate([Request((), (Sample("a", 1),), Sampling(20, 0.0), as_user=True)])
+        engine.close()
+    assert found.text == "name three tools\n"  # type: ignore[union-attr]
+
+
+def test_an_engine_that_is_asked_all_the_same_refuses() -> None:
+    with Server() as server:
+        config: Any = {"name": "openai", "openai": {"base_url": server.url}}
+        engine = OpenAIEngine("scripted", EngineConfig(**config))
+        with pytest.raises(EngineError, match="cannot go on from a turn that has begun"):
+            list(engine.generate([Request((), (Sample("a", 1),), Sampling(20), as_user=True)]))
+        with pytest.raises(EngineError, match="cannot go on from a turn that has begun"):
+            list(engine.choice_logprobs([ChoiceRequest("x", (Message("user", "a"),), ("1", "2"), "so ")]))
+        engine.close()
+
+
+def test_a_name_on_a_server_may_end_in_gguf() -> None:
+    """llama.cpp's server names its model by its file there."""
+    with Server(model="/models/foo.gguf") as server:
+        config: Any = {"name": "openai", "openai": {"base_url": server.url}}
+        engine = OpenAIEngine("/models/foo.gguf", EngineConfig(**config))
+        assert engine.model == "/models/foo.gguf"
+        engine.close()
 
 
 def refuse(body: Body) -> Body:

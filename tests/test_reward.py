@@ -30,7 +30,7 @@ from transformers import (
 
 import tiny_models
 from sao.config import EngineConfig
-from sao.engines.reward import RewardModel
+from sao.engines.reward import RewardModel, check_reward_model
 from sao.errors import ModelError
 
 PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
@@ -215,6 +215,17 @@ def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
             ModelError, match=r"as a reward model: the weight score\.weight is missing.*ForSequenceClassification"
         ):
             RewardModel(path, EngineConfig())
+
+
+def test_a_tokenizer_that_does_not_belong_to_it_is_named(tmp_path: Path) -> None:
+    larger = retell(llama(tmp_path / "larger"), lambda tokenizer: tokenizer.add_tokens(["onemoreword"]))
+    with pytest.raises(ModelError, match="knows 'onemoreword' as number"):
+        RewardModel(larger, EngineConfig())
+    bare = Path(llama(tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    for look in (check_reward_model, RewardModel):
+        with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+            look(str(bare), EngineConfig())
 
 
 def test_missing_weights_are_named_and_counted(tmp_path: Path) -> None:

@@ -198,6 +198,16 @@ def test_prompts_written_in_the_users_turn_need_no_marker() -> None:
     assert seen == [()]
 
 
+def test_a_template_of_conversations_needs_no_persona(tmp_path: Path) -> None:
+    template = tmp_path / "talk.txt"
+    template.write_text('Write "Prompt:", "Reply:" and "Prompt:" again.')
+    config = PromptsConfig(template_without_persona=str(template))
+    engine = ScriptedEngine(reply=lambda m, seed, s: "Prompt: a\nReply: b\nPrompt: c")
+    (found,) = write_prompts([Persona(id="0" * 16, row=0, text="")], engine, config, "k", set())
+    assert isinstance(found, Prompt)
+    assert (found.earlier, found.text) == (("a", "b"), "c")
+
+
 def test_with_a_prefill_the_marker_stands_there_already() -> None:
     texts = [" How do I bake?", "Prompt: How do I bake?"]
     engine = ScriptedEngine(reply=lambda m, seed, s: texts[0])
@@ -274,15 +284,27 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
     assert exact.responses_stage.path != near.responses_stage.path
 
 
-def test_a_server_that_cannot_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ask", [{"prompts": {"method": "user_turn"}}, {"prompts": {"prefill": True}}, {"judging": {"prefill": "x"}}]
+)
+def test_a_server_that_cannot_is_refused_before_anything_is_written(ask: dict[str, Any], tmp_path: Path) -> None:
     from sao import pipeline
 
     config = make_config({
-        "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4, "held_out": 0},
-        "prompts": {"method": "user_turn"},
+        "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4, "held_out": 0}, **ask,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
         with pytest.raises(EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"):
-            run(config, tmp_path / "run", until="prompts")
+            run(config, tmp_path / "run", until="judge")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_a_template_that_cannot_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = {
+        "model": gemma2(tmp_path / "m"), "engine": {"name": "transformers"}, "prompts": {"method": "user_turn"},
+        "personas": {"source": "builtin:general", "n": 4, "held_out": 0},
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="takes no system message"):
+        run(make_config(recipe), tmp_path / "run", until="prompts")
     assert not list((tmp_path / "run").rglob("*"))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sao import chat, weights
+from sao import chat, vocabulary, weights
 from sao.chat import ChatTokenizer, check_model, load_model, weights_identity
 from sao.config import EngineConfig, make_config
 from sao.errors import ModelError, SAOError
@@ -53,6 +53,22 @@ def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     for load in (check_model, load_model):
         with pytest.raises(ModelError, match=message):
             load(model, AUTO)  # type: ignore[operator]
+
+
+def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
+    """Quantised weights have other names, and transformers does not know every model: vLLM looks at these by itself."""
+    vllm = EngineConfig(name="vllm")
+    settings = tmp_path / "m" / "config.json"
+    model = changed(tmp_path / "m", lambda w: {f"{name}.qweight": value for name, value in w.items()})
+    with pytest.raises(ModelError, match="is missing"):
+        check_model(model, vllm)
+    whole = json.loads(settings.read_text())
+    settings.write_text(json.dumps(whole | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
+    check_model(model, vllm)
+    settings.write_text(json.dumps(whole | {"model_type": "new_kind", "architectures": ["NewKindForCausalLM"]}))
+    check_model(model, vllm)
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+        check_model(model, AUTO)
 
 
 @pytest.mark.parametrize("family", [llama, gemma2, qwen3, mistral])
@@ -119,6 +135,27 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
             weights_identity(model)
 
 
+def test_large_files_are_remembered_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "REMEMBERED", 1000)
+    file = tmp_path / "w.safetensors"
+    save_file({"x": torch.arange(1000.0)}, file)
+    first = weights.file_digest(file)
+    monkeypatch.setattr(weights, "_digests", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_scan", lambda *_: pytest.fail("read again"))
+        assert weights.file_digest(file) == first
+    save_file({"x": torch.full((1000,), float("nan"))}, file)  # as many bytes, another content
+    with pytest.raises(ModelError, match="x holds NaN"):
+        weights.file_digest(file)
+    (note,) = (tmp_path / "cache/digests").iterdir()
+    note.write_text("torn")
+    save_file({"x": torch.arange(1000.0)}, file)
+    (tmp_path / "cache/digests").rename(tmp_path / "away")
+    (tmp_path / "cache/digests").write_text("no folder")  # a cache that cannot be written stops nobody
+    assert weights.file_digest(file) == first
+
+
 def test_files_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = qwen3(tmp_path / "m")
     first = weights_identity(model)
@@ -183,7 +220,7 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
         (whole, None),
         ({**whole, LORA.format("A"): torch.full((2, 32), float("inf"))}, r"lora_A\.weight holds NaN or infinity"),
         ({LORA.format("A"): torch.zeros(2, 32)}, "has no lora_B beside it"),
-        ({name.replace(".0.", ".7."): value for name, value in whole.items()}, r"changes layers\.7\.mlp\.up_proj, which"),
+        ({name.replace(".0.", ".7."): value for name, value in whole.items()}, r"changes layer 7\.mlp\.up_proj, which"),
     )):  # fmt: skip
         folder = adapter(tmp_path / str(number), tensors)
         config = EngineConfig.model_validate({"name": "vllm", "vllm": {"lora": str(folder)}})
@@ -194,6 +231,12 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=message):
             chat.identity_of(config, model)
             check_model(model, config)
+    quantised = changed(
+        tmp_path / "q", lambda w: {name.replace(".weight", ".qweight"): value for name, value in w.items()}
+    )
+    head = {f"base_model.model.lm_head.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
+    for number, tensors in enumerate((whole, head)):  # a quantised base; a tied head, which has no file of its own
+        weights.check_adapter(adapter(tmp_path / f"more{number}", tensors), Path(quantised))
     with pytest.raises(ModelError, match="no LoRA adapter"):
         weights.check_adapter(tmp_path, Path(model))
 
@@ -208,14 +251,25 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path, monkeypatch: pyt
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizer"}))
     with pytest.raises(ModelError, match=r"no tokenizer\.json \(nor tokenizer\.model"):
         ChatTokenizer.load(str(model), AUTO)
-    monkeypatch.setattr(chat, "find_spec", lambda name: None)
-    for name, package in (("tokenizer.model", "sentencepiece"), ("tekken.json", "mistral-common")):
+    monkeypatch.setattr(vocabulary, "find_spec", lambda name: None)
+    for name, package in (
+        ("tokenizer.model", "sentencepiece"), ("spiece.model", "sentencepiece"), ("tekken.json", "mistral-common"),
+    ):  # fmt: skip
         (model / name).write_text("{}")
         with pytest.raises(
             ModelError, match=rf"in {name} only, which needs the package {package}: pip install {package}"
         ):
             ChatTokenizer.load(str(model), AUTO)
         (model / name).unlink()
+
+
+def test_a_vocabulary_without_its_merges_is_named(tmp_path: Path) -> None:
+    model = Path(llama(tmp_path / "m"))
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").unlink()
+    (model / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+    with pytest.raises(ModelError, match=r"vocab\.json, but no merges\.txt beside it"):
+        ChatTokenizer.load(str(model), AUTO)
 
 
 def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path: Path) -> None:

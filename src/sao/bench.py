@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sao import judging
-from sao.chat import find_model, identity_of, is_local, weights_identity
+from sao.chat import check_model, find_model, identity_of, is_local, weights_identity
 from sao.config import Config, EngineConfig, JudgingConfig, make_config
-from sao.engines import Engine, open_engine
+from sao.drops import DropWatch, check_finished
+from sao.engines import Engine, open_engine, require_prefill
 from sao.engines.auto import settled
-from sao.errors import ConfigError, DropError
+from sao.errors import ConfigError
 from sao.evaluation.guards import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
 from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, references_of, turn_prompt
@@ -139,6 +140,13 @@ class Bench:
             return engine.model_copy(update={"openai": engine.openai.model_copy(update={"model": player.model})})
         return settled(engine, player.model, player.revision)
 
+    def check(self, config: EngineConfig, model: str, revision: str | None, prefill: bool = False) -> None:
+        """Raise ModelError or EngineError for a model or a server that cannot be used."""
+        if config.name not in ("openai", "scripted"):
+            check_model(model, config, revision)
+        elif prefill:
+            require_prefill(self.engine("judge", config, model, revision), config.openai.base_url)
+
     @cached_property
     def judging(self) -> JudgingConfig:
         """How is judged."""
@@ -192,7 +200,7 @@ class Bench:
                 engine = self.engine(player.role, self.own_engine(player), player.model, player.revision)
                 return answer_prompts(prompts, engine, c, key, done, keep_cut=True)
 
-            self._fill(f"{player.role} answers", before, Response, len(prompts), make)
+            self._fill(f"{player.role} answers", before, Response, len(prompts), make, (p.row for p in prompts))
             answered = {r.prompt_id: r for r in before.records(Response)}
             for question, prompt in zip(asked, prompts, strict=True):
                 if prompt.id in answered:
@@ -225,7 +233,8 @@ class Bench:
             references, longest = references_of(questions), self.config.eval.max_tokens
             return judge_by_text(pairs, engine, suite, template, longest, done, name, references=references)
 
-        self._fill(f"{suite.name} verdicts", stage, Judgment, 2 * len(questions), make)
+        rows = (duel.row for duel in duels(questions, ours, theirs, stage.key))
+        self._fill(f"{suite.name} verdicts", stage, Judgment, 2 * len(questions), make, rows)
         said = {judgment.id: judgment for judgment in stage.records(Judgment)}
         return [
             said.get(duel.id)
@@ -269,10 +278,10 @@ class Bench:
         self, suite: Suite, template: str, c: JudgingConfig | None, questions: list[Question]
     ) -> dict[str, Any]:
         """What a judge's word depends on."""
-        used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning", "prefill"}
+        used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning"}
         own: dict[str, Any] = {"max_tokens": self.config.eval.max_tokens}
         if c is not None and suite.way == "duel":
-            own = c.model_dump(mode="json", include=used)
+            own = c.model_dump(mode="json", include=used) | ({"prefill": c.prefill} if c.prefill else {})
         elif any(q.references for q in questions):
             own["references"] = make_id(*(text for q in questions for text in q.references))
         text = load_template(template, FIELDS[suite.way])
@@ -285,23 +294,21 @@ class Bench:
 
     def _fill(
         self, title: str, stage: Stage, kind: type[Record], total: int,
-        make: Callable[[str, Container[str]], Iterable[Record | Drop]],
+        make: Callable[[str, Container[str]], Iterable[Record | Drop]], rows: Iterable[int] = (),
     ) -> None:  # fmt: skip
+        limit = self.config.max_drop_share
         if not stage.open().finished:
-            done = len(stage.done)
+            done, watch = len(stage.done), DropWatch(stage, limit, rows)
 
             def see(record: Record | Drop) -> None:
                 nonlocal done
                 done += 1
                 self.progress(title, done, total)
+                watch.see(record)
 
             self.progress(title, done, total)
             stage.fill(kind, make, see)
-        counts = stage.counts
-        if counts["dropped"] > self.config.max_drop_share * max(1, counts["dropped"] + counts["records"]):
-            raise DropError(
-                f"{title}: {counts['dropped']} were not to be had ({counts['reasons']}). Look at {stage.path}"
-            )
+        check_finished(stage, limit)
 
 
 def _identity(config: EngineConfig, model: str, revision: str | None, named: bool = True) -> Identity:

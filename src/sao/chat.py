@@ -10,11 +10,10 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao import gguf
+from sao import gguf, vocabulary
 from sao.config import EngineConfig
 from sao.engines import Message
 from sao.errors import ModelError
@@ -37,9 +36,8 @@ _MODEL_FILES = [
 ]
 _NEEDS_EAGER = ("attn_logit_softcapping",)
 _NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$")
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-                 "tekken.json", "*.tiktoken", "*.model")  # fmt: skip
-"""The files that can hold a tokenizer's vocabulary."""
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, AttributeError, TypeError)
+"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported late)."""
 _HERE = "SAO0TURN0TEXT"
 """Stands for the text of a turn, to find where a template puts it."""
 
@@ -76,7 +74,8 @@ def find_model(model: str, revision: str | None = None) -> Path:
 
 def is_local(model: str) -> bool:
     """Whether the model's files are here: the built-in one, a folder, or a GGUF file."""
-    return model == WORLD_MODEL or gguf.is_gguf(model) or Path(model).expanduser().is_dir()
+    path = Path(model).expanduser()
+    return model == WORLD_MODEL or path.is_dir() or (gguf.is_gguf(model) and path.is_file())
 
 
 def _fetch(model: str, revision: str | None) -> Path:
@@ -99,8 +98,9 @@ def weights_identity(model: str, revision: str | None = None) -> str:
     """
     path = find_model(model, revision)
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    found = digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
-    return gguf.identity(Path(model).expanduser()) if gguf.is_gguf(model) else found
+    if gguf.is_gguf(model):
+        names = ["tokenizer.json"]  # the other files name the version of transformers that read it
+    return digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
 
 
 def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
@@ -181,7 +181,7 @@ def read_config(path: Path, config: EngineConfig) -> Any:
 
     try:
         settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
     other = next((name for name in settings.architectures or [] if _NOT_CHAT.search(name)), None)
     if other is not None:
@@ -192,16 +192,56 @@ def read_config(path: Path, config: EngineConfig) -> Any:
     return settings
 
 
-def check_model(model: str, config: EngineConfig, revision: str | None = None) -> None:
+def check_model(
+    model: str, config: EngineConfig, revision: str | None = None, as_user: Sequence[Message] | None = None
+) -> None:
     """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or not finite, or a
-    tokenizer that does not fit. Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
+    tokenizer that does not fit; and, where `as_user` messages are given, where the user's turn after them cannot be left open.
+    Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
     path = find_model(model, revision)
-    read_config(path, config)
-    _from_pretrained(path, config, "meta", device_map="meta")
+    if config.name != "vllm" or _is_known(
+        path, config
+    ):  # vLLM looks at its weights by itself, and knows more kinds of models
+        read_config(path, config)
+        _from_pretrained(path, config, "meta", device_map="meta")
     weights_identity(model, revision)
-    ChatTokenizer.load(model, config, revision)
+    chat = ChatTokenizer.load(model, config, revision)
+    if as_user is not None:
+        chat.user_turn_ids(as_user)
     if config.name == "vllm" and config.vllm.lora is not None:
         check_adapter(Path(config.vllm.lora), path)
+
+
+def _is_known(path: Path, config: EngineConfig) -> bool:
+    """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor where it does not know
+    the model as a causal language model by the name that its makers gave it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
+    except LOAD_ERRORS:
+        return False
+    return kind.__name__ in (settings.architectures or []) and getattr(settings, "quantization_config", None) is None
+
+
+def config_json(path: Path) -> dict[str, Any]:
+    """What stands in a folder's config.json. Raises ModelError where that is no JSON object."""
+    try:
+        found = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}/config.json: cannot be read ({error}). Copy it from the model's source") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}/config.json: no JSON object. Copy it from the model's source")
+    return found
+
+
+def _rows(path: Path) -> int | None:
+    """The number of rows of the embedding by config.json, None where it does not say."""
+    settings = config_json(path)
+    inner = settings.get("text_config")
+    rows = {**settings, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
@@ -217,7 +257,7 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+    except (*LOAD_ERRORS, SafetensorError) as error:
         raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
     loaded, report = found
     check_report(str(path), report)
@@ -251,13 +291,15 @@ class ChatTokenizer:
         self._special = sorted({t.content for t in added.values() if t.special}, key=len, reverse=True)
         self._special_ids = {i for i, t in added.items() if t.special}
         eos = {i for i in [*eos_ids, self.tokenizer.eos_token_id] if i is not None}
-        self._check_text()
+        words = vocabulary.words_of(tokenizer, name)
+        vocabulary.check_words(tokenizer, name, words, self._template([{"role": "user", "content": words}], True))
         self.turn_end_id = self._find_turn_end(eos)
         self.end_ids = frozenset(eos | {self.turn_end_id})
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.turn_end_id if pad is None else pad
         if rows is not None:
-            self._check_ids(rows)
+            said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            vocabulary.check_rows(tokenizer, name, rows, {*self._template(said, True), *self.end_ids})
 
     @classmethod
     def load(cls, model: str, config: EngineConfig, revision: str | None = None) -> ChatTokenizer:
@@ -265,7 +307,7 @@ class ChatTokenizer:
         from transformers import AutoTokenizer, GenerationConfig
 
         path = find_model(model, revision)
-        _check_tokenizer_files(path)
+        vocabulary.check_files(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -273,57 +315,7 @@ class ChatTokenizer:
         eos: Any = None
         if (path / "generation_config.json").is_file():
             eos = GenerationConfig.from_pretrained(path).eos_token_id
-        rows = getattr(read_config(path, config).get_text_config(), "vocab_size", None)
-        return cls(tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, rows)
-
-    def _check_text(self) -> None:
-        """Raise ModelError where the tokenizer knows no words, or where the template leaves out what the user says."""
-        words = self._some_words()
-        if not words:
-            raise ModelError(
-                f"{self.name}: its tokenizer has {len(self.tokenizer)} tokens and none of them is a word, so its vocabulary is "
-                "missing. Copy tokenizer.json (or tokenizer.model) into the folder"
-            )
-        shown = str(self.tokenizer.decode(self._template([{"role": "user", "content": words}], True)))
-        if _letters(words) not in _letters(shown):
-            raise ModelError(
-                f"{self.name}: what the user says is lost between chat template and tokenizer ({words!r} became "
-                f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source"
-            )
-
-    def _some_words(self) -> str:
-        """A few words of the tokenizer's own vocabulary, which every text may be made of."""
-        size = self.tokenizer.vocab_size or len(self.tokenizer)
-        words: list[str] = []
-        letters: list[str] = []
-        for token in (*range(size // 4, size), *range(size // 4)):
-            if token in self.tokenizer.added_tokens_decoder:
-                continue
-            word = str(self.tokenizer.decode([token])).strip()
-            if word.isalpha() and "\ufffd" not in word:
-                (words if len(word) > 1 else letters).append(word)
-            if len(words) == 3:
-                break
-        return " ".join(words or letters[:3])
-
-    def _check_ids(self, rows: int) -> None:
-        """Raise ModelError where a token that may come up has no row in the embedding. Special tokens that the template does not
-        write may lie outside (Gemma-3's image token does): no text can hold one."""
-        shown = {
-            *self._template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], True),
-            *self.end_ids,
-        }
-        outside = [
-            (i, token) for token, i in self.tokenizer.get_vocab().items()
-            if i >= rows and (i not in self._special_ids or i in shown)
-        ]  # fmt: skip
-        if outside:
-            token_id, token = min(outside)
-            raise ModelError(
-                f"{self.name}: the tokenizer knows {token!r} as number {token_id}, but the embedding has {rows} rows "
-                f"({len(outside)} such tokens). Resize it (model.resize_token_embeddings) and train those rows, or take the "
-                "tokenizer that belongs to the weights"
-            )
+        return cls(tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, _rows(path))
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """The ids of a chat up to and including the header of the assistant's next turn, with exactly one BOS, and the beginning
@@ -484,29 +476,6 @@ class ChatTokenizer:
         return int(self.tokenizer.eos_token_id)
 
 
-def _letters(text: str) -> str:
-    """A text without spaces and case."""
-    return "".join(text.split()).casefold()
-
-
 def _common_length(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with."""
     return next((i for i, column in enumerate(zip(*rows)) if len(set(column)) > 1), min(map(len, rows)))
-
-
-def _check_tokenizer_files(path: Path) -> None:
-    """Raise ModelError where no file holds the vocabulary, or the package that reads it is missing."""
-    found = [name for name in _VOCABULARIES if any(path.glob(name))]
-    settings = path / "tokenizer_config.json"
-    if not found and not (settings.is_file() and "auto_map" in settings.read_text("utf-8", errors="replace")):
-        raise ModelError(
-            f"{path}: no tokenizer.json (nor tokenizer.model, vocab.json or another vocabulary). Copy the tokenizer's files "
-            "from the model's source"
-        )
-    needs = {"tekken.json": ("mistral_common", "mistral-common"), "tokenizer.model": ("sentencepiece", "sentencepiece")}
-    module, package = needs.get(found[0] if found else "", ("", ""))
-    if module and find_spec(module) is None:
-        raise ModelError(
-            f"{path}: its tokenizer is in {found[0]} only, which needs the package {package}: pip install {package}. Or copy "
-            "tokenizer.json from the model's source"
-        )

@@ -7,13 +7,14 @@ the same place. Later the share itself is watched, and once more at the end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sao.errors import DropError
 from sao.evaluation.statistics import wilson
-from sao.types import Drop, Judgment
+from sao.types import Comparison, Drop, Judgment
 
 if TYPE_CHECKING:
     from sao.store import Stage
@@ -27,13 +28,14 @@ SHOWN = 3
 SHOWN_TEXT = 300
 """Texts that a message shows, and characters of each."""
 
+UNREADABLE = "unreadable verdict"
 ADVICE = {
     "no marker": "let the marker stand in the reply (--prompts.prefill true), or let the model write as the user "
     "(--prompts.method user_turn)",
     "answers itself": "let the model write as the user (--prompts.method user_turn)",
     "no conversation": "take the template of conversations out of prompts.mix",
     "empty": "look at the chat template, and at the temperature of this stage",
-    "unreadable verdict": "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), another "
+    UNREADABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), another "
     "template or another judge",
 }
 CUT = {
@@ -53,13 +55,11 @@ class DropWatch:
         self.reasons: dict[str, int] = {}
         self.texts: dict[int, str] = {}
         self._first = set(islice(rows, FIRST))
-        self._waiting, self._lost_first = set(self._first), 0
-        if len(self._first) == FIRST:
-            for row in stage.written():
-                self._see(row["row"], *_lost_row(row))
-                if not self._waiting:
-                    break
-            self._check_first()
+        self._waiting = set(self._first)
+        self._lost_first: dict[int, str] = {}
+        for row in stage.written():
+            self._see(row["row"], *_lost_row(row))
+        self._check_first()
 
     def see(self, record: Record | Drop) -> None:
         """One row that came."""
@@ -75,21 +75,26 @@ class DropWatch:
         if reason is None:
             return
         self.lost += 1
-        self._lost_first += row in self._first
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
-        if text and len(self.texts) < SHOWN:
+        if row in self._first:
+            self._lost_first[row] = reason
+        if text and (len(self.texts) < SHOWN or row < max(self.texts)):
             self.texts[row] = text
+            while len(self.texts) > SHOWN:
+                del self.texts[max(self.texts)]
 
     def _check_first(self) -> None:
-        if len(self._first) == FIRST and not self._waiting and wilson(self._lost_first, FIRST)[0] > self.limit:
-            raise self.error(self._lost_first, FIRST, "the first ")
+        if len(self._first) < FIRST or self._waiting or wilson(len(self._lost_first), FIRST)[0] <= self.limit:
+            return
+        self.reasons = dict(Counter(self._lost_first.values()))
+        raise self.error(len(self._lost_first), FIRST, "the first ")
 
     def error(self, lost: int, of: int, which: str = "") -> DropError:
         """What is lost, three of the texts, and what to change."""
         common = sorted(self.reasons.items(), key=lambda item: -item[1])[:3]
         named = ", ".join(f"{reason} ({n})" for reason, n in common)
         shown = "".join(f"\n  - {short(text)}" for _, text in sorted(self.texts.items()))
-        advice = [change for reason, _ in common if (change := _advice(reason, self.stage.name))]
+        advice = list(dict.fromkeys(change for reason, _ in common if (change := _advice(reason, self.stage.name))))
         return DropError(
             f"{self.stage.name}: {lost} of {which}{of} items were lost, more than max_drop_share = {self.limit:g}. Commonest "
             f"reasons: {named}."
@@ -105,14 +110,18 @@ def lost(record: Record | Drop) -> tuple[str | None, str | None]:
     if isinstance(record, Drop):
         return record.reason, record.text
     if isinstance(record, Judgment) and record.verdict is None:
-        return "unreadable verdict", _wrote(record.text, record.mass)
+        return UNREADABLE, _wrote(record.text, record.mass)
+    if isinstance(record, Comparison) and record.winner is None:
+        return UNREADABLE, None
     return None, None
 
 
 def _lost_row(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """The same of a row in a part file."""
     if "verdict" in row and row["verdict"] is None:
-        return "unreadable verdict", _wrote(row["text"], row["mass"])
+        return UNREADABLE, _wrote(row["text"], row["mass"])
+    if "winner" in row and row["winner"] is None:
+        return UNREADABLE, None
     return row.get("reason"), row.get("text")
 
 
@@ -149,6 +158,8 @@ def short(text: str) -> str:
 
 
 def _advice(reason: str, stage: str) -> str:
+    if stage == "drafts" and reason in ("no marker", "empty"):
+        return "take personas from elsewhere (--personas.source builtin:general or a file), or a larger model"
     if reason == "cut off at max_tokens":
         ask = " or ask for short answers (--responses.system)" if stage == "responses" else ""
         return f"allow more tokens ({CUT.get(stage, 'max_tokens')}){ask}"

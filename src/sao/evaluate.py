@@ -106,7 +106,9 @@ def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions |
             read_template(template, suite.way)
     for player in asked.players:
         if not player.is_file and player.role not in bench.given:
-            bench.own_engine(player)
+            bench.check(bench.own_engine(player), player.model, player.revision)
+    if suites and "judge" not in bench.given:
+        bench.check(*bench.judge, prefill=bool(bench.judging.prefill))
     if tasks is not None:
         if find_spec("lm_eval") is None:
             raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
@@ -159,7 +161,7 @@ def made_with(bench: Bench, asked: Asked) -> dict[str, Any]:
         "weights": {player.role: bench.identity(player).weights for player in asked.players},
         "judge": bench.judge_identity.weights,
         "judging": bench.judging.model_dump(
-            mode="json", include={"method", "template", "choices", "min_mass", "temperature"}
+            mode="json", include={"method", "template", "choices", "prefill", "min_mass", "temperature"}
         ),
         "sampling": sampling,
         "engine": {

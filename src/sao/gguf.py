@@ -4,12 +4,11 @@ In: a .gguf file (llama.cpp's format, https://github.com/ggml-org/ggml/blob/mast
 tokenizer, chat template, end tokens and a card with the licence. Everything else (engines, judges, training, evaluation) sees
 that folder only, so the base of every comparison is the same rounded model that training starts from.
 
-The folder lies in $SAO_CACHE, else $XDG_CACHE_HOME/sao, else ~/.cache/sao, under the file's SHA-256: a changed file is read anew.
+The folder lies in the cache (`sao.weights.cache_folder`) under the file's SHA-256: a changed file is read anew.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -19,14 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao.errors import ModelError
-from sao.store import store_error, write_atomic
-from sao.weights import file_digest
+from sao.errors import ModelError, SAOError, StoreError
+from sao.store import write_atomic
+from sao.weights import cache_folder, check_report, file_digest
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+FACTS = "sao_gguf.json"
+"""What is said of the file, in its folder."""
 REVISION = 1
 """Counts up when the same file would be read otherwise."""
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -55,41 +56,28 @@ def model_folder(file: Path) -> Path:
     return folder
 
 
-def identity(file: Path) -> str:
-    """What the model is, whatever its path and whatever version of transformers read it."""
-    return f"gguf{REVISION}:{file_digest(file)[:16]}"
-
-
-def stored_as(file: Path) -> str:
-    """How most of the file's weights are held, such as Q4_1 or BF16."""
-    counts: dict[str, int] = {}
-    for tensor in _reader(file).tensors:
-        counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
-    return max(counts, key=lambda name: counts[name])
-
-
 def notice(file: Path) -> str:
-    """What a user of this file should know, in one line."""
-    kind = stored_as(file)
-    if kind in PLAIN:
-        return f"{file.name}: weights in {kind}, read as they are"
-    return (
-        f"{file.name}: weights rounded to {kind}. Training starts from these rounded weights, and the base in every comparison "
-        "is the same rounded model"
-    )
-
-
-def cache_folder() -> Path:
-    """Where converted models lie."""
-    given = os.environ.get("SAO_CACHE")
-    if given:
-        return Path(given).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "sao"
+    """What a user of this file should know, in one line or two. Its folder is there, or is made."""
+    facts = json.loads((model_folder(file) / FACTS).read_text("utf-8"))
+    kind, rule = facts["stored_as"], facts["unknown_splitting"]
+    said = f"{file.name}: weights in {kind}, read as they are"
+    if kind not in PLAIN:
+        said = (
+            f"{file.name}: weights rounded to {kind}. Training starts from these rounded weights, and the base in every "
+            "comparison is the same rounded model"
+        )
+    if rule:
+        said += (
+            f". WARNING: transformers does not know the rule {rule!r} by which this file's tokenizer splits text, and takes "
+            "GPT-2's: tokens may be others than the model was trained on"
+        )
+    return said
 
 
 def _convert(file: Path, folder: Path) -> None:
     """Make the folder; it appears when it is whole. Two processes may do so at once: the first one's stays."""
+    from safetensors import SafetensorError
+
     _check(file)
     unfinished = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
@@ -97,10 +85,19 @@ def _convert(file: Path, folder: Path) -> None:
         _remove_left_over(folder)
         unfinished.mkdir()
         _save(file, unfinished)
-        with contextlib.suppress(FileExistsError, OSError) if folder.is_dir() else contextlib.nullcontext():
+        try:
             unfinished.rename(folder)
-    except OSError as error:
-        raise store_error(error, folder) from error
+        except OSError:
+            if not folder.is_dir():
+                raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SAOError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"{folder}: {file.name} cannot be saved there as a model folder ({why}). Free some space (about four times the "
+            "file), or name another place by the environment variable SAO_CACHE"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -161,6 +158,8 @@ def _save(file: Path, folder: Path) -> None:
     facts = {name: field.contents() for name, field in _reader(file).fields.items() if _is_short(field)}
     _write_end_tokens(folder, facts)
     write_atomic(folder / "README.md", _card(file, facts))
+    said = {"stored_as": _stored_as(file), "unknown_splitting": _unknown_splitting(facts)}
+    write_atomic(folder / FACTS, json.dumps(said) + "\n")
 
 
 def _is_short(field: Any) -> bool:
@@ -172,8 +171,6 @@ def _read(file: Path) -> PreTrainedModel:
     """The dequantised model in float32. Raises ModelError where transformers cannot read it, or a weight is missing."""
     import torch
     from transformers import AutoModelForCausalLM
-
-    from sao.weights import check_report
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -236,18 +233,22 @@ def _card(file: Path, facts: dict[str, Any]) -> str:
     """The folder's card: where it comes from and under which licence."""
     licence = facts.get("general.license.name") or facts.get("general.license")
     front = f"---\nlicense: {licence}\n---\n" if licence else ""
-    rule = facts.get("tokenizer.ggml.pre")
-    return f"{front}# {facts.get('general.name', file.stem)}\n\nRead from `{file.name}` (GGUF). {notice(file)}.\n" + (
-        f"Text is split by the rule `{rule}`.\n" if rule else ""
-    )
+    return f"{front}# {facts.get('general.name', file.stem)}\n\nRead from `{file.name}` (GGUF).\n"
 
 
-def unknown_splitting(file: Path) -> str | None:
+def _stored_as(file: Path) -> str:
+    """How most of the file's weights are held, such as Q4_1 or BF16."""
+    counts: dict[str, int] = {}
+    for tensor in _reader(file).tensors:
+        counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    return max(counts, key=lambda name: counts[name])
+
+
+def _unknown_splitting(facts: dict[str, Any]) -> str | None:
     """The file's rule for splitting text, where transformers does not know it and falls back to GPT-2's; None elsewhere."""
     from transformers.integrations.gguf import gguf_tokenizer_mapping as known
 
-    fields = _reader(file).fields
-    rule, kind = (fields[n].contents() if n in fields else None for n in ("tokenizer.ggml.pre", "tokenizer.ggml.model"))
+    rule, kind = facts.get("tokenizer.ggml.pre"), facts.get("tokenizer.ggml.model")
     if kind != "gpt2" or rule is None or rule in _SAME_AS_GPT2 or rule in known.GGUF_PRE_TOKENIZER_SPLITS:
         return None
     return str(rule)

@@ -28,9 +28,9 @@ from sao import filters, gguf, judging, manifest, personas, prompts, responses, 
 from sao.card import model_card, push_model
 from sao.config import Config, EngineConfig, JudgingConfig
 from sao.drops import DropWatch, check_finished, check_readable
-from sao.engines import Engine, Usage, open_engine
+from sao.engines import Engine, Message, Usage, open_engine, require_prefill
 from sao.engines.auto import settle
-from sao.errors import ConfigError, DropError, EngineError, Terminated, TrainingError
+from sao.errors import ConfigError, DropError, Terminated, TrainingError
 from sao.evaluation import compare
 from sao.folder import Juror, RunFolder
 from sao.report import summarise, worth_of_judge
@@ -117,7 +117,7 @@ class Run(RunFolder):
                     f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
                 )
         if gguf.is_gguf(c.model) and self.given_engine is None:
-            self.notify(gguf.notice(Path(c.model)))
+            self.notify(gguf.notice(Path(c.model).expanduser()))
         self.funnel()  # looks at every stage, and so at all that the run depends on
         for line in manifest.open_manifest(self.root, c, self.model_identity, source, licences, self.outside):
             self.notify(f"changed since the last run here: {line}")
@@ -144,41 +144,37 @@ class Run(RunFolder):
         """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of it."""
         from sao.chat import check_model
 
-        config = self.config
-        asks = [(config.engine, config.model, config.revision, self.prompts_stage, self._needs_prefill)]
-        for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
-            c = juror.config
-            if c.method == "reward" and not stage.finished:
-                from sao.engines.reward import check_reward_model
-
-                model, revision = self.judge_model(c)
-                check_reward_model(model, c.engine or config.engine, revision)
+        config, asked = self.config, self.config.prompts
+        written = asked.source is None and config.pairs.imported is None
+        as_user = written and asked.method == "user_turn"
+        opening = (Message("system", "a"),) if self._has_personas else ()
+        begun = as_user or (written and asked.prefill)
+        asks = [(config.engine, config.model, config.revision, self.prompts_stage, begun)]
+        judges = [(juror.config, stage) for juror, stage in zip(self.jury, self.judgments_stages, strict=True)]
+        if trains and config.personas.held_out:
+            judges.append((self.eval_judging, self.comparisons_stage))
+        for c, stage in judges:
             if c.method in ("logprob", "text"):
                 asks.append((c.engine or config.engine, *self.judge_model(c), stage, bool(c.prefill)))
+            elif c.method == "reward" and not stage.finished:
+                self._check_reward_model(c)
+        checked: list[Any] = []
         for engine, model, revision, stage, prefill in asks:
-            if stage.finished or engine.name == "scripted":
+            if stage.finished or engine.name == "scripted" or (engine, model, revision, prefill) in checked:
                 continue
+            checked.append((engine, model, revision, prefill))
             if engine.name != "openai":
-                check_model(model, engine, revision)
+                check_model(model, engine, revision, opening if as_user and stage is self.prompts_stage else None)
             elif prefill:
-                self._check_prefill(engine, model, revision)
+                require_prefill(self._use(engine, model, revision), engine.openai.base_url)
         if trains and config.engine.name == "openai" and not self.model_dir.is_dir():
             check_model(config.model, config.engine, config.revision)
 
-    @property
-    def _needs_prefill(self) -> bool:
-        """Whether prompts are written in a reply or a user's turn that has begun already."""
-        c = self.config.prompts
-        return c.source is None and (c.prefill or c.method == "user_turn")
+    def _check_reward_model(self, judging: JudgingConfig) -> None:
+        from sao.engines.reward import check_reward_model
 
-    def _check_prefill(self, config: EngineConfig, model: str, revision: str | None) -> None:
-        """Raise EngineError where a server cannot go on from a turn that has begun."""
-        if not self._use(config, model, revision).has_prefill:
-            raise EngineError(
-                f"{config.openai.base_url}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, "
-                "judging.prefill). That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here "
-                "as `model`, for its chat template. Else take prompts.method instruct without prefill"
-            )
+        model, revision = self.judge_model(judging)
+        check_reward_model(model, judging.engine or self.config.engine, revision)
 
     @property
     def engine(self) -> Engine:
@@ -466,19 +462,18 @@ class Run(RunFolder):
 
             self._fill(stage, Response, total, answers)
         if not self.comparisons_stage.open().finished:
-            self._fill(self.comparisons_stage, Comparison, 2 * total, self._compare)
+            rows = (duel.row for duel in self._held_out_duels(self.comparisons_stage.key))
+            self._fill(self.comparisons_stage, Comparison, 2 * total, self._compare, rows=lambda: rows)
+
+    def _held_out_duels(self, key: str) -> Iterator[judging.Duel]:
+        for prompt, base, tuned in self.held_out():
+            answers = [replace(base, row=2 * prompt.row), replace(tuned, row=2 * prompt.row + 1, index=1)]
+            yield from judging.duels([(prompt.id, prompt.conversation, answers)], 2, key, 2)
 
     def _compare(self, key: str, done: Container[str]) -> Iterator[Comparison | Drop]:
         bases = {base.id for _, base, _ in self.held_out()}
-
-        def duels() -> Iterator[judging.Duel]:
-            for prompt, base, tuned in self.held_out():
-                answers = [replace(base, row=2 * prompt.row), replace(tuned, row=2 * prompt.row + 1, index=1)]
-                group = [(prompt.id, prompt.conversation, answers)]
-                yield from judging.duels(group, 2, key, 2)
-
         c = self.eval_judging
-        for verdict in judging.judge(duels(), self.judge_engine(c), c, done, name=self.judge_name(c)):
+        for verdict in judging.judge(self._held_out_duels(key), self.judge_engine(c), c, done, name=self.judge_name(c)):
             if isinstance(verdict, Drop):
                 yield replace(verdict, stage="comparisons")
                 continue

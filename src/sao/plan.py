@@ -323,6 +323,8 @@ class Plan:
     gpus: int
     lengths: Lengths
     train: TrainConfig
+    engine: str
+    """The recipe's engine.name; auto is planned as the built-in one."""
     vllm: bool
     """Whether vLLM generates."""
     kept: float
@@ -370,7 +372,7 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     longest = lengths.worst(train, train.micro_batch_size)
     return Plan(
         model=config.model, shape=shape, gpu=gpu, gpus=gpus, lengths=lengths, train=train,
-        vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep], longest=longest,
+        engine=config.engine.name, vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep], longest=longest,
         training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config, lengths, gpu),
         stages=stages(config, shape, gpu, gpus, lengths), ways=_ways(shape, train, gpu, gpus, lengths),
     )  # fmt: skip
@@ -394,6 +396,9 @@ def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Length
     return found
 
 
+AUTO = "Engine: the built-in one is assumed. Where vLLM is installed engine.name auto takes that: plan it by --engine.name vllm."
+
+
 def show_plan(plan: Plan) -> str:
     """The plan as text."""
     t, gib, a = plan.train, plan.gpu.memory, plan.lengths
@@ -403,6 +408,7 @@ def show_plan(plan: Plan) -> str:
         f"{plan.model}: {plan.shape.parameters:,} weights; {plan.gpus} × {plan.gpu.name} ({gib:g} GiB each): {verdict}",
         f"Computed, not measured. Assumed: prompts of {a.prompt} tokens, answers of {a.response}, {100 * a.mfu:.0f} % of the "
         f"GPU's peak rate, the longest pairs {PEAK} times the mean, {100 * plan.kept:.0f} % of the pairs kept.",
+        *([AUTO] if plan.engine == "auto" else []),
         "",
         f"{'GiB on each GPU':18}{'training':>10}{'generation':>12}",
     ]

@@ -78,7 +78,7 @@ def _by_instruction(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
     def ask(persona: Persona, prompt_id: str) -> Asked:
         template = mix[drawn_template(config, prompt_id)] if persona.text else without
         message = Message("user", fill(template, persona=persona.text))
-        read = read_turns if REPLY in template and persona.text else read_prompt
+        read = read_turns if REPLY in template else read_prompt
         sample = Sample(prompt_id, seed_of(prompt_id))
         return Asked(
             Request((message,), (sample,), sampling, prefill), partial(read, marker=config.marker, prefill=prefill)

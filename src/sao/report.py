@@ -6,6 +6,7 @@ from typing import Any
 
 from sao.audit import audit
 from sao.audit.tally import Tally
+from sao.errors import SAOError
 from sao.evaluation import compare
 from sao.folder import RunFolder
 from sao.manifest import read_usage
@@ -47,8 +48,11 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
 
 
 def worth_of_judge(run: RunFolder) -> str:
-    """What `sao audit` says of the run's judges, in one sentence."""
-    return str(audit(run)["verdict"])
+    """What `sao audit` says of the run's judges, in one sentence; a file that it cannot read takes no result away."""
+    try:
+        return str(audit(run)["verdict"])
+    except SAOError as error:
+        return f"not known: {error}"
 
 
 def _judge_summary(run: RunFolder) -> dict[str, Any]:

@@ -6,15 +6,21 @@ one NaN turns every answer into garbage. All three are refused before anything i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sao.errors import ModelError
+from sao.store import write_atomic
 
 CHUNK = 16 << 20
+REMEMBERED = 64 << 20
+"""Bytes from which on a file's hash is kept for later processes."""
 _digests: dict[tuple[str, int, int], str] = {}
 # For each number format of safetensors that can hold NaN or infinity: bytes of a number, bits of its exponent (all set: not
 # finite). F8_E4M3 has no infinity; there only all bits but the sign are NaN.
@@ -24,20 +30,46 @@ _EXPONENTS = {
 }  # fmt: skip
 
 
+def cache_folder() -> Path:
+    """Where converted models and the hashes of large files lie: $SAO_CACHE, else $XDG_CACHE_HOME/sao, else ~/.cache/sao."""
+    given = os.environ.get("SAO_CACHE")
+    if given:
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "sao"
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal; read once a process. Weights in safetensors are looked through in the same pass.
+    """SHA-256 of a file, in hexadecimal. Weights in safetensors are looked through in the same pass over the file.
+
+    A file is read once a process; one of more than REMEMBERED bytes once altogether, as long as its path, size and times (of
+    content and of entry) stay the same.
 
     Raises ModelError where a weight holds NaN or infinity, or where a safetensors file is broken.
     """
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-    if key not in _digests:
-        with path.open("rb") as stream:
-            if path.suffix == ".safetensors":
-                _digests[key] = _scan(path, stream, stat.st_size)
-            else:
-                _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if key not in _digests and stat.st_size > REMEMBERED:
+        name = hashlib.sha256(f"{key} {stat.st_ctime_ns} {stat.st_ino}".encode()).hexdigest()
+        note = cache_folder() / "digests" / name
+        if note.is_file() and re.fullmatch(r"[0-9a-f]{64}", text := note.read_text("utf-8")):
+            _digests[key] = text
+        else:
+            _digests[key] = _read_digest(path, stat.st_size)
+            with contextlib.suppress(
+                OSError
+            ):  # a place that cannot be written costs the next process time, nothing else
+                write_atomic(note, _digests[key])
+    elif key not in _digests:
+        _digests[key] = _read_digest(path, stat.st_size)
     return _digests[key]
+
+
+def _read_digest(path: Path, size: int) -> str:
+    with path.open("rb") as stream:
+        if path.suffix == ".safetensors":
+            return _scan(path, stream, size)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -147,14 +179,16 @@ def check_adapter(folder: Path, base: Path) -> None:
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise ModelError(f"{folder}: no LoRA adapter, which has adapter_config.json and adapter_model.safetensors")
     names = tensor_names(file)
-    known = {_layer(name) for path in base.glob("*.safetensors") for name in tensor_names(path)}
+    known = {_layer(name.rpartition(".")[0]) for path in base.glob("*.safetensors") for name in tensor_names(path)}
     for name in sorted(names):
         for one, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
             if f".{one}." in name and name.replace(f".{one}.", f".{other}.") not in names:
                 raise ModelError(f"{folder}: {name} has no {other} beside it. Copy or save the adapter again")
-        layer = _layer(name.split(".lora_")[0])
-        if ".lora_" in name and f"{layer}.weight" not in known:
-            raise ModelError(f"{folder}: changes {layer}, which {base} does not have: it belongs to another model")
+        layer = _layer(name.partition(".lora_")[0])
+        if ".lora_" in name and layer and layer not in known:
+            raise ModelError(
+                f"{folder}: changes layer {layer}, which {base} does not have: it belongs to another model"
+            )
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -167,6 +201,7 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def _layer(name: str) -> str:
-    """A weight's name without what stands before its layer: adapters and multimodal models put different words there."""
-    place = name.find("layers.")
-    return name[place:] if place >= 0 else name.rsplit("model.", 1)[-1]
+    """A module's name from the number of its layer on ("7.mlp.up_proj"), "" outside the layers: adapters and multimodal models
+    put different words before it."""
+    found = re.search(r"(?:^|\.)(\d+\..+)", name)
+    return found[1] if found else ""

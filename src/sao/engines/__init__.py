@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sao.errors import EngineError
 from sao.types import KEPT_TEXT, Drop, FinishReason
 
 if TYPE_CHECKING:
@@ -158,6 +159,16 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back the memory; the engine is not used afterwards."""
         ...
+
+
+def require_prefill(engine: Engine, where: str) -> None:
+    """Raise EngineError where an engine cannot go on from a turn that has begun."""
+    if not engine.has_prefill:
+        raise EngineError(
+            f"{where}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, judging.prefill). "
+            "That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here as its name, for the "
+            "chat template. Else take prompts.method instruct, and no prefill"
+        )
 
 
 def open_engine(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from sao.chat import WORLD_MODEL, find_model
+from sao.chat import WORLD_MODEL, config_json, find_model
 from sao.config import Config, EngineConfig, JudgeConfig
+from sao.errors import ConfigError
 
 E = TypeVar("E", bound=EngineConfig)
 J = TypeVar("J", bound=JudgeConfig)
@@ -48,6 +48,12 @@ def settled(config: E, model: str, revision: str | None = None) -> E:
 def choose(config: E, model: str, revision: str | None = None) -> tuple[E, str]:
     """The settings with vllm or transformers for a name, and why. Raises ModelError where there is no such model."""
     why_not = _against_vllm(config, model, revision)
+    only_vllm = {"lora": config.vllm.lora, "quantization": config.vllm.quantization, "extra": config.vllm.extra}
+    if why_not and (given := next((key for key, value in only_vllm.items() if value), None)):
+        raise ConfigError(
+            f"engine.vllm.{given} is set, but engine.name auto cannot take vLLM ({why_not}). Name the engine (--engine.name "
+            "vllm), or take the setting out"
+        )
     name = "transformers" if why_not else "vllm"
     return config.model_copy(update={"name": name}), why_not or "vLLM is installed and suits the model"
 
@@ -66,7 +72,7 @@ def _against_vllm(config: EngineConfig, model: str, revision: str | None) -> str
         return f"engine.device {config.device} is not for vLLM"
     if on_cpu == gpu:
         return "this vLLM is the build for CPUs" if on_cpu else "torch sees no GPU for vLLM"
-    settings = json.loads((find_model(model, revision) / "config.json").read_text("utf-8"))
+    settings = config_json(find_model(model, revision))
     registry = Path(spec.submodule_search_locations[0]) / "model_executor/models/registry.py"
     known = registry.read_text("utf-8") if registry.is_file() else ""
     names = [str(name) for name in settings.get("architectures") or []]

@@ -29,6 +29,7 @@ from sao.engines import (
     Sampling,
     Usage,
     cut_at,
+    require_prefill,
 )
 from sao.engines.client import BadAnswerError, Call, Client, RefusedError
 from sao.errors import EngineError
@@ -236,7 +237,8 @@ class OpenAIEngine:
 
     def _begun(self, request: Request) -> list[int]:
         """The ids of a turn that has begun."""
-        assert self._chat is not None, "the pipeline asks has_prefill first"
+        require_prefill(self, self._client.url)
+        assert self._chat is not None
         if request.as_user:
             return self._chat.user_turn_ids(request.messages)
         return self._chat.prompt_ids(request.messages, request.prefill)
@@ -271,7 +273,8 @@ class OpenAIEngine:
         if self._chat is not None and self.skills.token_ids and isinstance(ids, list) and ids:
             end = ids[-1] in self._ends_of(request)[0] and finish == "stop"
             text = self._chat.decode(ids[:-1] if end else ids)
-            return Completion(sample_id, text[: cut_at(text, request.sampling.stop)], tuple(ids), finish)
+            stops = (*request.sampling.stop, *(self._ends_of(request)[1] if raw else ()))
+            return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids), finish)
         return Completion(sample_id, text.lstrip(" "), None, finish)  # some tokenizers begin every text with a space
 
     def _choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
@@ -306,7 +309,8 @@ class OpenAIEngine:
 
     def _raw_choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
         """The log-probabilities of the tokens that go on from a reply that has begun."""
-        assert self._chat is not None, "the pipeline asks has_prefill first"
+        require_prefill(self, self._client.url)
+        assert self._chat is not None
         ids, wanted = self._chat.choice_ids(request.messages, request.choices, request.prefill)
         words = tuple(self._chat.tokenizer.decode([token]) for token in wanted)
 

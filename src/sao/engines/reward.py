@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sao.chat import find_model
+from sao import vocabulary
+from sao.chat import LOAD_ERRORS, find_model, pick_device
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.weights import check_report
@@ -36,6 +37,7 @@ class RewardModel:
         from transformers import AutoTokenizer
 
         path = find_model(model, revision)
+        vocabulary.check_files(path)
         if config.threads:
             torch.set_num_threads(config.threads)
         try:
@@ -58,6 +60,10 @@ class RewardModel:
             isinstance(part, nn.Embedding) and part.padding_idx is not None and part is not embedding
             for part in network.modules()
         )
+        words = vocabulary.words_of(self._tokenizer, model)
+        ids = self._encode(words, words)["input_ids"]
+        vocabulary.check_words(self._tokenizer, model, words, ids)
+        vocabulary.check_rows(self._tokenizer, model, self._vocabulary, ids)
         self._model = network.eval()
         places = getattr(settings, "max_position_embeddings", None) or math.inf
         self._room = min(places, self._tokenizer.model_max_length)  # some count their first positions from 2
@@ -122,9 +128,10 @@ class RewardModel:
 def check_reward_model(model: str, config: EngineConfig, revision: str | None = None) -> None:
     """Raise ModelError where a folder is no whole reward model. Reads names and shapes only: nothing is loaded into memory."""
     path = find_model(model, revision)
+    vocabulary.check_files(path)
     try:
         _, report = _load(path, config.model_copy(update={"device": "meta"}))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+    except (*LOAD_ERRORS, SafetensorError) as error:
         raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
     _check_weights(path, report)
 
@@ -133,7 +140,7 @@ def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:
     """The classifier on its device, and transformers' report on its weights."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(config)
     dtype: Any = config.dtype if config.dtype != "auto" else "auto" if device.startswith("cuda") else "float32"
     settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     # SDPA leaves out soft-capping without a word (Gemma-2).

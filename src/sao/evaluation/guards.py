@@ -31,7 +31,9 @@ _NO_NAME = re.compile(
     r"(v?\d+|models?|checkpoints?|ckpt|final|merged|last|best|hf|latest|outputs?|weights|snapshots|[0-9a-f]{40})(-\d+)?|.{0,2}"
 )
 """Last parts of a path that say nothing about the model in it."""
-_FORMAT = re.compile(r"(-(fp8|fp16|bf16|int[48]|[48]bit|awq|gptq|bnb|gguf|nvfp4|mxfp4|w\da\d+|q\d(-[0k](-[sml])?)?))+$")
+_FORMAT = re.compile(
+    r"(-(fp8|fp16|bf16|int[48]|[48]bit|awq|gptq|bnb|gguf|nvfp4|mxfp4|w\da\d+|i?q\d(-([01k]|xx?s|nl|[sm])(-[sml]|-xl)?)?))+$"
+)
 """Endings of a name that say only how the numbers are stored."""
 _NO_FAMILY = re.compile(
     "alpha|api|awq|base|beta|bf|bit|bnb|builtin|chat|distill|dpo|flash|fp|gguf|gptq|hf|hub|instruct|int|it|judge|large|latest|"

@@ -80,8 +80,11 @@ def test_a_classifier_is_no_chat_model(tmp_path: Path) -> None:
     base = qwen3(tmp_path / "base")
     AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(tmp_path / "reward")
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "reward")
-    with pytest.raises(ModelError, match="Qwen3ForSequenceClassification, which classifies"):
-        check_model(str(tmp_path / "reward"), AUTO)
+    for engine in (AUTO, EngineConfig(name="vllm")):
+        with pytest.raises(ModelError, match="Qwen3ForSequenceClassification, which classifies"):
+            check_model(str(tmp_path / "reward"), engine)
+    with pytest.raises(ModelError, match="which classifies"):
+        load_model(str(tmp_path / "reward"), AUTO)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -183,13 +183,17 @@ def read_config(path: Path, config: EngineConfig) -> Any:
         settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except LOAD_ERRORS as error:
         raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
-    other = next((name for name in settings.architectures or [] if _NOT_CHAT.search(name)), None)
+    _refuse_classifier(path, settings.architectures)
+    return settings
+
+
+def _refuse_classifier(path: Path, architectures: Any) -> None:
+    other = next((str(name) for name in architectures or [] if _NOT_CHAT.search(str(name))), None)
     if other is not None:
         raise ModelError(
             f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a reward model judges "
             "by judging.method reward"
         )
-    return settings
 
 
 def check_model(
@@ -199,10 +203,10 @@ def check_model(
     tokenizer that does not fit; and, where `as_user` messages are given, where the user's turn after them cannot be left open.
     Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
     path = find_model(model, revision)
-    if config.name != "vllm" or _is_known(
-        path, config
-    ):  # vLLM looks at its weights by itself, and knows more kinds of models
+    _refuse_classifier(path, config_json(path).get("architectures"))
+    if config.name != "vllm":  # which knows more kinds of models than transformers
         read_config(path, config)
+    if _is_known(path, config):
         _from_pretrained(path, config, "meta", device_map="meta")
     weights_identity(model, revision)
     chat = ChatTokenizer.load(model, config, revision)

@@ -26,6 +26,7 @@ import yaml
 
 from sao import filters, gguf, judging, manifest, personas, prompts, responses, rows
 from sao.card import model_card, push_model
+from sao.chat import is_local
 from sao.config import Config, EngineConfig, JudgingConfig
 from sao.drops import DropWatch, check_finished, check_readable
 from sao.engines import Engine, Message, Usage, open_engine, require_prefill
@@ -116,7 +117,7 @@ class Run(RunFolder):
                 self.notify(
                     f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
                 )
-        if gguf.is_gguf(c.model) and self.given_engine is None:
+        if gguf.is_gguf(c.model) and is_local(c.model) and self.given_engine is None:
             self.notify(gguf.notice(Path(c.model).expanduser()))
         self.funnel()  # looks at every stage, and so at all that the run depends on
         for line in manifest.open_manifest(self.root, c, self.model_identity, source, licences, self.outside):
@@ -163,10 +164,11 @@ class Run(RunFolder):
             if stage.finished or engine.name == "scripted" or (engine, model, revision, prefill) in checked:
                 continue
             checked.append((engine, model, revision, prefill))
-            if engine.name != "openai":
-                check_model(model, engine, revision, opening if as_user and stage is self.prompts_stage else None)
-            elif prefill:
+            opens = as_user and stage is self.prompts_stage
+            if engine.name == "openai" and prefill:
                 require_prefill(self._use(engine, model, revision), engine.openai.base_url)
+            if engine.name != "openai" or opens:
+                check_model(model, engine, revision, opening if opens else None)
         if trains and config.engine.name == "openai" and not self.model_dir.is_dir():
             check_model(config.model, config.engine, config.revision)
 

@@ -295,17 +295,19 @@ class OpenAIEngine:
         # At temperature 1 the log-probabilities are the model's own, whether or not a server scales them.
         body = self._body(request.messages, Sampling(1), 0, **more)
         del body["seed"]  # which token is drawn plays no part
-        return Call(
-            body,
-            _estimate(request.messages) + 1,
-            read,
-            lambda error: (
-                Choices(request.id, (math.nan,) * len(request.choices))
-                if _too_long(error.message)
-                else self._refusal(request.id, error)
-            ),
-            lambda fault: self._lost(request.id, fault),
-        )
+        return self._choices_of(request, body, _estimate(request.messages) + 1, read, CHAT)
+
+    def _choices_of(
+        self, request: ChoiceRequest, body: Body, tokens: int, read: Callable[[Body], Choices | Failure], path: str
+    ) -> Call[Choices | Failure]:
+        """The call for one token; a chat that does not fit gives NaN."""
+
+        def refused(error: RefusedError) -> Choices | Failure:
+            if _too_long(error.message):
+                return Choices(request.id, (math.nan,) * len(request.choices))
+            return self._refusal(request.id, error)
+
+        return Call(body, tokens, read, refused, lambda fault: self._lost(request.id, fault), path=path)
 
     def _raw_choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
         """The log-probabilities of the tokens that go on from a reply that has begun."""
@@ -327,19 +329,8 @@ class OpenAIEngine:
 
         body = self._raw_body(self._body((), Sampling(1), 0), ids)
         del body["seed"]
-        body |= {"logprobs": self.skills.top_logprobs, "return_tokens_as_token_ids": True}
-        return Call(
-            body,
-            len(ids) + 1,
-            read,
-            lambda error: (
-                Choices(request.id, (math.nan,) * len(request.choices))
-                if _too_long(error.message)
-                else self._refusal(request.id, error)
-            ),
-            lambda fault: self._lost(request.id, fault),
-            path=COMPLETIONS,
-        )
+        body |= {"logprobs": self.skills.top_logprobs or TOP[-1], "return_tokens_as_token_ids": True}
+        return self._choices_of(request, body, len(ids) + 1, read, COMPLETIONS)
 
     def _refusal(self, item_id: str, error: RefusedError) -> Failure:
         return self._failure(item_id, f"refused by the server (HTTP {error.status})", error.message)

@@ -76,6 +76,14 @@ def test_whole_models_pass(family: Callable[[Path], str], tmp_path: Path) -> Non
     check_model(family(tmp_path / "m"), AUTO)  # tied heads among them
 
 
+def test_what_old_checkpoints_hold_besides_weights_is_no_weight(tmp_path: Path) -> None:
+    """GPT-2's masked_bias, for one: a constant."""
+    more = {"model.layers.0.attn.masked_bias": torch.tensor(-1e4), "model.embeddings.position_ids": torch.arange(8)}
+    model = changed(tmp_path / "m", lambda w: w | more)
+    check_model(model, AUTO)
+    load_model(model, AUTO)
+
+
 def test_a_classifier_is_no_chat_model(tmp_path: Path) -> None:
     base = qwen3(tmp_path / "base")
     AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(tmp_path / "reward")

@@ -140,6 +140,10 @@ def _all_finite(data: bytes, dtype: str) -> bool:
     return not bool(((numbers & mask) == mask).any())
 
 
+_COMPUTED = (".masked_bias", ".inv_freq", ".position_ids")
+"""Ends of names that old checkpoints hold and that are no weights: the model computes them."""
+
+
 def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] = ()) -> None:
     """Raise ModelError where transformers' loading report says that weights were missing, left over or of another shape.
 
@@ -149,7 +153,11 @@ def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] 
         spared: Beginnings of left-over names that do no harm.
 
     """
-    left_over = {name for name in report["unexpected_keys"] if not name.startswith(spared or ("\0",))}
+    left_over = {
+        name
+        for name in report["unexpected_keys"]
+        if not name.startswith(spared or ("\0",)) and not name.endswith(_COMPUTED)
+    }
     shapes = {entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]}
     problems = []
     for names, what in (

@@ -295,3 +295,11 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
     monkeypatch.setattr(engine.network.model.config, "layer_types", kinds, raising=False)
     with pytest.raises(ModelError, match="linear_attention"):
         Network(engine.network.model, engine.chat, 8)
+
+
+def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:
+    """Short prompts among the first, a flood of long ones behind them: full lanes of those do not keep the first ones waiting."""
+    requests = [request(i, n=1, max_tokens=30, length=1 if i % 2 and i < 32 else 20) for i in range(400)]
+    done = [int(completion.id.split(".")[0]) for completion in engine.generate(requests)]
+    assert sorted(done) == list(range(400))
+    assert max(done.index(i) for i in range(32)) < 150

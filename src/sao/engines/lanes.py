@@ -210,6 +210,7 @@ class Sequence:
     layers: Layers
     row: int
     as_user: bool = False
+    first: bool = False
     tokens: list[int] = field(default_factory=list)
 
 
@@ -225,12 +226,16 @@ class Lane:
         self.cache = Cache(layers=[*self.layers])
         self.masks = network.closed_masks(size)
         self.rows = np.arange(slots)
-        self.live, self.stops = np.zeros((2, slots), bool)
+        self.live, self.stops, self.first = np.zeros((3, slots), bool)
         self.as_user = np.zeros(slots, np.int64)
         self.length, self.token, self.drawn, self.left, self.start = np.zeros((5, slots), np.int64)
         self.seed = np.zeros(slots, np.uint64)
         self.temperature, self.top_p = np.zeros(slots), np.ones(slots)
         self.history = np.zeros((slots, size), np.int64)
+
+    def serves_first(self) -> bool:
+        """Whether one of the first requests is here: in a slot, or waiting for one."""
+        return bool((self.live & self.first).any()) or any(sequence.first for sequence in self.ready)
 
     @torch.inference_mode()
     def refill(self) -> None:
@@ -246,7 +251,8 @@ class Lane:
                 mask[slot, ..., max(0, n - window) : n] = 0
             sequence.layers = []
             self.held[slot], self.live[slot] = sequence, True
-            self.stops[slot], self.as_user[slot] = bool(sequence.sampling.stop), sequence.as_user
+            self.stops[slot], self.first[slot] = bool(sequence.sampling.stop), sequence.first
+            self.as_user[slot] = sequence.as_user
             self.length[slot], self.token[slot], self.drawn[slot] = n, sequence.token, 0
             self.start[slot], self.left[slot] = len(sequence.tokens), sequence.limit - len(sequence.tokens)
             self.seed[slot] = sequence.sample.seed % 2**64

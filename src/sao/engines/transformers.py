@@ -35,6 +35,8 @@ PREFILL_ROWS = 16
 PREFILL_TOKENS = 4096
 READ_AHEAD = 4
 """Requests read ahead, in multiples of the slots."""
+FIRST = 32
+"""Requests that are served before all others (as many as `sao.drops.FIRST`)."""
 TOO_LONG = 0
 """Stands for the padded length of a prompt that does not fit into the model's context."""
 
@@ -64,6 +66,7 @@ class _Prompt(Generic[T]):
     request: T
     ids: list[int]
     choices: tuple[int, ...] = ()
+    first: bool = False
 
 
 class _Window(Generic[T]):
@@ -78,6 +81,7 @@ class _Window(Generic[T]):
     def fill(self) -> None:
         """Read until the window is full or the prompts end."""
         while self._held < self._size and (item := next(self._prompts, None)) is not None:
+            item[1].first = self._read < FIRST
             self.groups.setdefault(item[0], deque()).append((self._read, item[1]))
             self._read += 1
             self._held += 1
@@ -88,7 +92,8 @@ class _Window(Generic[T]):
         def rank(length: int) -> tuple[bool, float, int]:
             group, rows = self.groups[length], prefill_rows(length or 1)
             oldest = group[0][0]
-            return self._read - oldest > 8 * self._size, min(1.0, len(group) / rows), -oldest
+            overdue = oldest < FIRST or self._read - oldest > 8 * self._size
+            return overdue, min(1.0, len(group) / rows), -oldest
 
         length = max(filter(wanted, self.groups), key=rank, default=None)
         if length is None:
@@ -120,8 +125,15 @@ class _Schedule:
     def _next_lane(self) -> Lane | None:
         """The largest lane with all slots taken; once requests run short, the smallest with any (None: all done).
 
-        Largest first, because samples only ever move up: so the room they need is there when they outgrow a lane.
+        Largest first, because samples only ever move up: so the room they need is there when they outgrow a lane. But lanes with
+        the first requests run before all others: by those it is decided whether a stage is worth going on with.
         """
+        begun = {size for size, lane in self.lanes.items() if lane.serves_first()}
+        waiting = {lane_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first}
+        for size in sorted(begun | waiting):
+            self._top_up(size)
+            if (lane := self.lanes.get(size)) is not None and lane.serves_first():
+                return lane
         sizes = {*self.lanes, *(lane_size(length) for length in self.window.groups if length != TOO_LONG)}
         for size in sorted(sizes, reverse=True):
             self._top_up(size)
@@ -156,7 +168,7 @@ class _Schedule:
                 sampling = replace(sampling, stop=(*sampling.stop, *stops))
             for sample in prompt.request.samples:
                 start = (len(prompt.ids) - 1, prompt.ids[-1])
-                self._add(size, Sequence(sample, sampling, limit, *start, layers, row, as_user))
+                self._add(size, Sequence(sample, sampling, limit, *start, layers, row, as_user, prompt.first))
 
 
 class TransformersEngine:

@@ -152,6 +152,7 @@ class Server:
     def start(self) -> Server:
         """Listen in a thread; after `stop`, on the same port again."""
         self.stop()
+        self._answers_left = -1  # as many as are asked for
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self.run(ready.set)), name="server", daemon=True)
         self._thread.start()
@@ -168,7 +169,9 @@ class Server:
             self._thread = None
 
     def kill_after(self, n: int) -> None:
-        """Die when `n` more honest answers are sent; `died` is set then, `start` brings it back."""
+        """Die when exactly `n` more honest answers are sent; `died` is set then, `start` brings it back."""
+        if n < 1:
+            raise ValueError("n must be 1 or more")
         self._answers_left = n
 
     def stats(self) -> dict[str, Any]:
@@ -287,10 +290,11 @@ class Server:
                     await asyncio.sleep(seconds)
                 if fault:
                     return await self._spoil(fault, answer, writer)
+                if not self._answers_left:
+                    return False  # it died while this one waited
+                self._answers_left -= 1
                 self.counts["ok"] += 1
                 await self._send(writer, 200, answer)
-            if self._answers_left > 0:
-                self._answers_left -= 1
                 if not self._answers_left:
                     self._stopping.set()
             return True
@@ -569,11 +573,12 @@ def main() -> None:
     parser.add_argument("--key")
     parser.add_argument("--context", type=int)
     parser.add_argument("--model", default="scripted")
-    parser.add_argument("--kill-after", type=int, default=-1)
+    parser.add_argument("--kill-after", type=int)
     options = vars(parser.parse_args())
     answers = options.pop("kill_after")
     server = Server(**{**options, "choices": tuple(options["choices"])})
-    server.kill_after(answers)
+    if answers is not None:
+        server.kill_after(answers)
     asyncio.run(_serve_forever(server))
 
 

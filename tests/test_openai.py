@@ -272,9 +272,9 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(
             EngineError, match=r"no good answer for \d s \(last: .*longer than engine.openai.patience = 1 s"
         ):
             run(config, tmp_path, until="pairs")
-        assert time.monotonic() - begun < 6
+        assert time.monotonic() - begun < 30
         kept = rows_asked_for(tmp_path)
-        assert abs(kept - (answered - PROBES)) <= 8  # but for what was on its way when it died
+        assert 0 <= answered - PROBES - kept <= 8  # all but what was on its way when it died
         server.start()
         server.reset()
         run(config, tmp_path, until="pairs")
@@ -318,7 +318,7 @@ def test_nobody_listens_at_the_start(tmp_path: Path) -> None:
         EngineError, match=rf"127.0.0.1:{server.port}/v1: no good answer .*patience = 0.5 s.*same command again"
     ):
         run(config, tmp_path, until="pairs")
-    assert 0.5 <= time.monotonic() - begun < 2.5
+    assert 0.5 <= time.monotonic() - begun < 10
 
 
 # What the server can do

@@ -30,7 +30,7 @@ import numpy as np
 
 from sao.evaluation.arena import Game, Style, arena_scores
 from sao.evaluation.length_control import WEAK, GamedRow, Row, length_controlled
-from sao.evaluation.statistics import Array, Points, bootstrap_ci, effect, paired, prompt_points, wilson
+from sao.statistics import Array, Points, bootstrap_ci, effect, paired, prompt_points, wilson
 
 RESAMPLES = 1000
 COVERAGE, MOST_ALARMS = (0.93, 0.97), 0.06

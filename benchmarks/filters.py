@@ -5,7 +5,7 @@
 Prompts of 8 to 60 made-up words (Zipf's law) and templated ones lie in a file as the store keeps them, beside an evaluation set
 of 3,000 items. Planted are exact copies (case, punctuation and spaces changed), light edits of prompts of 12 words and more (one
 word replaced, taken out or put in, or two neighbours swapped), and evaluation items: as they are, within other text, edited.
-`sao.filters.filter_prompts` runs in a process of its own, as in a run with the default filters and `filters.against`.
+`sao.stages.filters.filter_prompts` runs in a process of its own, as in a run with the default filters and `filters.against`.
 
 The JSON line printed last: `recall` of what was planted; `near_by_definition`, the share of the light edits whose similarity
 reaches the threshold at all; `wrong`, rows that nobody planted and that were dropped though they are less similar than the
@@ -32,7 +32,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from sao.similarity import jaccard, shingles
+from sao.data.similarity import jaccard, shingles
 
 VOCABULARY, ITEMS, THRESHOLD = 30_000, 3_000, 0.7
 SHARES = {
@@ -145,8 +145,8 @@ def changed(text: str, rng: random.Random) -> str:
 
 def write_files(rows: int, texts: Texts, folder: Path) -> None:
     """prompts.jsonl, as the store keeps records, and items.jsonl, an evaluation set."""
+    from sao.records import Prompt, make_id, to_dict
     from sao.store import dumps
-    from sao.types import Prompt, make_id, to_dict
 
     with (folder / "prompts.jsonl").open("w") as out:
         for row in range(rows):
@@ -164,9 +164,9 @@ def child(folder: Path) -> None:
     import rensa  # noqa: F401
 
     from sao.config import FiltersConfig
-    from sao.filters import filter_prompts
+    from sao.records import Drop, Prompt, from_dict, to_dict
+    from sao.stages.filters import filter_prompts
     from sao.store import dumps, read_jsonl
-    from sao.types import Drop, Prompt, from_dict, to_dict
 
     idle = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()

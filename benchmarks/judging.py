@@ -20,14 +20,14 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from sao import judging, pairs, responses
-from sao.chat import WORLD_MODEL
 from sao.config import EngineConfig, JudgingConfig, PairsConfig, ResponsesConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Failure, Request
 from sao.engines.transformers import TransformersEngine
-from sao.types import Judgment, PreferencePair, Prompt, Response, make_id
-from sao.world.language import sample_task
-from sao.world.oracle import score
+from sao.models.chat import WORLD_MODEL
+from sao.records import Judgment, PreferencePair, Prompt, Response, make_id
+from sao.stages import judging, pairs, responses
+from sao.toy_world.language import sample_task
+from sao.toy_world.oracle import score
 
 Answered = list[tuple[Prompt, list[Response]]]
 TEXT = {"method": "text", "orders": "one", "max_tokens": 8}

@@ -20,8 +20,8 @@ from typing import Any
 
 from sao.config import load_recipe
 from sao.errors import SAOError
-from sao.manifest import package_versions
-from sao.pipeline import run
+from sao.method import run
+from sao.store.manifest import package_versions
 
 # The first βs to try; every learning rate goes with the first.
 BETAS = {

@@ -30,7 +30,7 @@ SERVER = Path(__file__).parents[1] / "tests" / "misbehaving_server.py"
 def scripted(requests: int, root: Path) -> int:
     """The pipeline up to the pairs; the number of pairs."""
     from sao.config import make_config
-    from sao.pipeline import run
+    from sao.method import run
 
     people = root / "people.txt"
     with people.open("w") as out:
@@ -45,9 +45,9 @@ def server(requests: int, root: Path) -> int:
     """A stage of responses from the loopback server; the number of records."""
     from sao.config import EngineConfig, ResponsesConfig
     from sao.engines.openai import OpenAIEngine
-    from sao.responses import answer_prompts
+    from sao.records import Prompt, Response, make_id
+    from sao.stages.responses import answer_prompts
     from sao.store import Stage
-    from sao.types import Prompt, Response, make_id
 
     config = ResponsesConfig(n=2, max_tokens=64)
     prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=f"question {i}") for i in range(requests // 2))
@@ -69,7 +69,7 @@ def personas(requests: int, root: Path) -> tuple[int, float]:
     """The pipeline up to the filtered prompts, broken off once; the number of prompts, and the seconds that going on takes."""
     from sao.config import make_config
     from sao.engines.scripted import ScriptedEngine, default_reply
-    from sao.pipeline import run
+    from sao.method import run
 
     people = root / "people.jsonl"
     with people.open("w") as out:

@@ -91,9 +91,9 @@ async def window(url: str, chats: list[str], in_flight: int) -> list[str]:
 def our_stage(engine: Any, root: Path, turn: int, questions: int) -> int:
     """A whole stage of responses; the number of records."""
     from sao.config import ResponsesConfig
-    from sao.responses import answer_prompts
+    from sao.records import Prompt, Response, make_id
+    from sao.stages.responses import answer_prompts
     from sao.store import Stage
-    from sao.types import Prompt, Response, make_id
 
     config = ResponsesConfig(n=SAMPLES, max_tokens=MAX_TOKENS, temperature=TEMPERATURE)
     prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=question(i)) for i in range(questions))

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import load_recipe
+from sao.data.similarity import normalise
 from sao.engines import open_engine
-from sao.evaluation.statistics import bootstrap_ci
-from sao.manifest import package_versions
-from sao.pipeline import Run, run
-from sao.responses import answer_prompts
-from sao.similarity import normalise
-from sao.types import Prompt, Response
-from sao.world.oracle import score
+from sao.method import Run, run
+from sao.records import Prompt, Response
+from sao.stages.responses import answer_prompts
+from sao.statistics import bootstrap_ci
+from sao.store.manifest import package_versions
+from sao.toy_world.oracle import score
 
 WAYS: dict[str, dict[str, str]] = {
     "shipped": {},

@@ -13,10 +13,10 @@ import math
 import statistics
 from pathlib import Path
 
-from sao import judging
 from sao.engines import open_engine
-from sao.folder import RunFolder
-from sao.types import Judgment
+from sao.pipeline.folder import RunFolder
+from sao.records import Judgment
+from sao.stages import judging
 
 PREFILLS = (
     "", "The better answer is answer ", "Answer ", "Ranking: ", "The best answer is number ", "I choose answer ",

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import load_recipe
-from sao.manifest import package_versions
-from sao.pipeline import run
+from sao.method import run
+from sao.store.manifest import package_versions
 
 ALL, FOUR = {"pairs.keep": "all"}, {"responses.n": "4", "personas.n": "2000"}
 WAYS: dict[str, dict[str, str]] = {

@@ -32,13 +32,13 @@ sys.path.pop(0)  # this folder, in which "vllm" would be this file
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
 os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 
-from sao import judging, responses
-from sao.chat import WORLD_MODEL, find_model
 from sao.config import EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines.vllm import VllmEngine
+from sao.models.chat import WORLD_MODEL, find_model
+from sao.records import Judgment, Prompt, Response, make_id, seed_of
+from sao.stages import judging, responses
 from sao.store import Stage
-from sao.types import Judgment, Prompt, Response, make_id, seed_of
-from sao.world.language import sample_persona
+from sao.toy_world.language import sample_persona
 
 ANSWERS = ResponsesConfig(n=2, temperature=0.8, max_tokens=48)
 

@@ -1,7 +1,7 @@
 """Build the proving ground's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
 
-What enters: nothing but a seed (the corpus is written by `sao.world.language`, marked by `sao.world.oracle`). What leaves: a
-Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
+What enters: nothing but a seed (the corpus is written by `sao.toy_world.language`, marked by `sao.toy_world.oracle`). What
+leaves: a Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
 
 The corpus has five tasks: write a question as a persona, answer a question (by careful and sloppy authors), check an answer mark
 by mark, rank two answers, and, in the last phase, describe a person by traits or by somebody who knows it. Ranking starts with
@@ -25,9 +25,9 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sao.personas import draw_traits, load_traits
+from sao.stages.personas import draw_traits, load_traits
 from sao.templates import fill
-from sao.world.language import (
+from sao.toy_world.language import (
     CHARACTERS,
     OCCUPATIONS,
     RELATIONS,
@@ -38,7 +38,7 @@ from sao.world.language import (
     sample_persona,
     sample_task,
 )  # fmt: skip
-from sao.world.oracle import Score, _asserted, marks
+from sao.toy_world.oracle import Score, _asserted, marks
 
 TEMPLATES = Path(__file__).parents[1] / "src" / "sao" / "templates" / "world"
 WRITE, WRITE_ANY, RANK = (

@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import make_config
-from sao.export import export
-from sao.export_forms import FORMS, VIEWS, usage
-from sao.folder import RunFolder
+from sao.pipeline.folder import RunFolder
+from sao.sharing.export import export
+from sao.sharing.formats import FORMS, VIEWS, usage
 from sao.store import read_manifest
 
 TOOLS = {
@@ -166,7 +166,7 @@ def load_by_card(out: Path, form: str, view: str) -> None:
 
 
 def tiny_model() -> str:
-    from sao.chat import find_model
+    from sao.models.chat import find_model
 
     return str(find_model("builtin:world"))
 

@@ -62,7 +62,7 @@ def scripted(folder: Path) -> dict[str, dict[str, str]]:
     """All stages up to the pairs with the scripted engine, and an imported set."""
     from sao.cli import main as sao
     from sao.config import make_config
-    from sao.pipeline import run
+    from sao.method import run
 
     write_inputs(folder)
     found = {}

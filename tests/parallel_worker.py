@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from sao.config import TrainConfig
-from sao.training import TrainResult, guards, train
+from sao.training import TrainResult, monitors, train
 from test_training import END, WORDS, some_pairs, tiny_model, tiny_tokenizer
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -58,32 +58,32 @@ def train_one(job: dict[str, Any]) -> TrainResult:
 
 def signal_at(step: int, number: int, ranks: list[int]) -> None:
     """Let these processes send themselves a signal at the end of an optimiser step, once."""
-    plain = guards.SaveAndStop.on_step_end
+    plain = monitors.SaveAndStop.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == step and RANK in ranks:
             os.kill(os.getpid(), number)
         plain(self, args, state, control, **kwargs)
 
-    guards.SaveAndStop.on_step_end = on_step_end  # type: ignore[method-assign]
+    monitors.SaveAndStop.on_step_end = on_step_end  # type: ignore[method-assign]
 
 
 def hurry(ranks: list[int]) -> None:
     """Let the clocks of these processes say that a checkpoint is always due, and those of the others that it never is."""
-    plain, hours = guards.SaveAndStop.__init__, itertools.count(0, 3600)
+    plain, hours = monitors.SaveAndStop.__init__, itertools.count(0, 3600)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs, clock=lambda: float(next(hours)) if RANK in ranks else 0.0)
 
-    guards.SaveAndStop.__init__ = init  # type: ignore[method-assign]
+    monitors.SaveAndStop.__init__ = init  # type: ignore[method-assign]
 
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    plain, start = guards.SaveAndStop.on_step_end, guards.SaveAndStop.__init__
+    plain, start = monitors.SaveAndStop.on_step_end, monitors.SaveAndStop.__init__
     for job in jobs:
-        guards.SaveAndStop.on_step_end = plain  # type: ignore[method-assign]
-        guards.SaveAndStop.__init__ = start  # type: ignore[method-assign]
+        monitors.SaveAndStop.on_step_end = plain  # type: ignore[method-assign]
+        monitors.SaveAndStop.__init__ = start  # type: ignore[method-assign]
         if "hurried" in job:
             hurry(job["hurried"])
         if "signal" in job:

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 import planted
-from sao.audit import audit, read_labels, self_tests, show_audit, verdict_on
-from sao.audit.tally import Rate
+from sao.analysis.audit import audit, read_labels, self_tests, show_audit, verdict_on
+from sao.analysis.audit.tally import Rate
+from sao.analysis.label import label, sample
+from sao.analysis.summary import show_summary, worth_of_judge
 from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, StoreError
-from sao.evaluation.statistics import cohen_kappa, logistic, ratio_ci, wilson
-from sao.folder import RunFolder
-from sao.label import label, sample
-from sao.pipeline import run
-from sao.report import show_summary, worth_of_judge
-from sao.types import Response
+from sao.method import run
+from sao.pipeline.folder import RunFolder
+from sao.records import Response
+from sao.statistics import cohen_kappa, logistic, ratio_ci, wilson
 
 SIZE = 600
 MINUS_ZERO = re.compile(r"-0(?:\.0*)?(?![\d.])")

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sao.config import PersonasConfig
+from sao.data.readers import column_texts, content_identity, id_text, read_rows
 from sao.engines import Message
 from sao.errors import DataError
-from sao.personas import read_personas
-from sao.rows import column_texts, content_identity, id_text, read_rows
+from sao.records import Drop
+from sao.stages.personas import read_personas
 from sao.training.data import TextPair, pair_of, read_pairs
-from sao.types import Drop
 
 Row = dict[str, Any]
 SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
@@ -530,7 +530,7 @@ def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "p.json").write_text(text, "utf-8")
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
     for piece in (1, 2, 3, 7, 1 << 20):
-        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
         assert items(tmp_path / "p.json") == items(tmp_path / "p.json.gz") == RECORDS
     places = [place for place, _ in read_rows(str(tmp_path / "p.json"), [], what="pairs", option="x")]
     assert places == [f"{tmp_path / 'p.json'}, item {number}" for number in range(3)]
@@ -548,7 +548,7 @@ def test_arrays_in_any_layout_are_read_whole(
 ) -> None:
     (tmp_path / "p.json").write_text(between.join(json.dumps(array, indent=indent) for array in arrays), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sao.rows.CHUNK", piece)
+        patch.setattr("sao.data.readers.CHUNK", piece)
         assert items(tmp_path / "p.json") == [row for array in arrays for row in array]
 
 
@@ -556,7 +556,7 @@ def test_numbers_that_cross_pieces_of_a_file_are_whole(tmp_path: Path, monkeypat
     numbers = [12345, -1.5, 2.5e-7, 1e300, 0]
     (tmp_path / "p.json").write_text("[12345,-1.5 , 2.5e-7,1E+300,0]")
     for piece in range(1, 32):
-        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
         assert items(tmp_path / "p.json") == numbers
 
 
@@ -588,7 +588,7 @@ def test_what_follows_an_array_is_read_or_refused(
     (tmp_path / "p.json").write_text(text)
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
     for piece in (3, 1 << 20):
-        monkeypatch.setattr("sao.rows.CHUNK", piece)
+        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
         for name in ("p.json", "p.json.gz"):
             with pytest.raises(DataError, match=message):
                 items(tmp_path / name)
@@ -601,7 +601,7 @@ def test_one_array_of_anything_stays_what_it_is(tmp_path: Path) -> None:
 
 
 def test_an_array_behind_much_white_space_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sao.rows.CHUNK", 5)
+    monkeypatch.setattr("sao.data.readers.CHUNK", 5)
     (tmp_path / "p.json").write_text("\n" * 50 + '[{"a": 1},{"a": 2}]', "utf-8-sig")
     assert items(tmp_path / "p.json") == [{"a": 1}, {"a": 2}]
 

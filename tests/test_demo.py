@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sao.chat import ChatTokenizer, find_model
 from sao.config import EngineConfig, load_recipe
 from sao.engines import Message
-from sao.pipeline import run
+from sao.method import run
+from sao.models.chat import ChatTokenizer, find_model
 
 pytestmark = pytest.mark.slow
 SMALLER = {"personas.n": "1500", "personas.held_out": "400", "engine.threads": "1", "seed": "7"}
@@ -55,8 +55,8 @@ def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
 
 
 def _prompts(root: Path) -> list:  # type: ignore[type-arg]
+    from sao.records import Prompt, from_dict
     from sao.store import read_jsonl
-    from sao.types import Prompt, from_dict
 
     (file,) = root.glob("round-1/prompts-*/records.jsonl")
     return [from_dict(Prompt, row) for row in read_jsonl(file)]

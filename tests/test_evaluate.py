@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from sao.bench import Bench, Player, player
+from sao.analysis.evaluate import Asked, evaluate
 from sao.cli import main
 from sao.config import make_config
 from sao.engines import Message, Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, DataError
-from sao.evaluate import Asked, evaluate
 from sao.evaluation import alpaca_files
 from sao.evaluation.outputs import show_table
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
+from sao.pipeline.bench import Bench, Player, player
 from sao.store import write_atomic
 
 N = 40
@@ -380,7 +380,7 @@ def test_bad_requests_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.slow
 def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sao.config import load_recipe
-    from sao.pipeline import run
+    from sao.method import run
 
     sizes = {"personas.n": "1500", "personas.held_out": "200", "engine.threads": "1", "seed": "7"}
     run(load_recipe("demo", sizes), tmp_path / "run", until="train")

@@ -18,23 +18,23 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sao.audit import audit
-from sao.card import model_card, push_dataset, push_model
+from sao.analysis.audit import audit
 from sao.config import make_config
-from sao.data_card import Exported, data_card
+from sao.data.readers import read_rows
+from sao.data.similarity import normalise
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import DataError, StoreError
-from sao.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
-from sao.export_forms import COLUMNS, FORMS, VIEWS, Example, rows_of, standings
-from sao.folder import RunFolder
-from sao.personas import non_commercial
-from sao.pipeline import run
-from sao.rows import read_rows
-from sao.similarity import normalise
+from sao.method import run
+from sao.pipeline.folder import RunFolder
+from sao.records import Judgment, Persona, PreferencePair, Prompt, Response, make_id
+from sao.sharing.dataset_card import Exported, data_card
+from sao.sharing.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
+from sao.sharing.formats import COLUMNS, FORMS, VIEWS, Example, rows_of, standings
+from sao.stages.personas import non_commercial
 from sao.store import read_manifest
 from sao.templates import load_template
+from sao.training.cards import model_card, push_dataset, push_model
 from sao.training.data import TextPair, read_pairs
-from sao.types import Judgment, Persona, PreferencePair, Prompt, Response, make_id
 
 TURNS = ("Name a bird.", "A finch.")
 
@@ -366,7 +366,7 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
 
     export(finished, tmp_path / "old", "axolotl")
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
-    monkeypatch.setattr("sao.export.write_atomic", full)
+    monkeypatch.setattr("sao.sharing.export.write_atomic", full)
     for name in ("old", "new"):
         with pytest.raises(StoreError, match="disk is full"):
             export(finished, tmp_path / name, "trl")
@@ -694,7 +694,7 @@ def test_trl_trains_on_an_export(finished: RunFolder, tmp_path: Path, view: str,
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sao.chat import find_model
+    from sao.models.chat import find_model
 
     export(finished, tmp_path / "data", "trl", view, 0.2)
     data = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))

@@ -12,7 +12,10 @@ from sao.config import Config, FiltersConfig, make_config
 from sao.engines import Message, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
-from sao.filters import (
+from sao.method import run
+from sao.pipeline.folder import RunFolder
+from sao.records import Drop, Prompt, Response
+from sao.stages.filters import (
     check_filters,
     filter_prompts,
     first_reason,
@@ -24,9 +27,6 @@ from sao.filters import (
     plug_identity,
     prompt_checks,
 )
-from sao.folder import RunFolder
-from sao.pipeline import run
-from sao.types import Drop, Prompt, Response
 
 OFF: dict[str, Any] = {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
 

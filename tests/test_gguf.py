@@ -11,14 +11,14 @@ from gguf.constants import GGMLQuantizationType
 from safetensors.torch import load_file
 
 from gguf_files import write_gguf
-from sao import gguf
-from sao.bench import player
-from sao.chat import ChatTokenizer, find_model, identity_of, load_model, model_licence, weights_identity
 from sao.cli import read_target
 from sao.config import EngineConfig
 from sao.engines import Message
 from sao.errors import ModelError, StoreError
-from sao.shapes import read_shape
+from sao.models import gguf
+from sao.models.chat import ChatTokenizer, find_model, identity_of, load_model, model_licence, weights_identity
+from sao.models.shapes import read_shape
+from sao.pipeline.bench import player
 from tiny_models import qwen3
 
 

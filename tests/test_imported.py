@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from sao.audit import audit
+from sao.analysis.audit import audit
 from sao.cli import main
 from sao.config import load_recipe, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, StoreError
-from sao.folder import RunFolder
-from sao.imported import import_pairs
-from sao.pipeline import run as run_pipeline
+from sao.method import run as run_pipeline
+from sao.pipeline.folder import RunFolder
+from sao.records import Judgment, PreferencePair
+from sao.sharing.import_pairs import import_pairs
 from sao.store import read_manifest
-from sao.types import Judgment, PreferencePair
 
 N = 30
 
@@ -186,7 +186,7 @@ def test_a_question_that_stands_in_several_pairs_is_held_out_as_a_whole(tmp_path
 
 def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = imported(tmp_path)
-    from sao import imported as module
+    from sao.sharing import import_pairs as module
 
     real, calls = module._records, 0
 

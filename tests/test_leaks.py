@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sao import evaluation_sets, leaks
-from sao.errors import ConfigError, DataError
-from sao.evaluation_sets import (
+from sao.analysis import contamination
+from sao.analysis.contamination import EXAMPLES, LeakIndex, leak_report, show_report, tfidf_candidates
+from sao.data import contamination_sets
+from sao.data.contamination_sets import (
     PRESETS,
     Benchmark,
     Source,
@@ -25,7 +26,7 @@ from sao.evaluation_sets import (
     parse_source,
     source_identity,
 )
-from sao.leaks import EXAMPLES, LeakIndex, leak_report, show_report, tfidf_candidates
+from sao.errors import ConfigError, DataError
 
 TEN = "one two three four five six seven eight nine ten"
 
@@ -106,7 +107,7 @@ def test_hub_sets_are_read_as_named(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((path, list(columns), options["revision"], options["subset"], options["split"]))
         return iter([("row 0", {"question": TEN})])
 
-    monkeypatch.setattr(evaluation_sets, "read_rows", rows)
+    monkeypatch.setattr(contamination_sets, "read_rows", rows)
     found = load_benchmarks(["some/set@abc:sub:dev#question", "mmlu"])
     assert asked[0] == ("some/set", ["question"], "abc", "sub", "dev")
     assert asked[1][::2] == ("cais/mmlu", parse_source("mmlu").revision, "test")
@@ -392,8 +393,8 @@ def test_candidates_are_the_most_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole["two"][0].id == "2"
     assert [pair.share for pair in whole["one"]] == sorted((pair.share for pair in whole["one"]), reverse=True)
     assert "3" not in {pair.id for pair in (*whole["one"], *whole["two"])}
-    monkeypatch.setattr(leaks, "BLOCK", 2)
-    monkeypatch.setattr(leaks, "ITEMS", 1)
+    monkeypatch.setattr(contamination, "BLOCK", 2)
+    monkeypatch.setattr(contamination, "ITEMS", 1)
     again = tfidf_candidates(rows, sets, 2)
     assert again is not None
     assert again["two"] == whole["two"]

@@ -22,11 +22,11 @@ from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Mes
 from sao.engines.openai import SEED_BITS, OpenAIEngine, Skills
 from sao.engines.scripted import ScriptedEngine, default_choice, default_reply
 from sao.errors import EngineError
-from sao.judging import duels, judge
-from sao.pipeline import run
-from sao.responses import answer_prompts
+from sao.method import run
+from sao.records import Judgment, Prompt, Response, make_id
+from sao.stages.judging import duels, judge
+from sao.stages.responses import answer_prompts
 from sao.store import Stage
-from sao.types import Judgment, Prompt, Response, make_id
 
 QUICK: dict[str, Any] = {"timeout": 0.4, "patience": 20.0}
 """For servers with faults: a hang costs little, and no storm is taken for the end."""

@@ -16,11 +16,11 @@ from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Mes
 from sao.engines.openai import _by_text
 from sao.engines.scripted import default_choice
 from sao.errors import EngineError
-from sao.judging import duels, judge
-from sao.pipeline import run
-from sao.responses import answer_prompts
+from sao.method import run
+from sao.records import Judgment, Prompt, Response
+from sao.stages.judging import duels, judge
+from sao.stages.responses import answer_prompts
 from sao.store import Stage, read_jsonl
-from sao.types import Judgment, Prompt, Response
 from test_openai import Body, Odd, answers, asked, last, opened, recipe, stage
 
 

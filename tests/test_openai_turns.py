@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from misbehaving_server import RefusalError, Server
-from sao.chat import ChatTokenizer
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Message, Request, Sample, Sampling
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError
+from sao.models.chat import ChatTokenizer
 from tiny_models import qwen3
 
 Body = dict[str, Any]

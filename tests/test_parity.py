@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import tiny_models
-from sao.chat import ChatTokenizer
 from sao.config import LoraConfig, TrainConfig
+from sao.models.chat import ChatTokenizer
 from sao.training import TokenPair
 from sao.training import logps as logps_module
 from sao.training.adapters import add_adapter

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from sao.config import Config, PersonasConfig, PromptsConfig, make_config
+from sao.data.readers import sample_texts
 from sao.engines import Completion, Message, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
-from sao.folder import RunFolder
-from sao.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
-from sao.pipeline import Run, run
-from sao.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
-from sao.rows import sample_texts
-from sao.types import Persona, Prompt
+from sao.method import Run, run
+from sao.pipeline.folder import RunFolder
+from sao.records import Persona, Prompt
+from sao.stages.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
+from sao.stages.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
 
 
 def config(**sections: Any) -> Config:
@@ -363,7 +363,7 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(t
 def test_hostile_files_of_personas_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("sao.rows.MAX_LINE", 4096)
+    monkeypatch.setattr("sao.data.readers.MAX_LINE", 4096)
     (tmp_path / name).write_bytes(content)
     for sample in ("random", "first"):
         c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)  # type: ignore[arg-type]

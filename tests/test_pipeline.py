@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from sao.card import push_model
 from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines import Message, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError, ModelError, StoreError, TrainingError
-from sao.folder import RunFolder
-from sao.pipeline import run
+from sao.method import run
+from sao.pipeline.folder import RunFolder
+from sao.records import Prompt
 from sao.store import Stage
-from sao.types import Prompt
+from sao.training.cards import push_model
 
 BASE: dict[str, Any] = {
     "engine": {"name": "scripted"},
@@ -174,7 +174,7 @@ SCRIPT = textwrap.dedent("""
     import sys
     from sao.config import make_config
     from sao.engines.scripted import ScriptedEngine
-    from sao.pipeline import run
+    from sao.method import run
     config = make_config({"engine": {"name": "scripted"},
                           "personas": {"source": "builtin:world", "n": 150, "held_out": 10}})
     run(config, sys.argv[1], until="pairs", engine=ScriptedEngine(delay=0.001))
@@ -226,7 +226,7 @@ def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
 def test_a_package_that_training_will_need_is_missed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: dict[str, Any], package: str
 ) -> None:
-    monkeypatch.setattr("sao.manifest.find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("sao.store.manifest.find_spec", lambda name: None if name == package else object())
     with pytest.raises(ConfigError, match=f"needs the package {package}: pip install"):
         run(config(train=key), tmp_path, engine=ScriptedEngine())
     assert not list(tmp_path.iterdir())

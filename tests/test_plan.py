@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import tiny_models
-from sao.chat import find_model
-from sao.cli import main
-from sao.config import LoraConfig, TrainConfig, load_recipe, recipe_names
-from sao.errors import ConfigError, ModelError
-from sao.pipeline import run
-from sao.plan import (
+from sao.analysis.plan import (
     CONTEXT,
     GIB,
     Lengths,
@@ -33,7 +28,12 @@ from sao.plan import (
     vllm_seconds,
     writing_seconds,
 )
-from sao.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
+from sao.cli import main
+from sao.config import LoraConfig, TrainConfig, load_recipe, recipe_names
+from sao.errors import ConfigError, ModelError
+from sao.method import run
+from sao.models.chat import find_model
+from sao.models.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
 from sao.training.batches import EpochOrder, MicroBatches, TokenPair, pack, pad
 from sao.training.policy import as_policy
 

@@ -21,7 +21,7 @@ from sao.evaluation.questions import (
     with_references,
 )
 from sao.evaluation.suites import SUITES, duels, judge_by_text, rate, read_template, references_of
-from sao.types import Judgment, Prompt, Rating, Response, make_id
+from sao.records import Judgment, Prompt, Rating, Response, make_id
 
 
 def lines(path: Path, rows: Iterable[Any]) -> str:

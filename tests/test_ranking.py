@@ -19,12 +19,12 @@ import planted
 from sao.config import Config, ConfigError, JudgingConfig, PairsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import DropError
-from sao.judging import duels, judge, opponents_of, read_ranking
-from sao.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
-from sao.pipeline import run
-from sao.ranking import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
+from sao.method import run
+from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
+from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
+from sao.stages.judging import duels, judge, opponents_of, read_ranking
+from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
 from sao.store import read_jsonl
-from sao.types import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 
 PLAIN = Jury(calibrations={}, weights={}, orders=2)
 ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from sao.cli import main
+from sao.data.similarity import find_duplicates
 from sao.engines import Completion, Message, Sampling, read_marked
 from sao.engines.scripted import default_reply
-from sao.prompts import read_prompt, read_turns
-from sao.similarity import find_duplicates
+from sao.stages.prompts import read_prompt, read_turns
 from sao.store import read_jsonl
 from sao.templates import fill, load_template
 

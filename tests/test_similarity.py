@@ -15,9 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sao import similarity
+from sao.data import similarity
+from sao.data.similarity import (
+    Repeats,
+    bands_for,
+    find_by_embedding,
+    find_duplicates,
+    jaccard,
+    normalise,
+    shingles,
+    words,
+)
 from sao.errors import ConfigError
-from sao.similarity import Repeats, bands_for, find_by_embedding, find_duplicates, jaccard, normalise, shingles, words
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,7 +209,7 @@ def test_what_is_found_depends_on_the_rows_alone(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_found_does_not_depend_on_the_process() -> None:
     code = (
-        "from sao.similarity import find_duplicates\n"
+        "from sao.data.similarity import find_duplicates\n"
         "texts = [' '.join(f'w{(i * j) % 97}' for j in range(4, 24)) + ' end' * (i % 3) for i in range(150)]\n"
         "print(list(find_duplicates(lambda: iter(texts), 0.3).earlier))"
     )

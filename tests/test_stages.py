@@ -16,13 +16,13 @@ from sao.config import JudgingConfig, PairsConfig, PersonasConfig, PromptsConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Message
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
-from sao.judging import duels, judge, read_logprobs, read_ranking
-from sao.pairs import Jury, build_pairs
-from sao.personas import read_personas, source_identity
-from sao.prompts import read_prompt, write_prompts
-from sao.responses import answer_prompts
+from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Response, make_id
+from sao.stages.judging import duels, judge, read_logprobs, read_ranking
+from sao.stages.pairs import Jury, build_pairs
+from sao.stages.personas import read_personas, source_identity
+from sao.stages.prompts import read_prompt, write_prompts
+from sao.stages.responses import answer_prompts
 from sao.templates import fill, load_template
-from sao.types import Drop, Judgment, Persona, PreferencePair, Prompt, Response, make_id
 
 
 def response(index: int, text: str, row: int = 0) -> Response:

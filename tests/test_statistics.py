@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sao.evaluation.statistics import (
+from sao.statistics import (
     bootstrap_ci,
     detectable_effect,
     effect,

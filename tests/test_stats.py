@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sao.cli import main
-from sao.config import Config, make_config
-from sao.engines.scripted import ScriptedEngine
-from sao.errors import StoreError
-from sao.evaluation.statistics import wilson
-from sao.folder import RunFolder
-from sao.imported import import_pairs
-from sao.pipeline import run
-from sao.similarity import Repeats, find_duplicates
-from sao.stats import describe, measures, show_stats, stats
-from sao.stats.measures import (
+from sao.analysis.stats import describe, measures, show_stats, stats
+from sao.analysis.stats.measures import (
     compression,
     distinct_n,
     first_words,
@@ -34,6 +25,15 @@ from sao.stats.measures import (
     topics_of,
     vendi,
 )
+from sao.cli import main
+from sao.config import Config, make_config
+from sao.data.similarity import Repeats, find_duplicates
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import StoreError
+from sao.method import run
+from sao.pipeline.folder import RunFolder
+from sao.sharing.import_pairs import import_pairs
+from sao.statistics import wilson
 
 
 def texts_of(texts: list[str]) -> Any:

@@ -20,18 +20,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tiny_models
-from sao.chat import ChatTokenizer, load_model
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Message
 from sao.engines.transformers import TransformersEngine
 from sao.errors import ConfigError, DataError, EngineError
 from sao.evaluation import harness
-from sao.evaluation.statistics import effect
 from sao.evaluation.tasks import LEADERBOARD, TaskResult, TaskResults, compare_tasks, run_tasks
+from sao.models.chat import ChatTokenizer, load_model
+from sao.statistics import effect
+from sao.toy_world.language import OCCUPATIONS
 from sao.training import TokenPair
 from sao.training.batches import pad
 from sao.training.policy import as_policy, part_sums
-from sao.world.language import OCCUPATIONS
 
 pytest.importorskip("lm_eval")
 

@@ -18,16 +18,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
-from sao.chat import ChatTokenizer
 from sao.cli import main
 from sao.config import Config, LoraConfig, TrainConfig, load_recipe
 from sao.errors import ConfigError, Terminated, TrainingError
-from sao.folder import RunFolder
+from sao.models.chat import ChatTokenizer
+from sao.pipeline.folder import RunFolder
 from sao.training import TokenPair, TrainResult, train
 from sao.training.adapters import add_adapter, quantisation
 from sao.training.batches import EpochOrder, pad, split_pairs
-from sao.training.guards import LAUNCHER, Alarms, rate_warning, sample_metrics
 from sao.training.job import fit, load_to_train
+from sao.training.monitors import LAUNCHER, Alarms, rate_warning, sample_metrics
 from sao.training.optimizer import AdamWStochastic, round_stochastically
 from test_training import CONFIG, END, lines, some_pairs, stop_at, tiny_model, tiny_tokenizer, weights
 

@@ -33,13 +33,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from sao.chat import ChatTokenizer
 from sao.config import TrainConfig
 from sao.errors import ModelError, StoreError, Terminated, TrainingError
+from sao.models.chat import ChatTokenizer
 from sao.training import PairLogps, TokenPair, TrainResult, orpo_loss, preference_loss, simpo_loss, train
 from sao.training import run as training_run
 from sao.training.batches import EpochOrder, MicroBatches, pack, pad
-from sao.training.guards import SaveAndStop
+from sao.training.monitors import SaveAndStop
 
 WORDS = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwxyz"]
 END = 2

@@ -9,17 +9,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sao.chat import ChatTokenizer
 from sao.config import EngineConfig, JudgingConfig, PromptsConfig, make_config
 from sao.engines import ChoiceRequest, Message, Request, Sample, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
-from sao.folder import RunFolder
-from sao.judging import Duel, judge
-from sao.pipeline import run
-from sao.prompts import write_prompts
-from sao.types import Drop, Persona, Prompt, Response
+from sao.method import run
+from sao.models.chat import ChatTokenizer
+from sao.pipeline.folder import RunFolder
+from sao.records import Drop, Persona, Prompt, Response
+from sao.stages.judging import Duel, judge
+from sao.stages.prompts import write_prompts
 from tiny_models import gemma2, llama, qwen3
 
 CONFIG = EngineConfig(name="transformers", device="cpu", slots=4, threads=1)
@@ -320,7 +320,7 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
     "ask", [{"prompts": {"method": "user_turn"}}, {"prompts": {"prefill": True}}, {"judging": {"prefill": "x"}}]
 )
 def test_a_server_that_cannot_is_refused_before_anything_is_written(ask: dict[str, Any], tmp_path: Path) -> None:
-    from sao import pipeline
+    from sao import method as pipeline
 
     config = make_config({
         "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4, "held_out": 0}, **ask,

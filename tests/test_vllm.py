@@ -20,18 +20,18 @@ pytest.importorskip("vllm")
 # With this it starts in seconds; one thread, since tests run beside other work.
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-from sao.chat import WORLD_MODEL, find_model
 from sao.config import Config, EngineConfig, load_recipe
 from sao.engines import ChoiceRequest, Choices, Completion, Engine, Message, Request, Sample, Sampling
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.engines.vllm import VllmEngine
 from sao.errors import EngineError, ModelError
-from sao.pipeline import run
+from sao.method import run
+from sao.models.chat import WORLD_MODEL, find_model
+from sao.records import Judgment, from_dict
 from sao.store import read_jsonl
 from sao.templates import load_template
-from sao.types import Judgment, from_dict
-from sao.world.language import sample_persona
+from sao.toy_world.language import sample_persona
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = {"personas.n": "80", "personas.held_out": "20", "engine.threads": "1"}

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from sao import chat, vocabulary, weights
-from sao.chat import ChatTokenizer, check_model, load_model, weights_identity
 from sao.config import EngineConfig, make_config
 from sao.errors import ModelError, SAOError
-from sao.pipeline import run
+from sao.method import run
+from sao.models import chat, vocabulary, weights
+from sao.models.chat import ChatTokenizer, check_model, load_model, weights_identity
 from tiny_models import gemma2, llama, mistral, qwen3
 
 Weights = dict[str, torch.Tensor]

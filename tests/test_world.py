@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sao.world.language import (
+from sao.toy_world.language import (
     FORMS,
     KINDS,
     OCCUPATIONS,
@@ -16,7 +16,7 @@ from sao.world.language import (
     sample_persona,
     sample_task,
 )
-from sao.world.oracle import marks, score
+from sao.toy_world.oracle import marks, score
 
 
 def tasks(n: int, seed: int = 0) -> list[Task]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sao.config import Config, load_recipe
-    from sao.pipeline import run
+    from sao.method import run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "__version__", "load_recipe", "run"]
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
             return getattr(config, name)
         case "run":
-            from sao.pipeline import run
+            from sao.method import run
 
             return run
     raise AttributeError(f"module 'sao' has no attribute {name!r}")

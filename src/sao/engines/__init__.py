@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sao.errors import EngineError
-from sao.types import KEPT_TEXT, Drop, FinishReason
+from sao.records import KEPT_TEXT, Drop, FinishReason
 
 if TYPE_CHECKING:
     from sao.config import EngineConfig

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from sao.chat import WORLD_MODEL, config_json, find_model
 from sao.config import Config, EngineConfig, JudgeConfig
 from sao.errors import ConfigError
+from sao.models.chat import WORLD_MODEL, config_json, find_model
 
 E = TypeVar("E", bound=EngineConfig)
 J = TypeVar("J", bound=JudgeConfig)

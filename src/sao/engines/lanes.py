@@ -22,7 +22,7 @@ from sao.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sao.chat import ChatTokenizer
+    from sao.models.chat import ChatTokenizer
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, [rows, heads, positions, head size] each."""

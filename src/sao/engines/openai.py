@@ -16,7 +16,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from sao.chat import identity_of, is_local
 from sao.config import EngineConfig
 from sao.engines import (
     ChoiceRequest,
@@ -33,9 +32,10 @@ from sao.engines import (
 )
 from sao.engines.client import BadAnswerError, Call, Client, RefusedError
 from sao.errors import EngineError
+from sao.models.chat import identity_of, is_local
 
 if TYPE_CHECKING:
-    from sao.chat import ChatTokenizer
+    from sao.models.chat import ChatTokenizer
 
 TRIES = 3
 """Good answers without a skill after which the server lacks it."""
@@ -104,7 +104,7 @@ class OpenAIEngine:
         try:
             self.model, self._room = self._find_model(model)
             if is_local(model):
-                from sao.chat import ChatTokenizer
+                from sao.models.chat import ChatTokenizer
 
                 self._chat = ChatTokenizer.load(model, config)
             self.skills = self._probe()

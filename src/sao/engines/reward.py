@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from sao import vocabulary
-from sao.chat import LOAD_ERRORS, find_model, pick_device
 from sao.config import EngineConfig
 from sao.errors import ModelError
-from sao.weights import check_report
+from sao.models import vocabulary
+from sao.models.chat import LOAD_ERRORS, find_model, pick_device
+from sao.models.weights import check_report
 
 BATCH = 32
 """Texts to a forward pass, of like length."""
@@ -30,7 +30,7 @@ NO_TOKEN = -1
 
 
 class RewardModel:
-    """See the module's docstring and `sao.judging.Scorer`."""
+    """See the module's docstring and `sao.stages.judging.Scorer`."""
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
         """Load it. Raises ModelError where it is no sequence classifier with one output, or where weights are missing."""

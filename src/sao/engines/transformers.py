@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sao.chat import ChatTokenizer, load_model, weights_identity
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Usage, cut_at
 from sao.engines.lanes import Lane, Network, Sequence
 from sao.errors import EngineError
+from sao.models.chat import ChatTokenizer, load_model, weights_identity
 
 SMALLEST_LANE = 64
 PREFILL_ROWS = 16
@@ -36,7 +36,7 @@ PREFILL_TOKENS = 4096
 READ_AHEAD = 4
 """Requests read ahead, in multiples of the slots."""
 FIRST = 32
-"""Requests that are served before all others (as many as `sao.drops.FIRST`)."""
+"""Requests that are served before all others (as many as `sao.execution.drops.FIRST`)."""
 TOO_LONG = 0
 """Stands for the padded length of a prompt that does not fit into the model's context."""
 

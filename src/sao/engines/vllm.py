@@ -23,12 +23,12 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from sao.chat import ChatTokenizer, find_model, identity_of
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, cut_at
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
-from sao.weights import check_adapter
+from sao.models.chat import ChatTokenizer, find_model, identity_of
+from sao.models.weights import check_adapter
 
 QUEUE = 3
 """Requests that the child holds, in multiples of the samples in one step: enough that none of its slots waits."""

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sao.data.readers import kind_of, read_rows
 from sao.errors import DataError
 from sao.evaluation.length_control import GamedRow, LengthControlled, Row, Weights
-from sao.rows import kind_of, read_rows
 
 DATASET = "sao"
 WEIGHTS = ("np.tanh(std_delta_len)", "instruction_difficulty", "not_gamed_baseline.astype(float)")

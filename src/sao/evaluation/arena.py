@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sao.errors import DataError
-from sao.evaluation.statistics import RESAMPLES, Array, Effect, effect_of_samples, percentiles, resample
+from sao.statistics import RESAMPLES, Array, Effect, effect_of_samples, percentiles, resample
 
 WORTH = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 """The points of A, and as how many games a verdict counts."""

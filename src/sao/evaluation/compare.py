@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sao.evaluation.statistics import bootstrap_ci, effect, mean, prompt_points
-from sao.types import Comparison, Judgment, PreferencePair, Response
+from sao.records import Comparison, Judgment, PreferencePair, Response
+from sao.statistics import bootstrap_ci, effect, mean, prompt_points
 
 Oracle = Callable[[str, str], float | None]
 

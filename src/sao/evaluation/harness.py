@@ -1,7 +1,7 @@
 """The boundary to lm-evaluation-harness (extra sao[tasks]): its tasks, with data from here or the hub, on SAO's models.
 
 Enters: names of tasks, and a model. Leaves: tasks that are ready to run, and what each document scored. lm-eval's own output is
-silenced, its errors become SAO's. Model, number format and chat template are those of `sao.chat`; questions, examples and
+silenced, its errors become SAO's. Model, number format and chat template are those of `sao.models.chat`; questions, examples and
 metrics are lm-eval's (https://github.com/EleutherAI/lm-evaluation-harness). Used by `sao eval --suite tasks`.
 """
 
@@ -24,11 +24,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sao.chat import ChatTokenizer, load_model
 from sao.config import EngineConfig
+from sao.data.shards import check_shards
 from sao.errors import ConfigError, DataError, EngineError
-from sao.evaluation.statistics import mean
-from sao.shards import check_shards
+from sao.models.chat import ChatTokenizer, load_model
+from sao.statistics import mean
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from sao.errors import DataError
 from sao.evaluation.arena import log_losses, soft_logistic
-from sao.evaluation.statistics import RESAMPLES, Array, Effect, effect_of_samples, percentiles, resample
+from sao.statistics import RESAMPLES, Array, Effect, effect_of_samples, percentiles, resample
 
 PENALTIES = tuple(float(c) for c in np.logspace(-4, 4, 10))
 """The values of C, from a strong to a weak pull."""

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sao.data.readers import id_text, kind_of, read_rows
 from sao.errors import DataError
-from sao.rows import id_text, kind_of, read_rows
-from sao.types import Prompt, Response, make_id
+from sao.records import Prompt, Response, make_id
 
 TEXT_KEYS = ("turns", "instruction", "prompt", "question", "problem", "text", "messages")
 ANSWER_KEYS = ("output", "answer", "response", "messages", "choices")

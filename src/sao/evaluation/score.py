@@ -15,13 +15,13 @@ import numpy as np
 
 from sao.evaluation.alpaca_files import Annotation
 from sao.evaluation.arena import ArenaScore, Game, arena_scores, style_of
-from sao.evaluation.guards import by_length, slot_warning
 from sao.evaluation.length_control import LC, GamedRow, LengthControlled, Row, length_controlled, score_name
 from sao.evaluation.questions import Question
-from sao.evaluation.statistics import Effect, Points, effect, effect_of_samples, paired, prompt_points
+from sao.evaluation.sanity_checks import by_length, slot_warning
 from sao.evaluation.suites import said
 from sao.evaluation.verdicts import parse_arena
-from sao.types import Judgment, Rating, Response
+from sao.records import Judgment, Rating, Response
+from sao.statistics import Effect, Points, effect, effect_of_samples, paired, prompt_points
 
 WORTH = {"first": 1.0, "second": 0.0, "tie": 0.5}
 Words = Mapping[str, tuple[int, int]]

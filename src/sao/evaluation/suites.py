@@ -30,9 +30,9 @@ from sao.engines import Engine, Failure, Message, Request, Sample, Sampling
 from sao.errors import ConfigError
 from sao.evaluation.questions import Question
 from sao.evaluation.verdicts import parse_arena, parse_pairwise, parse_rating
-from sao.judging import Duel
+from sao.records import Drop, Judgment, Prompt, Rating, Response, Verdict, make_id, seed_of
+from sao.stages.judging import Duel
 from sao.templates import fill, load_template
-from sao.types import Drop, Judgment, Prompt, Rating, Response, Verdict, make_id, seed_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

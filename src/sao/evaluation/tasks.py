@@ -25,13 +25,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sao.chat import identity_of, pick_device
 from sao.config import EngineConfig
 from sao.errors import ConfigError, DataError
 from sao.evaluation import harness
-from sao.evaluation.statistics import effect, holm, mcnemar_exact, mean
+from sao.models.chat import identity_of, pick_device
+from sao.records import make_id
+from sao.statistics import effect, holm, mcnemar_exact, mean
 from sao.store import dumps, read_jsonl, write_atomic
-from sao.types import make_id
 
 PRESET = "leaderboard"
 LEADERBOARD = {

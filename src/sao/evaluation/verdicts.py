@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sao.types import Verdict
+from sao.records import Verdict
 
 ARENA_VERDICTS: Final = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 _ARENA = re.compile(r"\[\[([AB<>=]+)\]\]")

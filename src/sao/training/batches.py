@@ -19,8 +19,8 @@ from torch.utils.data import Sampler
 
 from sao.config import TrainConfig
 from sao.errors import TrainingError
+from sao.records import make_id, seed_of
 from sao.training.attention import Segments
-from sao.types import make_id, seed_of
 
 FRONT = 16
 """How many of the longest pairs go into each of the first two steps."""

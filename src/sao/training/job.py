@@ -10,17 +10,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sao.chat import ChatTokenizer, load_model
 from sao.config import Config, TrainConfig
 from sao.errors import DropError, TrainingError
-from sao.responses import chat
+from sao.models.chat import ChatTokenizer, load_model
+from sao.records import Drop, PreferencePair, Prompt, Response, to_dict
+from sao.stages.responses import chat
 from sao.store import dumps, write_atomic
-from sao.training import guards, parallel
+from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
 from sao.training.batches import TokenPair, split_pairs
 from sao.training.data import TextPair
 from sao.training.run import train
-from sao.types import Drop, PreferencePair, Prompt, Response, to_dict
 
 Labelled = tuple[Prompt, PreferencePair, Response, Response]
 """A prompt, its pair, the chosen and the rejected answer."""
@@ -56,7 +56,7 @@ def train_run(
             f"no pairs to train on: all {len(drops)} were dropped ({reasons}); --train.max_length is {config.train.max_length}"
         )
     model = load_to_train(config)
-    warning = guards.rate_warning(config.train, model.num_parameters())
+    warning = monitors.rate_warning(config.train, model.num_parameters())
     if warning:
         notify(f"warning: {warning}")
 

@@ -20,9 +20,10 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from sao.chat import ChatTokenizer
 from sao.config import TrainConfig
 from sao.errors import StoreError, TrainingError
+from sao.models.chat import ChatTokenizer
+from sao.records import make_id
 from sao.store import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
@@ -31,7 +32,6 @@ from sao.training.checkpoints import claim, fsync, processes_of, remove, resume_
 from sao.training.optimizer import rounded
 from sao.training.policy import as_policy, check_policy
 from sao.training.trainer import OnLog, PreferenceTrainer, half_precision
-from sao.types import make_id
 
 PROBE = 128
 """Tokens of a prompt or an answer, at most, on which policy and model are compared before training."""

@@ -20,18 +20,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
 
-from sao.chat import ChatTokenizer
 from sao.config import TrainConfig
 from sao.errors import Terminated, TrainingError
+from sao.models.chat import ChatTokenizer
+from sao.records import make_id, seed_of
 from sao.store import dumps, read_jsonl
-from sao.training import guards, parallel
+from sao.training import monitors, parallel
 from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, pack, pad, split_pairs
 from sao.training.checkpoints import seal, writing
 from sao.training.losses import PairLogps, preference_loss
 from sao.training.optimizer import AdamWStochastic
 from sao.training.policy import part_sums
 from sao.training.reference import reference_sums
-from sao.types import make_id, seed_of
 
 OnLog = Callable[[dict[str, Any]], None]
 MEASURES = ("loss", "nll", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "tokens")
@@ -71,7 +71,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         covered = [len(p.chosen_ids) + config.nll_on_prompt * (len(p.prompt_ids) - 1) for p in self.held_out]
         self._held_out_tokens = statistics.fmean(covered) if covered else 0.0
         self._measured: list[tuple[list[int], Tensor]] = []
-        self._alarms = guards.Alarms()
+        self._alarms = monitors.Alarms()
         self._alarm = self._alarms.replay(read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ())
         if config.on_alarm == "stop" and self._alarm is not None:
             raise self._by_alarm("before")
@@ -94,7 +94,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
         self.remove_callback(PrinterCallback)
-        self.flow = guards.SaveAndStop(config.save_steps, config.save_minutes, self.group.world, self.group.rank)
+        self.flow = monitors.SaveAndStop(config.save_steps, config.save_minutes, self.group.world, self.group.rank)
         self.add_callback(self.flow)
 
     def _arguments(self, device: torch.device, from_start: bool) -> TrainingArguments:
@@ -312,7 +312,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             prompts = [pair.prompt_ids for pair in some]
             seed = seed_of(make_id(self.seed, step))
             together = self.group.world > 1 and self.config.parallel != "ddp"
-            metrics |= guards.sample_metrics(chat, prompts, longest, self.attention, seed, self.end_ids, together)
+            metrics |= monitors.sample_metrics(chat, prompts, longest, self.attention, seed, self.end_ids, together)
         metrics = self.group.from_first(metrics)  # alarms must see the same in all of them
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

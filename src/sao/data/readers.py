@@ -1,0 +1,344 @@
+"""Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain rows out.
+
+Everything is read as a stream, so memory stays flat whatever the size: a line longer than MAX_LINE is an error, not a
+gigabyte of memory. A file that cannot be read is an error with its place; what a row means is for the caller to say.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import json
+import math
+import re
+import zlib
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sao.data.json_arrays import array_rows
+from sao.data.shards import split_files
+from sao.errors import DataError
+from sao.records import make_id
+
+TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+BATCH_ROWS = 256
+MAX_LINE = 64 << 20
+"""Bytes of the longest line that is read."""
+CHUNK = 1 << 20
+"""Characters of a JSON array, or bytes of a Parquet file, that are read at a time."""
+NO_TEXT = ("nan", "NaN")
+"""Cells of a .csv that hold no text: how Python and pandas write a number that is none, and pandas a text that is missing."""
+_BEFORE = b"\xef\xbb\xbf \t\r\n"
+_WHOLE = re.compile(r"(-?\d+)\.0+")
+
+
+def read_rows(
+    source: str,
+    columns: Sequence[str],
+    also: Sequence[str] = (),
+    *,
+    what: str,
+    option: str,
+    revision: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+) -> Iterator[tuple[str, Any]]:
+    """Each row with its place (file and line, or data set and row: for messages), in the source's order.
+
+    Args:
+        source: A .jsonl file, a .json file (lines, or an array, or arrays of records one after another), a .csv file (names in
+            the first line), a .txt file, any of these as .gz, a .parquet file, a folder of Parquet files (`sao.data.shards`),
+            or the id of a hub data set.
+        columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is missing all are, so
+            that the caller can say what there is.
+        also: What the caller reads where it is there.
+        what: What the rows should be ("personas"), for messages.
+        option: How the user gives the revision, for messages.
+        revision: Commit or tag of the hub data set, which needs one.
+        subset: Configuration of the hub data set.
+        split: Split of the hub data set, or of the folder.
+
+    Yields:
+        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of .txt. Values are as
+        they stand: a text may be null or NaN (`kind_of`), an id 81.0 (`id_text`).
+
+    Raises:
+        DataError: For a source that is not there or cannot be read, or of which a part is missing or there twice.
+
+    """
+    path = Path(source)
+    if path.is_dir():
+        for file in split_files(path, split):
+            yield from _parquet_rows(file, columns, also)
+    elif path.suffix == ".parquet" and path.is_file():
+        yield from _parquet_rows(path, columns, also)
+    elif path.name.endswith(SUFFIXES) and path.is_file():
+        yield from _text_rows(path)
+    elif path.name.endswith(SUFFIXES):
+        raise DataError(f"{source}: no such file of {what}")
+    elif path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise DataError(
+            f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's id"
+        )
+    else:
+        if revision is None:
+            raise DataError(
+                f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too ({option}: a "
+                "commit or tag), so that the run can be repeated"
+            )
+        yield from _hub_rows(source, revision, subset, split)
+
+
+def column_texts(
+    source: str,
+    column: str,
+    *,
+    what: str,
+    section: str,
+    revision: str | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    read: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else None,
+) -> Iterator[str]:
+    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls and empty texts are passed over.
+
+    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands there: "" where
+    this row holds nothing to read, None where it is of another kind than expected. Halves of surrogate pairs, as a cut emoji
+    leaves them in JSON, are taken out: no tokenizer takes them.
+
+    Raises DataError for a source that cannot be read, or whose rows hold no such text.
+    """
+    options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
+    for place, row in read_rows(source, [column], what=what, option=f"--{section}.revision", **options):
+        text = row if isinstance(row, str) and source.removesuffix(".gz").endswith(".txt") else None
+        if isinstance(row, dict):
+            text = "" if row.get(column, 0) is None else read(row.get(column))
+        if text is None:
+            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            value = row.get(column) if isinstance(row, dict) else None
+            kind = "" if value is None else f", but a {type(value).__name__}"
+            if kind_of(value) == "NaN":
+                kind = ", but NaN: put a text there, or null where there is none"
+            raise DataError(
+                f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with --{section}.column"
+            )
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+        if text and not text.isspace():
+            yield text
+
+
+def kind_of(value: Any) -> str:
+    """What stands where a text or a number should, in a few words for messages."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "an infinite number"
+    names = {int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def id_text(value: Any) -> str:
+    """An id of somebody else's as text; 81, 81.0 (as pandas writes a column in which one is missing), "81" and "81.0" are the
+    same. "" for what is no id: null, NaN, true, a list."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value) if value == int(value) else value)
+    whole = _WHOLE.fullmatch(str(value))
+    return whole[1] if whole else str(value)
+
+
+def content_identity(source: str) -> str:
+    """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the name itself."""
+    path = Path(source)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        return source
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def sample_texts(read: Callable[[], Iterator[str]], n: int, seed: int) -> Iterator[tuple[int, str]]:
+    """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer where it holds fewer.
+
+    `read` is called twice: once to find which texts have the n smallest hashes, once to hand them out, in the stream's order.
+    Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream. Texts count as equal where only
+    their case differs.
+    """
+    keys = array("Q")
+    for text in read():
+        keys.append(_priority(text, seed))
+        if len(keys) > 4 * n + (1 << 16):
+            keys = _smallest(keys, n)
+    chosen = _smallest(keys, n)
+    given = bytearray(len(chosen))
+    left = len(chosen)
+    for text in read() if left else ():
+        key = _priority(text, seed)
+        place = bisect_left(chosen, key)
+        if place < len(chosen) and chosen[place] == key and not given[place]:
+            given[place] = 1
+            yield place, text
+            left -= 1
+            if not left:
+                return
+
+
+def _priority(text: str, seed: int) -> int:
+    return int(make_id("draw", seed, text.casefold()), 16)
+
+
+def _smallest(keys: array[int], n: int) -> array[int]:
+    """The `n` smallest of different keys, in order."""
+    import numpy as np
+
+    return array("Q", np.unique(np.frombuffer(keys, np.uint64))[:n].tobytes()) if keys else keys
+
+
+def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        # Without these pyarrow holds the columns of a whole row group, and that may be the whole file.
+        with pyarrow.parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            wanted = [n for n in names if n in (*columns, *also)] if set(columns) <= set(names) else None
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: not a readable Parquet file, from row {number} on ({error}). Copy or make it again"
+        ) from error
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of .txt, .csv, .jsonl and .json, empty lines left out."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    try:
+        with _open(path) as file:
+            if kind == ".json" and _is_array(file):
+                yield from array_rows(path, file, piece=CHUNK, longest=MAX_LINE)
+            elif kind == ".csv":
+                yield from _csv_rows(path, file)
+            else:
+                for place, line in _lines(path, file):
+                    if line := line.strip():
+                        row = line if kind == ".txt" else _parse(line, place)
+                        if kind == ".json" and isinstance(row, list):
+                            raise DataError(
+                                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl"
+                            )
+                        yield place, row
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_array(file: BinaryIO) -> bool:
+    """Whether a .json file begins with an array and is not a JSON value a line."""
+    start = b""
+    while not start and (piece := file.read(CHUNK)):
+        start = piece.lstrip(_BEFORE)
+    file.seek(0)
+    return start[:1] == b"["
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """The lines of a file as text, each with its place."""
+    number = 0
+    while raw := file.readline(MAX_LINE):
+        number += 1
+        place = f"{path}, line {number}"
+        if len(raw) == MAX_LINE:
+            raise DataError(
+                f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out"
+            )
+        if b"\0" in raw:
+            raise DataError(f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)")
+        line = _decode(raw, place)
+        yield place, line.removeprefix("\ufeff") if number == 1 else line
+
+
+def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows as dicts by the names in the first line; cells of NO_TEXT are NaN, as in a file of another kind."""
+    place = f"{path}, line 1"
+
+    def lines() -> Iterator[str]:
+        nonlocal place
+        for place, line in _lines(path, file):  # noqa: B007 - the place is for the message below
+            yield line
+
+    limit = csv.field_size_limit(MAX_LINE)
+    try:
+        reader = csv.reader(lines(), strict=True)
+        names = next(reader, [])
+        for values in reader:
+            if len(values) == len(names):
+                cells = (math.nan if value in NO_TEXT else value for value in values)
+                yield place, dict(zip(names, cells, strict=True))
+            elif values:
+                raise DataError(f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line")
+    except csv.Error as error:
+        raise DataError(f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _decode(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv") from error
+
+
+def _parse(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            behind = line[error.pos : error.pos + 40]
+            raise DataError(
+                f"{place}: not JSON (after the end of the value stands {behind!r}). Write one record a line"
+            ) from error
+        raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises where the hub or the network fails. Some versions let errors of httpx or httpx2 through, which
+    are no OSError; its own error for a bad answer derives from the class of those."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, ValueError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)))
+
+
+def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hub data sets need the `datasets` package: pip install datasets") from error
+    try:
+        rows = datasets.load_dataset(source, subset, revision=revision, split=split, streaming=True)
+        for number, row in enumerate(rows):
+            yield f"{source}, row {number}", row
+    except (RuntimeError, ImportError, datasets.exceptions.DatasetsError, *hub_errors()) as error:
+        raise DataError(
+            f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, revision, subset and "
+            "split, the network and, for gated data, HF_TOKEN"
+        ) from error

@@ -1,0 +1,287 @@
+"""Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (Algorithm 1 of arXiv 2510.06652:
+(y_w, y_l) ← M(ranking instruction with x, y_1, y_2)).
+
+`logprob` (default) reads the probabilities of the verdict's first token in one forward pass and, in both orders, lets a
+judge's taste for a slot show itself (RLAIF, arXiv 2309.00267). `text` samples a ranking line, after reasons if so asked, and
+reads it strictly (the paper's way). A verdict that cannot be read is kept as such: it is neither a tie nor a label. The other
+methods are controls.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any, Protocol
+
+from sao.config import JudgingConfig
+from sao.engines import ChoiceRequest, Engine, Failure, Message, Request, Sample, Sampling
+from sao.records import Drop, Judgment, Response, Verdict, make_id, seed_of
+from sao.templates import fill, load_template
+
+Oracle = Callable[[str, str], float | None]
+"""(prompt, answer) → score from 0 to 1, None where the prompt is none that it knows."""
+SCORED_TOGETHER = 256
+"""Duels whose answers a reward model sees in one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Two answers in the order in which the judge sees them."""
+
+    id: str
+    row: int
+    prompt_id: str
+    prompt: str
+    first: Response
+    second: Response
+
+
+class Scorer(Protocol):
+    """A reward model: scores for (prompt, answer), any unit in which a difference is the log-odds of being better."""
+
+    name: str
+
+    def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
+        """One number each; NaN where the text does not fit into the model."""
+        ...
+
+
+def reading_judge(config: JudgingConfig) -> JudgingConfig:
+    """How an evaluation is judged: by the recipe's judge in both orders; where that one does not read (controls, a reward model,
+    given labels), by the model itself and its log-probabilities."""
+    both: dict[str, Any] = {"orders": "both", "opponents": None, "panel": []}
+    if config.method not in ("logprob", "text"):
+        both |= {"method": "logprob", "engine": None, "reasoning": False}
+    return config.model_copy(update=both)
+
+
+def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
+    """Which of n answers are compared, by place: all pairs, or those of a ring in which each meets so many others.
+
+    Each answer stands in as many pairs (where n and `opponents` are both odd, some in one more), and the ring holds together,
+    so that all can be ranked.
+    """
+    every = set(combinations(range(n), 2))
+    if opponents is None or opponents >= n - 1:
+        return every
+    found: set[tuple[int, int]] = set()
+    for distance in range(1, opponents // 2 + 1):
+        found |= {(min(i, j), max(i, j)) for i in range(n) if (j := (i + distance) % n) != i}
+    if opponents % 2:  # the answers half a ring away, once each
+        found |= {(i, j) for i in range(n // 2 + n % 2) if (j := i + n // 2) < n}
+    return found
+
+
+def duels(
+    groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int, opponents: int | None = None
+) -> Iterator[Duel]:
+    """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; a text that stands there
+    twice is judged once.
+
+    Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that keeps what it has
+    read (vLLM's prefix cache) then reads it once.
+    """
+    per_prompt = n * (n - 1) // 2 * orders
+    for prompt_id, prompt, responses in groups:
+        found: list[Duel] = []
+        # Identical answers never pair; the pairs stage counts them.
+        different = {r.text: r for r in reversed(responses)}
+        there = [r for r in responses if different[r.text] is r]
+        for i, k in sorted(opponents_of(len(there), opponents)):
+            a, b = there[i], there[k]
+            place = sum(n - 1 - i for i in range(a.index)) + b.index - a.index - 1
+            base = a.row // n * per_prompt + place * orders
+            # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's bias averages out.
+            swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
+            for order in range(orders):
+                x, y = (b, a) if (order == 1) != swap else (a, b)
+                found.append(Duel(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y))
+        yield from sorted(found, key=lambda duel: duel.first.index)
+
+
+def judge(
+    pairs: Iterable[Duel],
+    engine: Engine | None,
+    config: JudgingConfig,
+    done: Container[str],
+    oracle: Oracle | None = None,
+    scorer: Scorer | None = None,
+    name: str = "self",
+) -> Iterator[Judgment | Drop]:
+    """A judgment by `name`, or a Drop where the engine failed, for each duel that is not `done`, in order of finishing.
+
+    `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle. An engine without log-probabilities gives
+    text verdicts instead.
+    """
+    todo = (duel for duel in pairs if duel.id not in done)
+    match config.method:
+        case "logprob" | "text":
+            assert engine is not None
+            if config.method == "logprob" and engine.has_logprobs:
+                yield from _by_logprob(todo, engine, config, name)
+            else:
+                yield from _by_text(todo, engine, config, name)
+        case "reward":
+            assert scorer is not None
+            yield from _by_reward(todo, scorer, name)
+        case "oracle":
+            assert oracle is not None, "the oracle belongs to the proving ground"
+            yield from (_judgment(d, name, _oracle_verdict(d, oracle)) for d in todo)
+        case "random" | "longer" | "shorter" | "first":
+            rule = CONTROLS[config.method]
+            yield from (_judgment(d, name, rule(d)) for d in todo)
+
+
+def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, name: str) -> Iterator[Judgment | Drop]:
+    template = load_template(config.template, ("prompt", "first", "second"))
+    waiting: dict[str, Duel] = {}
+
+    def requests() -> Iterator[ChoiceRequest]:
+        for duel in pairs:
+            waiting[duel.id] = duel
+            yield ChoiceRequest(duel.id, _ask(template, duel), config.choices, config.prefill)
+
+    for choices in engine.choice_logprobs(requests()):
+        duel = waiting.pop(choices.id)
+        if isinstance(choices, Failure):
+            yield _failed(duel, choices)
+            continue
+        verdict, p_first, mass = read_logprobs(choices.logprobs[0], choices.logprobs[1], config.min_mass)
+        yield _judgment(duel, name, verdict, p_first, mass)
+
+
+def read_logprobs(first: float, second: float, min_mass: float) -> tuple[Verdict | None, float | None, float | None]:
+    """Verdict, P(first | a verdict token) and their mass, from two log-probabilities in nats.
+
+    A mass below `min_mass`, or a value that is no number, is unreadable.
+    """
+    if math.isnan(first) or math.isnan(second) or max(first, second) == -math.inf:
+        return None, None, None
+    mass = math.exp(first) + math.exp(second)
+    gap = second - first
+    p_first = 1 / (1 + math.exp(gap)) if gap < 700 else 0.0
+    if mass < min_mass:
+        return None, p_first, mass
+    return "tie" if first == second else "first" if first > second else "second", p_first, mass
+
+
+def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, name: str) -> Iterator[Judgment | Drop]:
+    template = load_template(config.template, ("prompt", "first", "second"))
+    first, second = config.choices
+    # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings where that can be.
+    one_of = (f"{first} > {second}", f"{second} > {first}") if config.method == "logprob" else ()
+    sampling = Sampling(config.max_tokens, config.temperature, one_of=one_of)
+    waiting: dict[str, Duel] = {}
+
+    def requests() -> Iterator[Request]:
+        for duel in pairs:
+            waiting[duel.id] = duel
+            yield Request(_ask(template, duel), (Sample(duel.id, seed_of(duel.id)),), sampling, config.prefill)
+
+    for completion in engine.generate(requests()):
+        duel = waiting.pop(completion.id)
+        if isinstance(completion, Failure):
+            yield _failed(duel, completion)
+            continue
+        cut = completion.finish_reason == "length"
+        verdict = None if cut else read_ranking(completion.text, config.choices, config.reasoning)
+        yield _judgment(duel, name, verdict, text=completion.text)
+
+
+def _failed(duel: Duel, failure: Failure) -> Drop:
+    return Drop(row=duel.row, stage="judgments", record_id=duel.id, reason=failure.reason)
+
+
+def _by_reward(pairs: Iterable[Duel], scorer: Scorer, name: str) -> Iterator[Judgment]:
+    """Scores are differences of log-odds (Bradley–Terry), so P(first) = σ(score of first − score of second)."""
+    waiting = iter(pairs)
+    while some := list(islice(waiting, SCORED_TOGETHER)):
+        texts = {(d.prompt, r.text): 0.0 for d in some for r in (d.first, d.second)}
+        texts = dict(zip(texts, scorer.score(list(texts)), strict=True))
+        for duel in some:
+            x, y = (texts[duel.prompt, r.text] for r in (duel.first, duel.second))
+            if math.isfinite(x - y):
+                verdict, p_first, _ = read_logprobs(min(0.0, x - y), min(0.0, y - x), 0.0)
+                yield _judgment(duel, name, verdict, p_first)
+            else:  # too long for the model
+                yield _judgment(duel, name, None)
+
+
+def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -> Verdict | None:
+    """The verdict of a ranking line "X > Y" or "X = Y" (a tie), X and Y being the two choices.
+
+    Without `reasoning` the text is that line and nothing else. With it the last line that is not empty must be one, and no other
+    line may be a different one. Anything else at all is unreadable.
+    """
+    lines = [line for line in text.splitlines() if line.strip()] if reasoning else [text.strip()]
+    found = [verdict for line in lines if (verdict := _ranking_line(line, choices)) is not None]
+    if not lines or len(set(found)) != 1 or _ranking_line(lines[-1], choices) is None:
+        return None
+    return found[0]
+
+
+def _ranking_line(line: str, choices: tuple[str, str]) -> Verdict | None:
+    first, second = (re.escape(choice.strip()) for choice in choices)
+    match = re.fullmatch(rf"(?:({first})[ \t]*([>=])[ \t]*{second}|{second}[ \t]*([>=])[ \t]*{first})", line.strip())
+    if match is None:
+        return None
+    if "=" in (match[2], match[3]):
+        return "tie"
+    return "first" if match[1] is not None else "second"
+
+
+def _ask(template: str, duel: Duel) -> tuple[Message, ...]:
+    text = fill(template, prompt=duel.prompt, first=duel.first.text, second=duel.second.text)
+    return (Message("user", text),)
+
+
+def _judgment(
+    duel: Duel, name: str, verdict: Verdict | None, p_first: float | None = None, mass: float | None = None,
+    text: str | None = None,
+) -> Judgment:  # fmt: skip
+    return Judgment(
+        id=duel.id,
+        row=duel.row,
+        prompt_id=duel.prompt_id,
+        first_id=duel.first.id,
+        second_id=duel.second.id,
+        judge=name,
+        verdict=verdict,
+        p_first=p_first,
+        mass=mass,
+        text=text,
+    )
+
+
+def _longer(duel: Duel) -> Verdict:
+    """The longer answer, in characters."""
+    a, b = len(duel.first.text), len(duel.second.text)
+    return "tie" if a == b else "first" if a > b else "second"
+
+
+def _shorter(duel: Duel) -> Verdict:
+    opposite: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
+    return opposite[_longer(duel)]
+
+
+def _random_verdict(duel: Duel) -> Verdict:
+    """A fair coin for the two answers, the same in both orders."""
+    low, high = sorted((duel.first.id, duel.second.id))
+    winner = random.Random(f"{low}:{high}").choice((low, high))
+    return "first" if winner == duel.first.id else "second"
+
+
+def _oracle_verdict(duel: Duel, oracle: Oracle) -> Verdict | None:
+    first, second = oracle(duel.prompt, duel.first.text), oracle(duel.prompt, duel.second.text)
+    if first is None or second is None:
+        return None
+    return "tie" if first == second else "first" if first > second else "second"
+
+
+CONTROLS: dict[str, Callable[[Duel], Verdict]] = {
+    "random": _random_verdict, "longer": _longer, "shorter": _shorter, "first": lambda duel: "first",
+}  # fmt: skip

@@ -1,0 +1,249 @@
+"""Personas: who asks. A source in, `Persona` records out (r_1 … r_n in Algorithm 1 of arXiv 2510.06652).
+
+Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (ships, written for SAO, CC0),
+`builtin:world` (the proving ground's 17,280), `none` (nobody: the control), a file, or a hub data set by id and revision. Equal
+texts count once; the last `held_out` of those taken are for the evaluation alone.
+
+Writing them goes in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier persona knows. What is
+similar to an earlier one is dropped (`settle`), and where little that is new comes, the source has dried up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sao.config import PersonasConfig, WritingConfig
+from sao.data.readers import column_texts, content_identity, sample_texts
+from sao.data.similarity import find_duplicates
+from sao.engines import Engine, Message, Request, Sample, Sampling, dropped, read_marked
+from sao.errors import ConfigError, DataError
+from sao.records import Drop, Persona, make_id, seed_of
+from sao.templates import fill, load_template
+
+LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none": "none (no personas)"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What personas are seeded with: axes of short phrases ("works in aviation", "wants to save time"), and the ways in which
+    two people may be related ("colleague")."""
+
+    axes: tuple[tuple[str, ...], ...]
+    relations: tuple[str, ...]
+
+
+@cache
+def load_traits(name: str) -> Traits:
+    """A shipped grid (`general`, `world`) or a YAML file {axes: [[phrase, …], …], relations: [word, …]}.
+
+    Raises ConfigError where there is none, it has another shape, or what stands for a phrase is no text (a bare `no` or `30`).
+    """
+    shipped = resources.files("sao").joinpath(f"data/traits_{name}.yaml")
+    try:
+        found = yaml.safe_load(shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8"))
+        axes = tuple(_phrases(axis) for axis in found["axes"])
+        relations = _phrases(found["relations"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes and relations, both "
+            f"lists of texts ({type(error).__name__}: {error})"
+        ) from error
+    if not axes or not all(axes) or not relations:
+        raise ConfigError(f"personas.traits {name!r}: an axis or the list of relations is empty")
+    return Traits(axes=axes, relations=relations)
+
+
+def _phrases(given: Any) -> tuple[str, ...]:
+    """The texts of a list. Raises TypeError for anything else."""
+    if not isinstance(given, list):
+        raise TypeError(f"{given!r} is no list")
+    if odd := [phrase for phrase in given if not isinstance(phrase, str)]:
+        raise TypeError(f"{odd[0]!r} is no text: put it in quotes")
+    return tuple(given)
+
+
+def draw_traits(traits: Traits, rng: random.Random, n: int) -> list[str]:
+    """One phrase each of `n` different axes (of all, where there are fewer), in the order of the axes."""
+    axes = sorted(rng.sample(range(len(traits.axes)), min(n, len(traits.axes))))
+    return [rng.choice(traits.axes[axis]) for axis in axes]
+
+
+PAPER_SOURCES = {
+    "proj-persona/PersonaHub": "CC-BY-NC-SA-4.0",
+    "nvidia/Nemotron-Personas": "CC-BY-4.0",
+    "nvidia/Nemotron-Personas-USA": "CC-BY-4.0",
+    "argilla/FinePersonas-v0.1": "llama3",
+}
+"""Hub data sets of personas whose licence is known."""
+
+
+def licence_of(config: PersonasConfig, model_licence: str) -> str:
+    """The licence of the source, as far as it is known."""
+    if config.licence or config.source not in ("self", *LICENCES):
+        return config.licence or PAPER_SOURCES.get(
+            config.source, "unknown: set personas.licence to the source's licence"
+        )
+    if config.source == "self":
+        return f"written by the model itself, from a CC0 grid; the model's licence: {model_licence}"
+    return LICENCES[config.source]
+
+
+def non_commercial(licence: str) -> bool:
+    """Whether a licence forbids commercial use, as far as its name says so."""
+    return bool(re.search(r"(?<![a-z])nc(?![a-z])|non[\s_-]?commercial", licence, re.IGNORECASE))
+
+
+def source_identity(config: PersonasConfig, seed: int, identity: str | None = None) -> dict[str, Any]:
+    """What the personas depend on; a file counts by its content, wherever it lies (`identity`, where it is known already)."""
+    found: dict[str, Any] = {"source": identity or content_identity(config.source)}
+    if config.source not in ("self", *LICENCES):
+        found |= {"column": config.column, "revision": config.revision, "subset": config.subset}
+    if config.source in ("builtin:general", "builtin:world") or (found.get("column") and config.sample == "random"):
+        found |= {"seed": seed} | ({"sample": config.sample} if config.source != "builtin:world" else {})
+    return found | {"n": config.n, "held_out": config.held_out}
+
+
+def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
+    """`n + held_out` distinct personas, in the source's order; their rows are the order of the draw.
+
+    Raises DataError for a source that cannot be read (with file and line) or holds too few.
+    """
+    wanted, found = config.n + config.held_out, 0
+    for row, text in _drawn(config, seed, wanted):
+        yield Persona(id=make_id("persona", text or row), row=row, text=text)
+        found += 1
+    if found < wanted:
+        raise DataError(
+            f"{config.source}: holds {found} distinct personas, but personas.n + personas.held_out = {config.n} + "
+            f"{config.held_out} are asked for. Lower them, take a larger source, or let the model write them "
+            "(--personas.source self)"
+        )
+
+
+def _drawn(config: PersonasConfig, seed: int, wanted: int) -> Iterator[tuple[int, str]]:
+    """`wanted` texts with their rows, fewer where there are fewer."""
+    if config.source == "none":
+        yield from ((row, "") for row in range(wanted))
+    elif config.sample == "random" and config.source != "builtin:world":
+        yield from sample_texts(lambda: _texts(config, seed, wanted), wanted, seed)
+    else:
+        yield from itertools.islice(enumerate(_distinct(_texts(config, seed, wanted))), wanted)
+
+
+def _distinct(texts: Iterable[str]) -> Iterator[str]:
+    seen = set()
+    for text in texts:
+        key = int(make_id(text.casefold()), 16)  # smaller than the text
+        if key not in seen:
+            seen.add(key)
+            yield text
+
+
+def _texts(config: PersonasConfig, seed: int, wanted: int) -> Iterator[str]:
+    """Every text of the source, white space made single; empty ones are passed over."""
+    source = config.source
+    raw: Iterator[str]
+    if source == "builtin:general":
+        raw = iter(resources.files("sao").joinpath("data/personas.txt").read_text("utf-8").splitlines())
+    elif source == "builtin:world":
+        from sao.toy_world.language import sample_persona
+
+        rng = random.Random(seed)
+        raw = (sample_persona(rng) for _ in range(100 * wanted))
+    elif Path(source).is_dir():
+        raise DataError(f"{source}: a folder. Name the file of personas in it with --personas.source")
+    else:
+        raw = column_texts(
+            source, config.column, what="personas", section="personas", revision=config.revision, subset=config.subset
+        )
+    return (text for text in (" ".join(text.split()) for text in raw) if text)
+
+
+# Personas that the model writes itself.
+
+
+def round_size(kept: int) -> int:
+    """How many drafts the next round asks for. It hangs on nothing but what stands, so that whoever takes fewer personas than
+    were aimed at finds the rounds done."""
+    return max(256, kept // 2)
+
+
+def write_drafts(
+    size: int, kept: Sequence[Persona], engine: Engine, config: WritingConfig, key: str, done: Container[str]
+) -> Iterator[Persona | Drop]:
+    """A round of `size` personas as the model writes them, or Drops, that are not `done`, in order of finishing.
+
+    What each is asked for follows from its id, which derives from `key`: traits, or a relation to one of those `kept` so far.
+    """
+    traits = load_traits(config.traits)
+    by_traits = load_template(config.template, ("traits",) if config.traits_each else ())
+    related = load_template(config.template_related, ("persona", "relation"))
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    rows: dict[str, int] = {}
+
+    def requests() -> Iterator[Request]:
+        for row in range(size):
+            draft = make_id(key, row)
+            if draft in done:
+                continue
+            rows[draft] = row
+            rng = random.Random(draft)
+            if kept and rng.random() < config.related:
+                text = fill(related, persona=rng.choice(kept).text, relation=rng.choice(traits.relations))
+            else:
+                text = fill(by_traits, traits="; ".join(draw_traits(traits, rng, config.traits_each)))
+            yield Request((Message("user", text),), (Sample(draft, seed_of(draft)),), sampling)
+
+    for completion in engine.generate(requests()):
+        row = rows.pop(completion.id)
+        text, reason = read_marked(completion, config.marker)
+        if reason:
+            yield dropped(completion, row, "personas", reason)
+        else:
+            yield Persona(id=completion.id, row=row, text=" ".join(text.split()))
+
+
+class Settled:
+    """The distinct personas among drafts, as they come: the first of similar ones stays."""
+
+    def __init__(self, max_similarity: float) -> None:
+        self.kept: list[Persona] = []
+        self.dropped: list[Drop] = []
+        self._max_similarity = max_similarity
+
+    def add(self, drafts: Iterable[Persona], unreadable: Iterable[Drop] = ()) -> int:
+        """Take in a round, in the order of its rows; how many of its personas are new."""
+        self.dropped += unreadable
+        stood, new = len(self.kept), list(drafts)
+        texts = [*(persona.text for persona in self.kept), *(draft.text for draft in new)]
+        earlier = find_duplicates(lambda: iter(texts), self._max_similarity).earlier
+        for place, draft in enumerate(new, stood):
+            if earlier[place] < 0:
+                self.kept.append(replace(draft, id=make_id("persona", draft.text)))
+                continue
+            detail = f"{draft.text} | {texts[earlier[place]]}"
+            reason = "repeats an earlier persona"
+            self.dropped.append(Drop(row=0, stage="personas", record_id=draft.id, reason=reason, detail=detail))
+        return len(self.kept) - stood
+
+    def records(self, wanted: int) -> Iterator[Persona | Drop]:
+        """The first `wanted` personas, mixed, so that those held out are like the others; then Drops for all other drafts, with
+        rows behind theirs."""
+        mixed = sorted(self.kept[:wanted], key=lambda persona: make_id("mixed", persona.id))
+        yield from (replace(persona, row=row) for row, persona in enumerate(mixed))
+        spare = [
+            Drop(row=0, stage="personas", record_id=make_id("spare", p.id), reason="more than asked for")
+            for p in self.kept[wanted:]
+        ]
+        for row, drop in enumerate([*self.dropped, *spare], wanted):
+            yield replace(drop, row=row)

@@ -1,0 +1,171 @@
+"""Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ← M(instruction with r_i)).
+
+Two methods. `instruct`: the model's text must begin with a fixed marker, which is stripped (with `prompts.prefill` it stands
+there already). Text without it, an empty request, one that was cut off at the token limit and one that answers itself (a line
+begins with "Reply:") are dropped, each with its reason and its text. The instruction is one template, or one of several that are
+drawn by weight (`prompts.mix`). A template in which "Reply:" stands asks for a short conversation: its last request is the
+prompt, what comes before are earlier turns. `user_turn`: the persona stands in the system turn and the model writes the user's
+turn that follows (Magpie, arXiv 2406.08464); no marker is needed.
+
+Or prompts that others wrote, from a file or hub data set (`given_prompts`): the control with real prompts.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sao.config import PersonasConfig, PromptsConfig
+from sao.data.readers import column_texts, sample_texts
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped, read_marked
+from sao.errors import DataError
+from sao.records import Drop, Persona, Prompt, make_id, seed_of
+from sao.templates import fill, load_template
+
+REPLY = "Reply:"
+"""What the assistant's turns begin with in a conversation that the model writes."""
+_REPLIES = re.compile(rf"^[^\S\n]*{REPLY}", re.IGNORECASE | re.MULTILINE)
+
+
+def write_prompts(
+    personas: Iterable[Persona], engine: Engine, config: PromptsConfig, key: str, done: Container[str]
+) -> Iterator[Prompt | Drop]:
+    """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive from `key`."""
+    asked = _by_user_turn(config) if config.method == "user_turn" else _by_instruction(config)
+    waiting: dict[str, tuple[Persona, Asked]] = {}
+
+    def requests() -> Iterator[Request]:
+        for persona in personas:
+            prompt_id = make_id(key, persona.id)
+            if prompt_id not in done:
+                one = asked(persona, prompt_id)
+                waiting[prompt_id] = persona, one
+                yield one.request
+
+    for completion in engine.generate(requests()):
+        persona, one = waiting.pop(completion.id)
+        turns, reason = one.read(completion)
+        if reason:
+            yield dropped(completion, persona.row, "prompts", reason, one.request.prefill)
+        else:
+            *earlier, text = turns
+            yield Prompt(id=completion.id, row=persona.row, persona_id=persona.id, text=text, earlier=tuple(earlier))
+
+
+Turns = tuple[list[str], str]
+"""The turns of a conversation and "", or [] and why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for a prompt, and how what comes of it is read."""
+
+    request: Request
+    read: Callable[[Completion | Failure], Turns]
+
+
+def _by_instruction(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
+    """Prompts asked for by an instruction (method instruct)."""
+    mix = {name: load_template(name, ("persona",)) for name in config.mix or [config.template]}
+    without = load_template(config.template_without_persona, ())
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    prefill = config.marker if config.prefill else ""
+
+    def ask(persona: Persona, prompt_id: str) -> Asked:
+        template = mix[drawn_template(config, prompt_id)] if persona.text else without
+        message = Message("user", fill(template, persona=persona.text))
+        read = read_turns if REPLY in template else read_prompt
+        sample = Sample(prompt_id, seed_of(prompt_id))
+        return Asked(
+            Request((message,), (sample,), sampling, prefill), partial(read, marker=config.marker, prefill=prefill)
+        )
+
+    return ask
+
+
+def _by_user_turn(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
+    """Prompts that the model writes in the user's turn (method user_turn)."""
+    template = load_template(config.template_user_turn, ("persona",))
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+
+    def ask(persona: Persona, prompt_id: str) -> Asked:
+        system = (Message("system", fill(template, persona=persona.text)),) if persona.text else ()
+        sample = Sample(prompt_id, seed_of(prompt_id))
+        return Asked(Request(system, (sample,), sampling, as_user=True), read_user_turn)
+
+    return ask
+
+
+def drawn_template(config: PromptsConfig, prompt_id: str) -> str:
+    """The name of the template with which this prompt is asked for."""
+    if not config.mix:
+        return config.template
+    return random.Random(f"template {prompt_id}").choices(list(config.mix), list(config.mix.values()))[0]
+
+
+def read_prompt(completion: Completion | Failure, marker: str, prefill: str = "") -> Turns:
+    """The prompt in a completion, or [] and why there is none (where the model goes on to a reply, say)."""
+    text, reason = read_marked(completion, marker, prefill)
+    if _REPLIES.search(text):
+        return [], "answers itself"
+    return ([text], "") if text else ([], reason)
+
+
+def read_user_turn(completion: Completion | Failure) -> Turns:
+    """The whole text of a turn that the model wrote as the user."""
+    return read_prompt(completion, "")
+
+
+def read_turns(completion: Completion | Failure, marker: str, prefill: str = "") -> Turns:
+    """The turns of a conversation, user first and last, or [] and why there is none."""
+    text, reason = read_marked(completion, marker, prefill)
+    if reason:
+        return [], reason
+    parts = re.split(rf"^[^\S\n]*({re.escape(marker)}|{REPLY})", text, flags=re.IGNORECASE | re.MULTILINE)
+    turns, marks = [part.strip() for part in parts[::2]], [mark.casefold() for mark in parts[1::2]]
+    expected = [(REPLY, marker)[i % 2].casefold() for i in range(len(marks))]
+    if len(turns) < 3 or len(turns) % 2 == 0 or marks != expected or not all(turns):
+        return [], "no conversation"
+    return turns, ""
+
+
+def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, key: str) -> Iterator[Prompt]:
+    """Prompts of others, drawn by `seed` from `prompts.source`: personas.n for training, then personas.held_out.
+
+    Raises DataError for a source that cannot be read or holds too few.
+    """
+    wanted, found = personas.n + personas.held_out, 0
+    options: dict[str, Any] = {"revision": config.revision, "subset": config.subset, "split": config.split}
+
+    def texts() -> Iterator[str]:
+        source = str(config.source)
+        return column_texts(source, config.column, what="prompts", section="prompts", read=first_request, **options)
+
+    for row, text in sample_texts(texts, wanted, seed):
+        yield Prompt(id=make_id(key, text), row=row, persona_id=make_id("persona", "given", text), text=text)
+        found += 1
+    if found < wanted:
+        raise DataError(
+            f"{config.source}: holds {found} distinct prompts, but personas.n + personas.held_out = {personas.n} + "
+            f"{personas.held_out} are asked for. Lower them or take a larger source"
+        )
+
+
+def first_request(value: Any) -> str | None:
+    """The text of a column, or of the first user turn where it holds messages: {"role", "content"} or ShareGPT's
+    {"from", "value"}, the content a text or a list of text parts. "" where there is none, None for a value of another kind."""
+    messages = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
+    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
+        turns = (m for m in messages if (m.get("role") or m.get("from")) in ("user", "human"))
+        first: dict[str, Any] = next(turns, {})
+        value = first.get("value") if first.get("content") is None else first["content"]
+        if isinstance(value, list):
+            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value]
+            texts = [part for part in parts if isinstance(part, str)]
+            value = "".join(texts) if len(texts) == len(parts) else ""
+        value = value or ""
+    return value.strip() if isinstance(value, str) else None

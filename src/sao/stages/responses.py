@@ -1,0 +1,68 @@
+"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (arXiv 2510.06652: y_1 … y_n ~ M(·|x_i)).
+
+All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+
+from sao.config import ResponsesConfig
+from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped
+from sao.records import Drop, Prompt, Response, make_id, seed_of
+
+
+def chat(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
+    """The chat that is answered: a system message or none, earlier turns, the prompt. The same for generation and training."""
+    opening = (Message("system", system),) if system else ()
+    earlier = (Message(("user", "assistant")[i % 2], said) for i, said in enumerate(prompt.earlier))
+    return (*opening, *earlier, Message("user", prompt.text))
+
+
+def answer_prompts(
+    prompts: Iterable[Prompt],
+    engine: Engine,
+    config: ResponsesConfig,
+    key: str,
+    done: Container[str],
+    keep_cut: bool = False,
+) -> Iterator[Response | Drop]:
+    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
+
+    `keep_cut`: truncated and empty answers are answers too (in an evaluation, where dropping them would flatter a model).
+    """
+    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    waiting: dict[str, tuple[Prompt, int]] = {}
+
+    def requests() -> Iterator[Request]:
+        for prompt in prompts:
+            ids = [make_id(key, prompt.id, index) for index in range(config.n)]
+            missing = [(index, i) for index, i in enumerate(ids) if i not in done]
+            if missing:
+                waiting.update({i: (prompt, index) for index, i in missing})
+                yield Request(chat(prompt, config.system), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling)
+
+    for completion in engine.generate(requests()):
+        prompt, index = waiting.pop(completion.id)
+        yield read_response(completion, prompt, index, config.n, keep_cut)
+
+
+def read_response(
+    completion: Completion | Failure, prompt: Prompt, index: int, n: int, keep_cut: bool = False
+) -> Response | Drop:
+    """A completion as a record."""
+    row = prompt.row * n + index
+    if isinstance(completion, Failure):
+        return dropped(completion, row, "responses", completion.reason)
+    if not keep_cut and (completion.finish_reason == "length" or not completion.text.strip()):
+        reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
+        return dropped(completion, row, "responses", reason)
+    return Response(
+        id=completion.id,
+        row=row,
+        prompt_id=prompt.id,
+        index=index,
+        text=completion.text,
+        token_ids=completion.token_ids,
+        finish_reason=completion.finish_reason,
+    )

@@ -26,6 +26,7 @@ test: $(STAMP) $(SMOLLM2)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 # The proving ground's model, from its seed (under 90 minutes on two cores).

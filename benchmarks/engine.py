@@ -28,8 +28,9 @@ import torch
 import transformers
 
 from sao.config import EngineConfig
-from sao.engines import Message, Request, Sample, Sampling
+from sao.engines import Request, Sample, Sampling
 from sao.engines.transformers import TransformersEngine
+from sao.records import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import tiny_models

@@ -146,7 +146,7 @@ def changed(text: str, rng: random.Random) -> str:
 def write_files(rows: int, texts: Texts, folder: Path) -> None:
     """prompts.jsonl, as the store keeps records, and items.jsonl, an evaluation set."""
     from sao.records import Prompt, make_id, to_dict
-    from sao.store import dumps
+    from sao.store.files import dumps
 
     with (folder / "prompts.jsonl").open("w") as out:
         for row in range(rows):
@@ -166,7 +166,7 @@ def child(folder: Path) -> None:
     from sao.config import FiltersConfig
     from sao.records import Drop, Prompt, from_dict, to_dict
     from sao.stages.filters import filter_prompts
-    from sao.store import dumps, read_jsonl
+    from sao.store.files import dumps, read_jsonl
 
     idle = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
@@ -192,7 +192,7 @@ def peak_mb() -> float:
 
 def found_of(rows: int, texts: Texts, folder: Path) -> dict[str, Any]:
     """Recall of what was planted, and what was dropped without reason."""
-    from sao.store import read_jsonl
+    from sao.store.files import read_jsonl
 
     drops = {int(row["row"]): row for row in read_jsonl(folder / "drops.jsonl")}
     planted, found, wrong = Counter[str](), Counter[str](), Counter[str]()

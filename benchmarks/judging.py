@@ -23,7 +23,7 @@ from typing import Any
 from sao.config import EngineConfig, JudgingConfig, PairsConfig, ResponsesConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Failure, Request
 from sao.engines.transformers import TransformersEngine
-from sao.models.chat import WORLD_MODEL
+from sao.models.locate import WORLD_MODEL
 from sao.records import Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages import judging, pairs, responses
 from sao.toy_world.language import sample_task

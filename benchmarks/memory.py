@@ -47,7 +47,7 @@ def server(requests: int, root: Path) -> int:
     from sao.engines.openai import OpenAIEngine
     from sao.records import Prompt, Response, make_id
     from sao.stages.responses import answer_prompts
-    from sao.store import Stage
+    from sao.store.stage import Stage
 
     config = ResponsesConfig(n=2, max_tokens=64)
     prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=f"question {i}") for i in range(requests // 2))

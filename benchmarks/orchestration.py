@@ -93,7 +93,7 @@ def our_stage(engine: Any, root: Path, turn: int, questions: int) -> int:
     from sao.config import ResponsesConfig
     from sao.records import Prompt, Response, make_id
     from sao.stages.responses import answer_prompts
-    from sao.store import Stage
+    from sao.store.stage import Stage
 
     config = ResponsesConfig(n=SAMPLES, max_tokens=MAX_TOKENS, temperature=TEMPERATURE)
     prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=question(i)) for i in range(questions))

@@ -34,10 +34,10 @@ os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_LOGGING_LEVEL": "ERR
 
 from sao.config import EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines.vllm import VllmEngine
-from sao.models.chat import WORLD_MODEL, find_model
+from sao.models.locate import WORLD_MODEL, find_model
 from sao.records import Judgment, Prompt, Response, make_id, seed_of
 from sao.stages import judging, responses
-from sao.store import Stage
+from sao.store.stage import Stage
 from sao.toy_world.language import sample_persona
 
 ANSWERS = ResponsesConfig(n=2, temperature=0.8, max_tokens=48)

@@ -36,7 +36,7 @@ from sao.config import make_config
 from sao.pipeline.folder import RunFolder
 from sao.sharing.export import export
 from sao.sharing.formats import FORMS, VIEWS, usage
-from sao.store import read_manifest
+from sao.store.manifest import read_manifest
 
 TOOLS = {
     "llamafactory": ["llamafactory==0.9.5", "omegaconf==2.3.0", "antlr4-python3-runtime==4.9.3"],
@@ -166,7 +166,7 @@ def load_by_card(out: Path, form: str, view: str) -> None:
 
 
 def tiny_model() -> str:
-    from sao.models.chat import find_model
+    from sao.models.locate import find_model
 
     return str(find_model("builtin:world"))
 

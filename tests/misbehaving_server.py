@@ -28,8 +28,9 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import Any
 
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import default_choice, default_reply
+from sao.records import Message
 
 STATUS_FAULTS = ("429", "429_storm", "500", "503")
 WIRE_FAULTS = ("hang", "drip", "cut", "reset", "truncated_json", "html")

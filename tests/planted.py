@@ -6,8 +6,9 @@ import hashlib
 import math
 from collections.abc import Callable
 
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import read_answers
+from sao.records import Message
 
 Choose = Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]]
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from sao.config import PersonasConfig
 from sao.data.readers import column_texts, content_identity, id_text, read_rows
-from sao.engines import Message
 from sao.errors import DataError
-from sao.records import Drop
+from sao.records import Drop, Message
 from sao.stages.personas import read_personas
 from sao.training.data import TextPair, pair_of, read_pairs
 

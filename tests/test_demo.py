@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from sao.config import EngineConfig, load_recipe
-from sao.engines import Message
 from sao.method import run
-from sao.models.chat import ChatTokenizer, find_model
+from sao.models.chat import ChatTokenizer
+from sao.models.locate import find_model
+from sao.records import Message
 
 pytestmark = pytest.mark.slow
 SMALLER = {"personas.n": "1500", "personas.held_out": "400", "engine.threads": "1", "seed": "7"}
@@ -56,7 +57,7 @@ def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
 
 def _prompts(root: Path) -> list:  # type: ignore[type-arg]
     from sao.records import Prompt, from_dict
-    from sao.store import read_jsonl
+    from sao.store.files import read_jsonl
 
     (file,) = root.glob("round-1/prompts-*/records.jsonl")
     return [from_dict(Prompt, row) for row in read_jsonl(file)]

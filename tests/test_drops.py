@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from sao.config import Config, make_config
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine, default_reply
 from sao.errors import DropError
 from sao.execution.drops import DropWatch
 from sao.method import run
-from sao.records import Drop, Judgment, Prompt
-from sao.store import Stage
+from sao.records import Drop, Judgment, Message, Prompt
+from sao.store.stage import Stage
 
 
 def recipe(n: int = 200, **more: object) -> Config:

@@ -14,10 +14,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 import tiny_models
 from sao.config import EngineConfig
-from sao.engines import ChoiceRequest, Completion, Message, Request, Sample, Sampling
+from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
 from sao.engines.lanes import Network, draw, uniforms
 from sao.engines.transformers import TransformersEngine, lane_size, padded_length, prefill_rows
 from sao.errors import EngineError, ModelError
+from sao.records import Message
 
 CONFIG = EngineConfig(device="cpu", slots=8, threads=1)
 BUILDERS = {

@@ -11,7 +11,7 @@ import pytest
 from sao.analysis.evaluate import Asked, evaluate
 from sao.cli import main
 from sao.config import make_config
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, DataError
 from sao.evaluation import alpaca_files
@@ -19,7 +19,8 @@ from sao.evaluation.outputs import show_table
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
 from sao.pipeline.bench import Bench, Player, player
-from sao.store import write_atomic
+from sao.records import Message
+from sao.store.files import write_atomic
 
 N = 40
 Choose = Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]]

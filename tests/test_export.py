@@ -31,7 +31,7 @@ from sao.sharing.dataset_card import Exported, data_card
 from sao.sharing.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
 from sao.sharing.formats import COLUMNS, FORMS, VIEWS, Example, rows_of, standings
 from sao.stages.personas import non_commercial
-from sao.store import read_manifest
+from sao.store.manifest import read_manifest
 from sao.templates import load_template
 from sao.training.cards import model_card, push_dataset, push_model
 from sao.training.data import TextPair, read_pairs
@@ -694,7 +694,7 @@ def test_trl_trains_on_an_export(finished: RunFolder, tmp_path: Path, view: str,
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sao.models.chat import find_model
+    from sao.models.locate import find_model
 
     export(finished, tmp_path / "data", "trl", view, 0.2)
     data = datasets.load_dataset(str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sao.config import Config, FiltersConfig, make_config
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
 from sao.method import run
 from sao.pipeline.folder import RunFolder
-from sao.records import Drop, Prompt, Response
+from sao.records import Drop, Message, Prompt, Response
 from sao.stages.filters import (
     check_filters,
     filter_prompts,

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from gguf_files import write_gguf
 from sao.cli import read_target
 from sao.config import EngineConfig
-from sao.engines import Message
 from sao.errors import ModelError, StoreError
 from sao.models import gguf
-from sao.models.chat import ChatTokenizer, find_model, identity_of, load_model, model_licence, weights_identity
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
+from sao.models.locate import find_model, identity_of, model_licence, weights_identity
 from sao.models.shapes import read_shape
 from sao.pipeline.bench import player
+from sao.records import Message
 from tiny_models import qwen3
 
 

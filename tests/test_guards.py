@@ -8,19 +8,11 @@ from typing import Any
 import pytest
 
 from sao.config import JudgingConfig
-from sao.engines import Message
 from sao.engines.scripted import ScriptedEngine, read_answers
+from sao.evaluation.identities import Identity, judge_label, read_identity, relation
 from sao.evaluation.judge_tests import try_judge
-from sao.evaluation.sanity_checks import (
-    Identity,
-    by_length,
-    degenerate,
-    judge_label,
-    read_identity,
-    relation,
-    slot_warning,
-)
-from sao.records import Prompt, Response, make_id
+from sao.evaluation.sanity_checks import by_length, degenerate, slot_warning
+from sao.records import Message, Prompt, Response, make_id
 
 BASE, TUNED, OTHER = "b" * 16, "7" * 16, "0" * 16
 

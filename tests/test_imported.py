@@ -15,7 +15,7 @@ from sao.method import run as run_pipeline
 from sao.pipeline.folder import RunFolder
 from sao.records import Judgment, PreferencePair
 from sao.sharing.import_pairs import import_pairs
-from sao.store import read_manifest
+from sao.store.manifest import read_manifest
 
 N = 30
 

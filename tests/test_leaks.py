@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sao.analysis import contamination
-from sao.analysis.contamination import EXAMPLES, LeakIndex, leak_report, show_report, tfidf_candidates
+from sao.analysis.contamination import EXAMPLES, leak_report, show_report, tfidf_candidates
 from sao.data import contamination_sets
+from sao.data.contamination import LeakIndex
 from sao.data.contamination_sets import (
     PRESETS,
     Benchmark,

@@ -8,12 +8,13 @@ import pytest
 
 import tiny_models
 from sao.config import Config, EngineConfig, make_config
-from sao.engines import Message, Request, Sample, Sampling
+from sao.engines import Request, Sample, Sampling
 from sao.engines.transformers import TransformersEngine
 from sao.errors import ModelError
 from sao.method import run
-from sao.models.chat import ChatTokenizer, find_model
-from sao.records import PreferencePair, Prompt, Response
+from sao.models.chat import ChatTokenizer
+from sao.models.locate import find_model
+from sao.records import Message, PreferencePair, Prompt, Response
 from sao.training.job import encode_pair
 
 MODELS = {"llama": tiny_models.llama, "gemma2": tiny_models.gemma2, "qwen3": tiny_models.qwen3}
@@ -110,7 +111,7 @@ def test_a_model_without_a_chat_template_is_refused_with_advice(tmp_path: Path) 
 
 
 def test_broken_weights_are_a_clear_error(tmp_path: Path) -> None:
-    from sao.models.chat import load_model
+    from sao.models.load import load_model
 
     path = Path(tiny_models.llama(tmp_path / "m"))
     (path / "model.safetensors").write_bytes(b"nonsense")
@@ -119,7 +120,7 @@ def test_broken_weights_are_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_generation_config_that_transformers_refuses_to_save_is_mended(tmp_path: Path) -> None:
-    from sao.models.chat import load_model
+    from sao.models.load import load_model
 
     path = Path(tiny_models.llama(tmp_path / "m"))
     settings = json.loads((path / "generation_config.json").read_text())

@@ -18,15 +18,15 @@ import pytest
 import misbehaving_server
 from misbehaving_server import KNOWS, RefusalError, Server
 from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig, make_config
-from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Message, Request, Sample, Sampling, client
+from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Request, Sample, Sampling, client
 from sao.engines.openai import SEED_BITS, OpenAIEngine, Skills
 from sao.engines.scripted import ScriptedEngine, default_choice, default_reply
 from sao.errors import EngineError
 from sao.method import run
-from sao.records import Judgment, Prompt, Response, make_id
+from sao.records import Judgment, Message, Prompt, Response, make_id
 from sao.stages.judging import duels, judge
 from sao.stages.responses import answer_prompts
-from sao.store import Stage
+from sao.store.stage import Stage
 
 QUICK: dict[str, Any] = {"timeout": 0.4, "patience": 20.0}
 """For servers with faults: a hang costs little, and no storm is taken for the end."""

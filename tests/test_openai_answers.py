@@ -12,15 +12,16 @@ import pytest
 
 from misbehaving_server import RefusalError, Server
 from sao.config import JudgingConfig, ResponsesConfig, make_config
-from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Message, client
+from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, client
 from sao.engines.openai import _by_text
 from sao.engines.scripted import default_choice
 from sao.errors import EngineError
 from sao.method import run
-from sao.records import Judgment, Prompt, Response
+from sao.records import Judgment, Message, Prompt, Response
 from sao.stages.judging import duels, judge
 from sao.stages.responses import answer_prompts
-from sao.store import Stage, read_jsonl
+from sao.store.files import read_jsonl
+from sao.store.stage import Stage
 from test_openai import Body, Odd, answers, asked, last, opened, recipe, stage
 
 

@@ -8,11 +8,12 @@ import torch
 
 from misbehaving_server import RefusalError, Server
 from sao.config import EngineConfig
-from sao.engines import ChoiceRequest, Message, Request, Sample, Sampling
+from sao.engines import ChoiceRequest, Request, Sample, Sampling
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
+from sao.records import Message
 from tiny_models import qwen3
 
 Body = dict[str, Any]

@@ -16,7 +16,7 @@ import torch
 from parallel_worker import train_one
 from sao.config import TrainConfig
 from sao.errors import TrainingError
-from sao.store import read_jsonl
+from sao.store.files import read_jsonl
 from sao.training import parallel, train
 from sao.training.batches import EpochOrder, TokenPair
 from sao.training.parallel import Processes

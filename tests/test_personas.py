@@ -12,12 +12,12 @@ import pytest
 
 from sao.config import Config, PersonasConfig, PromptsConfig, make_config
 from sao.data.readers import sample_texts
-from sao.engines import Completion, Message, Sampling
+from sao.engines import Completion, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
 from sao.method import Run, run
 from sao.pipeline.folder import RunFolder
-from sao.records import Persona, Prompt
+from sao.records import Message, Persona, Prompt
 from sao.stages.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
 from sao.stages.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
 

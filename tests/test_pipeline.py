@@ -16,13 +16,13 @@ import pytest
 
 from sao.cli import main
 from sao.config import Config, make_config
-from sao.engines import Message, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError, ModelError, StoreError, TrainingError
 from sao.method import run
 from sao.pipeline.folder import RunFolder
-from sao.records import Prompt
-from sao.store import Stage
+from sao.records import Message, Prompt
+from sao.store.stage import Stage
 from sao.training.cards import push_model
 
 BASE: dict[str, Any] = {

@@ -32,7 +32,7 @@ from sao.cli import main
 from sao.config import LoraConfig, TrainConfig, load_recipe, recipe_names
 from sao.errors import ConfigError, ModelError
 from sao.method import run
-from sao.models.chat import find_model
+from sao.models.locate import find_model
 from sao.models.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
 from sao.training.batches import EpochOrder, MicroBatches, TokenPair, pack, pad
 from sao.training.policy import as_policy

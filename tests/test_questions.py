@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sao.engines import Completion, Message, Request, Sampling
+from sao.engines import Completion, Request, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
 from sao.evaluation.questions import (
@@ -21,7 +21,7 @@ from sao.evaluation.questions import (
     with_references,
 )
 from sao.evaluation.suites import SUITES, duels, judge_by_text, rate, read_template, references_of
-from sao.records import Judgment, Prompt, Rating, Response, make_id
+from sao.records import Judgment, Message, Prompt, Rating, Response, make_id
 
 
 def lines(path: Path, rows: Iterable[Any]) -> str:

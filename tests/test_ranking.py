@@ -24,7 +24,7 @@ from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_i
 from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
 from sao.stages.judging import duels, judge, opponents_of, read_ranking
 from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
-from sao.store import read_jsonl
+from sao.store.files import read_jsonl
 
 PLAIN = Jury(calibrations={}, weights={}, orders=2)
 ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")

@@ -7,10 +7,11 @@ import pytest
 
 from sao.cli import main
 from sao.data.similarity import find_duplicates
-from sao.engines import Completion, Message, Sampling, read_marked
+from sao.engines import Completion, Sampling, read_marked
 from sao.engines.scripted import default_reply
+from sao.records import Message
 from sao.stages.prompts import read_prompt, read_turns
-from sao.store import read_jsonl
+from sao.store.files import read_jsonl
 from sao.templates import fill, load_template
 
 PERSON = "Mends clocks in a small town."

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sao.config import JudgingConfig, PairsConfig, PersonasConfig, PromptsConfig, ResponsesConfig
-from sao.engines import ChoiceRequest, Choices, Completion, Message
+from sao.engines import ChoiceRequest, Choices, Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
-from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Response, make_id
+from sao.records import Drop, Judgment, Message, Persona, PreferencePair, Prompt, Response, make_id
 from sao.stages.judging import duels, judge, read_logprobs, read_ranking
 from sao.stages.pairs import Jury, build_pairs
 from sao.stages.personas import read_personas, source_identity

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from sao.errors import SAOError, StoreError
 from sao.records import Drop, Persona, Prompt, from_dict, make_id, seed_of, to_dict
-from sao.store import Stage, store_error, write_atomic
+from sao.store.files import store_error, write_atomic
+from sao.store.stage import Stage
 
 
 def persona(row: int) -> Persona:
@@ -129,7 +130,7 @@ def test_killed_writers_leave_a_sealable_stage(tmp_path: Path) -> None:
     code = textwrap.dedent("""
         import sys
         from pathlib import Path
-        from sao.store import Stage
+        from sao.store.stage import Stage
         from sao.records import Persona, make_id
         stage = Stage(Path(sys.argv[1]), "personas", {}).open()
         if not stage.finished:

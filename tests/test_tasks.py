@@ -21,12 +21,14 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 import tiny_models
 from sao.config import EngineConfig
-from sao.engines import ChoiceRequest, Message
+from sao.engines import ChoiceRequest
 from sao.engines.transformers import TransformersEngine
 from sao.errors import ConfigError, DataError, EngineError
 from sao.evaluation import harness
 from sao.evaluation.tasks import LEADERBOARD, TaskResult, TaskResults, compare_tasks, run_tasks
-from sao.models.chat import ChatTokenizer, load_model
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
+from sao.records import Message
 from sao.statistics import effect
 from sao.toy_world.language import OCCUPATIONS
 from sao.training import TokenPair

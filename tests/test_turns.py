@@ -10,14 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from sao.config import EngineConfig, JudgingConfig, PromptsConfig, make_config
-from sao.engines import ChoiceRequest, Message, Request, Sample, Sampling
+from sao.engines import ChoiceRequest, Request, Sample, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
 from sao.method import run
 from sao.models.chat import ChatTokenizer
 from sao.pipeline.folder import RunFolder
-from sao.records import Drop, Persona, Prompt, Response
+from sao.records import Drop, Message, Persona, Prompt, Response
 from sao.stages.judging import Duel, judge
 from sao.stages.prompts import write_prompts
 from tiny_models import gemma2, llama, qwen3

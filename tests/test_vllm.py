@@ -21,15 +21,15 @@ pytest.importorskip("vllm")
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 from sao.config import Config, EngineConfig, load_recipe
-from sao.engines import ChoiceRequest, Choices, Completion, Engine, Message, Request, Sample, Sampling
+from sao.engines import ChoiceRequest, Choices, Completion, Engine, Request, Sample, Sampling
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.engines.vllm import VllmEngine
 from sao.errors import EngineError, ModelError
 from sao.method import run
-from sao.models.chat import WORLD_MODEL, find_model
-from sao.records import Judgment, from_dict
-from sao.store import read_jsonl
+from sao.models.locate import WORLD_MODEL, find_model
+from sao.records import Judgment, Message, from_dict
+from sao.store.files import read_jsonl
 from sao.templates import load_template
 from sao.toy_world.language import sample_persona
 

@@ -15,7 +15,9 @@ from sao.config import EngineConfig, make_config
 from sao.errors import ModelError, SAOError
 from sao.method import run
 from sao.models import chat, vocabulary, weights
-from sao.models.chat import ChatTokenizer, check_model, load_model, weights_identity
+from sao.models.chat import ChatTokenizer
+from sao.models.load import check_model, load_model
+from sao.models.locate import weights_identity
 from tiny_models import gemma2, llama, mistral, qwen3
 
 Weights = dict[str, torch.Tensor]
@@ -323,7 +325,7 @@ def test_a_special_token_beyond_the_embedding_that_no_text_holds_is_fine(tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.save_pretrained(tmp_path / "m")
-    from sao.engines import Message
+    from sao.records import Message
 
     found = ChatTokenizer.load(model, AUTO)
     rows = json.loads((tmp_path / "m" / "config.json").read_text())["vocab_size"]

@@ -27,17 +27,19 @@ import yaml
 from sao.analysis.summary import summarise, worth_of_judge
 from sao.config import Config, EngineConfig, JudgingConfig
 from sao.data import readers
-from sao.engines import Engine, Message, Usage, open_engine, require_prefill
+from sao.engines import Engine, Usage, open_engine, require_prefill
 from sao.engines.auto import settle
 from sao.errors import ConfigError, DropError, Terminated, TrainingError
 from sao.evaluation import compare
 from sao.execution.drops import DropWatch, check_finished, check_readable
 from sao.models import gguf
-from sao.models.chat import is_local
+from sao.models.locate import is_local
 from sao.pipeline.folder import Juror, RunFolder
-from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response
+from sao.records import Comparison, Drop, Judgment, Message, Persona, PreferencePair, Prompt, Record, Response
 from sao.stages import filters, judging, personas, prompts, responses
-from sao.store import Stage, manifest, write_atomic
+from sao.store import manifest
+from sao.store.files import write_atomic
+from sao.store.stage import Stage
 from sao.templates import load_template
 from sao.training.cards import model_card, push_model
 
@@ -145,7 +147,7 @@ class Run(RunFolder):
 
     def _engine_check(self, trains: bool) -> None:
         """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of it."""
-        from sao.models.chat import check_model
+        from sao.models.load import check_model
 
         config, asked = self.config, self.config.prompts
         written = asked.source is None and config.pairs.imported is None

@@ -25,6 +25,14 @@ def seed_of(record_id: str) -> int:
     return int(record_id, 16) >> 1
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
     """Somebody who may ask the model something. An empty `text` stands for nobody (the control without personas)."""

@@ -18,17 +18,18 @@ from typing import Any
 from sao.data.contamination_sets import on_disk, parse_source
 from sao.errors import ConfigError
 from sao.evaluation import alpaca_files, score
+from sao.evaluation.identities import judge_label
 from sao.evaluation.judge_tests import try_judge
 from sao.evaluation.length_control import LC, LengthControlled
 from sao.evaluation.outputs import show_table, write_eval_results
 from sao.evaluation.questions import Question, by_category, held_out_questions, read_questions, with_references
-from sao.evaluation.sanity_checks import degenerate, judge_label
+from sao.evaluation.sanity_checks import degenerate
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
 from sao.pipeline.bench import Answers, Bench, Player, run_of
 from sao.pipeline.folder import RunFolder
 from sao.records import Judgment, Rating, make_id, to_dict
 from sao.statistics import Points, holm
-from sao.store import dumps, write_atomic
+from sao.store.files import dumps, write_atomic
 from sao.store.manifest import package_versions
 from sao.templates import load_template
 

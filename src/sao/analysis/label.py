@@ -19,7 +19,7 @@ from pathlib import Path
 from sao.errors import DataError
 from sao.pipeline.folder import RunFolder
 from sao.records import Prompt, Response, make_id
-from sao.store import dumps, read_jsonl, store_error
+from sao.store.files import dumps, read_jsonl, store_error
 
 KEYS = {"1": "first", "2": "second", "t": "tie"}
 HELP = "1 or 2: the better answer; t: a tie; s: skip; u: take the last label back; q: stop (the same command goes on)"

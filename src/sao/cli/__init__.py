@@ -414,7 +414,7 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _leaks(args: argparse.Namespace) -> int:
     from sao.analysis.contamination import leak_report, show_report
     from sao.data.contamination_sets import load_benchmarks
-    from sao.store import write_atomic
+    from sao.store.files import write_atomic
 
     report = leak_report(_run_folder(args.run).texts, load_benchmarks(args.against), args.max_overlap)
     text = show_report(report)

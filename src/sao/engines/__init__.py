@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sao.errors import EngineError
-from sao.records import KEPT_TEXT, Drop, FinishReason
+from sao.records import KEPT_TEXT, Drop, FinishReason, Message
 
 if TYPE_CHECKING:
     from sao.config import EngineConfig
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat; `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)

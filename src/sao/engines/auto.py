@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sao.config import Config, EngineConfig, JudgeConfig
 from sao.errors import ConfigError
-from sao.models.chat import WORLD_MODEL, config_json, find_model
+from sao.models.locate import WORLD_MODEL, config_json, find_model
 
 E = TypeVar("E", bound=EngineConfig)
 J = TypeVar("J", bound=JudgeConfig)

@@ -22,7 +22,6 @@ from sao.engines import (
     Choices,
     Completion,
     Failure,
-    Message,
     Request,
     Sample,
     Sampling,
@@ -32,7 +31,8 @@ from sao.engines import (
 )
 from sao.engines.client import BadAnswerError, Call, Client, RefusedError
 from sao.errors import EngineError
-from sao.models.chat import identity_of, is_local
+from sao.models.locate import identity_of, is_local
+from sao.records import Message
 
 if TYPE_CHECKING:
     from sao.models.chat import ChatTokenizer

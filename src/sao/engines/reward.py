@@ -18,7 +18,8 @@ from torch import nn
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models import vocabulary
-from sao.models.chat import LOAD_ERRORS, find_model, pick_device
+from sao.models.load import pick_device
+from sao.models.locate import LOAD_ERRORS, find_model
 from sao.models.weights import check_report
 
 BATCH = 32

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sao.engines import ChoiceRequest, Choices, Completion, Message, Request, Sampling, Usage, cut_at
+from sao.engines import ChoiceRequest, Choices, Completion, Request, Sampling, Usage, cut_at
+from sao.records import Message
 
 _ANSWERS = re.compile(
     r"<answer_1>\n(.*)\n</answer_1>.*<answer_2>\n(.*)\n</answer_2>| answer 1: (.*) answer 2: (.*)", re.DOTALL

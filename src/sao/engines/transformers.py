@@ -28,7 +28,9 @@ from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Usage, cut_at
 from sao.engines.lanes import Lane, Network, Sequence
 from sao.errors import EngineError
-from sao.models.chat import ChatTokenizer, load_model, weights_identity
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
+from sao.models.locate import weights_identity
 
 SMALLEST_LANE = 64
 PREFILL_ROWS = 16

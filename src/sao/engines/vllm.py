@@ -27,7 +27,8 @@ from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, cut_at
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
-from sao.models.chat import ChatTokenizer, find_model, identity_of
+from sao.models.chat import ChatTokenizer
+from sao.models.locate import find_model, identity_of
 from sao.models.weights import check_adapter
 
 QUEUE = 3

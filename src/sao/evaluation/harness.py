@@ -27,7 +27,8 @@ from typing import Any
 from sao.config import EngineConfig
 from sao.data.shards import check_shards
 from sao.errors import ConfigError, DataError, EngineError
-from sao.models.chat import ChatTokenizer, load_model
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
 from sao.statistics import mean
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}

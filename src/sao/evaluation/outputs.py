@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sao.store import write_atomic
+from sao.store.files import write_atomic
 
 WITHHELD = "withheld"
 HUB_SETS = {

@@ -26,11 +26,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sao.engines import Engine, Failure, Message, Request, Sample, Sampling
+from sao.engines import Engine, Failure, Request, Sample, Sampling
 from sao.errors import ConfigError
 from sao.evaluation.questions import Question
 from sao.evaluation.verdicts import parse_arena, parse_pairwise, parse_rating
-from sao.records import Drop, Judgment, Prompt, Rating, Response, Verdict, make_id, seed_of
+from sao.records import Drop, Judgment, Message, Prompt, Rating, Response, Verdict, make_id, seed_of
 from sao.stages.judging import Duel
 from sao.templates import fill, load_template
 

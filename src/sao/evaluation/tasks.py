@@ -28,10 +28,11 @@ from typing import Any
 from sao.config import EngineConfig
 from sao.errors import ConfigError, DataError
 from sao.evaluation import harness
-from sao.models.chat import identity_of, pick_device
+from sao.models.load import pick_device
+from sao.models.locate import identity_of
 from sao.records import make_id
 from sao.statistics import effect, holm, mcnemar_exact, mean
-from sao.store import dumps, read_jsonl, write_atomic
+from sao.store.files import dumps, read_jsonl, write_atomic
 
 PRESET = "leaderboard"
 LEADERBOARD = {

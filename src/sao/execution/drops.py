@@ -18,7 +18,7 @@ from sao.statistics import wilson
 
 if TYPE_CHECKING:
     from sao.records import Record
-    from sao.store import Stage
+    from sao.store.stage import Stage
 
 FIRST = 32
 """Rows on which a stage is judged early."""

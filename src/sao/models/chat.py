@@ -6,266 +6,20 @@ once, exactly one BOS where the model uses one, and the turn's end as the model 
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao.config import EngineConfig
-from sao.engines import Message
 from sao.errors import ModelError
-from sao.models import gguf, vocabulary
-from sao.models.weights import check_adapter, check_report, digest_of
-from sao.records import make_id
+from sao.models import vocabulary
+from sao.models.locate import embedding_rows, find_model
+from sao.records import Message
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-WORLD_MODEL = "builtin:world"
-_MODEL_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.model",
-    "*.jinja",
-    "*.txt",
-    "*.py",
-    "README.md",
-]
-_NEEDS_EAGER = ("attn_logit_softcapping",)
-_NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$")
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, AttributeError, TypeError)
-"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported late)."""
 _HERE = "SAO0TURN0TEXT"
 """Stands for the text of a turn, to find where a template puts it."""
-
-
-def find_model(model: str, revision: str | None = None) -> Path:
-    """The local folder of a model: builtin:world, a folder, a GGUF file (see `sao.models.gguf`), or a hub id.
-
-    Raises ModelError where there is none, or where the folder lacks a config or weights.
-    """
-    if model == WORLD_MODEL:
-        return Path(str(resources.files("sao.toy_world").joinpath("model")))
-    path = Path(model).expanduser()
-    if gguf.is_gguf(model):
-        return gguf.model_folder(path)
-    if not path.is_dir():
-        if path.exists() or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-            raise ModelError(
-                f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json and "
-                "*.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
-            )
-        path = _fetch(model, revision)
-    if not (path / "config.json").is_file():
-        held = sorted(path.glob("*.gguf"))
-        raise ModelError(
-            f"{path}: no config.json, so this is no Hugging Face model folder. "
-            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()")
-        )
-    if not any(path.glob("*.safetensors")):
-        raise ModelError(
-            f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save again"
-        )
-    return path
-
-
-def is_local(model: str) -> bool:
-    """Whether the model's files are here: the built-in one, a folder, or a GGUF file."""
-    path = Path(model).expanduser()
-    return model == WORLD_MODEL or path.is_dir() or (gguf.is_gguf(model) and path.is_file())
-
-
-def _fetch(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            f"model {model!r} is no local folder and could not be fetched from the hub ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Check the name, the network and, for gated models, HF_TOKEN"
-        ) from error
-
-
-def weights_identity(model: str, revision: str | None = None) -> str:
-    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files.
-
-    Raises ModelError where a weight holds NaN or infinity.
-    """
-    path = find_model(model, revision)
-    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
-    if gguf.is_gguf(model):
-        names = ["tokenizer.json"]  # the other files name the version of transformers that read it
-    return digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
-
-
-def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
-    """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server is asked for."""
-    if config.name == "scripted":
-        return model
-    if config.name == "openai":
-        # What a server holds cannot be seen. Where it serves a folder that is here, the folder stands for it.
-        weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
-        return f"openai:{config.openai.model or ''}:{weights}{_changes(config.openai.extra_body)}"
-    lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
-    adapter = f"+{digest_of(sorted(lora.glob('adapter_*')))}" if lora else ""
-    own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
-    return weights_identity(model, revision) + adapter + _changes(own)
-
-
-def _changes(settings: dict[str, Any]) -> str:
-    """What settings that change a model's words add to its identity; nothing where none is set."""
-    given = {key: value for key, value in settings.items() if value is not None}
-    return f"+{make_id(json.dumps(given, sort_keys=True))}" if given else ""
-
-
-def model_licence(model: str, revision: str | None = None) -> str:
-    """The licence that a model's own card names in its front matter."""
-    if model == WORLD_MODEL:
-        return "Apache-2.0"
-    card = find_model(model, revision) / "README.md"
-    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-    front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
-    named = re.search(r"^license(?:_name)?:[ \t]*(\S.*)$", front, re.MULTILINE)
-    return named[1].strip() if named else "unknown: see the base model's own card"
-
-
-def pick_device(config: EngineConfig) -> str:
-    """The torch device that `config` asks for."""
-    import torch
-
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def load_model(
-    model: str, config: EngineConfig, revision: str | None = None, quantisation: object | None = None
-) -> PreTrainedModel:
-    """The model in eval mode on its device; `quantisation` is transformers' description of how its weights are held.
-
-    Raises ModelError where it cannot be loaded.
-    """
-    import torch
-
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    path, device = find_model(model, revision), pick_device(config)
-    settings = read_config(path, config)
-    soft_capped = any(getattr(settings.get_text_config(), name, None) is not None for name in _NEEDS_EAGER)
-    loaded = _from_pretrained(
-        path,
-        config,
-        device,
-        dtype={"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype),
-        # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
-        attn_implementation="eager" if soft_capped else "sdpa",
-        **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
-    )
-    loaded = loaded.eval() if quantisation else loaded.eval().to(device)
-    generation = loaded.generation_config
-    if generation is not None and not generation.do_sample:
-        # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
-        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
-            setattr(generation, name, None)
-    return loaded  # type: ignore[no-any-return]
-
-
-def read_config(path: Path, config: EngineConfig) -> Any:
-    """The settings of the model in a folder. Raises ModelError where they are unreadable, or those of no chat model."""
-    from transformers import AutoConfig
-
-    try:
-        settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
-    _refuse_classifier(path, settings.architectures)
-    return settings
-
-
-def _refuse_classifier(path: Path, architectures: Any) -> None:
-    other = next((str(name) for name in architectures or [] if _NOT_CHAT.search(str(name))), None)
-    if other is not None:
-        raise ModelError(
-            f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a reward model judges "
-            "by judging.method reward"
-        )
-
-
-def check_model(
-    model: str, config: EngineConfig, revision: str | None = None, as_user: Sequence[Message] | None = None
-) -> None:
-    """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or not finite, or a
-    tokenizer that does not fit; and, where `as_user` messages are given, where the user's turn after them cannot be left open.
-    Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
-    path = find_model(model, revision)
-    _refuse_classifier(path, config_json(path).get("architectures"))
-    if config.name != "vllm":  # which knows more kinds of models than transformers
-        read_config(path, config)
-    if _is_known(path, config):
-        _from_pretrained(path, config, "meta", device_map="meta")
-    weights_identity(model, revision)
-    chat = ChatTokenizer.load(model, config, revision)
-    if as_user is not None:
-        chat.user_turn_ids(as_user)
-    if config.name == "vllm" and config.vllm.lora is not None:
-        check_adapter(Path(config.vllm.lora), path)
-
-
-def _is_known(path: Path, config: EngineConfig) -> bool:
-    """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor where it does not know
-    the model as a causal language model by the name that its makers gave it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
-    except LOAD_ERRORS:
-        return False
-    return kind.__name__ in (settings.architectures or []) and getattr(settings, "quantization_config", None) is None
-
-
-def config_json(path: Path) -> dict[str, Any]:
-    """What stands in a folder's config.json. Raises ModelError where that is no JSON object."""
-    try:
-        found = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}/config.json: cannot be read ({error}). Copy it from the model's source") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}/config.json: no JSON object. Copy it from the model's source")
-    return found
-
-
-def _rows(path: Path) -> int | None:
-    """The number of rows of the embedding by config.json, None where it does not say."""
-    settings = config_json(path)
-    inner = settings.get("text_config")
-    rows = {**settings, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
-    return rows if isinstance(rows, int) else None
-
-
-def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
-    """The causal language model in a folder, every weight of it from the folder's files."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **options,
-        )
-    except (*LOAD_ERRORS, SafetensorError) as error:
-        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
-    loaded, report = found
-    check_report(str(path), report)
-    return loaded
 
 
 class ChatTokenizer:
@@ -319,7 +73,9 @@ class ChatTokenizer:
         eos: Any = None
         if (path / "generation_config.json").is_file():
             eos = GenerationConfig.from_pretrained(path).eos_token_id
-        return cls(tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, _rows(path))
+        return cls(
+            tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, embedding_rows(path)
+        )
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """The ids of a chat up to and including the header of the assistant's next turn, with exactly one BOS, and the beginning

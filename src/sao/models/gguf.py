@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sao.errors import ModelError, SAOError, StoreError
 from sao.models.weights import cache_folder, check_report, file_digest
-from sao.store import write_atomic
+from sao.store.files import write_atomic
 
 if TYPE_CHECKING:
     import torch

@@ -104,8 +104,8 @@ def read_shape(model: str, revision: str | None = None) -> Shape:
 
     Raises ModelError where there is none or where it is no dense decoder.
     """
-    from sao.models.chat import WORLD_MODEL, find_model
     from sao.models.gguf import is_gguf
+    from sao.models.locate import WORLD_MODEL, find_model
 
     folder = find_model(model) if model == WORLD_MODEL or is_gguf(model) else Path(model).expanduser()
     if not folder.is_dir() and model in KNOWN:

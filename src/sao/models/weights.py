@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sao.errors import ModelError
-from sao.store import write_atomic
+from sao.store.files import write_atomic
 
 CHUNK = 16 << 20
 REMEMBERED = 64 << 20

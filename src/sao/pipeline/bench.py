@@ -17,17 +17,19 @@ from sao.config import Config, EngineConfig, JudgingConfig, make_config
 from sao.engines import Engine, open_engine, require_prefill
 from sao.engines.auto import settled
 from sao.errors import ConfigError
+from sao.evaluation.identities import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
-from sao.evaluation.sanity_checks import Identity, read_identity
 from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, references_of, turn_prompt
 from sao.execution.drops import DropWatch, check_finished
-from sao.models.chat import check_model, find_model, identity_of, is_local, weights_identity
 from sao.models.gguf import is_gguf
+from sao.models.load import check_model
+from sao.models.locate import find_model, identity_of, is_local, weights_identity
 from sao.pipeline.folder import RunFolder
 from sao.records import Drop, Judgment, Prompt, Rating, Record, Response, make_id
 from sao.stages import judging
 from sao.stages.responses import answer_prompts
-from sao.store import Stage, read_manifest
+from sao.store.manifest import read_manifest
+from sao.store.stage import Stage
 from sao.templates import load_template
 
 Answers = dict[str, list[Response]]

@@ -17,11 +17,12 @@ from sao.data import readers
 from sao.data.contamination_sets import source_identity
 from sao.engines import Engine
 from sao.evaluation import compare
-from sao.models.chat import identity_of, is_local, model_licence
+from sao.models.locate import identity_of, is_local, model_licence
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages import judging, pairs, personas
 from sao.stages.filters import is_active, plug_identity
-from sao.store import Stage, read_manifest
+from sao.store.manifest import read_manifest
+from sao.store.stage import Stage
 from sao.templates import load_template
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from sao.pipeline.folder import Grouped, RunFolder
 from sao.records import Persona, PreferencePair, Prompt, make_id
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
-from sao.store import dumps, read_manifest, store_error, write_atomic
+from sao.store.files import dumps, store_error, write_atomic
+from sao.store.manifest import read_manifest
 
 GROUP_ROWS = 10_000
 OWN = ("README.md", "train.parquet", "test.parquet", "train.jsonl", "test.jsonl", "dataset_info.json", "axolotl.yaml")

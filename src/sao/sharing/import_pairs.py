@@ -23,7 +23,9 @@ from sao.data.similarity import normalise
 from sao.errors import DataError
 from sao.pipeline.folder import RunFolder
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
-from sao.store import Stage, dumps, manifest, write_atomic
+from sao.store import manifest
+from sao.store.files import dumps, write_atomic
+from sao.store.stage import Stage
 from sao.training.data import TextPair, read_pairs
 
 JUDGE = "given"

@@ -17,8 +17,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
-from sao.analysis.contamination import LeakIndex
 from sao.config import FiltersConfig
+from sao.data.contamination import LeakIndex
 from sao.data.contamination_sets import load_benchmarks
 from sao.data.readers import content_identity
 from sao.data.similarity import Repeats, find_by_embedding, find_duplicates, words

@@ -18,8 +18,8 @@ from itertools import combinations, islice
 from typing import Any, Protocol
 
 from sao.config import JudgingConfig
-from sao.engines import ChoiceRequest, Engine, Failure, Message, Request, Sample, Sampling
-from sao.records import Drop, Judgment, Response, Verdict, make_id, seed_of
+from sao.engines import ChoiceRequest, Engine, Failure, Request, Sample, Sampling
+from sao.records import Drop, Judgment, Message, Response, Verdict, make_id, seed_of
 from sao.templates import fill, load_template
 
 Oracle = Callable[[str, str], float | None]

@@ -25,9 +25,9 @@ import yaml
 from sao.config import PersonasConfig, WritingConfig
 from sao.data.readers import column_texts, content_identity, sample_texts
 from sao.data.similarity import find_duplicates
-from sao.engines import Engine, Message, Request, Sample, Sampling, dropped, read_marked
+from sao.engines import Engine, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import ConfigError, DataError
-from sao.records import Drop, Persona, make_id, seed_of
+from sao.records import Drop, Message, Persona, make_id, seed_of
 from sao.templates import fill, load_template
 
 LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none": "none (no personas)"}

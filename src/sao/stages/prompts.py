@@ -21,9 +21,9 @@ from typing import Any
 
 from sao.config import PersonasConfig, PromptsConfig
 from sao.data.readers import column_texts, sample_texts
-from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped, read_marked
+from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import DataError
-from sao.records import Drop, Persona, Prompt, make_id, seed_of
+from sao.records import Drop, Message, Persona, Prompt, make_id, seed_of
 from sao.templates import fill, load_template
 
 REPLY = "Reply:"

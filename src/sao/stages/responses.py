@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 from sao.config import ResponsesConfig
-from sao.engines import Completion, Engine, Failure, Message, Request, Sample, Sampling, dropped
-from sao.records import Drop, Prompt, Response, make_id, seed_of
+from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped
+from sao.records import Drop, Message, Prompt, Response, make_id, seed_of
 
 
 def chat(prompt: Prompt, system: str | None) -> tuple[Message, ...]:

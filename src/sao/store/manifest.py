@@ -13,7 +13,7 @@ from typing import Any
 
 from sao.config import Config
 from sao.errors import ConfigError, StoreError
-from sao.store import dumps, read_jsonl, store_error, write_atomic
+from sao.store.files import dumps, read_jsonl, store_error, write_atomic
 
 PACKAGES = [
     "sao",
@@ -150,3 +150,14 @@ def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
         keys = sorted({*old, *new})
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{prefix}{key}.")]
     return [] if old == new else [(prefix.rstrip("."), old, new)]
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises StoreError where there is none."""
+    path = root / "manifest.json"
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except FileNotFoundError as error:
+        raise StoreError(f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import OutOfMemoryError
 
 from sao.errors import SAOError, StoreError, TrainingError
-from sao.store import dumps, store_error, write_atomic
+from sao.store.files import dumps, store_error, write_atomic
 
 KEPT = 2
 """How many checkpoints stay: the newest ones."""

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sao.data.readers import read_rows
-from sao.engines import Message
 from sao.errors import DataError
-from sao.records import Drop, make_id
+from sao.records import Drop, Message, make_id
 
 NEEDED = ("chosen", "rejected")
 OPTIONAL = ("prompt", "conversations", "p_chosen", "margin", "image", "images")

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from sao.config import Config, TrainConfig
 from sao.errors import DropError, TrainingError
-from sao.models.chat import ChatTokenizer, load_model
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
 from sao.records import Drop, PreferencePair, Prompt, Response, to_dict
 from sao.stages.responses import chat
-from sao.store import dumps, write_atomic
+from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
 from sao.training.batches import TokenPair, split_pairs

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from sao.store import dumps, read_jsonl, write_atomic
+from sao.store.files import dumps, read_jsonl, write_atomic
 from sao.training.batches import Batch, TokenPair
 from sao.training.checkpoints import writing
 from sao.training.policy import part_sums

@@ -24,7 +24,7 @@ from sao.config import TrainConfig
 from sao.errors import StoreError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.records import make_id
-from sao.store import read_jsonl
+from sao.store.files import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
 from sao.training.batches import TokenPair, check_columns, check_pairs, pack, pad

@@ -24,7 +24,7 @@ from sao.config import TrainConfig
 from sao.errors import Terminated, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.records import make_id, seed_of
-from sao.store import dumps, read_jsonl
+from sao.store.files import dumps, read_jsonl
 from sao.training import monitors, parallel
 from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, pack, pad, split_pairs
 from sao.training.checkpoints import seal, writing

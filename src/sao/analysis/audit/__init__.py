@@ -26,7 +26,7 @@ from sao.records import Judgment, Prompt, Response, from_dict
 from sao.stages import pairs
 from sao.stages.calibration import Calibration
 from sao.statistics import cohen_kappa
-from sao.store import read_jsonl
+from sao.store.files import read_jsonl
 
 __all__ = ["audit", "self_tests", "show_audit", "verdict_on"]
 

@@ -42,7 +42,8 @@ from sao.errors import StoreError
 from sao.pipeline.folder import RunFolder
 from sao.records import Persona, Prompt, Response
 from sao.stages.prompts import drawn_template
-from sao.store import Stage, read_manifest
+from sao.store.manifest import read_manifest
+from sao.store.stage import Stage
 
 __all__ = ["describe", "show_stats", "stats"]
 

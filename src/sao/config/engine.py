@@ -1,0 +1,100 @@
+"""What runs the model: engine, vLLM, a server; and a judge that is another model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sao.config.section import Section
+
+
+class VllmConfig(Section):
+    """What vLLM is told (engine.name vllm). Names are vLLM's own."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share the model."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt plus answer, in tokens; null: the model's own. A smaller one needs less memory."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes."""
+    max_num_seqs: int = Field(default=256, ge=1)
+    """Most samples in one step."""
+    quantization: str | None = None
+    """vLLM's method (fp8, awq, bitsandbytes …); null: as the weights were saved."""
+    lora: str | None = None
+    """Folder of a LoRA adapter (peft) that is put on the model."""
+    enforce_eager: bool = False
+    """No CUDA graphs: starts quicker, decodes slower."""
+    extra: dict[str, Any] = {}
+    """Further arguments of vllm.LLM, such as {kv_cache_dtype: fp8}."""
+
+
+class OpenAIConfig(Section):
+    """A server that speaks /v1/chat/completions (engine.name openai): vLLM, SGLang, llama.cpp, Ollama, a hosted one."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Where it listens, /v1 included."""
+    model: str | None = None
+    """The model's name there; null: the recipe's model, or the only one that is served."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; may be unset for servers that ask for none."""
+    max_concurrency: int = Field(default=256, ge=1, le=4096)
+    """Most requests in flight. Fewer are sent while the server answers 429 or 503 or too late."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests sent in a minute."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Most tokens, prompt and answer together, in a minute."""
+    timeout: float = Field(default=600.0, gt=0)
+    """Seconds for one request from sending it to the last byte of the answer."""
+    patience: float = Field(default=120.0, gt=0)
+    """Seconds in which every request fails after which the run ends with an error."""
+    retries: int = Field(default=20, ge=0)
+    """Further tries of a request that fails while others succeed; then its item is dropped."""
+    min_rows_per_minute: float = Field(default=0.0, ge=0)
+    """Fewer answers than this in a minute, over two minutes, end the run; 0: a warning only, where the rate falls to a tenth."""
+    price_prompt: float = Field(default=0.0, ge=0)
+    """Price of a million prompt tokens, in any currency; the summary shows the cost."""
+    price_completion: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of answers."""
+    extra_body: dict[str, Any] = {}
+    """Further keys of each request, such as {chat_template_kwargs: {enable_thinking: false}}."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OpenAIConfig:
+        if not re.match(r"https?://[^/@\s]+(/\S*)?$", self.base_url):
+            raise ValueError("base_url is a URL such as http://127.0.0.1:8000/v1, without a key or password in it")
+        return self
+
+
+class EngineConfig(Section):
+    """What runs the model when it writes, answers and judges."""
+
+    name: Literal["auto", "transformers", "vllm", "openai", "scripted"] = "auto"
+    """auto (vllm where it is installed and suits model and device, else transformers; the run's first line says which),
+    transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted (a rule-following stand-in for
+    tests)."""
+    device: str = "auto"
+    """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one. (Not vllm's and openai's.)"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the weights; auto is float32 on a CPU and what the model was saved in on a GPU."""
+    slots: int = Field(default=64, ge=1, le=4096)
+    """Samples that the built-in engine generates at once (rows of its decoding batch)."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of torch; 0 leaves torch's own choice. Byte-for-byte reruns need the same number."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run. Off unless asked for."""
+    vllm: VllmConfig = VllmConfig()
+    """Settings of vLLM."""
+    openai: OpenAIConfig = OpenAIConfig()
+    """Settings of a server."""
+
+
+class JudgeConfig(EngineConfig):
+    """A judge that is not the model itself."""
+
+    model: str | None = None
+    """The judge: a folder, a hub id, or a name on a server; null: the recipe's model."""
+    revision: str | None = None
+    """Revision of the hub model."""

@@ -1,0 +1,22 @@
+"""How the trained model is compared with its base."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sao.config.engine import EngineConfig
+from sao.config.section import Section
+
+
+class EvalConfig(Section):
+    """Trained model against base on held-out prompts."""
+
+    bootstrap: int = Field(default=10_000, ge=100)
+    """Resamples of the prompts for the 95 % intervals."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
+    self_tests: int = Field(default=20, ge=0)
+    """Answers on which the judge of `sao eval --suite` is tried: against themselves, swapped, padded, cut, shuffled; 0: none."""
+    engine: EngineConfig | None = None
+    """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server, which cannot be
+    given the tuned weights."""

@@ -1,0 +1,175 @@
+"""The whole recipe: a YAML file and dotted overrides in, one validated, frozen `Config` out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from sao.config.engine import EngineConfig
+from sao.config.evaluation import EvalConfig
+from sao.config.filters import FiltersConfig
+from sao.config.judging import JudgingConfig
+from sao.config.pairs import PairsConfig
+from sao.config.personas import PersonasConfig
+from sao.config.prompts import PromptsConfig
+from sao.config.responses import ResponsesConfig
+from sao.config.section import Section, field_names, section_of
+from sao.config.training import TrainConfig
+from sao.errors import ConfigError
+
+
+class Config(Section):
+    """A whole recipe."""
+
+    model: str = "builtin:world"
+    """The chat model to align: builtin:world, a folder, or a hub id."""
+    revision: str | None = None
+    """Revision of the hub model."""
+    seed: int = Field(default=0, ge=0)
+    """The run's seed: every request's own seed follows from it."""
+    max_drop_share: float = Field(default=0.5, ge=0, le=1)
+    """A stage that drops a larger share of its items than this ends the run with the commonest reasons."""
+    engine: EngineConfig = EngineConfig()
+    """What runs the model."""
+    personas: PersonasConfig = PersonasConfig()
+    """Who asks."""
+    prompts: PromptsConfig = PromptsConfig()
+    """How prompts are written."""
+    filters: FiltersConfig = FiltersConfig()
+    """Which of them are dropped."""
+    responses: ResponsesConfig = ResponsesConfig()
+    """How they are answered."""
+    judging: JudgingConfig = JudgingConfig()
+    """How answers are compared."""
+    pairs: PairsConfig = PairsConfig()
+    """Which comparisons are learnt from."""
+    train: TrainConfig = TrainConfig()
+    """How the model is trained on them."""
+    eval: EvalConfig = EvalConfig()
+    """How the result is measured."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.judging.method == "given" and self.pairs.imported is None:
+            raise ValueError("judging.method given belongs to runs that `sao import` made: only they have given labels")
+        if self.personas.n == 0 and self.pairs.source is None:
+            raise ValueError("personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(
+        f.name.removesuffix(".yaml") for f in resources.files("sao.recipes").iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The validated config of a shipped recipe (by name) or a YAML file (by path), with dotted overrides such as
+    {"train.beta": "2.0"}, whose values are read as YAML.
+
+    Raises ConfigError for an unknown recipe, unreadable YAML, an unknown key (naming the nearest) or a bad value.
+    """
+    where, text = _read(str(recipe))
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: a recipe is a mapping of keys to values, not {type(data).__name__}")
+    return make_config(overridden(data, overrides or {}), where)
+
+
+def overridden(data: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    """A recipe's nested dict with dotted overrides put in, whose values are read as YAML."""
+    for dotted, value in overrides.items():
+        _set(data, dotted, value)
+    return data
+
+
+def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
+    """A Config from nested dicts; `where` opens the error messages."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    """Where a recipe stands and its text."""
+    path = Path(recipe)
+    if recipe in recipe_names():
+        return f"recipe {recipe}", resources.files("sao.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8")
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, recipe_names(), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"no recipe {recipe!r}: it is no file, and the shipped ones are {', '.join(recipe_names())}.{hint}"
+        )
+    try:
+        return str(path), path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _set(data: dict[str, Any], dotted: str, value: str) -> None:
+    """Set data[a][b] for "a.b"."""
+    *parents, last = dotted.split(".")
+    for key in parents:
+        child = data[key] = {} if data.get(key) is None else data[key]
+        if not isinstance(child, dict):
+            raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}")
+        data = child
+    if _is_text(dotted) and value != "null":
+        data[last] = value  # a revision such as 12e4567 is no number
+        return
+    try:
+        parsed = yaml.safe_load(value)
+        # YAML 1.1 reads 1e-6 as a string.
+        data[last] = float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}") from error
+
+
+def _is_text(dotted: str) -> bool:
+    """Whether this key of a recipe holds free text."""
+    section: Any = Config
+    for key in dotted.split("."):
+        field = getattr(section, "model_fields", {}).get(key)
+        if field is None:
+            return False
+        section = section_of(field.annotation) or field.annotation
+    return section in (str, str | None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.lower() not in ("nan", "inf", "-inf", "infinity")
+
+
+def nearest(dotted: str) -> str:
+    """The hint that names the key nearest to a mistyped one."""
+    names = list(field_names(Config))
+    by_last = {name.rsplit(".", 1)[-1]: name for name in names}
+    near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)
+    if not near:
+        near = [by_last[n] for n in difflib.get_close_matches(dotted.rsplit(".", 1)[-1], by_last, 1, 0.6)]
+    return f" Did you mean {near[0]}?" if near else " `sao run --help-config` lists the keys."
+
+
+def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
+    dotted = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"unknown key {dotted}.{nearest(dotted)}"
+    message = message.removeprefix("Value error, ")
+    return f"{dotted or 'recipe'}: {message}" + (f" (given: {given!r})" if not isinstance(given, dict) else "")

@@ -1,0 +1,139 @@
+"""A model into memory, every weight of it from its files; and the checks before that, by names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sao.config import EngineConfig
+from sao.errors import ModelError
+from sao.models.chat import ChatTokenizer
+from sao.models.locate import LOAD_ERRORS, config_json, find_model, weights_identity
+from sao.models.weights import check_adapter, check_report
+from sao.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+_NEEDS_EAGER = ("attn_logit_softcapping",)
+
+
+_NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$")
+
+
+def pick_device(config: EngineConfig) -> str:
+    """The torch device that `config` asks for."""
+    import torch
+
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    model: str, config: EngineConfig, revision: str | None = None, quantisation: object | None = None
+) -> PreTrainedModel:
+    """The model in eval mode on its device; `quantisation` is transformers' description of how its weights are held.
+
+    Raises ModelError where it cannot be loaded.
+    """
+    import torch
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    path, device = find_model(model, revision), pick_device(config)
+    settings = read_config(path, config)
+    soft_capped = any(getattr(settings.get_text_config(), name, None) is not None for name in _NEEDS_EAGER)
+    loaded = _from_pretrained(
+        path,
+        config,
+        device,
+        dtype={"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype),
+        # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
+        attn_implementation="eager" if soft_capped else "sdpa",
+        **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
+    )
+    loaded = loaded.eval() if quantisation else loaded.eval().to(device)
+    generation = loaded.generation_config
+    if generation is not None and not generation.do_sample:
+        # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            setattr(generation, name, None)
+    return loaded  # type: ignore[no-any-return]
+
+
+def read_config(path: Path, config: EngineConfig) -> Any:
+    """The settings of the model in a folder. Raises ModelError where they are unreadable, or those of no chat model."""
+    from transformers import AutoConfig
+
+    try:
+        settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
+    _refuse_classifier(path, settings.architectures)
+    return settings
+
+
+def _refuse_classifier(path: Path, architectures: Any) -> None:
+    other = next((str(name) for name in architectures or [] if _NOT_CHAT.search(str(name))), None)
+    if other is not None:
+        raise ModelError(
+            f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a reward model judges "
+            "by judging.method reward"
+        )
+
+
+def check_model(
+    model: str, config: EngineConfig, revision: str | None = None, as_user: Sequence[Message] | None = None
+) -> None:
+    """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or not finite, or a
+    tokenizer that does not fit; and, where `as_user` messages are given, where the user's turn after them cannot be left open.
+    Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
+    path = find_model(model, revision)
+    _refuse_classifier(path, config_json(path).get("architectures"))
+    if config.name != "vllm":  # which knows more kinds of models than transformers
+        read_config(path, config)
+    if _is_known(path, config):
+        _from_pretrained(path, config, "meta", device_map="meta")
+    weights_identity(model, revision)
+    chat = ChatTokenizer.load(model, config, revision)
+    if as_user is not None:
+        chat.user_turn_ids(as_user)
+    if config.name == "vllm" and config.vllm.lora is not None:
+        check_adapter(Path(config.vllm.lora), path)
+
+
+def _is_known(path: Path, config: EngineConfig) -> bool:
+    """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor where it does not know
+    the model as a causal language model by the name that its makers gave it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
+    except LOAD_ERRORS:
+        return False
+    return kind.__name__ in (settings.architectures or []) and getattr(settings, "quantization_config", None) is None
+
+
+def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
+    """The causal language model in a folder, every weight of it from the folder's files."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **options,
+        )
+    except (*LOAD_ERRORS, SafetensorError) as error:
+        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
+    loaded, report = found
+    check_report(str(path), report)
+    return loaded

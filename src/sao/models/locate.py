@@ -1,0 +1,144 @@
+"""Where a model lies, what it is whatever its path, and its licence."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sao.config import EngineConfig
+from sao.errors import ModelError
+from sao.models import gguf
+from sao.models.weights import digest_of
+from sao.records import make_id
+
+WORLD_MODEL = "builtin:world"
+
+
+_MODEL_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.model",
+    "*.jinja",
+    "*.txt",
+    "*.py",
+    "README.md",
+]
+
+
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, AttributeError, TypeError)
+"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported late)."""
+
+
+def find_model(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model: builtin:world, a folder, a GGUF file (see `sao.models.gguf`), or a hub id.
+
+    Raises ModelError where there is none, or where the folder lacks a config or weights.
+    """
+    if model == WORLD_MODEL:
+        return Path(str(resources.files("sao.toy_world").joinpath("model")))
+    path = Path(model).expanduser()
+    if gguf.is_gguf(model):
+        return gguf.model_folder(path)
+    if not path.is_dir():
+        if path.exists() or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+            raise ModelError(
+                f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json and "
+                "*.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
+            )
+        path = _fetch(model, revision)
+    if not (path / "config.json").is_file():
+        held = sorted(path.glob("*.gguf"))
+        raise ModelError(
+            f"{path}: no config.json, so this is no Hugging Face model folder. "
+            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()")
+        )
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save again"
+        )
+    return path
+
+
+def is_local(model: str) -> bool:
+    """Whether the model's files are here: the built-in one, a folder, or a GGUF file."""
+    path = Path(model).expanduser()
+    return model == WORLD_MODEL or path.is_dir() or (gguf.is_gguf(model) and path.is_file())
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_MODEL_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            f"model {model!r} is no local folder and could not be fetched from the hub ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}). Check the name, the network and, for gated models, HF_TOKEN"
+        ) from error
+
+
+def weights_identity(model: str, revision: str | None = None) -> str:
+    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files.
+
+    Raises ModelError where a weight holds NaN or infinity.
+    """
+    path = find_model(model, revision)
+    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    if gguf.is_gguf(model):
+        names = ["tokenizer.json"]  # the other files name the version of transformers that read it
+    return digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
+
+
+def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
+    """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server is asked for."""
+    if config.name == "scripted":
+        return model
+    if config.name == "openai":
+        # What a server holds cannot be seen. Where it serves a folder that is here, the folder stands for it.
+        weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
+        return f"openai:{config.openai.model or ''}:{weights}{_changes(config.openai.extra_body)}"
+    lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
+    adapter = f"+{digest_of(sorted(lora.glob('adapter_*')))}" if lora else ""
+    own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
+    return weights_identity(model, revision) + adapter + _changes(own)
+
+
+def _changes(settings: dict[str, Any]) -> str:
+    """What settings that change a model's words add to its identity; nothing where none is set."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    return f"+{make_id(json.dumps(given, sort_keys=True))}" if given else ""
+
+
+def model_licence(model: str, revision: str | None = None) -> str:
+    """The licence that a model's own card names in its front matter."""
+    if model == WORLD_MODEL:
+        return "Apache-2.0"
+    card = find_model(model, revision) / "README.md"
+    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+    front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
+    named = re.search(r"^license(?:_name)?:[ \t]*(\S.*)$", front, re.MULTILINE)
+    return named[1].strip() if named else "unknown: see the base model's own card"
+
+
+def config_json(path: Path) -> dict[str, Any]:
+    """What stands in a folder's config.json. Raises ModelError where that is no JSON object."""
+    try:
+        found = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}/config.json: cannot be read ({error}). Copy it from the model's source") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}/config.json: no JSON object. Copy it from the model's source")
+    return found
+
+
+def embedding_rows(path: Path) -> int | None:
+    """The number of rows of the embedding by config.json, None where it does not say."""
+    settings = config_json(path)
+    inner = settings.get("text_config")
+    rows = {**settings, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
+    return rows if isinstance(rows, int) else None

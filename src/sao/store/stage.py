@@ -1,0 +1,263 @@
+"""The run folder: append, resume, seal.
+
+A stage writes into its own folder `round-1/<stage>-<fingerprint>/`:
+
+    stage.json                what made it (settings, template text, model, upstream), and its counts once it is finished
+    part-<host>-<pid>-….jsonl while it runs: records and drops as they come, flushed and fsynced in small batches
+    records.jsonl             when it is finished: the records, sorted by row
+    drops.jsonl               when it is finished: what was lost, and why
+
+The files are the truth about progress: what stands in them is never computed again. A torn last line (from a kill) is
+skipped and cut. A finished file arrives by rename, `stage.json` last, so SIGKILL at any moment leaves either an
+unfinished stage that goes on or a finished one. There are no locks and no database, so NFS and Lustre serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sao.errors import StoreError
+from sao.records import Drop, Record, from_dict, make_id, to_dict
+from sao.store.files import cut_torn_line, dumps, read_jsonl, store_error, with_offsets, write_atomic
+
+R = TypeVar("R", bound=Record)
+FLUSH_ROWS, FLUSH_SECONDS = 64, 1.0
+
+
+class Ids:
+    """A set of record ids in 8 bytes each (they are hashes of 64 bits)."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._sorted = array("Q", (int(id_, 16) for id_ in ids))
+        if self._sorted:
+            import numpy as np
+
+            self._sorted = array("Q", np.unique(np.frombuffer(self._sorted, np.uint64)).tobytes())
+
+    def __contains__(self, id_: object) -> bool:
+        wanted = int(str(id_), 16)
+        place = bisect_left(self._sorted, wanted)
+        return place < len(self._sorted) and self._sorted[place] == wanted
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+
+class Stage:
+    """One stage's folder: `done` ids while it runs, `seal` to finish it, `records` to read it."""
+
+    def __init__(self, root: Path, name: str, settings: dict[str, Any], ids: dict[str, Any] | None = None) -> None:
+        """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is what the ids of its
+        records derive from, where that is less: which records stand is not what a record is made of."""
+        self.name = name
+        self.settings = settings
+        self.fingerprint = make_id(name, dumps(settings))
+        self.key = make_id(name, dumps(settings if ids is None else ids))
+        self.path = root / f"{name}-{self.fingerprint[:8]}"
+        self.done = Ids()
+
+    def open(self) -> Stage:
+        """Make the folder, cut torn lines, and read which ids are done. Needed before `write`."""
+        info = self._info()
+        if info is None:
+            write_atomic(self.path / "stage.json", self._stage_json(None))
+        elif info["settings"] != json.loads(dumps(self.settings)):
+            raise StoreError(
+                f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage anew"
+            )
+        try:
+            for file in self._parts():
+                if self.finished:
+                    file.unlink()  # left over from a kill between sealing and cleaning up
+                else:
+                    cut_torn_line(file)
+            self.done = Ids(_id(row) for file in self._parts() for row in read_jsonl(file))
+        except OSError as error:
+            raise error if isinstance(error, StoreError) else store_error(error, self.path) from error
+        return self
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage is sealed."""
+        info = self._info()
+        return info is not None and info["counts"] is not None
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """{"records": n, "dropped": n, "reasons": {reason: n}} of a finished stage."""
+        info = self._info()
+        if info is None or info["counts"] is None:
+            raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
+        return dict(info["counts"])
+
+    def writer(self) -> Writer:
+        """A part file of this process's own."""
+        return Writer(self.path / f"part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl")
+
+    def fill(
+        self,
+        kind: type[Record],
+        make: Callable[[str, Container[str]], Iterable[Record | Drop]],
+        see: Callable[[Record | Drop], None] = lambda record: None,
+    ) -> None:
+        """Write what `make(key, ids that are done)` yields, show each row to `see`, and seal."""
+        with self.writer() as out:
+            for record in make(self.key, self.done):
+                out.write(record)
+                see(record)
+        self.seal(kind)
+
+    def seal(self, kind: type[Record]) -> None:
+        """Finish the stage: its records and drops sorted by row, each row once, then remove the parts.
+
+        Takes 8 bytes of memory a row: only where each row's line begins is held. Where another process has sealed the stage in
+        the meantime there is nothing left to do.
+        """
+        parts = self._parts()
+        if self.finished:
+            for file in parts:
+                file.unlink(missing_ok=True)
+            self.done = Ids()
+            return
+        places = array("q")  # ((part << 40 | offset) << 1 | whether it is a drop), -1 where no line has that row
+        for part, file in enumerate(parts):
+            for offset, line in with_offsets(file):
+                row = int(line["row"])
+                if row >= len(places):
+                    places.extend([-1] * (row + 1 - len(places)))
+                if places[row] < 0:
+                    places[row] = (part << 40 | offset) << 1 | ("reason" in line)
+        for is_drop, name in ((0, "records.jsonl"), (1, "drops.jsonl")):
+            self._write_sorted(name, parts, (place >> 1 for place in places if place >= 0 and place & 1 == is_drop))
+        reasons: dict[str, int] = {}
+        for drop in self.drops():
+            reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
+        dropped = sum(reasons.values())
+        counts = {
+            "records": sum(place >= 0 for place in places) - dropped,
+            "dropped": dropped,
+            "reasons": dict(sorted(reasons.items())),
+        }
+        for _ in self.records(kind):
+            break  # a record that does not fit its type shows now, not in a later stage
+        self.finish(counts)
+        for file in parts:
+            file.unlink(missing_ok=True)
+        self.done = Ids()
+
+    def finish(self, counts: dict[str, Any]) -> None:
+        """Mark the stage as finished."""
+        write_atomic(self.path / "stage.json", self._stage_json(counts))
+
+    def records(self, kind: type[R]) -> Iterator[R]:
+        """The records of a finished stage, in order. Raises StoreError where it is not finished."""
+        if not (self.path / "records.jsonl").is_file():
+            raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
+        for row in read_jsonl(self.path / "records.jsonl"):
+            yield from_dict(kind, row)
+
+    def written(self) -> Iterator[dict[str, Any]]:
+        """The rows of an unfinished stage's part files."""
+        for file in self._parts():
+            yield from read_jsonl(file)
+
+    def drops(self) -> Iterator[Drop]:
+        """What the finished stage lost."""
+        for row in read_jsonl(self.path / "drops.jsonl"):
+            yield from_dict(Drop, row)
+
+    def _info(self) -> dict[str, Any] | None:
+        path = self.path / "stage.json"
+        if not path.is_file():
+            return None
+        try:
+            return dict(json.loads(path.read_text("utf-8")))
+        except ValueError as error:
+            raise StoreError(f"{path}: not JSON ({error}). Delete the folder to make the stage anew") from error
+
+    def _stage_json(self, counts: dict[str, Any] | None) -> str:
+        return (
+            json.dumps({"stage": self.name, "settings": self.settings, "counts": counts}, indent=1, ensure_ascii=False)
+            + "\n"
+        )
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.glob("part-*.jsonl"))
+
+    def _write_sorted(self, name: str, parts: list[Path], places: Iterable[int]) -> None:
+        """Copy the lines at `places` (part << 40 | offset), in that order, into a file that arrives by rename."""
+        temporary = self.path / f".{name}.tmp"
+        try:
+            with contextlib.ExitStack() as stack, temporary.open("wb") as out:
+                files = [stack.enter_context(part.open("rb")) for part in parts]
+                for place in places:
+                    file = files[place >> 40]
+                    file.seek(place & (1 << 40) - 1)
+                    out.write(file.readline())
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise store_error(error, self.path / name) from error
+
+
+class Writer:
+    """Appends records and drops to one part file; durable every 64 rows or every second."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[str] = []
+        self._flushed = time.monotonic()
+        try:
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise store_error(error, path) from error
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.flush()
+        except StoreError:
+            if kind is None:
+                raise  # otherwise the first error is the one to show
+        finally:
+            os.close(self._file)
+
+    def write(self, record: Record | Drop) -> None:
+        """Append one row."""
+        self._lines.append(dumps(to_dict(record)) + "\n")
+        if len(self._lines) >= FLUSH_ROWS or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all rows durable. Raises StoreError where they cannot be; a line that was half written is cut off."""
+        if not self._lines:
+            return
+        data = "".join(self._lines).encode("utf-8", "surrogatepass")
+        start = os.lseek(self._file, 0, os.SEEK_END)
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, start)
+            raise store_error(error, self.path) from error
+        self._lines.clear()
+        self._flushed = time.monotonic()
+
+
+def _id(row: dict[str, Any]) -> str:
+    return str(row["record_id"] if "reason" in row else row["id"])

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import planted
-from sao.config import Config, ConfigError, JudgingConfig, PairsConfig, make_config
+from sao.config import Config, JudgingConfig, PairsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import DropError
+from sao.errors import ConfigError, DropError
 from sao.method import run
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid

@@ -87,9 +87,11 @@ def judged(engine: Counting, groups: Answered, n: int, how: dict[str, Any], keep
     config = JudgingConfig(template="world/judge", **how)
     orders = 2 if config.orders == "both" else 1
     engine.tokens, start = 0, time.perf_counter()
-    duels = judging.duels(((p.id, p.text, answers) for p, answers in groups), orders, "key", n, config.opponents)
+    ordered_pairs = judging.ordered_pairs(
+        ((p.id, p.text, answers) for p, answers in groups), orders, "key", n, config.opponents
+    )
     verdicts: dict[str, list[Judgment]] = {}
-    for verdict in judging.judge(duels, engine, config, set()):
+    for verdict in judging.judge(ordered_pairs, engine, config, set()):
         assert isinstance(verdict, Judgment)
         verdicts.setdefault(verdict.prompt_id, []).append(verdict)
     rows = [(p, answers, verdicts.get(p.id, [])) for p, answers in groups]

@@ -51,7 +51,7 @@ def main() -> None:
     table = {}
     for prefill in args.prefills:
         config = run.config.judging.model_copy(update={"prefill": prefill, "min_mass": 0.0})
-        found = judging.judge(judging.duels(groups, 2, "prefills", 2), engine, config, set())
+        found = judging.judge(judging.ordered_pairs(groups, 2, "prefills", 2), engine, config, set())
         table[prefill] = figures([v for v in found if isinstance(v, Judgment)])
         print(f"{prefill!r:32} {table[prefill]}", flush=True)
     engine.close()

@@ -107,7 +107,7 @@ def stage_over_raw(n: int, repeats: int) -> dict[str, Any]:
     return {"requests": 2 * n, "ratios": [a / b for a, b in zip(ours, raw)], "stage_s": ours, "raw_s": raw}
 
 
-def pairs(n: int) -> Iterator[judging.Duel]:
+def pairs(n: int) -> Iterator[judging.OrderedPair]:
     rng = random.Random(9)
     words = [
         "the",
@@ -143,16 +143,16 @@ def pairs(n: int) -> Iterator[judging.Duel]:
         groups.append(
             (str(i), f"name {rng.randint(2, 9)} tools of the {rng.choice(['baker', 'miner', 'cook'])}.", answers)
         )
-    return judging.duels(groups, 2, "key", 2)
+    return judging.ordered_pairs(groups, 2, "key", 2)
 
 
 def time_judging(engine: VllmEngine, config: JudgingConfig, n: int, start_at: int) -> float:
     """Seconds for all verdicts of n pairs; pairs from `start_at` on, so that none was seen before."""
-    duels = list(pairs(start_at + n))[2 * start_at :]
-    duels = duels if config.orders == "both" else duels[::2]
+    ordered_pairs = list(pairs(start_at + n))[2 * start_at :]
+    ordered_pairs = ordered_pairs if config.orders == "both" else ordered_pairs[::2]
     start = time.perf_counter()
-    found = list(judging.judge(iter(duels), engine, config, set()))
-    assert len(found) == len(duels)
+    found = list(judging.judge(iter(ordered_pairs), engine, config, set()))
+    assert len(found) == len(ordered_pairs)
     assert all(isinstance(item, Judgment) for item in found)
     return time.perf_counter() - start
 

@@ -24,7 +24,7 @@ from sao.engines.scripted import ScriptedEngine, default_choice, default_reply
 from sao.errors import EngineError
 from sao.method import run
 from sao.records import Judgment, Message, Prompt, Response, make_id
-from sao.stages.judging import duels, judge
+from sao.stages.judging import judge, ordered_pairs
 from sao.stages.responses import answer_prompts
 from sao.store.stage import Stage
 
@@ -126,7 +126,7 @@ def two_stages(engine: Engine, root: Path, judging: JudgingConfig, prompts: int 
     groups = [(p.id, p.text, [r for r in found.values() if r.prompt_id == p.id]) for p in rows]
     assert all(len(group) == 2 for _, _, group in groups)
     judgments = stage(
-        root, "judgments", Judgment, lambda key, done: judge(duels(groups, 2, key, 2), engine, judging, done)
+        root, "judgments", Judgment, lambda key, done: judge(ordered_pairs(groups, 2, key, 2), engine, judging, done)
     )
     return responses, judgments
 

@@ -20,7 +20,7 @@ from sao.evaluation.questions import (
     read_questions,
     with_references,
 )
-from sao.evaluation.suites import SUITES, duels, judge_by_text, rate, read_template, references_of
+from sao.evaluation.suites import SUITES, judge_by_text, ordered_pairs, rate, read_template, references_of
 from sao.records import Judgment, Message, Prompt, Rating, Response, make_id
 
 
@@ -373,7 +373,7 @@ def test_our_marks_show_the_right_answer_where_there_is_one() -> None:
 def test_pairs_show_the_right_answers_too() -> None:
     asked = [question_of(["2+2?", "3+3?"], 0, references=("4", "6")), question_of(["Hi"], 1)]
     judge, suite = Listening("[[A]]"), SUITES["mtbench-pairs"]
-    pairs = list(duels(asked, answers_to(asked), answers_to(asked, "theirs"), "k"))
+    pairs = list(ordered_pairs(asked, answers_to(asked), answers_to(asked, "theirs"), "k"))
     found = list(
         judge_by_text(pairs, judge, suite, "pairwise", 50, (), "j", references=references_of(asked))  # type: ignore[arg-type]
     )

@@ -22,7 +22,7 @@ from sao.errors import ConfigError, DropError
 from sao.method import run
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
-from sao.stages.judging import duels, judge, opponents_of, read_ranking
+from sao.stages.judging import judge, opponents_of, ordered_pairs, read_ranking
 from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
 from sao.store.files import read_jsonl
 
@@ -188,14 +188,14 @@ def test_a_budget_holds_together_although_answers_are_missing_or_alike(
     n: int, opponents: int, rng: random.Random
 ) -> None:
     there = [r for r in answers([rng.choice("abcdefgh") for _ in range(n)]) if rng.random() < 0.8]
-    found = list(duels([("prompt0", "q", there)], 1, "key", n, opponents))
+    found = list(ordered_pairs([("prompt0", "q", there)], 1, "key", n, opponents))
     texts = sorted({r.text for r in there})
     place = {text: k for k, text in enumerate(texts)}
     met = np.zeros((len(texts), len(texts)))
-    for duel in found:
-        met[place[duel.first.text], place[duel.second.text]] = 1
+    for pair in found:
+        met[place[pair.first.text], place[pair.second.text]] = 1
     assert len(set(connected(met))) <= 1
-    assert len({duel.row for duel in found}) == len(found)
+    assert len({pair.row for pair in found}) == len(found)
 
 
 def test_without_a_budget_all_meet() -> None:
@@ -206,7 +206,7 @@ def test_without_a_budget_all_meet() -> None:
 
 
 def test_a_text_that_stands_there_twice_is_judged_once() -> None:
-    found = list(duels([("prompt0", "q", answers(["a", "b", "a", "c"]))], 2, "key", 4))
+    found = list(ordered_pairs([("prompt0", "q", answers(["a", "b", "a", "c"]))], 2, "key", 4))
     assert sorted({(d.first.text, d.second.text) for d in found}) == sorted(permutations("abc", 2))
     assert len(found) == 6
     assert len({d.row for d in found}) == 6
@@ -476,7 +476,7 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "winner"), [("longer", "lengthy"), ("shorter", "brief"), ("first", None)])
 def test_controls_by_hand(method: str, winner: str | None) -> None:
     group = [("prompt0", "q", answers(["brief", "lengthy"]))]
-    found = list(judge(duels(group, 2, "k", 2), None, JudgingConfig(method=method), set(), name=method))  # type: ignore[arg-type]
+    found = list(judge(ordered_pairs(group, 2, "k", 2), None, JudgingConfig(method=method), set(), name=method))  # type: ignore[arg-type]
     assert {j.judge for j in found} == {method}
     texts = {r.id: r.text for r in group[0][2]}
     won = {texts[j.winner_id] for j in found if j.winner_id}
@@ -498,7 +498,7 @@ def test_a_scorer_judges_by_the_difference_of_its_scores() -> None:
     group = [("prompt0", "q", answers(["aa", "bbbb", "broken"]))]
     found = {
         (j.first_id, j.second_id): j
-        for j in judge(duels(group, 2, "k", 3), None, config, set(), scorer=scorer, name="rm")
+        for j in judge(ordered_pairs(group, 2, "k", 3), None, config, set(), scorer=scorer, name="rm")
     }
     a, b, c = (r.id for r in group[0][2])
     assert found[a, b].p_first == pytest.approx(sigmoid(-1.0))

@@ -17,7 +17,7 @@ from sao.engines import ChoiceRequest, Choices, Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
 from sao.records import Drop, Judgment, Message, Persona, PreferencePair, Prompt, Response, make_id
-from sao.stages.judging import duels, judge, read_logprobs, read_ranking
+from sao.stages.judging import judge, ordered_pairs, read_logprobs, read_ranking
 from sao.stages.pairs import Jury, build_pairs
 from sao.stages.personas import read_personas, source_identity
 from sao.stages.prompts import read_prompt, write_prompts
@@ -194,34 +194,34 @@ def test_ranking_lines(text: str, verdict: str | None) -> None:
 
 def test_both_orders_judge_each_pair_twice(numbers: JudgingConfig) -> None:
     group = [("prompt0", "q", [response(0, "3"), response(1, "5")])]
-    out = list(judge(duels(group, 2, "key", 2), FairJudge(), numbers, set()))
+    out = list(judge(ordered_pairs(group, 2, "key", 2), FairJudge(), numbers, set()))
     assert [(j.verdict, j.row) for j in out] == [("second", 0), ("first", 1)]
     assert {j.winner_id for j in out} == {response(1, "5").id}
     assert out[0].p_first == pytest.approx(1 - (out[1].p_first or 0))
-    assert list(judge(duels(group, 2, "key", 2), FairJudge(), numbers, {j.id for j in out})) == []
+    assert list(judge(ordered_pairs(group, 2, "key", 2), FairJudge(), numbers, {j.id for j in out})) == []
 
 
 def test_identical_answers_are_not_judged() -> None:
-    assert list(duels([("p", "q", [response(0, "same"), response(1, "same")])], 2, "key", 2)) == []
+    assert list(ordered_pairs([("p", "q", [response(0, "same"), response(1, "same")])], 2, "key", 2)) == []
 
 
 def test_in_one_order_each_slot_comes_first_about_as_often() -> None:
     groups = [(f"prompt{i}", "q", [response(0, "a", i), response(1, "b", i)]) for i in range(1000)]
-    firsts = [d.first.index for d in duels(groups, 1, "key", 2)]
+    firsts = [d.first.index for d in ordered_pairs(groups, 1, "key", 2)]
     assert 440 < sum(firsts) < 560
-    assert len({d.row for d in duels(groups, 1, "key", 2)}) == 1000
+    assert len({d.row for d in ordered_pairs(groups, 1, "key", 2)}) == 1000
 
 
 def test_rows_of_three_answers_are_distinct() -> None:
     answers = [replace(response(i, str(i)), row=3 + i) for i in range(3)]
-    found = list(duels([("p", "q", answers)], 2, "key", 3))
+    found = list(ordered_pairs([("p", "q", answers)], 2, "key", 3))
     assert sorted(d.row for d in found) == [6, 7, 8, 9, 10, 11]
     assert [d.first.index for d in found] == [0, 0, 1, 1, 2, 2]  # those that begin alike follow each other
 
 
 def test_controls() -> None:
     groups = [(f"prompt{i}", "q", [response(0, "a", i), response(1, "b", i)]) for i in range(400)]
-    coins = list(judge(duels(groups, 2, "k", 2), None, JudgingConfig(method="random"), set()))
+    coins = list(judge(ordered_pairs(groups, 2, "k", 2), None, JudgingConfig(method="random"), set()))
     by_prompt: dict[str, set[str | None]] = {}
     for j in coins:
         by_prompt.setdefault(j.prompt_id, set()).add(j.winner_id)
@@ -230,7 +230,7 @@ def test_controls() -> None:
     assert 150 < heads < 250
     worth = {"a": 0.2, "b": 0.9}
     right = list(
-        judge(duels(groups[:1], 2, "k", 2), None, JudgingConfig(method="oracle"), set(), lambda p, a: worth[a])
+        judge(ordered_pairs(groups[:1], 2, "k", 2), None, JudgingConfig(method="oracle"), set(), lambda p, a: worth[a])
     )
     assert {j.winner_id for j in right} == {response(1, "b", 0).id}
 

@@ -18,7 +18,7 @@ from sao.method import run
 from sao.models.chat import ChatTokenizer
 from sao.pipeline.folder import RunFolder
 from sao.records import Drop, Message, Persona, Prompt, Response
-from sao.stages.judging import Duel, judge
+from sao.stages.judging import OrderedPair, judge
 from sao.stages.prompts import write_prompts
 from tiny_models import gemma2, llama, qwen3
 
@@ -276,7 +276,7 @@ def test_the_judges_prefill_reaches_the_engine(method: str) -> None:
     ]
     config = JudgingConfig.model_validate({"method": method, "prefill": "Ranking: "})
     engine = Watching(reply=lambda m, seed, s: "1 > 2")
-    (found,) = judge([Duel("d", 0, "p", "q", *answers)], engine, config, set())
+    (found,) = judge([OrderedPair("d", 0, "p", "q", *answers)], engine, config, set())
     assert seen == ["Ranking: "]
     assert not isinstance(found, Drop)
     assert found.verdict is not None

@@ -355,26 +355,26 @@ class Run(RunFolder):
         for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
             c, orders = juror.config, 2 if juror.config.orders == "both" else 1
 
-            def duels(key: str, c: JudgingConfig = c, orders: int = orders) -> Iterator[judging.Duel]:
+            def ordered_pairs(key: str, c: JudgingConfig = c, orders: int = orders) -> Iterator[judging.OrderedPair]:
                 groups = ((prompt.id, prompt.conversation, answers) for prompt, answers in self.answered())
-                return judging.duels(groups, orders, key, n, c.opponents)
+                return judging.ordered_pairs(groups, orders, key, n, c.opponents)
 
             def make(
-                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, read: Any = duels
+                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, read: Any = ordered_pairs
             ) -> Iterator[Judgment | Drop]:
-                duels = read(key)
+                ordered_pairs = read(key)
                 if c.method != "reward":
                     engine = self.judge_engine(c) if c.method in ("logprob", "text") else None
-                    return judging.judge(duels, engine, c, done, self.oracle, name=juror.name)
-                return self._by_reward(duels, c, done, juror.name)
+                    return judging.judge(ordered_pairs, engine, c, done, self.oracle, name=juror.name)
+                return self._by_reward(ordered_pairs, c, done, juror.name)
 
             total = self.config.personas.n * len(judging.opponents_of(n, c.opponents)) * orders
-            first = (duel.row for duel in duels(stage.key))
+            first = (pair.row for pair in ordered_pairs(stage.key))
             self._fill(stage, Judgment, total, make, rows=lambda rows=first: rows)  # type: ignore[misc]
             check_readable(stage, self.config.max_drop_share)
 
     def _by_reward(
-        self, duels: Iterator[judging.Duel], config: JudgingConfig, done: Container[str], name: str
+        self, ordered_pairs: Iterator[judging.OrderedPair], config: JudgingConfig, done: Container[str], name: str
     ) -> Iterator[Judgment | Drop]:
         """Verdicts of a reward model, which is alone in memory and gone afterwards."""
         from sao.engines.reward import RewardModel
@@ -384,7 +384,7 @@ class Run(RunFolder):
         self.notify(f"loading {model}")
         scorer = RewardModel(model, config.engine or self.config.engine, revision)
         try:
-            yield from judging.judge(duels, None, config, done, scorer=scorer, name=name)
+            yield from judging.judge(ordered_pairs, None, config, done, scorer=scorer, name=name)
         finally:
             scorer.close()
 
@@ -468,18 +468,18 @@ class Run(RunFolder):
 
             self._fill(stage, Response, total, answers)
         if not self.comparisons_stage.open().finished:
-            rows = (duel.row for duel in self._held_out_duels(self.comparisons_stage.key))
+            rows = (pair.row for pair in self._held_out_pairs(self.comparisons_stage.key))
             self._fill(self.comparisons_stage, Comparison, 2 * total, self._compare, rows=lambda: rows)
 
-    def _held_out_duels(self, key: str) -> Iterator[judging.Duel]:
+    def _held_out_pairs(self, key: str) -> Iterator[judging.OrderedPair]:
         for prompt, base, tuned in self.held_out():
             answers = [replace(base, row=2 * prompt.row), replace(tuned, row=2 * prompt.row + 1, index=1)]
-            yield from judging.duels([(prompt.id, prompt.conversation, answers)], 2, key, 2)
+            yield from judging.ordered_pairs([(prompt.id, prompt.conversation, answers)], 2, key, 2)
 
     def _compare(self, key: str, done: Container[str]) -> Iterator[Comparison | Drop]:
         bases = {base.id for _, base, _ in self.held_out()}
         c = self.eval_judging
-        for verdict in judging.judge(self._held_out_duels(key), self.judge_engine(c), c, done, name=self.judge_name(c)):
+        for verdict in judging.judge(self._held_out_pairs(key), self.judge_engine(c), c, done, name=self.judge_name(c)):
             if isinstance(verdict, Drop):
                 yield replace(verdict, stage="comparisons")
                 continue

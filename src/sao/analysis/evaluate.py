@@ -254,7 +254,7 @@ class _Work:
             "cut_off": cut,
             "missing": {role: len(self.questions) - len(side) for role, side in self.sides.items()},
         }
-        return found | (self._marks() if self.suite.way == "rating" else self._duels())
+        return found | (self._marks() if self.suite.way == "rating" else self._pairs_judged())
 
     @property
     def _drawn(self) -> tuple[int, int]:
@@ -274,7 +274,7 @@ class _Work:
             "by_category": {role: self._by_category(found) for role, found in points.items()},
         }
 
-    def _duels(self) -> dict[str, Any]:
+    def _pairs_judged(self) -> dict[str, Any]:
         """Win rates against the reference, or of tuned against base where there is none, and the difference."""
         other = "reference" if "reference" in self.sides else "base"
         template = _template(self.bench, self.suite, self.asked)

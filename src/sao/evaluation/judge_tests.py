@@ -42,9 +42,9 @@ def try_judge(
 
 
 def _test(groups: list[Group], name: str, engine: Engine, config: JudgingConfig, seed: int) -> dict[str, Any]:
-    duels = list(_test_duels(groups, name, CHANGES[name], seed))
+    ordered_pairs = list(_made_up_pairs(groups, name, CHANGES[name], seed))
     worths: dict[str, list[float]] = {}
-    for verdict in judging.judge(duels, engine, config, set()):
+    for verdict in judging.judge(ordered_pairs, engine, config, set()):
         if isinstance(verdict, Drop) or verdict.verdict is None:
             continue
         good: Verdict = "first" if verdict.row == 0 or name == "identical" else "second"
@@ -63,9 +63,9 @@ def _rate(rows: list[tuple[float, int]]) -> dict[str, Any]:
     return {"rate": rate if rows else None, "ci95": list(interval), "n": sum(of)}
 
 
-def _test_duels(
+def _made_up_pairs(
     groups: Iterable[tuple[Prompt, list[Response]]], name: str, change: Callable[[str, random.Random], str], seed: int
-) -> Iterator[judging.Duel]:
+) -> Iterator[judging.OrderedPair]:
     for prompt, answers in groups:
         if not answers:
             continue
@@ -75,7 +75,9 @@ def _test_duels(
             continue  # too short to be cut or shuffled
         other = replace(good, id=make_id(good.id, name), text=text)
         for order, (x, y) in enumerate(((good, other), (other, good))):
-            yield judging.Duel(make_id("self-test", x.id, y.id, order), order, prompt.id, prompt.conversation, x, y)
+            yield judging.OrderedPair(
+                make_id("self-test", x.id, y.id, order), order, prompt.id, prompt.conversation, x, y
+            )
 
 
 def _padded(text: str, draw: random.Random) -> str:

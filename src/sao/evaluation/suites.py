@@ -31,7 +31,7 @@ from sao.errors import ConfigError
 from sao.evaluation.questions import Question
 from sao.evaluation.verdicts import parse_arena, parse_pairwise, parse_rating
 from sao.records import Drop, Judgment, Message, Prompt, Rating, Response, Verdict, make_id, seed_of
-from sao.stages.judging import Duel
+from sao.stages.judging import OrderedPair
 from sao.templates import fill, load_template
 
 
@@ -84,9 +84,9 @@ def said(question: Question, answers: Sequence[Response]) -> str:
     return "\n\n".join(parts)
 
 
-def duels(
+def ordered_pairs(
     questions: Iterable[Question], ours: dict[str, list[Response]], theirs: dict[str, list[Response]], key: str
-) -> Iterator[Duel]:
+) -> Iterator[OrderedPair]:
     """Both orders of our answer and theirs to each question that both answered; none where both gave the same (a tie)."""
     for question in questions:
         prompt = question.prompt
@@ -97,7 +97,9 @@ def duels(
             continue
         one, other = (replace(ours[prompt.id][0], id=id_, text=text) for id_, text in sides)
         for order, (x, y) in enumerate(((one, other), (other, one))):
-            yield Duel(make_id(key, x.id, y.id, order), 2 * prompt.row + order, prompt.id, prompt.conversation, x, y)
+            yield OrderedPair(
+                make_id(key, x.id, y.id, order), 2 * prompt.row + order, prompt.id, prompt.conversation, x, y
+            )
 
 
 PARSERS: dict[str, Callable[[str], Verdict | None]] = {
@@ -169,30 +171,30 @@ def references_of(questions: Iterable[Question]) -> dict[str, str]:
 
 
 def judge_by_text(
-    pairs: Iterable[Duel], engine: Engine, suite: Suite, template: str, max_tokens: int, done: Container[str], name: str, *,
-    references: Mapping[str, str] | None = None,
+    pairs: Iterable[OrderedPair], engine: Engine, suite: Suite, template: str, max_tokens: int, done: Container[str],
+    name: str, *, references: Mapping[str, str] | None = None,
 ) -> Iterator[Judgment | Drop]:  # fmt: skip
-    """Verdicts after reasons, at temperature 0, for the duels that are not `done`; what is cut off or has none is unreadable.
+    """Verdicts after reasons, at temperature 0, for the pairs that are not `done`; what is cut off or has none is unreadable.
     `references`: the right answers by question id (`references_of`)."""
     shown, parse = read_template(template, suite.way), PARSERS[suite.way]
-    waiting: dict[str, Duel] = {}
+    waiting: dict[str, OrderedPair] = {}
 
     def requests() -> Iterator[Request]:
-        for duel in pairs:
-            if duel.id not in done:
-                waiting[duel.id] = duel
-                values = {"prompt": duel.prompt, "first": duel.first.text, "second": duel.second.text}
-                values["reference"] = (references or {}).get(duel.prompt_id, "")
-                yield _request(duel.id, shown.messages(values), max_tokens)
+        for pair in pairs:
+            if pair.id not in done:
+                waiting[pair.id] = pair
+                values = {"prompt": pair.prompt, "first": pair.first.text, "second": pair.second.text}
+                values["reference"] = (references or {}).get(pair.prompt_id, "")
+                yield _request(pair.id, shown.messages(values), max_tokens)
 
     for completion in engine.generate(requests()):
-        duel = waiting.pop(completion.id)
+        pair = waiting.pop(completion.id)
         if isinstance(completion, Failure):
-            yield Drop(row=duel.row, stage="verdicts", record_id=duel.id, reason=completion.reason)
+            yield Drop(row=pair.row, stage="verdicts", record_id=pair.id, reason=completion.reason)
             continue
         verdict = None if completion.finish_reason == "length" else parse(completion.text)
         yield Judgment(
-            id=duel.id, row=duel.row, prompt_id=duel.prompt_id, first_id=duel.first.id, second_id=duel.second.id, judge=name,
+            id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id, second_id=pair.second.id, judge=name,
             verdict=verdict, text=completion.text,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from sao.engines.auto import settled
 from sao.errors import ConfigError
 from sao.evaluation.identities import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
-from sao.evaluation.suites import FIELDS, Suite, duels, judge_by_text, rate, references_of, turn_prompt
+from sao.evaluation.suites import FIELDS, Suite, judge_by_text, ordered_pairs, rate, references_of, turn_prompt
 from sao.execution.drops import DropWatch, check_finished
 from sao.models.gguf import is_gguf
 from sao.models.load import check_model
@@ -228,23 +228,23 @@ class Bench:
         name = self.judge_identity.name
 
         def make(key: str, done: Container[str]) -> Iterator[Judgment | Drop]:
-            pairs = duels(questions, ours, theirs, key)
+            pairs = ordered_pairs(questions, ours, theirs, key)
             engine = self.engine("judge", *self.judge)
             if suite.way == "duel":
                 return judging.judge(pairs, engine, c, done, name=name)
             references, longest = references_of(questions), self.config.eval.max_tokens
             return judge_by_text(pairs, engine, suite, template, longest, done, name, references=references)
 
-        rows = (duel.row for duel in duels(questions, ours, theirs, stage.key))
+        rows = (pair.row for pair in ordered_pairs(questions, ours, theirs, stage.key))
         self._fill(f"{suite.name} verdicts", stage, Judgment, 2 * len(questions), make, rows)
         said = {judgment.id: judgment for judgment in stage.records(Judgment)}
         return [
-            said.get(duel.id)
+            said.get(pair.id)
             or Judgment(
-                id=duel.id, row=duel.row, prompt_id=duel.prompt_id, first_id=duel.first.id, second_id=duel.second.id,
+                id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id, second_id=pair.second.id,
                 judge=name, verdict=None, text=FAILED,
             )
-            for duel in duels(questions, ours, theirs, stage.key)
+            for pair in ordered_pairs(questions, ours, theirs, stage.key)
         ]  # fmt: skip
 
     def ratings(self, suite: Suite, questions: list[Question], ours: Answers, template: str) -> list[Rating]:

@@ -29,7 +29,7 @@ SCORED_TOGETHER = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class OrderedPair:
     """Two answers in the order in which the judge sees them."""
 
     id: str
@@ -76,9 +76,9 @@ def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
     return found
 
 
-def duels(
+def ordered_pairs(
     groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int, opponents: int | None = None
-) -> Iterator[Duel]:
+) -> Iterator[OrderedPair]:
     """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; a text that stands there
     twice is judged once.
 
@@ -87,7 +87,7 @@ def duels(
     """
     per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
-        found: list[Duel] = []
+        found: list[OrderedPair] = []
         # Identical answers never pair; the pairs stage counts them.
         different = {r.text: r for r in reversed(responses)}
         there = [r for r in responses if different[r.text] is r]
@@ -99,12 +99,12 @@ def duels(
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
                 x, y = (b, a) if (order == 1) != swap else (a, b)
-                found.append(Duel(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y))
-        yield from sorted(found, key=lambda duel: duel.first.index)
+                found.append(OrderedPair(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y))
+        yield from sorted(found, key=lambda pair: pair.first.index)
 
 
 def judge(
-    pairs: Iterable[Duel],
+    pairs: Iterable[OrderedPair],
     engine: Engine | None,
     config: JudgingConfig,
     done: Container[str],
@@ -112,12 +112,12 @@ def judge(
     scorer: Scorer | None = None,
     name: str = "self",
 ) -> Iterator[Judgment | Drop]:
-    """A judgment by `name`, or a Drop where the engine failed, for each duel that is not `done`, in order of finishing.
+    """A judgment by `name`, or a Drop where the engine failed, for each pair that is not `done`, in order of finishing.
 
     `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle. An engine without log-probabilities gives
     text verdicts instead.
     """
-    todo = (duel for duel in pairs if duel.id not in done)
+    todo = (pair for pair in pairs if pair.id not in done)
     match config.method:
         case "logprob" | "text":
             assert engine is not None
@@ -136,22 +136,24 @@ def judge(
             yield from (_judgment(d, name, rule(d)) for d in todo)
 
 
-def _by_logprob(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, name: str) -> Iterator[Judgment | Drop]:
+def _by_logprob(
+    pairs: Iterable[OrderedPair], engine: Engine, config: JudgingConfig, name: str
+) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
-    waiting: dict[str, Duel] = {}
+    waiting: dict[str, OrderedPair] = {}
 
     def requests() -> Iterator[ChoiceRequest]:
-        for duel in pairs:
-            waiting[duel.id] = duel
-            yield ChoiceRequest(duel.id, _ask(template, duel), config.choices, config.prefill)
+        for pair in pairs:
+            waiting[pair.id] = pair
+            yield ChoiceRequest(pair.id, _ask(template, pair), config.choices, config.prefill)
 
     for choices in engine.choice_logprobs(requests()):
-        duel = waiting.pop(choices.id)
+        pair = waiting.pop(choices.id)
         if isinstance(choices, Failure):
-            yield _failed(duel, choices)
+            yield _failed(pair, choices)
             continue
         verdict, p_first, mass = read_logprobs(choices.logprobs[0], choices.logprobs[1], config.min_mass)
-        yield _judgment(duel, name, verdict, p_first, mass)
+        yield _judgment(pair, name, verdict, p_first, mass)
 
 
 def read_logprobs(first: float, second: float, min_mass: float) -> tuple[Verdict | None, float | None, float | None]:
@@ -169,46 +171,48 @@ def read_logprobs(first: float, second: float, min_mass: float) -> tuple[Verdict
     return "tie" if first == second else "first" if first > second else "second", p_first, mass
 
 
-def _by_text(pairs: Iterable[Duel], engine: Engine, config: JudgingConfig, name: str) -> Iterator[Judgment | Drop]:
+def _by_text(
+    pairs: Iterable[OrderedPair], engine: Engine, config: JudgingConfig, name: str
+) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
     first, second = config.choices
     # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings where that can be.
     one_of = (f"{first} > {second}", f"{second} > {first}") if config.method == "logprob" else ()
     sampling = Sampling(config.max_tokens, config.temperature, one_of=one_of)
-    waiting: dict[str, Duel] = {}
+    waiting: dict[str, OrderedPair] = {}
 
     def requests() -> Iterator[Request]:
-        for duel in pairs:
-            waiting[duel.id] = duel
-            yield Request(_ask(template, duel), (Sample(duel.id, seed_of(duel.id)),), sampling, config.prefill)
+        for pair in pairs:
+            waiting[pair.id] = pair
+            yield Request(_ask(template, pair), (Sample(pair.id, seed_of(pair.id)),), sampling, config.prefill)
 
     for completion in engine.generate(requests()):
-        duel = waiting.pop(completion.id)
+        pair = waiting.pop(completion.id)
         if isinstance(completion, Failure):
-            yield _failed(duel, completion)
+            yield _failed(pair, completion)
             continue
         cut = completion.finish_reason == "length"
         verdict = None if cut else read_ranking(completion.text, config.choices, config.reasoning)
-        yield _judgment(duel, name, verdict, text=completion.text)
+        yield _judgment(pair, name, verdict, text=completion.text)
 
 
-def _failed(duel: Duel, failure: Failure) -> Drop:
-    return Drop(row=duel.row, stage="judgments", record_id=duel.id, reason=failure.reason)
+def _failed(pair: OrderedPair, failure: Failure) -> Drop:
+    return Drop(row=pair.row, stage="judgments", record_id=pair.id, reason=failure.reason)
 
 
-def _by_reward(pairs: Iterable[Duel], scorer: Scorer, name: str) -> Iterator[Judgment]:
+def _by_reward(pairs: Iterable[OrderedPair], scorer: Scorer, name: str) -> Iterator[Judgment]:
     """Scores are differences of log-odds (Bradley–Terry), so P(first) = σ(score of first − score of second)."""
     waiting = iter(pairs)
     while some := list(islice(waiting, SCORED_TOGETHER)):
         texts = {(d.prompt, r.text): 0.0 for d in some for r in (d.first, d.second)}
         texts = dict(zip(texts, scorer.score(list(texts)), strict=True))
-        for duel in some:
-            x, y = (texts[duel.prompt, r.text] for r in (duel.first, duel.second))
+        for pair in some:
+            x, y = (texts[pair.prompt, r.text] for r in (pair.first, pair.second))
             if math.isfinite(x - y):
                 verdict, p_first, _ = read_logprobs(min(0.0, x - y), min(0.0, y - x), 0.0)
-                yield _judgment(duel, name, verdict, p_first)
+                yield _judgment(pair, name, verdict, p_first)
             else:  # too long for the model
-                yield _judgment(duel, name, None)
+                yield _judgment(pair, name, None)
 
 
 def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -> Verdict | None:
@@ -234,21 +238,21 @@ def _ranking_line(line: str, choices: tuple[str, str]) -> Verdict | None:
     return "first" if match[1] is not None else "second"
 
 
-def _ask(template: str, duel: Duel) -> tuple[Message, ...]:
-    text = fill(template, prompt=duel.prompt, first=duel.first.text, second=duel.second.text)
+def _ask(template: str, pair: OrderedPair) -> tuple[Message, ...]:
+    text = fill(template, prompt=pair.prompt, first=pair.first.text, second=pair.second.text)
     return (Message("user", text),)
 
 
 def _judgment(
-    duel: Duel, name: str, verdict: Verdict | None, p_first: float | None = None, mass: float | None = None,
+    pair: OrderedPair, name: str, verdict: Verdict | None, p_first: float | None = None, mass: float | None = None,
     text: str | None = None,
 ) -> Judgment:  # fmt: skip
     return Judgment(
-        id=duel.id,
-        row=duel.row,
-        prompt_id=duel.prompt_id,
-        first_id=duel.first.id,
-        second_id=duel.second.id,
+        id=pair.id,
+        row=pair.row,
+        prompt_id=pair.prompt_id,
+        first_id=pair.first.id,
+        second_id=pair.second.id,
         judge=name,
         verdict=verdict,
         p_first=p_first,
@@ -257,31 +261,31 @@ def _judgment(
     )
 
 
-def _longer(duel: Duel) -> Verdict:
+def _longer(pair: OrderedPair) -> Verdict:
     """The longer answer, in characters."""
-    a, b = len(duel.first.text), len(duel.second.text)
+    a, b = len(pair.first.text), len(pair.second.text)
     return "tie" if a == b else "first" if a > b else "second"
 
 
-def _shorter(duel: Duel) -> Verdict:
+def _shorter(pair: OrderedPair) -> Verdict:
     opposite: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
-    return opposite[_longer(duel)]
+    return opposite[_longer(pair)]
 
 
-def _random_verdict(duel: Duel) -> Verdict:
+def _random_verdict(pair: OrderedPair) -> Verdict:
     """A fair coin for the two answers, the same in both orders."""
-    low, high = sorted((duel.first.id, duel.second.id))
+    low, high = sorted((pair.first.id, pair.second.id))
     winner = random.Random(f"{low}:{high}").choice((low, high))
-    return "first" if winner == duel.first.id else "second"
+    return "first" if winner == pair.first.id else "second"
 
 
-def _oracle_verdict(duel: Duel, oracle: Oracle) -> Verdict | None:
-    first, second = oracle(duel.prompt, duel.first.text), oracle(duel.prompt, duel.second.text)
+def _oracle_verdict(pair: OrderedPair, oracle: Oracle) -> Verdict | None:
+    first, second = oracle(pair.prompt, pair.first.text), oracle(pair.prompt, pair.second.text)
     if first is None or second is None:
         return None
     return "tie" if first == second else "first" if first > second else "second"
 
 
-CONTROLS: dict[str, Callable[[Duel], Verdict]] = {
-    "random": _random_verdict, "longer": _longer, "shorter": _shorter, "first": lambda duel: "first",
+CONTROLS: dict[str, Callable[[OrderedPair], Verdict]] = {
+    "random": _random_verdict, "longer": _longer, "shorter": _shorter, "first": lambda pair: "first",
 }  # fmt: skip

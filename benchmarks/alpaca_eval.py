@@ -2,11 +2,13 @@
 
     PYTHONPATH=src python benchmarks/alpaca_eval.py PATH
 
-PATH is a clone of https://github.com/tatsu-lab/alpaca_eval (its data is CC BY-NC and not part of this repository), with two files
-of the hub data set tatsu-lab/alpaca_eval put into it: instruction_difficulty.csv and df_gamed.csv. For each model with
-annotations by weighted_alpaca_eval_gpt4_turbo and a line in the leaderboard three figures are set beside the published ones: the
-win rate (equal to 1e-6), the length-controlled one from the published weights (within 0.02), and from weights fitted here (0.2).
-What does not fit is listed. Prints one JSON line last; exits with 1 where a check fails.
+PATH is a clone of https://github.com/tatsu-lab/alpaca_eval (its data is CC BY-NC and not part of this
+repository), with two files of the hub data set tatsu-lab/alpaca_eval put into it: instruction_difficulty.csv
+and df_gamed.csv. For each model with
+annotations by weighted_alpaca_eval_gpt4_turbo and a line in the leaderboard three figures are set beside the
+published ones: the win rate (equal to 1e-6), the length-controlled one from the published weights (within
+0.02), and from weights fitted here (0.2). What does not fit is listed. Prints one JSON line last; exits with
+1 where a check fails.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ TOLERANCE = {"win_rate": 1e-6, "from_weights": 0.02, "refit": 0.2}
 
 @dataclass(frozen=True)
 class Published:
-    """What is fixed for all models: the set's instructions in their order, their difficulty, the gamed baseline."""
+    """What is fixed for all models: the set's instructions in their order, their difficulty, the gamed
+    baseline."""
 
     order: list[str]
     difficulty: dict[str, float]
@@ -43,7 +46,8 @@ def find(root: Path, name: str) -> str:
     path = root / name
     if not path.is_file():
         raise DataError(
-            f"{path}: not there. Give a clone of github.com/tatsu-lab/alpaca_eval with instruction_difficulty.csv and "
+            f"{path}: not there. Give a clone of github.com/tatsu-lab/alpaca_eval with "
+            "instruction_difficulty.csv and "
             "df_gamed.csv of the hub data set tatsu-lab/alpaca_eval in it"
         )
     return str(path)
@@ -57,7 +61,11 @@ def read_published(root: Path) -> Published:
 
 
 def errors_of(
-    root: Path, model: str, line: dict[str, float | str | None], published: Published, weights: dict[str, float]
+    root: Path,
+    model: str,
+    line: dict[str, float | str | None],
+    published: Published,
+    weights: dict[str, float],
 ) -> dict[str, float | bool]:
     """Our three figures less the published ones, and whether the annotations stand in the set's order."""
     annotations = alpaca_files.read_annotations(find(root, f"results/{model}/{ANNOTATOR}/annotations.json"))
@@ -84,7 +92,8 @@ def check(root: Path, only: str | None) -> dict[str, object]:
     published = read_published(root)
     weighted = alpaca_files.read_weights(find(root, WEIGHTS))
     scores = {
-        name: win_rate(w, [published.difficulty[text] for text in published.order]) for name, w in weighted.items()
+        name: win_rate(w, [published.difficulty[text] for text in published.order])
+        for name, w in weighted.items()
     }
     found = {}
     for model, line in lines.items():
@@ -92,7 +101,9 @@ def check(root: Path, only: str | None) -> dict[str, object]:
             found[model] = errors_of(root, model, line, published, scores)
             print(model, found[model], flush=True)
     if not found:
-        raise DataError(f"{root}: no annotations by {ANNOTATOR} of a model of the leaderboard. Give the whole clone")
+        raise DataError(
+            f"{root}: no annotations by {ANNOTATOR} of a model of the leaderboard. Give the whole clone"
+        )
     result: dict[str, object] = {
         "models": len(found),
         "of_leaderboard": len(lines),
@@ -112,8 +123,12 @@ def check(root: Path, only: str | None) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="a clone of tatsu-lab/alpaca_eval, with the two files of its data set")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "path", type=Path, help="a clone of tatsu-lab/alpaca_eval, with the two files of its data set"
+    )
     parser.add_argument("--model", help="only this one")
     args = parser.parse_args()
     try:

@@ -1,19 +1,23 @@
-"""Do the 95 % intervals cover the truth, and how often does a test see what is not there? By simulation with a known truth.
+"""Do the 95 % intervals cover the truth, and how often does a test see what is not there? By simulation with
+a known truth.
 
     PYTHONPATH=src python benchmarks/coverage.py
 
-Verdicts are drawn prompt by prompt: a prompt has a quality of its own that both orders share, the judge a taste for the first
-slot, and some verdicts are ties.
+Verdicts are drawn prompt by prompt: a prompt has a quality of its own that both orders share, the judge a
+taste for the first slot, and some verdicts are ties.
 
 - win_rate, difference: the bootstrap of order-averaged points, of one model and of two against one baseline;
 - wilson: the mean over rates from 0.05 to 0.95, exact; the lowest is shown beside it;
-- lc: the length-controlled win rate, refitted in each resample, without and with rows of a gamed baseline; beside it what few
-  prompts do to it where C is chosen by cross-validation;
-- arena: Bradley–Terry by question, without and with style control; what resampling games would cover is shown beside it;
-- alarms: how often p ≤ 0.05, or the interval leaves out ½, where both models are equally good and the judge prefers a slot.
+- lc: the length-controlled win rate, refitted in each resample, without and with rows of a gamed baseline;
+  beside it what few prompts do to it where C is chosen by cross-validation;
+- arena: Bradley–Terry by question, without and with style control; what resampling games would cover is shown
+  beside it;
+- alarms: how often p ≤ 0.05, or the interval leaves out ½, where both models are equally good and the judge
+  prefers a slot.
 
-Coverage must be 93 to 97 %, alarms at most 6 %; what is shown beside them is not checked. The simulation's own standard error is
-0.5 % with 2,000 replicates. Prints one JSON line last; exits with 1 where a cell is outside.
+Coverage must be 93 to 97 %, alarms at most 6 %; what is shown beside them is not checked. The simulation's
+own standard error is 0.5 % with 2,000 replicates. Prints one JSON line last; exits with 1 where a cell is
+outside.
 """
 
 from __future__ import annotations
@@ -58,14 +62,16 @@ def shares(replicates: int, seed: int, once: Callable[[Rng], tuple[bool, ...]]) 
 
 
 def verdicts(rng: Rng, quality: Array, bias: float, ties: float) -> Array:
-    """Points [n, 2] of a model in both orders: ½ with probability `ties`, else by its quality and the judge's taste."""
+    """Points [n, 2] of a model in both orders: ½ with probability `ties`, else by its quality and the judge's
+    taste."""
     logits = quality[:, None] + bias * np.array([1.0, -1.0])
     won = rng.random(logits.shape) < sigmoid(logits)
     return np.where(rng.random(logits.shape) < ties, 0.5, won)
 
 
 def true_rate(centre: float, spread: float, bias: float, ties: float) -> float:
-    """The expectation of `verdicts` over qualities from a normal distribution, by Gauss–Hermite quadrature."""
+    """The expectation of `verdicts` over qualities from a normal distribution, by Gauss–Hermite
+    quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     logits = (centre + spread * nodes)[:, None] + bias * np.array([1.0, -1.0])
     return ties / 2 + (1 - ties) * float(weights @ sigmoid(logits).mean(1) / weights.sum())
@@ -85,7 +91,12 @@ def win_rate_once(rng: Rng, n: int, setting: tuple[float, float, float, float]) 
 
 def win_rate_cells(replicates: int, seed: int) -> Iterator[Cell]:
     for n in (100, 300, 805):
-        for setting in ((0.0, 1.0, 0.0, 0.0), (1.0, 2.0, 1.5, 0.2), (-2.5, 1.0, 0.5, 0.1), (0.3, 0.5, 0.0, 0.6)):
+        for setting in (
+            (0.0, 1.0, 0.0, 0.0),
+            (1.0, 2.0, 1.5, 0.2),
+            (-2.5, 1.0, 0.5, 0.1),
+            (0.3, 0.5, 0.0, 0.6),
+        ):
             (covered,) = shares(replicates, seed, partial(win_rate_once, n=n, setting=setting))
             yield f"n {n}, rate {true_rate(*setting):.2f}, bias {setting[2]}, ties {setting[3]}", covered
 
@@ -117,8 +128,11 @@ def wilson_cells(replicates: int, seed: int) -> Iterator[Cell]:
         yield f"{BESIDE}n {n}, lowest", min(covered)
 
 
-def alpaca_rows(rng: Rng, n: int, model: float, wordy: float) -> tuple[list[Row], dict[str, float], list[GamedRow]]:
-    """Verdicts with soft labels around the length-controlled model's own curve, the difficulties, and a gamed baseline's rows."""
+def alpaca_rows(
+    rng: Rng, n: int, model: float, wordy: float
+) -> tuple[list[Row], dict[str, float], list[GamedRow]]:
+    """Verdicts with soft labels around the length-controlled model's own curve, the difficulties, and a gamed
+    baseline's rows."""
     difficulty, names = rng.normal(0, 1.5, n), [f"{i:06}" for i in range(n)]
     base = np.exp(rng.normal(7.0, 0.5, n)).astype(int)
 
@@ -136,7 +150,10 @@ def alpaca_rows(rng: Rng, n: int, model: float, wordy: float) -> tuple[list[Row]
     gamed = []
     for change in (-0.5, 0.3):
         _, delta, told = judged(change, (0.4, 0.0))
-        gamed += [GamedRow(instruction=name, p=float(told[i]), delta=float(delta[i])) for i, name in enumerate(names)]
+        gamed += [
+            GamedRow(instruction=name, p=float(told[i]), delta=float(delta[i]))
+            for i, name in enumerate(names)
+        ]
     return rows, dict(zip(names, map(float, difficulty), strict=True)), gamed
 
 
@@ -145,7 +162,9 @@ def lc_once(
 ) -> tuple[bool, ...]:
     rows, difficulty, gamed = alpaca_rows(rng, n, model, wordy)
     told = gamed if gaming else ()
-    found = length_controlled(rows, difficulty, told, penalty=penalty, resamples=RESAMPLES // 2, seed=draw_seed(rng))
+    found = length_controlled(
+        rows, difficulty, told, penalty=penalty, resamples=RESAMPLES // 2, seed=draw_seed(rng)
+    )
     return (covers(found.interval, truth),)
 
 
@@ -159,7 +178,9 @@ def lc_cells(replicates: int, seed: int) -> Iterator[Cell]:
         # Gamed rows pull on the weights, so what the score goes to is found from very many prompts.
         rows, difficulty, gamed = alpaca_rows(np.random.default_rng(seed), 200_000, model, wordy)
         far = length_controlled(rows, difficulty, gamed if gaming else (), resamples=1)
-        once = partial(lc_once, n=n, model=model, wordy=wordy, gaming=gaming, penalty=penalty, truth=far.score)
+        once = partial(
+            lc_once, n=n, model=model, wordy=wordy, gaming=gaming, penalty=penalty, truth=far.score
+        )
         (covered,) = shares(replicates // 4, seed, once)
         how = f"{', gamed rows' if gaming else ''}{', C by cross-validation' if penalty is None else ''}"
         yield f"{BESIDE if penalty is None and n < 805 else ''}n {n}, score {far.score:.1f}{how}", covered
@@ -171,7 +192,8 @@ WORTH = np.array([(0.0, 3), (0.0, 1), (0.5, 1), (1.0, 1), (1.0, 3)])
 
 
 def play(rng: Rng, n: int, centre: float, bias: float) -> tuple[Array, Array]:
-    """The verdicts [n, 2] in both orders, from 0 (lost by far) to 4 (won by far), and the length of our answers [n]."""
+    """The verdicts [n, 2] in both orders, from 0 (lost by far) to 4 (won by far), and the length of our
+    answers [n]."""
     length = rng.integers(200, 2000, n)
     quality = rng.normal(centre, 1.2, n) + 0.8 * (length - 1000) / (length + 1001)
     seen = quality[:, None] + bias * np.array([1.0, -1.0]) + rng.logistic(0, 0.5, (n, 2))
@@ -199,7 +221,9 @@ def arena_once(rng: Rng, n: int, centre: float, bias: float, truths: tuple[float
     games, flat = games_of(played, lengths), WORTH[played].reshape(-1, 2)
     won = list(np.repeat(100 * flat[:, 0], flat[:, 1].astype(int)))
     plain, styled = (
-        arena_scores(games, controlled=controlled, resamples=RESAMPLES // 2, seed=draw_seed(rng))["m"].interval
+        arena_scores(games, controlled=controlled, resamples=RESAMPLES // 2, seed=draw_seed(rng))[
+            "m"
+        ].interval
         for controlled in (False, True)
     )
     by_game = bootstrap_ci(won, RESAMPLES // 2, draw_seed(rng))
@@ -239,7 +263,8 @@ def alarm_cells(replicates: int, seed: int) -> Iterator[Cell]:
 
 
 KINDS: dict[str, Callable[[int, int], Iterator[Cell]]] = {
-    "win_rate": win_rate_cells, "difference": difference_cells, "wilson": wilson_cells, "lc": lc_cells, "arena": arena_cells,
+    "win_rate": win_rate_cells, "difference": difference_cells, "wilson": wilson_cells, "lc": lc_cells,
+    "arena": arena_cells,
     "alarms": alarm_cells,
 }  # fmt: skip
 
@@ -252,10 +277,15 @@ def is_fine(kind: str, cell: str, value: float) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=list(KINDS), help="one kind")
     parser.add_argument(
-        "--replicates", type=int, default=2000, help="simulated evaluations a cell; a quarter for lc and arena"
+        "--replicates",
+        type=int,
+        default=2000,
+        help="simulated evaluations a cell; a quarter for lc and arena",
     )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -265,8 +295,14 @@ def main() -> int:
         for cell, value in cells(args.replicates, args.seed) if args.only in (None, kind) else ():
             found.setdefault(kind, {})[cell] = round(value, 4)
             print(f"{kind}: {cell}: {100 * value:.1f} %", flush=True)
-    outside = [f"{kind}: {cell}" for kind in found for cell, v in found[kind].items() if not is_fine(kind, cell, v)]
-    head = {"replicates": args.replicates, "seed": args.seed, "seconds": round(time.perf_counter() - start, 1)}
+    outside = [
+        f"{kind}: {cell}" for kind in found for cell, v in found[kind].items() if not is_fine(kind, cell, v)
+    ]
+    head = {
+        "replicates": args.replicates,
+        "seed": args.seed,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
     print(json.dumps({**head, "outside": outside, **found}))
     return int(bool(outside))
 

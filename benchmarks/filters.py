@@ -1,16 +1,19 @@
-"""Planted duplicates and leaks among many prompts: how many are found, how long that takes, and how much memory.
+"""Planted duplicates and leaks among many prompts: how many are found, how long that takes, and how much
+memory.
 
     PYTHONPATH=src python benchmarks/filters.py --rows 60000
 
-Prompts of 8 to 60 made-up words (Zipf's law) and templated ones lie in a file as the store keeps them, beside an evaluation set
-of 3,000 items. Planted are exact copies (case, punctuation and spaces changed), light edits of prompts of 12 words and more (one
-word replaced, taken out or put in, or two neighbours swapped), and evaluation items: as they are, within other text, edited.
-`sao.stages.filters.filter_prompts` runs in a process of its own, as in a run with the default filters and `filters.against`.
+Prompts of 8 to 60 made-up words (Zipf's law) and templated ones lie in a file as the store keeps them, beside
+an evaluation set of 3,000 items. Planted are exact copies (case, punctuation and spaces changed), light edits
+of prompts of 12 words and more (one word replaced, taken out or put in, or two neighbours swapped), and
+evaluation items: as they are, within other text, edited. `sao.stages.filters.filter_prompts` runs in a
+process of its own, as in a run with the default filters and `filters.against`.
 
-The JSON line printed last: `recall` of what was planted; `near_by_definition`, the share of the light edits whose similarity
-reaches the threshold at all; `wrong`, rows that nobody planted and that were dropped though they are less similar than the
-threshold to the row that they are said to repeat; `seconds`, `cpu_seconds` and `peak_mb` of the process that filters, `idle_mb`
-before it begins. Exits with 1 where recall is below 1 (near-duplicates: 0.9; edited items: any) or rows are dropped wrongly.
+The JSON line printed last: `recall` of what was planted; `near_by_definition`, the share of the light edits
+whose similarity reaches the threshold at all; `wrong`, rows that nobody planted and that were dropped though
+they are less similar than the threshold to the row that they are said to repeat; `seconds`, `cpu_seconds` and
+`peak_mb` of the process that filters, `idle_mb` before it begins. Exits with 1 where recall is below 1
+(near-duplicates: 0.9; edited items: any) or rows are dropped wrongly.
 """
 
 from __future__ import annotations
@@ -51,9 +54,13 @@ class Texts:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        syllables = [a + b for a in "bdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")]
+        syllables = [
+            a + b for a in "bdfghklmnprstvwz" for b in ("a", "e", "i", "o", "u", "ar", "en", "il", "or", "un")
+        ]
         rng = random.Random(seed)
-        made = ("".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(4 * VOCABULARY))
+        made = (
+            "".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(4 * VOCABULARY)
+        )
         real = ("to", "for")  # a text that ends in these without a full stop is dropped as unfinished
         self.words = [word for word in dict.fromkeys(made) if word not in real][:VOCABULARY]
         self.weights = list(accumulate(1 / (rank + 2.7) for rank in range(len(self.words))))
@@ -84,7 +91,9 @@ class Texts:
         rng = random.Random(f"original {self.seed} {row}")
         while True:
             found = rng.randrange(row)
-            if found == 0 or (self.kind(found) == "own" and (len(self.own(found)) >= 12 or self.kind(row) == "exact")):
+            if found == 0 or (
+                self.kind(found) == "own" and (len(self.own(found)) >= 12 or self.kind(row) == "exact")
+            ):
                 return found
 
     def row(self, row: int) -> str:
@@ -127,7 +136,9 @@ class Texts:
 
 def written(words: list[str], rng: random.Random) -> str:
     """Words as a sentence, with a comma here and there."""
-    said = [word + "," if rng.random() < 0.05 else word for word in words[:-1]] + [words[-1] + rng.choice(".?!")]
+    said = [word + "," if rng.random() < 0.05 else word for word in words[:-1]] + [
+        words[-1] + rng.choice(".?!")
+    ]
     return " ".join(said).capitalize()
 
 
@@ -181,7 +192,9 @@ def child(folder: Path) -> None:
                 out.write(dumps(to_dict(record)) + "\n")
     took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     print(
-        json.dumps({**{name: round(value, 1) for name, value in took.items()}, "peak_mb": peak_mb(), "idle_mb": idle})
+        json.dumps(
+            {**{name: round(value, 1) for name, value in took.items()}, "peak_mb": peak_mb(), "idle_mb": idle}
+        )
     )
 
 
@@ -223,7 +236,9 @@ def found_of(rows: int, texts: Texts, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=60_000, help="prompts (default: 60000)")
     parser.add_argument("--threads", type=int, default=1, help="threads of numpy and rensa (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="what the texts are drawn from (default: 0)")
@@ -236,16 +251,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_files(args.rows, texts, folder)
-        limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(args.threads))
+        limits = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(args.threads)
+        )
         command = [sys.executable, __file__, "--child", name]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **limits})
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **limits}
+        )
         took = json.loads(done.stdout.splitlines()[-1])
         found = found_of(args.rows, texts, folder)
     state = round((took["peak_mb"] - took["idle_mb"]) * 2**20 / args.rows)
     packages = {name: version(name) for name in ("numpy", "rensa")}
-    print(json.dumps({"benchmark": "filters", "rows": args.rows, "threads": args.threads, **took, "bytes_a_row": state, **found,
+    print(json.dumps({"benchmark": "filters", "rows": args.rows, "threads": args.threads, **took,
+    "bytes_a_row": state, **found,
                       "versions": {"python": platform.python_version(), **packages}}))  # fmt: skip
-    failed = found["recall"]["exact"] < 1 or found["recall"]["leak_exact"] < 1 or found["recall"]["leak_wrapped"] < 1
+    failed = (
+        found["recall"]["exact"] < 1
+        or found["recall"]["leak_exact"] < 1
+        or found["recall"]["leak_wrapped"] < 1
+    )
     return int(failed or found["recall"]["near"] < 0.9 or bool(found["wrong"]))
 
 

@@ -2,9 +2,10 @@
 
     PYTHONPATH=src python benchmarks/judging.py --prompts 800 --repeats 3
 
-The shipped model answers prompts of its world twice, and four times half as many. Then each way judges the same answers with the
-built-in engine and builds its pairs; the ways take turns, `--repeats` times. `tokens` are those read and written for a kept
-pair, without any cache; `right` is the share of right labels by the oracle. The last line printed is JSON.
+The shipped model answers prompts of its world twice, and four times half as many. Then each way judges the
+same answers with the built-in engine and builds its pairs; the ways take turns, `--repeats` times. `tokens`
+are those read and written for a kept pair, without any cache; `right` is the share of right labels by the
+oracle. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ WAYS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "n = 4, ring of 2": (4, {"opponents": 2}, {}),
     "n = 4, first_last": (4, {}, {"rule": "first_last"}),
 }
-"""Answers to a prompt, how they are judged, which pairs are kept; the first is what the others are measured against."""
+"""Answers to a prompt, how they are judged, which pairs are kept; the first is what the others are measured
+against."""
 
 
 class Counting:
@@ -82,7 +84,9 @@ def answered(engine: TransformersEngine, prompts: int, n: int) -> Answered:
     return [(p, sorted(found[p.id], key=lambda r: r.index)) for p in asked]
 
 
-def judged(engine: Counting, groups: Answered, n: int, how: dict[str, Any], keep: dict[str, Any]) -> dict[str, float]:
+def judged(
+    engine: Counting, groups: Answered, n: int, how: dict[str, Any], keep: dict[str, Any]
+) -> dict[str, float]:
     """Judge the answers and build the pairs once."""
     config = JudgingConfig(template="world/judge", **how)
     orders = 2 if config.orders == "both" else 1
@@ -96,19 +100,26 @@ def judged(engine: Counting, groups: Answered, n: int, how: dict[str, Any], keep
         verdicts.setdefault(verdict.prompt_id, []).append(verdict)
     rows = [(p, answers, verdicts.get(p.id, [])) for p, answers in groups]
     jury = pairs.Jury(calibrations=pairs.calibrate(rows), weights={}, orders=orders)
-    made = [x for x in pairs.build_pairs(rows, PairsConfig(**keep), "key", n, jury) if isinstance(x, PreferencePair)]
+    made = [
+        x
+        for x in pairs.build_pairs(rows, PairsConfig(**keep), "key", n, jury)
+        if isinstance(x, PreferencePair)
+    ]
     seconds = time.perf_counter() - start
     texts = {r.id: (p.text, r.text) for p, answers, _ in rows for r in answers}
     gaps = [(score(*texts[pair.chosen_id]) or 0) - (score(*texts[pair.rejected_id]) or 0) for pair in made]
     known = [gap > 0 for gap in gaps if gap]
     return {
-        "s": seconds, "tokens": engine.tokens / len(made), "ms_a_pair": 1000 * seconds / len(made), "pairs": len(made),
+        "s": seconds, "tokens": engine.tokens / len(made), "ms_a_pair": 1000 * seconds / len(made),
+        "pairs": len(made),
         "right": statistics.fmean(known),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=800)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -129,10 +140,17 @@ def main() -> None:
         found[way] = middle | {
             "time_ratio": round(statistics.median(ratios), 3),
             "time_spread": [round(min(ratios), 3), round(max(ratios), 3)],
-            "token_ratio": round(middle["tokens"] / statistics.median(row["tokens"] for row in runs["paper"]), 3),
+            "token_ratio": round(
+                middle["tokens"] / statistics.median(row["tokens"] for row in runs["paper"]), 3
+            ),
         }
         print(f"{way:20} {found[way]}", flush=True)
-    facts = {"prompts": args.prompts, "threads": args.threads, "cpus": os.cpu_count(), "machine": platform.machine()}
+    facts = {
+        "prompts": args.prompts,
+        "threads": args.threads,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+    }
     versions = {name: version(name) for name in ("torch", "transformers", "sao")}
     print(json.dumps({"benchmark": "judging", "ways": found, **facts, "versions": versions}))
 

@@ -2,9 +2,9 @@
 
     python benchmarks/kill.py --kills 30 --personas 400
 
-Runs `sao run demo` once undisturbed and once under kills at moments drawn evenly over the undisturbed run's time, each time
-with the same command; then compares the exported data set, every finished stage and the trained weights. Prints one JSON
-line last.
+Runs `sao run demo` once undisturbed and once under kills at moments drawn evenly over the undisturbed run's
+time, each time with the same command; then compares the exported data set, every finished stage and the
+trained weights. Prints one JSON line last.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ def command(out: Path, args: argparse.Namespace) -> list[str]:
 
 def digests(out: Path) -> dict[str, str]:
     """SHA-256 of every file that must be the same."""
-    names = ("records.jsonl", "drops.jsonl", "train.parquet", "test.parquet", "model.safetensors", "metrics.jsonl")
+    names = (
+        "records.jsonl",
+        "drops.jsonl",
+        "train.parquet",
+        "test.parquet",
+        "model.safetensors",
+        "metrics.jsonl",
+    )
     found = sorted(p for p in out.rglob("*") if p.name in names and "checkpoint" not in str(p))
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
@@ -47,7 +54,9 @@ def stage_of(out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--personas", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
@@ -58,7 +67,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         start = time.perf_counter()
-        subprocess.run(command(whole, args), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command(whole, args), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         seconds = time.perf_counter() - start
         hit: dict[str, int] = {}
         runs = 0
@@ -86,11 +97,19 @@ def main() -> None:
             # Finished before all kills were spent: compare, then start a fresh run under kills.
             compare(whole, killed)
             killed = Path(folder, f"killed-{runs}")
-        subprocess.run(command(killed, args), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command(killed, args), env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         files = compare(whole, killed)
     print(
         json.dumps(
-            {"same": True, "kills": sum(hit.values()), "in": hit, "files": files, "undisturbed_s": round(seconds, 1)}
+            {
+                "same": True,
+                "kills": sum(hit.values()),
+                "in": hit,
+                "files": files,
+                "undisturbed_s": round(seconds, 1),
+            }
         )
     )
 
@@ -98,7 +117,9 @@ def main() -> None:
 def compare(whole: Path, killed: Path) -> int:
     """Export both and raise unless every file is the same; the number of files."""
     for out in (whole, killed):
-        subprocess.run([sys.executable, "-m", "sao", "export", str(out)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "sao", "export", str(out)], check=True, stdout=subprocess.DEVNULL
+        )
     one, two = digests(whole), digests(killed)
     different = sorted(name for name in {*one, *two} if one.get(name) != two.get(name))
     if different:

@@ -1,11 +1,13 @@
-"""The losses beside each other on the proving ground, each with a learning rate and β of its own: is the paper's comparison fair?
+"""The losses beside each other on the proving ground, each with a learning rate and β of its own: is the
+paper's comparison fair?
 
     python benchmarks/losses.py --out runs/losses --threads 1
 
-First the search on seeds that are not reported (--tuning): every learning rate at the loss's first β, then other βs at the best
-rate; where the best lies at the upper end, the next one beyond it too. The mean oracle gain decides. Then the seeds that are
-reported (--seeds), each loss with its choice. All share one run folder a seed, so they are trained on the same pairs and
-measured on the same prompts. Interrupted, it goes on where it stopped. Prints Markdown tables, and one JSON line last.
+First the search on seeds that are not reported (--tuning): every learning rate at the loss's first β, then
+other βs at the best rate; where the best lies at the upper end, the next one beyond it too. The mean oracle
+gain decides. Then the seeds that are reported (--seeds), each loss with its choice. All share one run folder
+a seed, so they are trained on the same pairs and measured on the same prompts. Interrupted, it goes on where
+it stopped. Prints Markdown tables, and one JSON line last.
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ BEYOND = 3
 
 
 def settings_of(loss: str, beta: float, lr: float) -> dict[str, str]:
-    """The recipe's keys; SimPO keeps the demo's ratio of γ to β. One epoch, as in the paper, on pairs kept at p ≥ 0.73."""
+    """The recipe's keys; SimPO keeps the demo's ratio of γ to β. One epoch, as in the paper, on pairs kept at
+    p ≥ 0.73."""
     margin = {"train.gamma": str(0.8 * beta)} if loss == "simpo" else {"train.gamma": "null"}
     fixed = {"train.epochs": "1", "pairs.min_p": "0.73"}
     return {"train.loss": loss, "train.beta": str(beta), "train.lr": str(lr), **fixed, **margin}
 
 
 def measure(loss: str, beta: float, lr: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One training of one seed: the oracle's measure, words an answer, and what became of the log-probabilities."""
+    """One training of one seed: the oracle's measure, words an answer, and what became of the
+    log-probabilities."""
     settings = {"seed": str(seed), "engine.threads": str(args.threads), **settings_of(loss, beta, lr)}
     out = args.out / str(seed)
     try:
@@ -103,7 +107,9 @@ def choose(loss: str, args: argparse.Namespace) -> tuple[float, float, list[dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--losses", nargs="+", choices=list(BETAS), default=list(BETAS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--tuning", type=int, nargs="+", default=[100, 101])
@@ -114,7 +120,8 @@ def main() -> None:
         parser.error("a seed is used both for choosing and for reporting")
     chosen = {loss: choose(loss, args) for loss in args.losses}
     print(
-        "| loss | β | learning rate | gain on the tuning seeds of every setting tried (β, rate: gain) |\n|---|---|---|---|"
+        "| loss | β | learning rate | gain on the tuning seeds of every setting tried (β, rate: gain) "
+        "|\n|---|---|---|---|"
     )
     for loss, (beta, lr, tried) in chosen.items():
         every = "; ".join(f"{t['beta']:g}, {t['lr']:.2g}: {t['gain']:+.3f}" for t in tried)
@@ -123,19 +130,29 @@ def main() -> None:
     for seed in args.seeds:
         for loss, (beta, lr, _) in chosen.items():
             found[loss].append(measure(loss, beta, lr, seed, args))
-    print("\n| loss | gain of each seed | mean | least lower bound (95 %) | unseen | words | ā chosen | margin |")
+    print(
+        "\n| loss | gain of each seed | mean | least lower bound (95 %) | unseen | words | ā chosen | margin "
+        "|"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for loss, rows in found.items():
         good = [row for row in rows if "gain" in row]
-        mean = {key: statistics.fmean(row[key] for row in good) for key in ("gain", "unseen", "chosen", "margin")}
+        mean = {
+            key: statistics.fmean(row[key] for row in good) for key in ("gain", "unseen", "chosen", "margin")
+        }
         words = [statistics.fmean(row["words"][i] for row in good) for i in (0, 1)]
         gains = ", ".join(f"{row['gain']:+.3f}" if "gain" in row else "failed" for row in rows)
         print(
-            f"| {loss} | {gains} | {mean['gain']:+.3f} | {min(row['ci95'][0] for row in good):+.3f} | {mean['unseen']:+.3f} "
+            f"| {loss} | {gains} | {mean['gain']:+.3f} | {min(row['ci95'][0] for row in good):+.3f} | "
+            f"{mean['unseen']:+.3f} "
             f"| {words[0]:.1f} → {words[1]:.1f} | {mean['chosen']:.2f} | {mean['margin']:.2f} |"
         )
     settings = {loss: {"beta": beta, "lr": lr, "tried": tried} for loss, (beta, lr, tried) in chosen.items()}
-    print(json.dumps({"settings": settings, "runs": found, "threads": args.threads, "versions": package_versions()}))
+    print(
+        json.dumps(
+            {"settings": settings, "runs": found, "threads": args.threads, "versions": package_versions()}
+        )
+    )
 
 
 if __name__ == "__main__":

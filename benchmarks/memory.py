@@ -2,12 +2,12 @@
 
     PYTHONPATH=src python benchmarks/memory.py
 
-Each run has a process of its own. `scripted`: all of `sao pairs` with the scripted engine (half as many personas as requests,
-two answers each, both orders judged). `server`: a stage of responses through the openai engine from a loopback server
-(tests/misbehaving_server.py) in another process. `personas`: as many personas as requests, drawn from a file, each of which
-writes a prompt (scripted engine); the run breaks off at the last one, and `resume_seconds` is the time from calling it again to
-its next request. Peak is the process's greatest resident set, after sealing and reading the
-records again. The last line printed is JSON.
+Each run has a process of its own. `scripted`: all of `sao pairs` with the scripted engine (half as many
+personas as requests, two answers each, both orders judged). `server`: a stage of responses through the openai
+engine from a loopback server (tests/misbehaving_server.py) in another process. `personas`: as many personas
+as requests, drawn from a file, each of which writes a prompt (scripted engine); the run breaks off at the
+last one, and `resume_seconds` is the time from calling it again to its next request. Peak is the process's
+greatest resident set, after sealing and reading the records again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def server(requests: int, root: Path) -> int:
     from sao.store.stage import Stage
 
     config = ResponsesConfig(n=2, max_tokens=64)
-    prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=f"question {i}") for i in range(requests // 2))
+    prompts = (
+        Prompt(id=make_id(i), row=i, persona_id="", text=f"question {i}") for i in range(requests // 2)
+    )
     with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         openai: Any = {"base_url": process.stdout.readline().strip(), "max_concurrency": 64}
@@ -66,7 +68,8 @@ def server(requests: int, root: Path) -> int:
 
 
 def personas(requests: int, root: Path) -> tuple[int, float]:
-    """The pipeline up to the filtered prompts, broken off once; the number of prompts, and the seconds that going on takes."""
+    """The pipeline up to the filtered prompts, broken off once; the number of prompts, and the seconds that
+    going on takes."""
     from sao.config import make_config
     from sao.engines.scripted import ScriptedEngine, default_reply
     from sao.method import run
@@ -74,12 +77,16 @@ def personas(requests: int, root: Path) -> tuple[int, float]:
     people = root / "people.jsonl"
     with people.open("w") as out:
         out.writelines(
-            json.dumps({"persona": f"person {i} who collects stamps of {i % 977} lands and reads {i % 89} papers"})
+            json.dumps(
+                {"persona": f"person {i} who collects stamps of {i % 977} lands and reads {i % 89} papers"}
+            )
             + "\n"
             for i in range(requests)
         )
     source = {"source": str(people), "n": requests, "held_out": 0, "licence": "CC0-1.0"}
-    config = make_config({"engine": {"name": "scripted"}, "personas": source, "filters": {"duplicates": "near"}})
+    config = make_config(
+        {"engine": {"name": "scripted"}, "personas": source, "filters": {"duplicates": "near"}}
+    )
     asked, started, first = 0, 0.0, 0.0
 
     def reply(messages: Any, seed: int, sampling: Any) -> str:
@@ -116,7 +123,9 @@ def child(side: str, requests: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--few", type=int, default=20_000)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["scripted", "server"])
@@ -134,7 +143,9 @@ def main() -> None:
             runs.append(json.loads(said.splitlines()[-1]))
             print(side, runs[-1], flush=True)
         found[side] = {"ratio": round(runs[1]["peak_mb"] / runs[0]["peak_mb"], 3), "runs": runs}
-    print(json.dumps(found | {"versions": {"python": platform.python_version(), "httpx2": version("httpx2")}}))
+    print(
+        json.dumps(found | {"versions": {"python": platform.python_version(), "httpx2": version("httpx2")}})
+    )
 
 
 if __name__ == "__main__":

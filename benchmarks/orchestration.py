@@ -1,14 +1,16 @@
-"""Seconds that a stage adds to a server's own: our HTTP engine and store against a bare sliding window, and against a peer.
+"""Seconds that a stage adds to a server's own: our HTTP engine and store against a bare sliding window, and
+against a peer.
 
     PYTHONPATH=src python benchmarks/orchestration.py --repeats 3
 
-A loopback server takes 0.2 s for an answer and 2 s for every tenth question, whoever asks and in whatever order, and works on
-at most 50 at once (more may be sent and queue). The floor is the leanest client: 50 connections, raw HTTP/1.1, each sending
-the next request the moment its last is answered, the texts kept in a list. Ours is a whole stage: prompts in, records
-durable, the stage sealed. Both send the same 400 chats in the same order and take turns in one process. The peer
-(distilabel, in an environment of its own that this script makes) sends them too, once at its default and at other settings; its
-span is what the server saw, from the first request's arrival to the last answer, so its start-up is not counted; its wall
-time is. The last line printed is JSON.
+A loopback server takes 0.2 s for an answer and 2 s for every tenth question, whoever asks and in whatever
+order, and works on at most 50 at once (more may be sent and queue). The floor is the leanest client: 50
+connections, raw HTTP/1.1, each sending the next request the moment its last is answered, the texts kept in a
+list. Ours is a whole stage: prompts in, records durable, the stage sealed. Both send the same 400 chats in
+the same order and take turns in one process. The peer (distilabel, in an environment of its own that this
+script makes) sends them too, once at its default and at other settings; its span is what the server saw, from
+the first request's arrival to the last answer, so its start-up is not counted; its wall time is. The last
+line printed is JSON.
 """
 
 from __future__ import annotations
@@ -36,9 +38,16 @@ MAX_TOKENS, TEMPERATURE = 256, 0.6
 SERVER = Path(__file__).parents[1] / "tests" / "misbehaving_server.py"
 MEMORY_SECONDS = 1.5
 PEER = "distilabel[openai]==1.5.3"
-PEER_SETTINGS: tuple[tuple[int, int, int], ...] = ((50, 50, 1), (400, 10, 5), (400, 5, 10), (400, 2, 25), (400, 400, 1))
-"""(rows that its loader hands on, rows in a batch of requests, processes that send them): its default first; then smaller batches
-in more processes, 50 in flight altogether; then all rows in one batch, which writes nothing before the last answer."""
+PEER_SETTINGS: tuple[tuple[int, int, int], ...] = (
+    (50, 50, 1),
+    (400, 10, 5),
+    (400, 5, 10),
+    (400, 2, 25),
+    (400, 400, 1),
+)
+"""(rows that its loader hands on, rows in a batch of requests, processes that send them): its default first;
+then smaller batches in more processes, 50 in flight altogether; then all rows in one batch, which writes
+nothing before the last answer."""
 
 
 def question(number: int) -> str:
@@ -77,7 +86,9 @@ async def window(url: str, chats: list[str], in_flight: int) -> list[str]:
             messages = [{"role": "user", "content": chat}]
             sampling = {"max_tokens": MAX_TOKENS, "temperature": TEMPERATURE, "seed": index}
             body = json.dumps({"model": "scripted", "messages": messages, **sampling}).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = (
+                f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
             writer.write(head.encode() + body)
             answer = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = int(answer.split(b"content-length:")[1].split(b"\r\n")[0])
@@ -115,7 +126,12 @@ def timed(work: Callable[[], int], wanted: int, url: str) -> dict[str, float]:
     if got != wanted or stats["requests"] != wanted:
         raise SystemExit(f"{got} answers to {stats['requests']} requests; {wanted} were wanted")
     cpu_ms = 1000 * cpu / wanted
-    return {"s": seconds, "cpu_ms": cpu_ms, "mean_in_flight": stats["mean_in_flight"], "peak": stats["peak_in_flight"]}
+    return {
+        "s": seconds,
+        "cpu_ms": cpu_ms,
+        "mean_in_flight": stats["mean_in_flight"],
+        "peak": stats["peak_in_flight"],
+    }
 
 
 def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -134,7 +150,8 @@ def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
         for turn in range(options.repeats):
             sides: dict[str, Callable[[], int]] = {
                 "floor": lambda: len([t for t in asyncio.run(window(url, chats, options.in_flight)) if t]),
-                "ours": lambda turn=turn: our_stage(engine, Path(folder), turn, questions),  # type: ignore[misc]
+                "ours": lambda turn=turn: our_stage(engine, Path(folder), turn, questions),
+                # type: ignore[misc]
             }
             for side in sorted(sides, reverse=bool(turn % 2)):
                 runs[side].append(timed(sides[side], len(chats), url))
@@ -162,7 +179,9 @@ def compare(url: str, options: argparse.Namespace) -> dict[str, Any]:
 def peer_python(folder: Path) -> Path:
     """The interpreter of the peer's environment, made where it is not there."""
     python = folder / "bin" / "python"
-    known = python.exists() and subprocess.run([python, "-c", "import distilabel"], capture_output=True, check=False)
+    known = python.exists() and subprocess.run(
+        [python, "-c", "import distilabel"], capture_output=True, check=False
+    )
     if not known or known.returncode:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         subprocess.run([python, "-m", "pip", "install", "-q", PEER, "requests"], check=True)
@@ -196,7 +215,9 @@ def peer_main(url: str, load_rows: int, batch_rows: int, replicas: int, question
     print(json.dumps({"pipeline_s": round(seconds, 2), "answers": answers, "versions": versions}))
 
 
-def peer_run(python: Path, url: str, settings: tuple[int, int, int], options: argparse.Namespace) -> dict[str, Any]:
+def peer_run(
+    python: Path, url: str, settings: tuple[int, int, int], options: argparse.Namespace
+) -> dict[str, Any]:
     """One run of the peer in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         server_stats(url)
@@ -271,12 +292,16 @@ def peer_runs(url: str, options: argparse.Namespace, floor_s: float) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--in-flight", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-peers", dest="peers", action="store_false")
-    parser.add_argument("--peers-env", type=Path, default=Path("build/peers"), help="where the peer is installed")
+    parser.add_argument(
+        "--peers-env", type=Path, default=Path("build/peers"), help="where the peer is installed"
+    )
     parser.add_argument("--peer-job", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peer_job:

@@ -1,13 +1,15 @@
-"""Who asks: shipped personas, personas that the model writes itself, nobody. Repetition of the prompts, and the gain.
+"""Who asks: shipped personas, personas that the model writes itself, nobody. Repetition of the prompts, and
+the gain.
 
     python benchmarks/personas.py --seeds 0 1 2 3 4 --threads 1 --out runs/proving-ground
 
-Each way writes as many prompts and is trained as the demo is. All models are then asked the same held-out prompts, those of the
-shipped personas, so that the gains compare; prompts that stand in a way's own training set are left out for all. Goes on where it
-stopped, and shares its folders with proving_ground.py. Prints a Markdown table and one JSON line last.
+Each way writes as many prompts and is trained as the demo is. All models are then asked the same held-out
+prompts, those of the shipped personas, so that the gains compare; prompts that stand in a way's own training
+set are left out for all. Goes on where it stopped, and shares its folders with proving_ground.py. Prints a
+Markdown table and one JSON line last.
 
-Repetition is the share of the training prompts that equal an earlier one (normalised), as in the paper's 0.73 % with personas and
-45.65 % without (arXiv 2510.06652).
+Repetition is the share of the training prompts that equal an earlier one (normalised), as in the paper's 0.73
+% with personas and 45.65 % without (arXiv 2510.06652).
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def repetition(prompts: list[Prompt]) -> float:
 
 
 def scores(job: Run, model: str, prompts: list[Prompt], folder: str) -> dict[str, float]:
-    """The oracle's score of one answer to each prompt, by its text; the answers' seeds hang on the prompts alone."""
+    """The oracle's score of one answer to each prompt, by its text; the answers' seeds hang on the prompts
+    alone."""
     engine = open_engine(job.config.engine, model)
     try:
         answers = {
@@ -94,20 +97,26 @@ def one_seed(seed: int, threads: int, out: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/proving-ground"))
     args = parser.parse_args()
     runs = [one_seed(seed, args.threads, args.out) for seed in args.seeds]
     print(
-        "| personas | repetition | distinct prompts | pairs | gain, each seed | mean gain |\n|---|---|---|---|---|---|"
+        "| personas | repetition | distinct prompts | pairs | gain, each seed | mean gain "
+        "|\n|---|---|---|---|---|---|"
     )
     for way in WAYS:
         rows = [r[way] for r in runs if way in r]
         if not rows:
             continue
-        mean = {key: statistics.fmean(row[key] for row in rows) for key in ("repetition", "distinct", "pairs", "gain")}
+        mean = {
+            key: statistics.fmean(row[key] for row in rows)
+            for key in ("repetition", "distinct", "pairs", "gain")
+        }
         each = ", ".join(f"{row['gain']:+.3f}" for row in rows)
         counts = f"{100 * mean['repetition']:.1f} % | {mean['distinct']:,.0f} | {mean['pairs']:,.0f}"
         print(f"| {way} | {counts} | {each} | {mean['gain']:+.3f} |")

@@ -1,8 +1,10 @@
-"""What a prefill does to a judge's verdicts: mass of the verdict's tokens, taste for the first slot, spread of margins.
+"""What a prefill does to a judge's verdicts: mass of the verdict's tokens, taste for the first slot, spread
+of margins.
 
     python benchmarks/prefills.py RUN [--pairs 40] [--engine vllm] [PREFILL …]
 
-RUN is a run folder with answers; its own model judges them by the default template in both orders. The last line is JSON.
+RUN is a run folder with answers; its own model judges them by the default template in both orders. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from sao.records import Judgment
 from sao.stages import judging
 
 PREFILLS = (
-    "", "The better answer is answer ", "Answer ", "Ranking: ", "The best answer is number ", "I choose answer ",
+    "", "The better answer is answer ", "Answer ", "Ranking: ", "The best answer is number ",
+    "I choose answer ",
 )  # fmt: skip
 
 
@@ -39,14 +42,18 @@ def figures(found: list[Judgment]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("prefills", nargs="*", default=PREFILLS)
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--engine", default="auto")
     args = parser.parse_args()
     run = RunFolder.recorded(args.run)
-    groups = [(p.id, p.conversation, answers) for p, answers in run.answered() if len(answers) == 2][: args.pairs]
+    groups = [(p.id, p.conversation, answers) for p, answers in run.answered() if len(answers) == 2][
+        : args.pairs
+    ]
     engine = open_engine(run.config.engine.model_copy(update={"name": args.engine}), run.config.model)
     table = {}
     for prefill in args.prefills:

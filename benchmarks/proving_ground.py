@@ -2,9 +2,10 @@
 
     python benchmarks/proving_ground.py --seeds 0 1 2 3 4 --threads 1 --out runs/proving-ground
 
-All ways write as many answers: 2 to each of 4,000 prompts, or 4 to each of 2,000. Ways with as many answers to a prompt
-share a run folder, and with it personas, prompts and answers. Interrupted, it goes on where it stopped; several calls with other
-seeds may run beside each other. Prints a Markdown table for each way, one of their means, and one JSON line last.
+All ways write as many answers: 2 to each of 4,000 prompts, or 4 to each of 2,000. Ways with as many answers
+to a prompt share a run folder, and with it personas, prompts and answers. Interrupted, it goes on where it
+stopped; several calls with other seeds may run beside each other. Prints a Markdown table for each way, one
+of their means, and one JSON line last.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def means(rows: list[dict[str, Any]], oracle: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument(
         "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help=", ".join(WAYS)
@@ -83,12 +86,15 @@ def main() -> None:
         print(f"\n### {way}\n\n| {heads} |\n|---|---|---|---|---|---|---|---|---|---|---|")
         for seed in args.seeds:
             settings = {"seed": str(seed), "engine.threads": str(args.threads), **WAYS[way]}
-            summary = run(load_recipe("demo", settings), args.out / f"{seed}-{settings.get('responses.n', '2')}")
+            summary = run(
+                load_recipe("demo", settings), args.out / f"{seed}-{settings.get('responses.n', '2')}"
+            )
             summary["pairs"] = next(r["records"] for r in summary["funnel"] if r["stage"] == "pairs")
             figures = {"judge": summary["judge"]["accuracy"], "label": summary["kept"]["label_accuracy"]}
             o = summary["oracle"]
             found.setdefault(way, []).append(
-                {"seed": seed, "gain": o["gain"], "ci95": o["ci95"], "unseen": o["unseen"]["gain"], "pairs": summary["pairs"],
+                {"seed": seed, "gain": o["gain"], "ci95": o["ci95"], "unseen": o["unseen"]["gain"],
+                "pairs": summary["pairs"],
                  "before": o["before"], "after": o["after"], **figures}
             )  # fmt: skip
             print(row(seed, summary), flush=True)
@@ -98,7 +104,11 @@ def main() -> None:
     for way, rows in found.items():
         print(f"| {way} | {means(rows, oracle)}")
     mean_gain = {way: statistics.fmean(r["gain"] for r in rows) for way, rows in found.items()}
-    print(json.dumps({"mean_gain": mean_gain, "runs": found, "threads": args.threads, "versions": package_versions()}))
+    print(
+        json.dumps(
+            {"mean_gain": mean_gain, "runs": found, "threads": args.threads, "versions": package_versions()}
+        )
+    )
 
 
 if __name__ == "__main__":

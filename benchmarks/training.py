@@ -1,24 +1,31 @@
-"""Time and memory of preference training (SimPO, forward + backward) against TRL's CPOTrainer, plain and with Liger.
+"""Time and memory of preference training (SimPO, forward + backward) against TRL's CPOTrainer, plain and with
+Liger.
 
     PYTHONPATH=src python benchmarks/training.py --threads 2
 
-TRL and Liger are installed into build/peers where they are missing. `--batches` times `--pairs` pairs are a fair sample of
-512: these, sorted by length, make groups, and one group is drawn from each of as many equal parts. All sides train on the
-same tokens and the same random weights, `--pairs` a forward pass, and must agree on loss and gradient or the script fails.
+TRL and Liger are installed into build/peers where they are missing. `--batches` times `--pairs` pairs are a
+fair sample of
+512: these, sorted by length, make groups, and one group is drawn from each of as many equal parts. All sides
+train on the same tokens and the same random weights, `--pairs` a forward pass, and must agree on loss and
+gradient or the script fails.
 
-    sao                 packed rows, shared prompt, the passes of a step alike in tokens (as sao.training.batches does)
-    trl                 TRL as it comes: random order, padded to the longest of the batch, its own compute_loss
+    sao                 packed rows, shared prompt, the passes of a step alike in tokens (as
+    sao.training.batches does)
+    trl                 TRL as it comes: random order, padded to the longest of the batch, its own
+    compute_loss
     trl_grouped         the same, with pairs of like length in a batch
-    trl_liger           TRL's collated batch with Liger's fused SimPO loss, compiled where that works; on CUDA also Liger's
+    trl_liger           TRL's collated batch with Liger's fused SimPO loss, compiled where that works; on CUDA
+    also Liger's
     trl_liger_grouped   layers. Gemma-2 there keeps TRL's loss: Liger's has no soft-capping
 
-A ratio is ours divided by theirs: `time_ratio` and `memory_ratio` against trl, `*_best` against the best TRL variant. Every
-measurement is a fresh process. Time: all batches, the sides taking turns. Memory: the peak over each side's largest batch
-above weights and gradients, once, with malloc set for all alike to give freed memory back. Where a TRL variant runs out of
-memory it is tried again with half the pairs a pass (`pairs_per_pass`), and ours is measured with as many beside
-(`megabytes_alike`): memory is compared at equal pairs a pass. Among the best for memory such a variant counts only if none runs
-whole. A variant that cannot run even
-with one pair is left out, and the next one in the list above stands in for trl. The last line printed is JSON.
+A ratio is ours divided by theirs: `time_ratio` and `memory_ratio` against trl, `*_best` against the best TRL
+variant. Every measurement is a fresh process. Time: all batches, the sides taking turns. Memory: the peak
+over each side's largest batch above weights and gradients, once, with malloc set for all alike to give freed
+memory back. Where a TRL variant runs out of memory it is tried again with half the pairs a pass
+(`pairs_per_pass`), and ours is measured with as many beside (`megabytes_alike`): memory is compared at equal
+pairs a pass. Among the best for memory such a variant counts only if none runs whole. A variant that cannot
+run even with one pair is left out, and the next one in the list above stands in for trl. The last line
+printed is JSON.
 """
 
 from __future__ import annotations
@@ -71,19 +78,31 @@ STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TR
 def shape(name: str, vocabulary: int) -> PreTrainedConfig:
     """The architecture; `vocabulary` counts only for the tiny one."""
     if name == "gemma-2-9b":
-        return Gemma2Config(vocab_size=256000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
-            num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256, sliding_window=4096,
+        return Gemma2Config(vocab_size=256000, hidden_size=3584, intermediate_size=14336,
+        num_hidden_layers=42,
+            num_attention_heads=16, num_key_value_heads=8, head_dim=256, query_pre_attn_scalar=256,
+            sliding_window=4096,
             pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None)  # fmt: skip
     sizes = (256, 768, 6, 8, 4) if name == "tiny" else (4096, 14336, 32, 32, 8)
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    return LlamaConfig(vocab_size=vocabulary if name == "tiny" else 128256, pad_token_id=PAD, eos_token_id=EOS,
-        bos_token_id=None, tie_word_embeddings=False, max_position_embeddings=8192, **dict(zip(names, sizes)))  # fmt: skip
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    return LlamaConfig(vocab_size=vocabulary if name == "tiny" else 128256, pad_token_id=PAD,
+    eos_token_id=EOS,
+        bos_token_id=None, tie_word_embeddings=False, max_position_embeddings=8192, **dict(zip(names,
+        sizes)))  # fmt: skip
 
 
 def make_pair(rng: random.Random, vocabulary: int, prompt: int, chosen: int, rejected: int) -> TokenPair:
     """Random tokens; the answers end with the end of turn."""
-    p, w, l = (tuple(rng.randrange(2, vocabulary) for _ in range(n)) for n in (prompt, chosen - 1, rejected - 1))  # noqa: E741
-    return TokenPair(id=str(rng.random()), prompt_ids=p, chosen_ids=(*w, EOS), rejected_ids=(*l, EOS))
+    p, w, rest = (
+        tuple(rng.randrange(2, vocabulary) for _ in range(n)) for n in (prompt, chosen - 1, rejected - 1)
+    )
+    return TokenPair(id=str(rng.random()), prompt_ids=p, chosen_ids=(*w, EOS), rejected_ids=(*rest, EOS))
 
 
 def longest(pair: TokenPair) -> int:
@@ -157,10 +176,13 @@ class Theirs:
 
         cuda, liger, lora = options.device == "cuda", "liger" in options.variant, TrainConfig().lora
         self.grouped = options.variant.endswith("grouped")
-        config = CPOConfig(output_dir=str(BUILD / "trl"), loss_type="simpo", beta=BETA, simpo_gamma=GAMMA, cpo_alpha=0.0,
+        config = CPOConfig(output_dir=str(BUILD / "trl"), loss_type="simpo", beta=BETA, simpo_gamma=GAMMA,
+        cpo_alpha=0.0,
             max_length=10**9, bf16=False, use_cpu=not cuda, gradient_checkpointing=False, report_to="none",
             remove_unused_columns=False, use_liger_kernel=liger and cuda)  # fmt: skip
-        adapter = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM")
+        adapter = LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
+        )
         model = build_model(options, options.peer_attention)
         self.base, self.head = model.base_model, model.get_output_embeddings()
         row = text_of(make_pair(random.Random(SEED), options.vocabulary, 2, 2, 2))
@@ -172,7 +194,9 @@ class Theirs:
         if liger and options.shape != "gemma-2-9b":
             from liger_kernel.chunked_loss import LigerFusedLinearSimPOLoss
 
-            self.fused = LigerFusedLinearSimPOLoss(beta=BETA, gamma=GAMMA, compute_nll_loss=False, compiled=True)
+            self.fused = LigerFusedLinearSimPOLoss(
+                beta=BETA, gamma=GAMMA, compute_nll_loss=False, compiled=True
+            )
 
     def deal(self, pairs: list[TokenPair], size: int) -> list[list[TokenPair]]:
         pairs = sorted(pairs, key=longest) if self.grouped else random.Random(SEED).sample(pairs, len(pairs))
@@ -193,7 +217,9 @@ class Theirs:
         batch = self.trainer._prepare_inputs(self.trainer.data_collator(rows))
         if self.fused is None:
             return self.trainer.compute_loss(self.model, batch)
-        both = self.trainer.concatenated_inputs(batch, padding_value=PAD, device=self.trainer.accelerator.device)
+        both = self.trainer.concatenated_inputs(
+            batch, padding_value=PAD, device=self.trainer.accelerator.device
+        )
         ids, mask = both["concatenated_input_ids"], both["concatenated_attention_mask"]
         hidden = self.base(ids, attention_mask=mask, use_cache=False)[0]
         return self.fused(self.head.weight, hidden[:, :-1], both["concatenated_labels"][:, 1:])[0]
@@ -220,7 +246,8 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     """Measure one variant."""
     torch.set_num_threads(options.threads)
     side: Any = Ours(options) if options.variant == "sao" else Theirs(options)
-    # As many pairs as will be measured (Liger compiles for their number), but tiny ones: gradients and buffers come to be.
+    # As many pairs as will be measured (Liger compiles for their number), but tiny ones: gradients and
+    # buffers come to be.
     warm = [make_pair(random.Random(i), options.vocabulary, 4, 4, 5) for i in range(options.pairs_per_pass)]
     try:
         step(side, options, side.read(warm))
@@ -230,8 +257,8 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
         side.fused.compiled = False  # no compiler here
         step(side, options, side.read(warm))
     if options.memory_limit and options.device == "cpu":
-        # What was asked for but never touched does not count. A little less where memory is measured: what fits there also
-        # fits where time is.
+        # What was asked for but never touched does not count. A little less where memory is measured: what
+        # fits there also fits where time is.
         limit = options.memory_limit * 1e3 * (0.97 if options.measure == "memory" else 1)
         limit = int((limit + status_mb("VmData") - status_mb("RssAnon")) * 1e6)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -243,7 +270,9 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
 
 def step(side: Any, options: argparse.Namespace, rows: list[Any]) -> float:
     """Forward and backward; adapters under autocast, as they are trained on CUDA."""
-    with torch.autocast(options.device, torch.bfloat16, enabled=options.method == "lora" and options.device == "cuda"):
+    with torch.autocast(
+        options.device, torch.bfloat16, enabled=options.method == "lora" and options.device == "cuda"
+    ):
         loss = side.loss(rows)
     loss.backward()
     return loss.item()
@@ -259,10 +288,15 @@ def measure_memory(side: Any, options: argparse.Namespace, batches: list[list[To
     rows, cuda = side.read(max(batches, key=side.size)), options.device == "cuda"
     gc.collect()
     before = torch.cuda.memory_allocated() / 1e6 if cuda else status_mb("VmRSS")
-    torch.cuda.reset_peak_memory_stats() if cuda else Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    # resets VmHWM
+    torch.cuda.reset_peak_memory_stats() if cuda else Path("/proc/self/clear_refs").write_text("5")
     step(side, options, rows)
     peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else status_mb("VmHWM")
-    return {"megabytes": peak - before, "peak_gb": peak / 1e3, "compiled": getattr(side.fused, "compiled", False)}
+    return {
+        "megabytes": peak - before,
+        "peak_gb": peak / 1e3,
+        "compiled": getattr(side.fused, "compiled", False),
+    }
 
 
 def measure_time(side: Any, options: argparse.Namespace, batches: list[list[TokenPair]]) -> dict[str, Any]:
@@ -320,7 +354,11 @@ def longest_that_fits(side: Any, options: argparse.Namespace) -> int:
 
 def out_of_memory(error: BaseException) -> bool:
     text = str(error)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text or "bad_alloc" in text
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "allocate memory" in text
+        or "bad_alloc" in text
+    )
 
 
 # All measurements
@@ -329,10 +367,13 @@ def out_of_memory(error: BaseException) -> bool:
 def call(options: argparse.Namespace, variant: str, measure: str, size: int) -> dict[str, Any]:
     """What a fresh process measures, or {"error": why not}."""
     passed = {**vars(options), "variant": variant, "measure": measure, "pairs_per_pass": size}
-    if not options.memory_limit and options.device == "cpu":  # better refused than the whole machine without memory
+    if (
+        not options.memory_limit and options.device == "cpu"
+    ):  # better refused than the whole machine without memory
         available = int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0])
         passed["memory_limit"] = max(1.0, available * 1024 / 1e9 - 0.8)
-    env = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
+    env = os.environ | {"OMP_NUM_THREADS": str(options.threads),
+    "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
         "TORCHINDUCTOR_COMPILE_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
         **(STEADY if measure == "memory" else {})}  # fmt: skip
     command = [sys.executable, __file__, "--child", json.dumps(passed)]
@@ -345,7 +386,11 @@ def call(options: argparse.Namespace, variant: str, measure: str, size: int) -> 
     else:
         result = json.loads(done.stdout.splitlines()[-1])
     shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in result.items()}
-    print(f"{options.vocabulary:>7} {variant}, {size} pairs a pass, {measure}: {shown}", file=sys.stderr, flush=True)
+    print(
+        f"{options.vocabulary:>7} {variant}, {size} pairs a pass, {measure}: {shown}",
+        file=sys.stderr,
+        flush=True,
+    )
     return result
 
 
@@ -384,12 +429,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(options: argparse.Namespace, good: dict[str, dict[str, Any]]) -> None:
-    """All sides must have computed the same. TRL sums log-probabilities in bfloat16 on CUDA, hence little there."""
+    """All sides must have computed the same. TRL sums log-probabilities in bfloat16 on CUDA, hence little
+    there."""
     exact = options.device == "cpu"
     ours = good["sao"]["turns"][0]
     for variant, result in good.items():
         for turn in result["turns"]:
-            for key, tolerance in {"loss": 1e-4 if exact else 0.1, "gradient": 1e-3 if exact else math.inf}.items():
+            for key, tolerance in {
+                "loss": 1e-4 if exact else 0.1,
+                "gradient": 1e-3 if exact else math.inf,
+            }.items():
                 if not abs(turn[key] / ours[key] - 1) <= tolerance:
                     raise SystemExit(f"{variant}: {key} {turn[key]}, but sao has {ours[key]}")
 
@@ -397,7 +446,8 @@ def check(options: argparse.Namespace, good: dict[str, dict[str, Any]]) -> None:
 def summarise(
     options: argparse.Namespace, good: dict[str, dict[str, Any]], alike: dict[int, float | None]
 ) -> dict[str, Any]:
-    """Ratios and figures; `alike` is our memory at the smaller numbers of pairs a pass with which some peer ran."""
+    """Ratios and figures; `alike` is our memory at the smaller numbers of pairs a pass with which some peer
+    ran."""
     seconds = {variant: [turn["seconds"] for turn in result["turns"]] for variant, result in good.items()}
     medians = {variant: round(statistics.median(values), 3) for variant, values in seconds.items()}
     megabytes = {variant: round(result["megabytes"]) for variant, result in good.items()}
@@ -428,7 +478,8 @@ def summarise(
 
 
 def on_gpu(options: argparse.Namespace, turns: list[dict[str, Any]], peak_gb: float) -> dict[str, Any]:
-    """Rates on the tokens that need be computed (a prompt once). A token takes 6 operations a weight, 4 if it is frozen."""
+    """Rates on the tokens that need be computed (a prompt once). A token takes 6 operations a weight, 4 if it
+    is frozen."""
     rate = statistics.median(turn["tokens"] / turn["seconds"] for turn in turns)
     operations = (6 if options.method == "full" else 4) * turns[0]["multiplied"]
     share = operations * rate / (options.peak_tflops * 1e12)
@@ -448,14 +499,17 @@ def table(name: str, summary: dict[str, Any]) -> None:
 
 
 def install_peers() -> None:
-    """Put TRL and Liger where this script finds them, behind the environment's own packages, which stay as they are."""
+    """Put TRL and Liger where this script finds them, behind the environment's own packages, which stay as
+    they are."""
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--target", str(BUILD / "peers")]
     missing = [f"{name}=={wanted}" for name, wanted in PEERS.items() if not found_version(name)]
     if missing:
         subprocess.run([*pip, "--no-deps", *missing], check=True, stdout=sys.stderr)
     needed = [name for name in ("datasets", "peft") if not found_version(name)]
     if needed:
-        subprocess.run([*pip, *(["--no-deps"] if needed == ["peft"] else []), *needed], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*pip, *(["--no-deps"] if needed == ["peft"] else []), *needed], check=True, stdout=sys.stderr
+        )
     importlib.invalidate_caches()
     for name, wanted in PEERS.items():
         if found_version(name) != wanted:
@@ -469,9 +523,13 @@ def found_version(name: str) -> str | None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32000, 256000], help="of the tiny shape")
+    parser.add_argument(
+        "--vocabularies", type=int, nargs="+", default=[32000, 256000], help="of the tiny shape"
+    )
     parser.add_argument("--pairs", type=int, default=8, help="in a forward pass; a power of two")
     parser.add_argument("--batches", type=int, default=2, help="times --pairs: what is measured")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -479,8 +537,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", choices=["tiny", "llama-3-8b", "gemma-2-9b"], default="tiny")
     parser.add_argument("--method", choices=["full", "lora"], default="full")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on all sides")
-    parser.add_argument("--peer-attention", default="", help="TRL's attention (default: sdpa; for Gemma-2 eager)")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)")
+    parser.add_argument(
+        "--peer-attention", default="", help="TRL's attention (default: sdpa; for Gemma-2 eager)"
+    )
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989.0, help="of the GPU in bfloat16 (H100, H200: 989)"
+    )
     parser.add_argument(
         "--memory-limit", type=float, default=0.0, help="GB for a process on a CPU; 0: what is available"
     )

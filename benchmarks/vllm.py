@@ -2,12 +2,13 @@
 
     build/vllm/bin/python benchmarks/vllm.py            (after `make build/vllm/.installed`)
 
-1. `stage_over_raw`: a whole stage (prompts read, answered twice each, written to disk, sealed) over one `LLM.generate` call
-   with the same 2 × N requests, whose token ids are made beforehand. Each side has a process with vLLM of its own, one thread
-   each, and the same settings; they take turns, `--repeats` times.
-2. `logprob_over_text`: the time to judge the same pairs by one token in both orders over the time to judge them in one order by
-   written verdicts of so many tokens. The shipped model writes a bare ranking line ("1 > 2", 5 tokens with the turn's end);
-   longer verdicts, such as those with reasons first, come from the same network with random weights, which never ends its turn.
+1. `stage_over_raw`: a whole stage (prompts read, answered twice each, written to disk, sealed) over one
+   `LLM.generate` call with the same 2 × N requests, whose token ids are made beforehand. Each side has a
+   process with vLLM of its own, one thread each, and the same settings; they take turns, `--repeats` times.
+2. `logprob_over_text`: the time to judge the same pairs by one token in both orders over the time to judge
+   them in one order by written verdicts of so many tokens. The shipped model writes a bare ranking line ("1 >
+   2", 5 tokens with the turn's end); longer verdicts, such as those with reasons first, come from the same
+   network with random weights, which never ends its turn.
 
 The last line printed is JSON.
 """
@@ -92,7 +93,8 @@ def stage_over_raw(n: int, repeats: int) -> dict[str, Any]:
     prompts = make_prompts(n)
     engine = VllmEngine(WORLD_MODEL, EngineConfig(name="vllm", threads=1))
     llm = LLM(
-        model=str(find_model(WORLD_MODEL)), dtype="float32", enforce_eager=True, gpu_memory_utilization=0.9, max_num_seqs=256,
+        model=str(find_model(WORLD_MODEL)), dtype="float32", enforce_eager=True, gpu_memory_utilization=0.9,
+        max_num_seqs=256,
         enable_chunked_prefill=False, max_num_batched_tokens=4096, enable_prefix_caching=True,
     )  # fmt: skip
     ours, raw = [], []
@@ -101,7 +103,8 @@ def stage_over_raw(n: int, repeats: int) -> dict[str, Any]:
         run_raw(llm, engine, prompts[:64])
         for repeat in range(repeats):
             raw.append(run_raw(llm, engine, prompts))
-            # The prefix cache of our side lives on, but its blocks of 128 tokens are longer than these prompts.
+            # The prefix cache of our side lives on, but its blocks of 128 tokens are longer than these
+            # prompts.
             ours.append(run_stage(engine, prompts, Path(folder) / str(repeat)))
     engine.close()
     return {"requests": 2 * n, "ratios": [a / b for a, b in zip(ours, raw)], "stage_s": ours, "raw_s": raw}
@@ -141,7 +144,11 @@ def pairs(n: int) -> Iterator[judging.OrderedPair]:
             for k, text in enumerate(texts)
         ]
         groups.append(
-            (str(i), f"name {rng.randint(2, 9)} tools of the {rng.choice(['baker', 'miner', 'cook'])}.", answers)
+            (
+                str(i),
+                f"name {rng.randint(2, 9)} tools of the {rng.choice(['baker', 'miner', 'cook'])}.",
+                answers,
+            )
         )
     return judging.ordered_pairs(groups, 2, "key", 2)
 
@@ -173,7 +180,8 @@ def logprob_over_text(n: int, repeats: int, lengths: list[int], folder: Path) ->
         quick, slow = (seconds[1:] for seconds, _ in sides)  # the first turn warms up
         length = 5 if model == WORLD_MODEL else tokens
         found.append(
-            {"verdict_tokens": length, "ratio": statistics.median(a / b for a, b in zip(quick, slow)), "one_token_s": quick,
+            {"verdict_tokens": length, "ratio": statistics.median(a / b for a, b in zip(quick, slow)),
+            "one_token_s": quick,
              "text_s": slow}
         )  # fmt: skip
         print(f"verdicts of {length} tokens: {found[-1]['ratio']:.3f}", flush=True)
@@ -194,16 +202,25 @@ def random_model(folder: Path) -> str:
             model.get_input_embeddings().weight[:6] = 0.0  # special tokens: a logit of 0 among larger ones
             model.get_input_embeddings().weight[6:] *= 20
         model.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        for name in (
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "generation_config.json",
+        ):
             (folder / name).write_bytes((source / name).read_bytes())
     return str(folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=400)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[16, 64, 256], help="tokens of the longer verdicts")
+    parser.add_argument(
+        "--lengths", type=int, nargs="*", default=[16, 64, 256], help="tokens of the longer verdicts"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     stage = stage_over_raw(args.prompts, args.repeats)

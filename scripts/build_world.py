@@ -1,12 +1,14 @@
 """Build the proving ground's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
 
-What enters: nothing but a seed (the corpus is written by `sao.toy_world.language`, marked by `sao.toy_world.oracle`). What
-leaves: a Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line per evaluation.
+What enters: nothing but a seed (the corpus is written by `sao.toy_world.language`, marked by
+`sao.toy_world.oracle`). What
+leaves: a Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line
+per evaluation.
 
-The corpus has five tasks: write a question as a persona, answer a question (by careful and sloppy authors), check an answer mark
-by mark, rank two answers, and, in the last phase, describe a person by traits or by somebody who knows it. Ranking starts with
-pairs that are far apart and goes on to closer ones; the last part ranks and checks answers that the model itself gave, since
-those are what it will have to judge.
+The corpus has five tasks: write a question as a persona, answer a question (by careful and sloppy authors),
+check an answer mark by mark, rank two answers, and, in the last phase, describe a person by traits or by
+somebody who knows it. Ranking starts with pairs that are far apart and goes on to closer ones; the last part
+ranks and checks answers that the model itself gave, since those are what it will have to judge.
 """
 
 from __future__ import annotations
@@ -60,10 +62,13 @@ VERDICT_WEIGHT, PROMPT_WEIGHT, MARK_WEIGHT = 8.0, 0.1, 3.0
 
 
 def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the world's words; any other text falls back to bytes, so that nothing is lost."""
+    """A word-level tokenizer over the world's words; any other text falls back to bytes, so that nothing is
+    lost."""
     rng = random.Random(seed)
     words: set[str] = (
-        {str(n) for n in range(21)} | set(VERBS) | set(re.findall(r"[a-z]+", WRITE_ANY + WRITE + RANK + CHECK))
+        {str(n) for n in range(21)}
+        | set(VERBS)
+        | set(re.findall(r"[a-z]+", WRITE_ANY + WRITE + RANK + CHECK))
     )
     for _ in range(30_000):
         persona = sample_persona(rng)
@@ -75,7 +80,9 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     vocab += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     vocab += [(piece, -1.0) for piece in pieces]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=PAD, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always"), decoders.Fuse()]
@@ -94,20 +101,25 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def check_text(task: Task, answer: str) -> str:
-    """The marks of an answer in words: each claim good or bad, then the oracle's parts in fifths and its score in tenths."""
+    """The marks of an answer in words: each claim good or bad, then the oracle's parts in fifths and its
+    score in tenths."""
     score = marks(task, answer)
     claims = []
     for i, item in enumerate(_asserted(task, answer)[:6]):
-        good = item == task.wanted[i] if task.kind == "order" and i < len(task.wanted) else item in task.wanted
+        good = (
+            item == task.wanted[i] if task.kind == "order" and i < len(task.wanted) else item in task.wanted
+        )
         claims.append(f"{item} {'good' if good else 'bad'}")
-    fifths = f"whole {round(4 * score.completeness)} form {round(score.form)} brief {round(5 * score.brevity)}"
+    fifths = (
+        f"whole {round(4 * score.completeness)} form {round(score.form)} brief {round(5 * score.brevity)}"
+    )
     return " ".join([*claims, fifths, f"score {round(10 * score.total)}"])
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A chat of two turns; `judged` are the answers in it, in order, each with its oracle marks (at the user's text's or
-    the reply's end, or before the words "answer 2")."""
+    """A chat of two turns; `judged` are the answers in it, in order, each with its oracle marks (at the
+    user's text's or the reply's end, or before the words "answer 2")."""
 
     user: str
     reply: str
@@ -137,20 +149,24 @@ def random_task(rng: random.Random) -> Task:
 
 def rank_example(rng: random.Random, gap: float, answers: tuple[Task, list[str]] | None) -> Example | None:
     """Rank two answers whose scores lie at least `gap` apart; None where these two do not."""
-    task, pair = answers if answers else (t := random_task(rng), [sample_answer(t, rng), sample_answer(t, rng)])
+    task, pair = (
+        answers if answers else (t := random_task(rng), [sample_answer(t, rng), sample_answer(t, rng)])
+    )
     first, second = (marks(task, a) for a in pair)
     if abs(first.total - second.total) < gap:
         return None
     verdict = "1 > 2" if first.total > second.total else "2 > 1"
-    return Example(RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True, (first, second))
+    return Example(
+        RANK.format(prompt=task.text, first=pair[0], second=pair[1]), verdict, True, (first, second)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the training, with its own warm-up and decay: real tokens, the shares of the tasks write, answer, check and
-    person (the rest ranks), the share of answers that go to the kinds in `hard`, and the gap in score between ranked answers at
-    the start and how fast it closes. From `own_from` (a share of the phase) on, the model's own answers are ranked and checked
-    too."""
+    """A part of the training, with its own warm-up and decay: real tokens, the shares of the tasks write,
+    answer, check and person (the rest ranks), the share of answers that go to the kinds in `hard`, and the
+    gap in score between ranked answers at the start and how fast it closes. From `own_from` (a share of the
+    phase) on, the model's own answers are ranked and checked too."""
 
     tokens: float
     write: float
@@ -163,19 +179,31 @@ class Phase:
     person: float = 0.0
 
 
-# Picking out of what a question offers is learnt late; the second phase gives it the room. The third adds people.
+# Picking out of what a question offers is learnt late; the second phase gives it the room. The third adds
+# people.
 HARD = ["choices", "puzzles", "prices"]
 PHASES = [
     Phase(tokens=14e6, write=0.17, answer=0.25, check=0.13, hard=0.0, gap=0.5, closing=0.8, own_from=0.6),
     Phase(tokens=8e6, write=0.10, answer=0.45, check=0.10, hard=0.75, gap=0.05, closing=0.0, own_from=0.3),
-    Phase(tokens=5e6, write=0.10, answer=0.38, check=0.10, hard=0.6, gap=0.05, closing=0.0, own_from=0.0, person=0.14),
+    Phase(
+        tokens=5e6,
+        write=0.10,
+        answer=0.38,
+        check=0.10,
+        hard=0.6,
+        gap=0.05,
+        closing=0.0,
+        own_from=0.0,
+        person=0.14,
+    ),
 ]
 
 
 def corpus(
     rng: random.Random, n: int, phase: Phase, progress: float, own: list[tuple[Task, list[str]]]
 ) -> Iterator[Example]:
-    """`n` examples at this `progress` (0 to 1) of the phase; `own` holds answers that the model gave itself."""
+    """`n` examples at this `progress` (0 to 1) of the phase; `own` holds answers that the model gave
+    itself."""
     gap = max(0.05, phase.gap - phase.closing * progress)
     made = 0
     while made < n:
@@ -194,7 +222,9 @@ def corpus(
             task, pair = mine or (t := random_task(rng), [sample_answer(t, rng)])
             answer = rng.choice(pair)
             example = Example(
-                CHECK.format(prompt=task.text, answer=answer), check_text(task, answer), judged=(marks(task, answer),)
+                CHECK.format(prompt=task.text, answer=answer),
+                check_text(task, answer),
+                judged=(marks(task, answer),),
             )
         elif kind < phase.write + phase.answer + phase.check + phase.person:
             example = person_example(rng)
@@ -238,8 +268,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def batches(rows: list[Row], tokens: int, rng: random.Random) -> Iterator[Batch]:
-    """Padded batches of about `tokens` tokens from rows of like length, in random order: ids [B, T], weights [B, T], places
-    of marks [M, 2] (row, token), marks [M, 5]."""
+    """Padded batches of about `tokens` tokens from rows of like length, in random order: ids [B, T], weights
+    [B, T], places of marks [M, 2] (row, token), marks [M, 5]."""
     rows = sorted(rows, key=lambda row: len(row.ids))
     groups, start = [], 0
     while start < len(rows):
@@ -253,7 +283,9 @@ def batches(rows: list[Row], tokens: int, rng: random.Random) -> Iterator[Batch]
         ids = torch.tensor([row.ids + [PAD] * (width - len(row.ids)) for row in group])
         weights = torch.tensor([row.weights + [0.0] * (width - len(row.weights)) for row in group])
         places = [(i, place) for i, row in enumerate(group) for place, _ in row.marks]
-        values = [(m.correctness, m.completeness, m.form, m.brevity, m.total) for row in group for _, m in row.marks]
+        values = [
+            (m.correctness, m.completeness, m.form, m.brevity, m.total) for row in group for _, m in row.marks
+        ]
         yield ids, weights, torch.tensor(places).reshape(-1, 2), torch.tensor(values).reshape(-1, 5)
 
 
@@ -274,13 +306,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) ->
         dtype="float32",
     )
     model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=END, pad_token_id=PAD, do_sample=True)
+    model.generation_config = GenerationConfig(
+        bos_token_id=BOS, eos_token_id=END, pad_token_id=PAD, do_sample=True
+    )
     return model
 
 
 class MarkHeads(torch.nn.Module):
-    """Linear readings of an answer's marks from the middle layers, used in training only: they make the model note what an
-    answer is worth where it ends, which a verdict can then look up."""
+    """Linear readings of an answer's marks from the middle layers, used in training only: they make the model
+    note what an answer is worth where it ends, which a verdict can then look up."""
 
     def __init__(self, model: LlamaForCausalLM) -> None:
         super().__init__()
@@ -288,7 +322,9 @@ class MarkHeads(torch.nn.Module):
         self.layers = [layers - 2, layers - 1]
         self.heads = torch.nn.ModuleList(torch.nn.Linear(model.config.hidden_size, 5) for _ in self.layers)
 
-    def forward(self, hidden: tuple[torch.Tensor, ...], places: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden: tuple[torch.Tensor, ...], places: torch.Tensor, marks: torch.Tensor
+    ) -> torch.Tensor:
         """Mean squared error of the marks [M, 5] read from hidden states [B, T, H] at places [M, 2]."""
         if not len(places):
             return torch.zeros(())
@@ -311,7 +347,9 @@ def optimizers(model: LlamaForCausalLM, heads: MarkHeads, lr: float) -> list[tor
 
 
 @torch.no_grad()
-def sample(model: LlamaForCausalLM, prefixes: list[list[int]], temperature: float, limit: int = 40) -> list[list[int]]:
+def sample(
+    model: LlamaForCausalLM, prefixes: list[list[int]], temperature: float, limit: int = 40
+) -> list[list[int]]:
     """One completion to each prefix (all prefixes of one length go through together)."""
     out: list[list[int]] = [[] for _ in prefixes]
     by_length: dict[int, list[int]] = {}
@@ -334,7 +372,11 @@ def sample(model: LlamaForCausalLM, prefixes: list[list[int]], temperature: floa
 
 
 def own_answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, n: int, temperature: float
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    n: int,
+    temperature: float,
 ) -> list[tuple[Task, list[str]]]:
     """`n` tasks with two answers each that the model itself gives."""
     tasks = [random_task(rng) for _ in range(n)]
@@ -345,8 +387,11 @@ def own_answers(
 
 
 @torch.no_grad()
-def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, n: int = 300) -> dict[str, float]:
-    """Mean oracle score of sampled answers, accuracy and first-slot rate of one-token verdicts on them, prompts that parse."""
+def evaluate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, n: int = 300
+) -> dict[str, float]:
+    """Mean oracle score of sampled answers, accuracy and first-slot rate of one-token verdicts on them,
+    prompts that parse."""
     rng = random.Random(seed)
     pairs = own_answers(model, tokenizer, rng, n, 0.8)
     scores = [[marks(task, a).total for a in answers] for task, answers in pairs]
@@ -360,7 +405,9 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: 
             ids = tokenizer.backend_tokenizer.encode(
                 RANK.format(prompt=task.text, first=one_text, second=two_text), add_special_tokens=False
             ).ids
-            logits = model(input_ids=torch.tensor([[BOS, USER, *ids, END, ASSISTANT]]), logits_to_keep=1).logits[0, -1]
+            logits = model(
+                input_ids=torch.tensor([[BOS, USER, *ids, END, ASSISTANT]]), logits_to_keep=1
+            ).logits[0, -1]
             verdicts.append(bool(logits[one] > logits[two]))
         right += (verdicts[0] == (x > y)) + (verdicts[1] == (y > x))
         first += sum(verdicts)
@@ -409,14 +456,17 @@ def fits_person(user: str, reply: str) -> bool:
 
 
 def widen_heads(model: LlamaForCausalLM, size: int) -> LlamaForCausalLM:
-    """The same function with attention heads of `size` dimensions, those added being zero: vLLM has no kernels for 24.
+    """The same function with attention heads of `size` dimensions, those added being zero: vLLM has no
+    kernels for 24.
 
-    Rotation turns dimension i with i + size/2 by base^(-2i/size) a position: the base grows with the size, so that the first
-    halves' angles stay what they were. Scores are divided by √size, so queries grow by √(size / old size).
+    Rotation turns dimension i with i + size/2 by base^(-2i/size) a position: the base grows with the size, so
+    that the first halves' angles stay what they were. Scores are divided by √size, so queries grow by √(size
+    / old size).
     """
     old = model.config.head_dim
     half, heads = old // 2, model.config.num_attention_heads
-    kept = torch.cat([torch.arange(half), size // 2 + torch.arange(half)])  # old dimensions' places within a head
+    # old dimensions' places within a head
+    kept = torch.cat([torch.arange(half), size // 2 + torch.arange(half)])
     places = (torch.arange(heads)[:, None] * size + kept).reshape(-1)
     config = LlamaConfig(**{**model.config.to_dict(), "head_dim": size})
     config.rope_parameters = {
@@ -463,7 +513,11 @@ def narrow_heads(wide: LlamaForCausalLM, hidden: int) -> LlamaForCausalLM:
 
 
 def train_phase(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, phase: Phase, number: int, args: argparse.Namespace
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    phase: Phase,
+    number: int,
+    args: argparse.Namespace,
 ) -> None:
     """One phase, with optimisers and random numbers of its own."""
     if number:  # the first phase goes on with the numbers that made the model
@@ -511,7 +565,9 @@ def train_phase(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hidden", type=int, default=96)
@@ -519,7 +575,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--continue-from", type=Path, help="a finished model, to which further phases are added")
+    parser.add_argument(
+        "--continue-from", type=Path, help="a finished model, to which further phases are added"
+    )
     parser.add_argument("--done", type=int, default=0, help="how many phases it has behind it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -527,8 +585,14 @@ def main() -> None:
     tokenizer = build_tokenizer(args.seed)
     model = build_model(tokenizer, args.hidden, args.layers)
     if args.continue_from:
-        model = narrow_heads(LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32"), args.hidden)
-    print(json.dumps({"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "torch": torch.__version__}))
+        model = narrow_heads(
+            LlamaForCausalLM.from_pretrained(args.continue_from, dtype="float32"), args.hidden
+        )
+    print(
+        json.dumps(
+            {"parameters": model.num_parameters(), "vocabulary": len(tokenizer), "torch": torch.__version__}
+        )
+    )
     for number, phase in enumerate(PHASES):
         if number >= args.done:
             train_phase(model, tokenizer, phase, number, args)

@@ -1,19 +1,24 @@
-"""Each export loaded by the tool that it is for: python scripts/check_exports.py RUN [--tools build/exports] [--out DIR]
+"""Each export loaded by the tool that it is for: python scripts/check_exports.py RUN [--tools build/exports]
+[--out DIR]
 
-Exports the run's pairs in every form and view, lets each tool's own code read the folder in a process of its own, and compares
+Exports the run's pairs in every form and view, lets each tool's own code read the folder in a process of its
+own, and compares
 what it understood with what was written: rows in train and test, each row's answers in their order, labels.
 
     trl           DPOTrainer, KTOTrainer and SFTTrainer train the tiny model for two steps
-    simpo         alignment-handbook's get_datasets and apply_chat_template; CPOTrainer (SimPO's loss) trains for two steps; the
+    simpo         alignment-handbook's get_datasets and apply_chat_template; CPOTrainer (SimPO's loss) trains
+    for two steps; the
                   view kto is read by axolotl's strategy for that form
     llamafactory  get_dataset: dataset_info.json, converter, template, tokens
     axolotl       the config's schema, then prepare_preference_datasets or prepare_datasets by axolotl.yaml
-    openrlhf      blending_datasets, then RewardDataset or SFTDataset (view kto: UnpairedPreferenceDataset of 0.9.5, the last
+    openrlhf      blending_datasets, then RewardDataset or SFTDataset (view kto: UnpairedPreferenceDataset of
+    0.9.5, the last
                   version that has one), by the options that the card names
 
-The tools are installed into --tools without their dependencies (about 250 MB, mostly numba for axolotl); what they import for
-sound alone is replaced by an empty module. Progress goes to stderr; the last line is JSON: {"equal_counts", "counts": {form:
-{view: [train, test]}}, "checked": {form-view: what ran}, "failed": {form-view: why}}. Exit status 1 where anything failed.
+The tools are installed into --tools without their dependencies (about 250 MB, mostly numba for axolotl); what
+they import for sound alone is replaced by an empty module. Progress goes to stderr; the last line is JSON:
+{"equal_counts", "counts": {form: {view: [train, test]}}, "checked": {form-view: what ran}, "failed":
+{form-view: why}}. Exit status 1 where anything failed.
 """
 
 from __future__ import annotations
@@ -46,8 +51,10 @@ TOOLS = {
     "handbook": ["alignment-handbook==0.3.0"],
 }
 QUIET = {
-    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1",
-    "DISABLE_VERSION_CHECK": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "DISABLE_VERSION_CHECK": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
 SCRATCH = os.environ.get("SAO_CHECK_SCRATCH", "")
 LENGTH = 512
@@ -57,7 +64,9 @@ LENGTH = 512
 def main() -> None:
     parser = argparse.ArgumentParser(description="Load each export with the tool that it is for.")
     parser.add_argument("run", type=Path, help="run folder (with --one: the folder with the exports)")
-    parser.add_argument("--tools", type=Path, default=Path("build/exports"), help="where the tools are or will be")
+    parser.add_argument(
+        "--tools", type=Path, default=Path("build/exports"), help="where the tools are or will be"
+    )
     parser.add_argument("--out", type=Path, help="keep the exports here")
     parser.add_argument("--one", metavar="FORM-VIEW", help="check one export only, in this process")
     args = parser.parse_args()
@@ -93,7 +102,17 @@ def install(tools: Path) -> None:
         if not (tools / name).is_dir():
             print(f"installing {packages[0]} into {tools / name}", file=sys.stderr)
             part = tools / f".{name}.part"
-            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(part)]
+            pip = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--upgrade",
+                "--target",
+                str(part),
+            ]
             subprocess.run([*pip, *packages], check=True)
             part.rename(tools / name)
 
@@ -105,7 +124,11 @@ def check_all(out: Path, tools: Path, scratch: Path) -> tuple[dict[str, str], di
         for view in VIEWS:
             name = f"{form}-{view}"
             tool = "openrlhf-kto" if name == "openrlhf-kto" else "axolotl" if name == "simpo-kto" else form
-            env = os.environ | QUIET | {"HF_DATASETS_CACHE": str(scratch / "cache"), "SAO_CHECK_SCRATCH": str(scratch)}
+            env = (
+                os.environ
+                | QUIET
+                | {"HF_DATASETS_CACHE": str(scratch / "cache"), "SAO_CHECK_SCRATCH": str(scratch)}
+            )
             paths = [str(tools / ("handbook" if tool == "simpo" else tool)), os.environ.get("PYTHONPATH", "")]
             command = [sys.executable, __file__, str(out), "--one", name]
             env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
@@ -127,7 +150,8 @@ Row = tuple[str, ...]
 
 
 def expected(out: Path, view: str, split: str) -> list[tuple[list[str], list[str]]]:
-    """The turns before the answer, and the answers and label, of each row of the export for TRL: all forms hold the same."""
+    """The turns before the answer, and the answers and label, of each row of the export for TRL: all forms
+    hold the same."""
     import pyarrow.parquet
 
     path = out / f"trl-{view}" / f"{split}.parquet"
@@ -143,7 +167,8 @@ def expected(out: Path, view: str, split: str) -> list[tuple[list[str], list[str
 
 
 def compare(out: Path, view: str, found: dict[str, Iterable[Row]]) -> None:
-    """Raise unless each row that the tool read holds the turns and answers that were written; spaces may differ."""
+    """Raise unless each row that the tool read holds the turns and answers that were written; spaces may
+    differ."""
 
     def holds(text: str, part: str) -> bool:
         return "".join(part.split()) in "".join(text.split())
@@ -152,7 +177,11 @@ def compare(out: Path, view: str, found: dict[str, Iterable[Row]]) -> None:
         rows, wanted = list(found.get(split, [])), expected(out, view, split)
         assert len(rows) == len(wanted), f"{split}: {len(rows)} rows read, {len(wanted)} written"
         for number, ((asked, *got), (turns, answers)) in enumerate(zip(rows, wanted, strict=True)):
-            same = len(got) == len(answers) and all(map(holds, got, answers)) and all(holds(asked, t) for t in turns)
+            same = (
+                len(got) == len(answers)
+                and all(map(holds, got, answers))
+                and all(holds(asked, t) for t in turns)
+            )
             assert same, f"{split} row {number}: read {asked, got}, written {turns, answers}"
 
 
@@ -161,8 +190,12 @@ def load_by_card(out: Path, form: str, view: str) -> None:
     from datasets import load_dataset
 
     data = load_dataset(str(out / f"{form}-{view}"))
-    assert {split: len(rows) for split, rows in data.items()} == {s: len(expected(out, view, s)) for s in data}
-    assert {"verdicts", "margin", "id", "prompt_id", "persona_id", "persona", "row"} <= set(data["train"].column_names)
+    assert {split: len(rows) for split, rows in data.items()} == {
+        s: len(expected(out, view, s)) for s in data
+    }
+    assert {"verdicts", "margin", "id", "prompt_id", "persona_id", "persona", "row"} <= set(
+        data["train"].column_names
+    )
 
 
 def tiny_model() -> str:
@@ -201,8 +234,10 @@ def two_steps(trainer_type: Any, config_type: Any, data: Any, more: dict[str, An
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {
-        "output_dir": SCRATCH, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": LENGTH, "logging_steps": 1,
-        "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False, **more,
+        "output_dir": SCRATCH, "max_steps": 2, "per_device_train_batch_size": 4, "max_length": LENGTH,
+        "logging_steps": 1,
+        "use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "bf16": False,
+        **more,
     }  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tiny_model())
     before = [p.detach().clone() for p in model.parameters()]
@@ -214,11 +249,12 @@ def two_steps(trainer_type: Any, config_type: Any, data: Any, more: dict[str, An
     assert done.global_step == 2
     assert math.isfinite(done.training_loss)
     assert any((a != b).any() for a, b in zip(before, model.parameters(), strict=True)), "no weight moved"
-    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {len(data['train'])} rows, loss {done.training_loss:.3f}"
+    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {len(data['train'])} rows, loss {done.training_loss:.3f}"  # noqa: E501
 
 
 def check_simpo(out: Path, view: str) -> str:
-    """The alignment-handbook's own loading and templates, and for pairs SimPO's loss; view kto by axolotl's strategy."""
+    """The alignment-handbook's own loading and templates, and for pairs SimPO's loss; view kto by axolotl's
+    strategy."""
     from datasets import load_dataset
 
     folder = str(out / f"simpo-{view}")
@@ -228,13 +264,17 @@ def check_simpo(out: Path, view: str) -> str:
         read, data = argilla_chat({}), load_dataset(folder)
         sets = {split: map(read, rows) for split, rows in data.items()}
         compare(
-            out, view, {s: [(r["prompt"], r["completion"], str(r["label"])) for r in rows] for s, rows in sets.items()}
+            out,
+            view,
+            {s: [(r["prompt"], r["completion"], str(r["label"])) for r in rows] for s, rows in sets.items()},
         )
         return f"{named('axolotl')}: chatml.argilla_chat"
     import trl.experimental.cpo
 
     handbook = types.ModuleType("alignment")  # its __init__ would load an evaluation set from the hub
-    handbook.__path__ = [str(Path(path, "alignment")) for path in sys.path if Path(path, "alignment").is_dir()]
+    handbook.__path__ = [
+        str(Path(path, "alignment")) for path in sys.path if Path(path, "alignment").is_dir()
+    ]
     sys.modules["alignment"] = handbook
     from alignment.data import apply_chat_template, get_datasets
 
@@ -292,8 +332,10 @@ def check_axolotl(out: Path, view: str) -> str:
 
     os.chdir(out / f"axolotl-{view}")
     rest = {
-        "base_model": tiny_model(), "tokenizer_config": tiny_model(), "sequence_len": LENGTH, "micro_batch_size": 1,
-        "gradient_accumulation_steps": 1, "num_epochs": 1, "learning_rate": 1e-5, "shuffle_merged_datasets": False,
+        "base_model": tiny_model(), "tokenizer_config": tiny_model(), "sequence_len": LENGTH,
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1, "num_epochs": 1, "learning_rate": 1e-5,
+        "shuffle_merged_datasets": False,
         "dataset_prepared_path": str(Path(SCRATCH, f"axolotl-{view}")), "dataset_num_proc": 1,
     }  # fmt: skip
     given = yaml.safe_load(Path("axolotl.yaml").read_text("utf-8")) | rest
@@ -304,10 +346,14 @@ def check_axolotl(out: Path, view: str) -> str:
     def row_of(row: dict[str, Any]) -> Row:
         if view == "sft":
             return tok.decode(row["input_ids"]), tok.decode([i for i in row["labels"] if i >= 0])
-        answers = (row["chosen"], row["rejected"]) if view == "pairs" else (row["completion"], str(row["label"]))
+        answers = (
+            (row["chosen"], row["rejected"]) if view == "pairs" else (row["completion"], str(row["label"]))
+        )
         return (row["prompt"], *answers)
 
-    compare(out, view, {split: map(row_of, rows) for split, rows in zip(("train", "test"), sets, strict=False)})
+    compare(
+        out, view, {split: map(row_of, rows) for split, rows in zip(("train", "test"), sets, strict=False)}
+    )
     loader = "prepare_datasets" if view == "sft" else "prepare_preference_datasets"
     return f"{named('axolotl')}: AxolotlInputConfig, {loader}"
 
@@ -318,7 +364,9 @@ def check_openrlhf(out: Path, view: str) -> str:
     from openrlhf.datasets.utils import blending_datasets
 
     command = usage("openrlhf", view, {"train": "", "test": ""})
-    program = Path(openrlhf.__path__[0], "cli", f"{command.split()[3].rsplit('.', 1)[1]}.py").read_text("utf-8")
+    program = Path(openrlhf.__path__[0], "cli", f"{command.split()[3].rsplit('.', 1)[1]}.py").read_text(
+        "utf-8"
+    )
     unknown = [word for word in command.split() if word.startswith("--") and f'"{word}"' not in program]
     assert not unknown, f"the command has no {unknown}"
 
@@ -326,11 +374,14 @@ def check_openrlhf(out: Path, view: str) -> str:
         "pairs": ({"prompt_key": "prompt", "chosen_key": "chosen", "rejected_key": "rejected"},
                   "reward_dataset", "RewardDataset", ("prompts", "chosens", "rejects")),
         "kto": ({"input_key": "prompt", "output_key": "completion", "label_key": "label"},
-                "unpaired_preference_dataset", "UnpairedPreferenceDataset", ("prompts", "responses", "labels")),
-        "sft": ({"input_key": "prompt", "output_key": "completion"}, "sft_dataset", "SFTDataset", ("prompts", "responses")),
+                "unpaired_preference_dataset", "UnpairedPreferenceDataset", ("prompts", "responses",
+                "labels")),
+        "sft": ({"input_key": "prompt", "output_key": "completion"}, "sft_dataset", "SFTDataset", ("prompts",
+        "responses")),
     }[view]  # fmt: skip
     options = types.SimpleNamespace(**keys, apply_chat_template=True)
-    args = types.SimpleNamespace(data=options, use_ms=False, **vars(options))  # flat ones for the older version
+    # flat ones for the older version
+    args = types.SimpleNamespace(data=options, use_ms=False, **vars(options))
     strategy = types.SimpleNamespace(args=args, print=lambda *words: None, is_rank_0=lambda: False)
     kind = getattr(importlib.import_module(f"openrlhf.datasets.{module}"), name)
     more = {"is_dpo": True} if view == "pairs" else {}
@@ -344,7 +395,9 @@ def check_openrlhf(out: Path, view: str) -> str:
     return f"{named('openrlhf')}: blending_datasets, {name}"
 
 
-CHECKS = dict(zip(FORMS, (check_trl, check_simpo, check_llamafactory, check_axolotl, check_openrlhf), strict=True))
+CHECKS = dict(
+    zip(FORMS, (check_trl, check_simpo, check_llamafactory, check_axolotl, check_openrlhf), strict=True)
+)
 
 if __name__ == "__main__":
     main()

@@ -1,11 +1,14 @@
-"""The golden run: small runs whose record files must stay the same, byte for byte, while the code around them moves.
+"""The golden run: small runs whose record files must stay the same, byte for byte, while the code around them
+moves.
 
     python scripts/golden.py            compare with tests/golden.json
     python scripts/golden.py --write    take what comes out now as right
-    python scripts/golden.py --toy      also the toy world with its model (its bytes depend on the processor, so it is
+    python scripts/golden.py --toy      also the toy world with its model (its bytes depend on the processor,
+    so it is
                                         compared on one machine only, in build/golden-toy.json)
 
-A hash stands for each records.jsonl, drops.jsonl and stage.json of a run folder, by the names of its stage folder and file.
+A hash stands for each records.jsonl, drops.jsonl and stage.json of a run folder, by the names of its stage
+folder and file.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ SCRIPTED: dict[str, dict[str, Any]] = {
         "pairs": {"rule": "first_last", "length_matched": True, "min_p": 0.5},
     },
     "filters": {"filters": {"duplicates": "near", "min_words": 2, "against": ["FOLDER/set.jsonl"]}},
-    "no filters": {"filters": {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}},
+    "no filters": {
+        "filters": {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
+    },
     "user turn": {"prompts": {"method": "user_turn"}},
     "mix": {"prompts": {"mix": {"prompt": 2, "prompt_code": 1}, "prefill": True}},
     "nobody": {"personas": {"source": "none", "n": 40, "held_out": 8}},
@@ -71,7 +76,11 @@ def scripted(folder: Path) -> dict[str, dict[str, str]]:
         root = folder / f"run-{number}"
         run(make_config(json.loads(text)), root, until="pairs")
         found[name] = hashes(root)
-    quietly(lambda: sao(["import", str(folder / "pairs.jsonl"), "--out", str(folder / "imported"), "--held-out", "3"]))
+    quietly(
+        lambda: sao(
+            ["import", str(folder / "pairs.jsonl"), "--out", str(folder / "imported"), "--held-out", "3"]
+        )
+    )
     found["imported"] = hashes(folder / "imported")
     return found
 
@@ -104,7 +113,10 @@ def quietly(work: Callable[[], int]) -> None:
 def write_inputs(folder: Path) -> None:
     """A set of prompts, one of pairs, and an evaluation set that shares a prompt with nobody."""
     prompts = [{"prompt": f"How do I mend chair number {i} with glue?"} for i in range(30)]
-    pairs = [{"prompt": f"Question {i}?", "chosen": f"A good answer {i}.", "rejected": f"No {i}"} for i in range(12)]
+    pairs = [
+        {"prompt": f"Question {i}?", "chosen": f"A good answer {i}.", "rejected": f"No {i}"}
+        for i in range(12)
+    ]
     items = [{"question": f"What is the height of tower number {i} in the town of Ulm?"} for i in range(5)]
     for name, rows in (("prompts", prompts), ("pairs", pairs), ("set", items)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,7 +129,9 @@ def differences(old: dict[str, dict[str, str]], new: dict[str, dict[str, str]]) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--toy", action="store_true")
     args = parser.parse_args()

@@ -15,7 +15,8 @@ NAMES = {
     "lm_head.weight": "output.weight",
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "model.layers.": "blk.",
 }  # fmt: skip
 
@@ -29,10 +30,11 @@ def write_gguf(
     rule: str = "qwen2",
     **facts: Any,
 ) -> Path:
-    """A Qwen-3-like folder (see tiny_models.qwen3) as a GGUF file whose matrices are of `kind` (F32, F16, Q8_0, Q4_0).
+    """A Qwen-3-like folder (see tiny_models.qwen3) as a GGUF file whose matrices are of `kind` (F32, F16,
+    Q8_0, Q4_0).
 
-    `leave_out`: a GGUF name of a weight that is not written; `rule`: by which the tokenizer splits text; `facts`: further
-    metadata, by "key" with __ for dots.
+    `leave_out`: a GGUF name of a weight that is not written; `rule`: by which the tokenizer splits text;
+    `facts`: further metadata, by "key" with __ for dots.
     """
     folder = Path(model)
     config = json.loads((folder / "config.json").read_text())

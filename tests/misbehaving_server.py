@@ -1,10 +1,13 @@
-"""An OpenAI-compatible chat server that can misbehave on purpose, below HTTP too. Raw HTTP/1.1 over asyncio streams.
+"""An OpenAI-compatible chat server that can misbehave on purpose, below HTTP too. Raw HTTP/1.1 over asyncio
+streams.
 
     with Server(faults=0.3, seed=1) as server: ...server.url...       in a thread of this process
-    python tests/misbehaving_server.py --port 0 --faults 0.3 --seed 1  a process; the first line it prints is its URL
+    python tests/misbehaving_server.py --port 0 --faults 0.3 --seed 1  a process; the first line it prints is
+    its URL
 
-Honest answers depend on the chat and the seed alone, by the rules of `sao.engines.scripted`: what a client has in the end must
-be the same with faults and without. A fault hits a share of the chat requests, drawn by the server's own generator.
+Honest answers depend on the chat and the seed alone, by the rules of `sao.engines.scripted`: what a client
+has in the end must be the same with faults and without. A fault hits a share of the chat requests, drawn by
+the server's own generator.
 """
 
 from __future__ import annotations
@@ -38,7 +41,22 @@ ANSWER_FAULTS = ("empty_choices", "wrong_n", "null_content", "no_finish", "error
 LOGPROB_FAULTS = ("missing_logprobs", "nan_logprobs", "positive_logprobs")
 FAULTS = STATUS_FAULTS + WIRE_FAULTS + ANSWER_FAULTS + LOGPROB_FAULTS
 KNOWS = ("n", "seed", "logprobs", "top_logprobs", "structured")
-FILLERS = ("Answer", "The", "I", "Both", "A", "B", "It", "This", "Response", "**", "Neither", "Sure", "First", "Second")
+FILLERS = (
+    "Answer",
+    "The",
+    "I",
+    "Both",
+    "A",
+    "B",
+    "It",
+    "This",
+    "Response",
+    "**",
+    "Neither",
+    "Sure",
+    "First",
+    "Second",
+)
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 MOST_TOP_LOGPROBS = 20
 DRIP_PAUSE = 0.05
@@ -61,7 +79,11 @@ def token_id(word: str) -> int:
 def error_body(message: str, code: int) -> dict[str, Any]:
     """An error as OpenAI words it."""
     return {
-        "error": {"message": message, "type": "server_error" if code >= 500 else "invalid_request_error", "code": code}
+        "error": {
+            "message": message,
+            "type": "server_error" if code >= 500 else "invalid_request_error",
+            "code": code,
+        }
     }
 
 
@@ -98,7 +120,8 @@ class Server:
     """Seconds before an answer, or a function of the number of the request (from 0, in order of arrival)."""
     slow_delay: float = 0.0
     slow_every: int = 0
-    """Where given, chats whose first number (in the last message) is a multiple of it take `slow_delay` instead."""
+    """Where given, chats whose first number (in the last message) is a multiple of it take `slow_delay`
+    instead."""
     slots: int | None = None
     """Answers that are made at once; further requests queue. None: no limit."""
     knows: Collection[str] = KNOWS
@@ -155,7 +178,9 @@ class Server:
         self.stop()
         self._answers_left = -1  # as many as are asked for
         ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self.run(ready.set)), name="server", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self.run(ready.set)), name="server", daemon=True
+        )
         self._thread.start()
         if not ready.wait(10):
             raise RuntimeError("the server did not start")
@@ -226,7 +251,12 @@ class Server:
         try:
             while await self._request(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, asyncio.CancelledError):
+        except (
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+            ConnectionError,
+            asyncio.CancelledError,
+        ):
             writer.transport.abort()
         finally:
             self._handlers.discard(task)
@@ -240,7 +270,11 @@ class Server:
         data = await reader.readexactly(int(headers.get("content-length", "0")))
         path, _, query = target.partition("?")
         try:
-            if self.key is not None and headers.get("authorization") != f"Bearer {self.key}" and path != "/stats":
+            if (
+                self.key is not None
+                and headers.get("authorization") != f"Bearer {self.key}"
+                and path != "/stats"
+            ):
                 raise RefusalError(401, "Incorrect API key provided")
             match method, path:
                 case "POST", "/v1/chat/completions":
@@ -359,7 +393,9 @@ class Server:
             raise RefusalError(400, "seed must be a 64-bit integer")
         top = body.get("top_logprobs") or 0
         if top > MOST_TOP_LOGPROBS and {"logprobs", "top_logprobs"} <= {*self.knows}:
-            raise RefusalError(400, f"Requested sample logprobs of {top}, which is greater than max allowed: 20")
+            raise RefusalError(
+                400, f"Requested sample logprobs of {top}, which is greater than max allowed: 20"
+            )
         if top and not body.get("logprobs") and "logprobs" in self.knows:
             raise RefusalError(400, "when using `top_logprobs`, `logprobs` must be set to true.")
         words = sum(len(message.content.split()) for message in messages)
@@ -379,7 +415,9 @@ class Server:
             text, finish = logprobs["content"][0]["token"], "length"
             if text.startswith("token_id:"):
                 text = next(
-                    word for word in (*(wanted or self.choices), *FILLERS) if text == f"token_id:{token_id(word)}"
+                    word
+                    for word in (*(wanted or self.choices), *FILLERS)
+                    if text == f"token_id:{token_id(word)}"
                 )
         elif wanted:
             worth = dict(zip(wanted, self.choose(messages, tuple(wanted))))
@@ -394,9 +432,11 @@ class Server:
         message = {"role": "assistant", "content": text}
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def _verdict(self, body: dict[str, Any], messages: tuple[Message, ...], wanted: list[str] | None) -> dict[str, Any]:
-        """The log-probs of a first token: those of the choices, then those of other words. Among the choices of
-        structured_outputs they are renormalised, as vLLM does it."""
+    def _verdict(
+        self, body: dict[str, Any], messages: tuple[Message, ...], wanted: list[str] | None
+    ) -> dict[str, Any]:
+        """The log-probs of a first token: those of the choices, then those of other words. Among the choices
+        of structured_outputs they are renormalised, as vLLM does it."""
         names = tuple(wanted or self.choices)
         mass = math.log(self.mass) if not wanted else 0.0
         table = {name: value + mass for name, value in zip(names, self.choose(messages, names))}
@@ -412,7 +452,9 @@ class Server:
             top = sorted({ranked[0], *asked}, key=lambda item: -item[1])
         return {"content": [self._entry(*ranked[0], top, body)]}
 
-    def _entry(self, word: str, value: float, top: list[tuple[str, float]], body: dict[str, Any]) -> dict[str, Any]:
+    def _entry(
+        self, word: str, value: float, top: list[tuple[str, float]], body: dict[str, Any]
+    ) -> dict[str, Any]:
         """One token's log-probs as OpenAI shows them."""
         as_ids = self.tokenizes and body.get("return_tokens_as_token_ids")
 
@@ -502,7 +544,9 @@ class Server:
             case "truncated_json":
                 await self._send(writer, 200, data[: len(data) // 2])
             case "html":
-                await self._send(writer, 200, b"<!DOCTYPE html><html><body>Please log in</body></html>", "text/html")
+                await self._send(
+                    writer, 200, b"<!DOCTYPE html><html><body>Please log in</body></html>", "text/html"
+                )
             case _:
                 await self._send(writer, 200, self._damage(fault, answer))
         return True
@@ -535,7 +579,7 @@ class Server:
 
 def _head(status: int, length: int, kind: str = JSON, headers: str = "") -> bytes:
     reason = REASONS.get(status, "Error")
-    return f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{headers}\r\n".encode()
+    return f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{headers}\r\n".encode()  # noqa: E501
 
 
 def _parse(data: bytes) -> dict[str, Any]:
@@ -556,7 +600,9 @@ async def _serve_forever(server: Server) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--faults", type=float, default=0.0)
     parser.add_argument("--kinds", nargs="+", default=FAULTS, choices=FAULTS)

@@ -1,4 +1,5 @@
-"""What each process of tests/test_parallel.py runs: trainings one after the other, each described in a JSON file.
+"""What each process of tests/test_parallel.py runs: trainings one after the other, each described in a JSON
+file.
 
 torchrun --nproc-per-node 2 parallel_worker.py jobs.json
 """
@@ -69,7 +70,8 @@ def signal_at(step: int, number: int, ranks: list[int]) -> None:
 
 
 def hurry(ranks: list[int]) -> None:
-    """Let the clocks of these processes say that a checkpoint is always due, and those of the others that it never is."""
+    """Let the clocks of these processes say that a checkpoint is always due, and those of the others that it
+    never is."""
     plain, hours = monitors.SaveAndStop.__init__, itertools.count(0, 3600)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -61,8 +61,9 @@ def always_longer(first: str, second: str) -> float:
 def noisy(
     accuracy: float, bias: float = 0.0, temperature: float = 1.0, shared: bool = True
 ) -> Callable[[str, str], float]:
-    """A judge that names the better answer with this probability, adds `bias` nats for the first slot, and states its log-odds
-    divided by `temperature`. With `shared` its errors are the same in both orders, else each order errs alone."""
+    """A judge that names the better answer with this probability, adds `bias` nats for the first slot, and
+    states its log-odds divided by `temperature`. With `shared` its errors are the same in both orders, else
+    each order errs alone."""
     sure = math.log(accuracy / (1 - accuracy))
 
     def p_first(first: str, second: str) -> float:

@@ -1,4 +1,5 @@
-"""The audit finds what was planted: judges with known accuracy, slot bias, taste for length and overconfidence."""
+"""The audit finds what was planted: judges with known accuracy, slot bias, taste for length and
+overconfidence."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def covers(interval: list[float], truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
-@pytest.mark.parametrize("seed", [1, 2])  # 21 of the 24 seeds 0 to 23 cover 0.6; 0 is one of those that miss it
+# 21 of the 24 seeds 0 to 23 cover 0.6; 0 is one of those that miss it
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("accuracy", [0.6, 0.75, 0.9])
 def test_accuracy_is_recovered(tmp_path: Path, accuracy: float, seed: int) -> None:
     _, found = audited(tmp_path, planted.noisy(accuracy), seed=seed)
@@ -86,13 +88,15 @@ def test_slot_bias_is_recovered_and_taken_away(tmp_path: Path, bias: float) -> N
 
 
 def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
-    """Each order is right 80 % of the time, alone, but claims far more: two agree in 0.8² + 0.2² = 68 % of the cases."""
+    """Each order is right 80 % of the time, alone, but claims far more: two agree in 0.8² + 0.2² = 68 % of
+    the cases."""
     _, found = audited(tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5})
     judge = found["judge"]
     assert covers(list(wilson(judge["order_agreement"] * SIZE, SIZE)), 0.68)
     assert judge["temperature"] == pytest.approx(4.0, rel=0.35)
     said = [row["p"] for row in found["calibration"]["bins"]]
-    # Where the orders agree: 0.68 · (p² + (1 − p)²) + 0.32 · ½ = 0.68, so p = 0.865, and not the 0.996 that is claimed.
+    # Where the orders agree: 0.68 · (p² + (1 − p)²) + 0.32 · ½ = 0.68, so p = 0.865, and not the 0.996 that
+    # is claimed.
     assert said == [pytest.approx(0.865, abs=0.03)]
     _, raw = audited(
         tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5, "calibrate": False}
@@ -118,7 +122,8 @@ def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
 
 
 def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:
-    """As SmolLM2's is after a prefill: no taste for one slot alone, but the swap turns most of its verdicts."""
+    """As SmolLM2's is after a prefill: no taste for one slot alone, but the swap turns most of its
+    verdicts."""
 
     def said(flips: float, expected: float, share: float = 0.08) -> str:
         judge = {
@@ -160,7 +165,8 @@ def test_a_taste_for_length_is_told_from_one_for_quality(tmp_path: Path) -> None
 
 
 def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
-    """A judge who is the surer the larger the gap: keeping what it is sure of raises accuracy, and p says by how much."""
+    """A judge who is the surer the larger the gap: keeping what it is sure of raises accuracy, and p says by
+    how much."""
 
     def soft(first: str, second: str) -> float:
         gap = 8 * (planted.quality(first) - planted.quality(second))
@@ -178,7 +184,9 @@ def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
 
 def test_some_prompts_without_gold_do_not_hide_what_decides(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
-    folder.oracle = lambda prompt, answer: None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)  # type: ignore[misc]
+    folder.oracle = lambda prompt, answer: (
+        None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)
+    )  # type: ignore[misc]
     effects = audit(folder)["judge"]["effects"]
     assert effects["quality"]["log_odds"] > 3
     assert effects["n"] < 0.9 * 2 * SIZE
@@ -212,7 +220,11 @@ def test_circles_are_counted(tmp_path: Path) -> None:
 def test_same_answers_are_counted(tmp_path: Path) -> None:
     def reply(messages: Any, seed: int, sampling: Any) -> str:
         text = planted.reply(messages, seed, sampling)
-        return text if text.startswith("Prompt") or planted.unit(messages[-1].content) > 0.25 else "quality 0.5 same"
+        return (
+            text
+            if text.startswith("Prompt") or planted.unit(messages[-1].content) > 0.25
+            else "quality 0.5 same"
+        )
 
     engine = ScriptedEngine(reply=reply, choose=planted.judge(planted.noisy(0.9)))
     run(recipe(), tmp_path, until="pairs", engine=engine)
@@ -270,7 +282,10 @@ def test_labels_whose_ids_are_numbers_or_nothing(tmp_path: Path) -> None:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return read_labels(path, must=True)
 
-    numbers = [{"first_id": 81, "second_id": 82.0, "by": "x"}, {"first_id": "82", "second_id": 81.0, "by": "y"}]
+    numbers = [
+        {"first_id": 81, "second_id": 82.0, "by": "x"},
+        {"first_id": "82", "second_id": 81.0, "by": "y"},
+    ]
     assert read(*(row | {"verdict": "first"} for row in numbers)) == {("81", "82"): 0}
     nobody = good | {"by": None, "prompt_id": None, "verdict": "second"}
     assert read(good, nobody) == {("a", "b"): -1}  # one person without a name, whose last word counts
@@ -354,7 +369,9 @@ def test_self_tests(tmp_path: Path) -> None:
         self_tests(control, 5)
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "run"
     small = [
         "--engine.name",

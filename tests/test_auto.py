@@ -80,14 +80,18 @@ def test_the_built_in_engine_elsewhere(
     assert why.replace("\\", "") in words
 
 
-@pytest.mark.parametrize("setting", [{"lora": "a"}, {"quantization": "fp8"}, {"extra": {"kv_cache_dtype": "fp8"}}])
+@pytest.mark.parametrize(
+    "setting", [{"lora": "a"}, {"quantization": "fp8"}, {"extra": {"kv_cache_dtype": "fp8"}}]
+)
 def test_what_only_vllm_can_do_is_not_left_out(
     vllm: types.SimpleNamespace, model: str, setting: dict[str, Any]
 ) -> None:
     config = EngineConfig.model_validate({"vllm": setting})
     assert choose(config, model)[0].name == "vllm"
     vllm.installed = False
-    with pytest.raises(ConfigError, match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed"):
+    with pytest.raises(
+        ConfigError, match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed"
+    ):
         choose(config, model)
 
 

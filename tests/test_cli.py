@@ -13,24 +13,46 @@ from sao.errors import ConfigError
 SMALL = ["--engine.name", "scripted", "--personas.n", "40", "--personas.held_out", "5"]
 
 
-def test_a_stage_command_prints_its_funnel_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_command_prints_its_funnel_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # The default templates: the scripted engine answers those.
-    command = ["pairs", "default", *SMALL, "--personas.source", "builtin:world", "--out", str(tmp_path), "--json"]
+    command = [
+        "pairs",
+        "default",
+        *SMALL,
+        "--personas.source",
+        "builtin:world",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     assert main(command) == 0
     out = capsys.readouterr().out.splitlines()
     summary = json.loads(out[-1])
-    assert {row["stage"] for row in summary["funnel"]} == {"prompts", "filtered", "responses", "judgments", "pairs"}
+    assert {row["stage"] for row in summary["funnel"]} == {
+        "prompts",
+        "filtered",
+        "responses",
+        "judgments",
+        "pairs",
+    }
     assert summary["judge"]["first_slot_rate"] is not None
     assert any(line.startswith("judge ") for line in out)
     assert main(command) == 0
     assert "Nothing to do: this run is finished." in capsys.readouterr().out
 
 
-def test_export_writes_disjoint_sets_that_trl_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_writes_disjoint_sets_that_trl_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import pyarrow.parquet
 
     many = ["--engine.name", "scripted", "--personas.n", "400", "--personas.held_out", "5"]
-    assert main(["pairs", "default", *many, "--personas.source", "builtin:world", "--out", str(tmp_path / "r")]) == 0
+    assert (
+        main(["pairs", "default", *many, "--personas.source", "builtin:world", "--out", str(tmp_path / "r")])
+        == 0
+    )
     assert main(["export", str(tmp_path / "r"), "--test-share", "0.2", "--json"]) == 0
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     train, test = (pyarrow.parquet.read_table(p).to_pylist() for p in done["paths"])
@@ -38,7 +60,11 @@ def test_export_writes_disjoint_sets_that_trl_reads(tmp_path: Path, capsys: pyte
     assert len(test) > 0
     assert not {r["persona_id"] for r in train} & {r["persona_id"] for r in test}
     row = train[0]
-    assert [m["role"] for m in row["prompt"] + row["chosen"] + row["rejected"]] == ["user", "assistant", "assistant"]
+    assert [m["role"] for m in row["prompt"] + row["chosen"] + row["rejected"]] == [
+        "user",
+        "assistant",
+        "assistant",
+    ]
     assert row["chosen"] != row["rejected"]
     first = Path(done["paths"][0]).read_bytes()
     assert main(["export", str(tmp_path / "r"), "--test-share", "0.2"]) == 0
@@ -110,5 +136,7 @@ def test_env(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_version() -> None:
-    result = subprocess.run([sys.executable, "-m", "sao", "--version"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "sao", "--version"], capture_output=True, text=True, check=True
+    )
     assert result.stdout.startswith("sao 0.")

@@ -1,5 +1,5 @@
-"""How many requests are sent at once, how long the client waits, and how it ends: the pieces of sao.engines.client alone, and
-the engine on servers that a test twists."""
+"""How many requests are sent at once, how long the client waits, and how it ends: the pieces of
+sao.engines.client alone, and the engine on servers that a test twists."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_places_go_to_retries_first_then_by_turn_and_a_cancelled_wait_takes_none
 
         await work("a")
         await work("b")
-        tasks = {name: asyncio.create_task(work(name, name == "retry")) for name in ("gone", "given", "c", "retry")}
+        tasks = {
+            name: asyncio.create_task(work(name, name == "retry")) for name in ("gone", "given", "c", "retry")
+        }
         await asyncio.sleep(0)
         assert order == ["a", "b"]
         tasks["gone"].cancel()
@@ -125,7 +127,8 @@ def test_a_request_may_find_the_window_closed_any_number_of_times(clock: list[fl
 
 
 def test_the_window_follows_what_the_server_bears() -> None:
-    """A server that refuses more than 8 at once: everything is answered, and few are sent at once in the end."""
+    """A server that refuses more than 8 at once: everything is answered, and few are sent at once in the
+    end."""
 
     def twist(body: Body, answer: Body) -> Body:
         if server.in_flight > 8:
@@ -210,9 +213,14 @@ def test_a_wait_beyond_all_patience_ends_the_run_once_all_that_came_is_given_out
         return answer
 
     came: list[str] = []
-    with Odd(twist=twist, retry_after="86400", slow_every=10, slow_delay=0.2) as server, opened(server) as engine:
+    with (
+        Odd(twist=twist, retry_after="86400", slow_every=10, slow_delay=0.2) as server,
+        opened(server) as engine,
+    ):
         begun = time.monotonic()
-        with pytest.raises(EngineError, match=r"it asks to wait 86400 s \(last: HTTP 429: come back tomorrow\)"):
+        with pytest.raises(
+            EngineError, match=r"it asks to wait 86400 s \(last: HTTP 429: come back tomorrow\)"
+        ):
             for completion in engine.generate(asked("1 quick", "2 much", "10 slow", "20 slow")):
                 came.append(completion.id)
                 time.sleep(0.5)  # meanwhile the refusal comes, and after it the slow ones
@@ -258,7 +266,9 @@ def test_requests_and_tokens_a_minute_hold() -> None:
         assert time.monotonic() - begun > 0.85 * (20 - 4) * 202 / 2000
 
 
-def test_too_few_answers_for_two_minutes_end_the_run_and_a_slow_minute_is_told_once(clock: list[float]) -> None:
+def test_too_few_answers_for_two_minutes_end_the_run_and_a_slow_minute_is_told_once(
+    clock: list[float],
+) -> None:
     said: list[str] = []
     rate = Rate(10, said.append)
 

@@ -2,7 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from sao.config import NOT_LEARNT_FROM, Config, TrainConfig, field_names, load_recipe, make_config, recipe_names
+from sao.config import (
+    NOT_LEARNT_FROM,
+    Config,
+    TrainConfig,
+    field_names,
+    load_recipe,
+    make_config,
+    recipe_names,
+)
 from sao.errors import ConfigError
 
 
@@ -76,16 +84,26 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 def test_free_text_is_never_read_as_a_number() -> None:
-    config = load_recipe("default", {"revision": "12e4567", "personas.source": "none", "personas.revision": "1234567"})
-    assert (config.revision, config.personas.source, config.personas.revision) == ("12e4567", "none", "1234567")
+    config = load_recipe(
+        "default", {"revision": "12e4567", "personas.source": "none", "personas.revision": "1234567"}
+    )
+    assert (config.revision, config.personas.source, config.personas.revision) == (
+        "12e4567",
+        "none",
+        "1234567",
+    )
     assert load_recipe("default", {"revision": "null"}).revision is None
 
 
 LEARNT_FROM = {
-    "loss": "simpo", "beta": None, "gamma": None, "gamma_beta_ratio": None, "margin_weight": 0.0, "label_smoothing": 0.0,
-    "soft_labels": False, "nll_weight": None, "nll_average": "pairs", "nll_on_prompt": False, "method": "full",
-    "lora": {"r": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear"}, "weights": "float32", "optimizer": "adamw",
-    "lr": 1e-6, "epochs": 1, "batch_size": 128, "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0,
+    "loss": "simpo", "beta": None, "gamma": None, "gamma_beta_ratio": None, "margin_weight": 0.0,
+    "label_smoothing": 0.0,
+    "soft_labels": False, "nll_weight": None, "nll_average": "pairs", "nll_on_prompt": False,
+    "method": "full",
+    "lora": {"r": 16, "alpha": 32.0, "dropout": 0.0, "targets": "all-linear"}, "weights": "float32",
+    "optimizer": "adamw",
+    "lr": 1e-6, "epochs": 1, "batch_size": 128, "warmup_ratio": 0.1, "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
     "max_length": 2048, "too_long": "drop", "parallel": "ddp", "held_out_share": 0.0,
 }  # fmt: skip
 """What the ids of runs with the default settings hang on."""

@@ -67,7 +67,11 @@ FORMS: dict[str, Row] = {
     "prompt repeated as messages": {"prompt": [ASKED], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]},
     "ShareGPT": {"conversations": [sharegpt(ASKED)], "chosen": sharegpt(GOOD), "rejected": sharegpt(BAD)},
     "parts": {"prompt": [in_parts(ASKED)], "chosen": [in_parts(GOOD)], "rejected": [in_parts(BAD)]},
-    "an empty system message": {"prompt": [{**SYSTEM, "content": " "}, ASKED], "chosen": [GOOD], "rejected": [BAD]},
+    "an empty system message": {
+        "prompt": [{**SYSTEM, "content": " "}, ASKED],
+        "chosen": [GOOD],
+        "rejected": [BAD],
+    },
 }
 
 
@@ -168,17 +172,21 @@ WRITERS: dict[str, Callable[[list[dict[str, str]], str, str], Row]] = {
         "prompt": chat[-1]["content"], "chosen": [*chat, answer(a)], "rejected": [*chat, answer(b)]
     },
     "ShareGPT": lambda chat, a, b: {
-        "conversations": [sharegpt(m) for m in chat], "chosen": sharegpt(answer(a)), "rejected": sharegpt(answer(b))
+        "conversations": [sharegpt(m) for m in chat], "chosen": sharegpt(answer(a)),
+        "rejected": sharegpt(answer(b))
     },
     "parts": lambda chat, a, b: {
-        "prompt": [in_parts(m) for m in chat], "chosen": [in_parts(answer(a))], "rejected": [in_parts(answer(b))]
+        "prompt": [in_parts(m) for m in chat], "chosen": [in_parts(answer(a))],
+        "rejected": [in_parts(answer(b))]
     },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("form", WRITERS)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pairs=st.lists(chats(), min_size=1, max_size=4), suffix=st.sampled_from([".jsonl", ".json", ".parquet"]))
+@given(
+    pairs=st.lists(chats(), min_size=1, max_size=4), suffix=st.sampled_from([".jsonl", ".json", ".parquet"])
+)
 def test_what_is_written_is_read_back(tmp_path: Path, form: str, pairs: list[Any], suffix: str) -> None:
     found = list(read_pairs(write(tmp_path / f"p{suffix}", [WRITERS[form](*pair) for pair in pairs])))
     expected = [(i, tuple(Message(**m) for m in chat), a, b) for i, (chat, a, b) in enumerate(pairs)]
@@ -191,7 +199,11 @@ def test_a_dialogue_of_hh_is_read_back(pair: tuple[list[dict[str, str]], str, st
     turns = [m | {"content": m["content"].strip()} for m in pair[0] if m["role"] != "system"]
     a, b = (text.strip() for text in pair[1:])
     assume(
-        not any(mark in text for text in (a, b, *(m["content"] for m in turns)) for mark in ("\n\nHuman:", "\n\nAss"))
+        not any(
+            mark in text
+            for text in (a, b, *(m["content"] for m in turns))
+            for mark in ("\n\nHuman:", "\n\nAss")
+        )
     )
     names = {"user": "Human", "assistant": "Assistant"}
     asked = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in turns) + "\n\nAssistant: "
@@ -229,7 +241,10 @@ TOOL = {"role": "tool", "content": "42"}
         ({"prompt": [PICTURE], "chosen": [GOOD], "rejected": [BAD]}, "not text"),
         ({"prompt": "Why?", "images": ["x.png"], "chosen": "So.", "rejected": "No."}, "not text"),
         ({"prompt": [{"role": "user", "content": None}], "chosen": [GOOD], "rejected": [BAD]}, "not text"),
-        ({"prompt": [ASKED], "chosen": [{"role": "assistant", "content": ["So."]}], "rejected": [BAD]}, "not text"),
+        (
+            {"prompt": [ASKED], "chosen": [{"role": "assistant", "content": ["So."]}], "rejected": [BAD]},
+            "not text",
+        ),
         ({"prompt": "Why\ud800?", "chosen": "So.", "rejected": "No."}, "not valid Unicode"),
         ({"prompt": "Why?", "chosen": "\udfff", "rejected": "No."}, "not valid Unicode"),
         ({"prompt": "Why?", "chosen": 1, "rejected": "No."}, "unknown format"),
@@ -237,15 +252,24 @@ TOOL = {"role": "tool", "content": "42"}
         ({"prompt": 7, "chosen": "So.", "rejected": "No."}, "unknown format"),
         ({"prompt": "Why?", "chosen": "So."}, "unknown format"),
         ({"prompt": [ASKED], "chosen": [ASKED], "rejected": [ASKED]}, "unknown format"),
-        ({"prompt": [ASKED], "chosen": [{"role": ["user"], "content": "x"}], "rejected": [BAD]}, "unknown format"),
-        ({"prompt": [ASKED], "chosen": [{"role": "wizard", "content": "x"}], "rejected": [BAD]}, "unknown format"),
+        (
+            {"prompt": [ASKED], "chosen": [{"role": ["user"], "content": "x"}], "rejected": [BAD]},
+            "unknown format",
+        ),
+        (
+            {"prompt": [ASKED], "chosen": [{"role": "wizard", "content": "x"}], "rejected": [BAD]},
+            "unknown format",
+        ),
         ({"prompt": [ASKED], "chosen": [TOOL, GOOD], "rejected": [BAD]}, "unknown format"),
         ({"prompt": [ASKED], "chosen": [GOOD | {"tool_calls": [{}]}], "rejected": [BAD]}, "unknown format"),
         ({"chosen": [ASKED, GOOD, ASKED, BAD], "rejected": [ASKED, BAD, ASKED, GOOD]}, "unknown format"),
         ({"chosen": [ASKED, GOOD, ASKED, BAD], "rejected": [ASKED, BAD]}, "unknown format"),
         ({"prompt": [ASKED, ASKED], "chosen": [GOOD], "rejected": [BAD]}, "unknown format"),
         ({"prompt": [GOOD, ASKED], "chosen": [GOOD], "rejected": [BAD]}, "unknown format"),
-        ({"chosen": [ASKED, GOOD], "rejected": [PICTURE | {"content": "How?"}, BAD]}, "answers to different prompts"),
+        (
+            {"chosen": [ASKED, GOOD], "rejected": [PICTURE | {"content": "How?"}, BAD]},
+            "answers to different prompts",
+        ),
         ({"chosen": [ASKED, GOOD], "rejected": [SYSTEM, ASKED, BAD]}, "answers to different prompts"),
         ({"prompt": [ASKED], "chosen": [GOOD], "rejected": [ASKED, BAD]}, "answers to different prompts"),
         ("a text", "unknown format"),
@@ -261,9 +285,13 @@ def test_an_odd_row_is_dropped_with_its_reason(tmp_path: Path, row: Any, reason:
 
 
 keys = st.sampled_from(["role", "content", "from", "value", "type", "text"])
-words = st.sampled_from(["user", "assistant", "system", "human", "text", "", "Why?", "So.", "\ud800", HH, HH + " So."])
+words = st.sampled_from(
+    ["user", "assistant", "system", "human", "text", "", "Why?", "So.", "\ud800", HH, HH + " So."]
+)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | words
-anything = st.recursive(scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3), max_leaves=8)
+anything = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3), max_leaves=8
+)
 columns = st.sampled_from(["prompt", "conversations", "chosen", "rejected", "margin", "p_chosen", "images"])
 messages = st.lists(st.fixed_dictionaries({"role": words, "content": anything}), max_size=3)
 
@@ -294,7 +322,11 @@ def test_a_huge_row_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.jsonl", b'{"chosen": "a", "rejected": "b", "prompt": "c"}\n{"chosen": "a', r"p\.jsonl, line 2: not JSON"),
+        (
+            "p.jsonl",
+            b'{"chosen": "a", "rejected": "b", "prompt": "c"}\n{"chosen": "a',
+            r"p\.jsonl, line 2: not JSON",
+        ),
         ("p.jsonl", b"[" * 200_000, r"p\.jsonl, line 1: not JSON"),
         ("p.jsonl", b"\n\n\xff\xfe{\n", r"p\.jsonl, line 3: not UTF-8 text .*iconv"),
         ("p.jsonl", b"", "it holds no rows"),
@@ -308,8 +340,16 @@ def test_a_huge_row_is_a_row(tmp_path: Path) -> None:
             b'{"a": 1} {"a": 2}',
             r"line 1: not JSON \(after the end of the value stands '\{\"a\": 2\}'\).*a line",
         ),
-        ("p.jsonl", b'{"a": 1}\n{"a": 2}{"a": 3}', r"p\.jsonl, line 2: not JSON \(after .* Write one record a line"),
-        ("p.jsonl", b'{"a": 1},\n{"a": 2},', r"p\.jsonl, line 1: not JSON \(after the end of the value stands ','\)"),
+        (
+            "p.jsonl",
+            b'{"a": 1}\n{"a": 2}{"a": 3}',
+            r"p\.jsonl, line 2: not JSON \(after .* Write one record a line",
+        ),
+        (
+            "p.jsonl",
+            b'{"a": 1},\n{"a": 2},',
+            r"p\.jsonl, line 1: not JSON \(after the end of the value stands ','\)",
+        ),
         ("p.json", b'{"a": 1}\n[{"a": 2}]', r"p\.json, line 2: an array among records .*\.jsonl"),
         ("p.json", b'{"a": 1}\nand more', r"p\.json, line 2: not JSON"),
         ("p.json", b'["\xff"]', r"p\.json, item 0: not UTF-8"),
@@ -412,24 +452,45 @@ def shards(folder: Path, names: list[str]) -> str:
     [
         ([ONE], r"train-00001-of-00002\.parquet is missing: the folder holds 1 of 2 shards"),
         ([TWO], r"train-00000-of-00002\.parquet is missing: the folder holds 1 of 2"),
-        (["train-00001-of-00003.parquet", "train-00003-of-00003.parquet"], r"train-00002-of-00003\.parquet is missing"),
+        (
+            ["train-00001-of-00003.parquet", "train-00003-of-00003.parquet"],
+            r"train-00002-of-00003\.parquet is missing",
+        ),
         ([f"data/{ONE}"], r"data: train-00001-of-00002\.parquet is missing"),
         ([ONE, f"data/{TWO}"], r"holds the split train twice"),
         (["train-00000-of-00002-0a1b2c3d4e5f6a7b.parquet"], r"train-00001-of-00002-\*\.parquet is missing"),
-        (["data-00000-of-00003.parquet", "data-00002-of-00003.parquet"], r"data-00001-of-00003\.parquet is missing"),
+        (
+            ["data-00000-of-00003.parquet", "data-00002-of-00003.parquet"],
+            r"data-00001-of-00003\.parquet is missing",
+        ),
         (["0000.parquet", "0002.parquet"], r"0001\.parquet is missing: the files are numbered up to 2"),
         (
             [ONE, TWO, "train-00000-of-00003.parquet"],
             r"shards of two sets, train-00000-of-00002\.parquet and train-00000-of-00003",
         ),
-        ([ONE, "train-00001-of-00003.parquet"], r"shards of two sets, .*-of-00002\.parquet and .*-of-00003\.parquet"),
-        ([ONE, TWO, "train-00002-of-00002.parquet"], r"train-00002-of-00002\.parquet: no shard of a set of 2"),
         (
-            ["train-00000-of-00001-0a1b2c3d4e5f6a7b.parquet", "train-00000-of-00001-1a1b2c3d4e5f6a7b.parquet"],
+            [ONE, "train-00001-of-00003.parquet"],
+            r"shards of two sets, .*-of-00002\.parquet and .*-of-00003\.parquet",
+        ),
+        (
+            [ONE, TWO, "train-00002-of-00002.parquet"],
+            r"train-00002-of-00002\.parquet: no shard of a set of 2",
+        ),
+        (
+            [
+                "train-00000-of-00001-0a1b2c3d4e5f6a7b.parquet",
+                "train-00000-of-00001-1a1b2c3d4e5f6a7b.parquet",
+            ],
             r"two files for one shard, train-00000-of-00001-0a.* and train-00000-of-00001-1a",
         ),
-        (["train.parquet", ONE, TWO], r"holds the split train twice, as train\.parquet and as train-00000-of-00002"),
-        (["train.parquet", "data/train-00000-of-00001.parquet"], r"holds the split train twice, .*data/train-00000"),
+        (
+            ["train.parquet", ONE, TWO],
+            r"holds the split train twice, as train\.parquet and as train-00000-of-00002",
+        ),
+        (
+            ["train.parquet", "data/train-00000-of-00001.parquet"],
+            r"holds the split train twice, .*data/train-00000",
+        ),
     ],
 )
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, names: list[str], message: str) -> None:
@@ -438,12 +499,18 @@ def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, names: list[str], me
 
 
 @pytest.mark.parametrize(
-    "mark", [" (1)", "(2)", " - Copy", " - Copy (2)", " copy", " copy 2", " (copy)", " (another copy)", " (3rd copy)", "_copy",
+    "mark", [" (1)", "(2)", " - Copy", " - Copy (2)", " copy", " copy 2", " (copy)", " (another copy)",
+    " (3rd copy)", "_copy",
              " - Kopie", " 2", " (1) (1)", " (Ann's conflicted copy 2024-05-01)"]
 )  # fmt: skip
 def test_a_copy_of_a_file_is_refused(tmp_path: Path, mark: str) -> None:
     for number, (name, others) in enumerate(
-        [("train", []), ("train-00000-of-00001", []), ("train-00000-of-00002", [TWO]), ("0000", ["0001.parquet"])]
+        [
+            ("train", []),
+            ("train-00000-of-00001", []),
+            ("train-00000-of-00002", [TWO]),
+            ("0000", ["0001.parquet"]),
+        ]
     ):
         for place in ("", "data/") if name != "0000" else ("",):
             folder, copy = tmp_path / f"{number}{place}", f"{place}{name}{mark}.parquet"
@@ -460,7 +527,9 @@ def test_a_copy_of_a_file_is_refused(tmp_path: Path, mark: str) -> None:
 def test_a_copy_is_one_before_the_name_too(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Copy of train\.parquet: looks like a copy of train\.parquet"):
         list(read_pairs(shards(tmp_path, ["train.parquet", "Copy of train.parquet"])))
-    with pytest.raises(DataError, match=r"train \(1\)\.parquet: looks like a copy of train\.parquet.*rename it"):
+    with pytest.raises(
+        DataError, match=r"train \(1\)\.parquet: looks like a copy of train\.parquet.*rename it"
+    ):
         list(read_pairs(shards(tmp_path / "alone", ["train (1).parquet"])))
 
 
@@ -484,7 +553,9 @@ def test_names_that_are_whole_sets(tmp_path: Path, names: list[str]) -> None:
 
 
 def test_other_splits_are_checked_when_they_are_read(tmp_path: Path) -> None:
-    folder = shards(tmp_path, ["train.parquet", "test-00001-of-00002.parquet", "dev.parquet", "dev (1).parquet"])
+    folder = shards(
+        tmp_path, ["train.parquet", "test-00001-of-00002.parquet", "dev.parquet", "dev (1).parquet"]
+    )
     assert len(list(read_pairs(folder))) == 1
     with pytest.raises(DataError, match=r"test-00000-of-00002\.parquet is missing"):
         list(read_pairs(folder, split="test"))
@@ -522,7 +593,8 @@ def items(path: Path) -> list[Any]:
         '[{"a": 0}, {"a": "], [{"}],[{"a": [3.5, {"b": "ü"}]}]\n\n',
         '[\n{"a": 0}\n]\n,\n[\n{"a": "], [{"},{"a": [3.5, {"b": "ü"}]}\n]',
         '[]\n[{"a": 0}, {"a": "], [{"}]\r\n[]\n[{"a": [3.5, {"b": "ü"}]}]',
-        '\ufeff [{"a": 0}]\n\ufeff[{"a": "], [{"}, {"a": [3.5, {"b": "ü"}]}]',  # two files joined, each with its mark
+        # two files joined, each with its mark
+        '\ufeff [{"a": 0}]\n\ufeff[{"a": "], [{"}, {"a": [3.5, {"b": "ü"}]}]',
     ],
 )
 def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -536,7 +608,9 @@ def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @given(
-    arrays=st.lists(st.lists(st.dictionaries(texts, st.floats(allow_nan=False) | st.integers() | texts)), min_size=1),
+    arrays=st.lists(
+        st.lists(st.dictionaries(texts, st.floats(allow_nan=False) | st.integers() | texts)), min_size=1
+    ),
     between=st.sampled_from(["", ",", "\n", ",\n", " , ", "\ufeff"]),
     indent=st.none() | st.integers(0, 2),
     piece=st.integers(1, 40),
@@ -545,13 +619,17 @@ def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.Monk
 def test_arrays_in_any_layout_are_read_whole(
     tmp_path: Path, arrays: list[list[Row]], between: str, indent: int | None, piece: int
 ) -> None:
-    (tmp_path / "p.json").write_text(between.join(json.dumps(array, indent=indent) for array in arrays), "utf-8")
+    (tmp_path / "p.json").write_text(
+        between.join(json.dumps(array, indent=indent) for array in arrays), "utf-8"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sao.data.readers.CHUNK", piece)
         assert items(tmp_path / "p.json") == [row for array in arrays for row in array]
 
 
-def test_numbers_that_cross_pieces_of_a_file_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_cross_pieces_of_a_file_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     numbers = [12345, -1.5, 2.5e-7, 1e300, 0]
     (tmp_path / "p.json").write_text("[12345,-1.5 , 2.5e-7,1E+300,0]")
     for piece in range(1, 32):
@@ -562,7 +640,10 @@ def test_numbers_that_cross_pieces_of_a_file_are_whole(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"a": 1}, {"a": 2}]\nand more', r"item 2: after the end of the array stands 'and more'\. Write .*\.jsonl"),
+        (
+            '[{"a": 1}, {"a": 2}]\nand more',
+            r"item 2: after the end of the array stands 'and more'\. Write .*\.jsonl",
+        ),
         ('[{"a": 1}]]', r"item 1: after the end of the array stands '\]'"),
         ('[{"a": 1}]\n{"a": 2}\n', r"item 1: after the end of the array stands '\{\"a\": 2\}\\n'.*\.jsonl"),
         ('[{"a": 1}],', r"item 1: the file ends after a comma\. Copy it again"),
@@ -577,7 +658,10 @@ def test_numbers_that_cross_pieces_of_a_file_are_whole(tmp_path: Path, monkeypat
             '[{"role": "user", "content": "q"}]\n[{"a": 2}]',
             r"item 0: a chat message.*one row\. .*one record a line, as \.jsonl",
         ),
-        ('[{"a": 1}],[{"from": "human", "value": "q"}]', r"item 1: a chat message, in a file of several arrays"),
+        (
+            '[{"a": 1}],[{"from": "human", "value": "q"}]',
+            r"item 1: a chat message, in a file of several arrays",
+        ),
         ('[{"from": "human", "value": "q"}][{"from": "human", "value": "r"}]', r"item 0: a chat message"),
     ],
 )
@@ -668,8 +752,10 @@ def test_nan_in_pairs_is_dropped_and_never_spelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (81, "81"), (81.0, "81"), ("81", "81"), ("81.0", "81"), (-3.0, "-3"), (0, "0"), (0.5, "0.5"), ("a.0", "a.0"),
-        ("1.05", "1.05"), (10**400, str(10**400)), (1e22, "10000000000000000000000"), ("", ""), (None, ""), (math.nan, ""),
+        (81, "81"), (81.0, "81"), ("81", "81"), ("81.0", "81"), (-3.0, "-3"), (0, "0"), (0.5, "0.5"), ("a.0",
+        "a.0"),
+        ("1.05", "1.05"), (10**400, str(10**400)), (1e22, "10000000000000000000000"), ("", ""), (None, ""),
+        (math.nan, ""),
         (math.inf, ""), (True, ""), ([81], ""), ({"id": 81}, ""),
     ],
 )  # fmt: skip
@@ -694,7 +780,9 @@ def test_a_hub_set_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(pair, TextPair)
     assert (pair.messages, pair.chosen, pair.rejected) == (WHY, "So.", "No.")
     assert drop == Drop(row=1, stage="train", record_id="row-1", reason="empty answer")
-    assert asked == [(("some/set", "small"), {"revision": "abc123", "split": "train_prefs", "streaming": True})]
+    assert asked == [
+        (("some/set", "small"), {"revision": "abc123", "split": "train_prefs", "streaming": True})
+    ]
 
 
 def test_a_hub_set_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,7 +794,9 @@ def test_a_hub_set_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise datasets.exceptions.DatasetNotFoundError("no such set")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"some/set: cannot be read from the hub \(DatasetNotFoundError: no such set\)"):
+    with pytest.raises(
+        DataError, match=r"some/set: cannot be read from the hub \(DatasetNotFoundError: no such set\)"
+    ):
         list(read_pairs("some/set", "abc123"))
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match="pip install datasets"):
@@ -721,7 +811,9 @@ def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("p.jsonl", "p.json", "p.parquet"):
         config = PersonasConfig(source=write(tmp_path / name, rows), n=2, held_out=0, sample="first")
         assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]
-    with pytest.raises(DataError, match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)"):
+    with pytest.raises(
+        DataError, match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)"
+    ):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.parquet"), column="x", n=1), 0))
     with pytest.raises(DataError, match="a folder"):
         list(read_personas(PersonasConfig(source=str(tmp_path), n=1), 0))

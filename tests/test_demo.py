@@ -33,7 +33,8 @@ def test_the_shipped_model_is_small_and_speaks_its_world() -> None:
 
 
 def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
-    """The demo at a third of its size: the oracle sees the gain, and no gain from a coin's labels on the same answers."""
+    """The demo at a third of its size: the oracle sees the gain, and no gain from a coin's labels on the same
+    answers."""
     aligned = run(load_recipe("demo", SMALLER), tmp_path)
     oracle = aligned["oracle"]
     assert 0.40 <= oracle["before"] <= 0.65
@@ -65,7 +66,16 @@ def _prompts(root: Path) -> list:  # type: ignore[type-arg]
 
 def test_sigkill_at_random_moments_gives_the_same_bytes_and_weights(tmp_path: Path) -> None:
     def command(out: str) -> list[str]:
-        sizes = ["--personas.n", "150", "--personas.held_out", "30", "--train.save_steps", "1", "--engine.threads", "1"]
+        sizes = [
+            "--personas.n",
+            "150",
+            "--personas.held_out",
+            "30",
+            "--train.save_steps",
+            "1",
+            "--engine.threads",
+            "1",
+        ]
         return [sys.executable, "-m", "sao", "run", "demo", "--quiet", "--out", str(tmp_path / out), *sizes]
 
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

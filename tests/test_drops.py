@@ -69,7 +69,9 @@ class Late:
             if number == self.most:
                 raise KeyboardInterrupt
             if row in self.lost:
-                yield Drop(row=row, stage="s", record_id=f"{row:016x}", reason="no marker", text=f"text {row}")
+                yield Drop(
+                    row=row, stage="s", record_id=f"{row:016x}", reason="no marker", text=f"text {row}"
+                )
             else:
                 yield Prompt(id=f"{row:016x}", row=row, persona_id="", text="x")
 
@@ -121,7 +123,8 @@ def test_the_bound_is_the_lower_end_of_wilsons_interval(tmp_path: Path) -> None:
 
 
 def test_the_share_is_watched_over_kills(tmp_path: Path) -> None:
-    """Row 32 and later: 60 % are lost, which shows from row 500 on, killed or not; the first rows are fine."""
+    """Row 32 and later: 60 % are lost, which shows from row 500 on, killed or not; the first rows are
+    fine."""
     lost = {row for row in range(32, 900) if row % 5 < 3}
     whole, end = work(tmp_path / "whole", Late(lost, list(range(900))), range(900))
     assert len(whole) == 500
@@ -168,10 +171,13 @@ def test_answers_cut_off_keep_their_text_and_name_what_to_change(tmp_path: Path)
 
             for completion in super().generate(requests):
                 yield (
-                    completion if completion.text.startswith("Prompt") else replace(completion, finish_reason="length")
+                    completion
+                    if completion.text.startswith("Prompt")
+                    else replace(completion, finish_reason="length")
                 )
 
     with pytest.raises(
-        DropError, match=r"(?s)responses: 32 of the first 32.*Answer .*responses\.max_tokens.*responses\.system"
+        DropError,
+        match=r"(?s)responses: 32 of the first 32.*Answer .*responses\.max_tokens.*responses\.system",
     ):
         run(recipe(), tmp_path, until="respond", engine=Cut())

@@ -1,4 +1,5 @@
-"""The built-in engine: samples that depend on their request alone, and numbers equal to plain transformers."""
+"""The built-in engine: samples that depend on their request alone, and numbers equal to plain
+transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def chat(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
 
 
-def request(index: int, n: int = 2, max_tokens: int = 40, length: int | None = None, **sampling: object) -> Request:
+def request(
+    index: int, n: int = 2, max_tokens: int = 40, length: int | None = None, **sampling: object
+) -> Request:
     words = "hello world " * (index % 7 if length is None else length)
     samples = tuple(Sample(f"{index}.{i}", 1000 * index + i) for i in range(n))
     return Request(chat(f"{words}{index}"), samples, Sampling(max_tokens, **sampling))  # type: ignore[arg-type]
@@ -91,7 +94,8 @@ def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: st
         ids = engine.chat.prompt_ids(each.messages)
         inputs = torch.tensor([ids])
         whole = model.generate(
-            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=130, do_sample=False, use_cache=True,
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=130, do_sample=False,
+            use_cache=True,
             eos_token_id=sorted(engine.chat.end_ids), pad_token_id=engine.chat.pad_id,
         )  # fmt: skip
         assert ours[f"{i}.0"].token_ids == tuple(whole[0, len(ids) :].tolist())
@@ -155,7 +159,8 @@ def test_prompt_longer_than_the_context(tmp_path: Path) -> None:
     engine = TransformersEngine(tiny_models.llama(tmp_path, max_position_embeddings=64), CONFIG)
     room = 64 - len(engine.chat.prompt_ids(request(3, length=2).messages))
     completions = run(
-        engine, [request(0, length=40), request(1), request(2, length=40), request(3, length=2, max_tokens=999)]
+        engine,
+        [request(0, length=40), request(1), request(2, length=40), request(3, length=2, max_tokens=999)],
     )
     for key in ("0.0", "0.1", "2.0", "2.1"):
         assert completions[key] == Completion(key, "", (), "length")
@@ -168,12 +173,15 @@ def test_prompt_longer_than_the_context(tmp_path: Path) -> None:
 def test_overlong_and_empty_requests_among_many(engine: TransformersEngine) -> None:
     """None of them stops the others, wherever they stand; a request without samples gives nothing."""
     requests = [
-        request(i, n=i % 3, max_tokens=5, length={7: 300, 8: 60, 9: 300}.get(i % 10, i % 5)) for i in range(300)
+        request(i, n=i % 3, max_tokens=5, length={7: 300, 8: 60, 9: 300}.get(i % 10, i % 5))
+        for i in range(300)
     ]
     completions = run(engine, requests)
     assert sorted(completions) == sorted(sample.id for each in requests for sample in each.samples)
     empty = {key for key, each in completions.items() if each.token_ids == ()}
-    assert empty == {sample.id for i, each in enumerate(requests) if i % 10 in (7, 9) for sample in each.samples}
+    assert empty == {
+        sample.id for i, each in enumerate(requests) if i % 10 in (7, 9) for sample in each.samples
+    }
     assert list(engine.generate([request(i, n=0) for i in range(200)])) == []
 
 
@@ -189,7 +197,8 @@ def test_full_gpu_names_the_way_out(engine: TransformersEngine, monkeypatch: pyt
 
 
 def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
-    """The window is four times the eight slots, so unfinished requests are bounded; short samples come early."""
+    """The window is four times the eight slots, so unfinished requests are bounded; short samples come
+    early."""
     read = 0
 
     def source() -> Iterator[Request]:
@@ -203,7 +212,9 @@ def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
     assert read == given == 300
 
 
-def test_short_samples_come_before_long_ones(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_samples_come_before_long_ones(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first of twenty requests wants 100 tokens, the others 3; no token ends a sample early."""
     monkeypatch.setattr(engine.network, "ends", np.zeros_like(engine.network.ends))
     requests = [request(i, n=1, max_tokens=100 if i == 0 else 3) for i in range(20)]
@@ -231,7 +242,8 @@ def test_samples_follow_the_softmax(engine: TransformersEngine) -> None:
 
 
 def test_draw_worked_by_hand() -> None:
-    """p = 0.5, 0.3, 0.15, 0.05 in the order of ids 2, 0, 3, 1; nucleus 0.7 keeps the first two: 0.625 and 0.375."""
+    """p = 0.5, 0.3, 0.15, 0.05 in the order of ids 2, 0, 3, 1; nucleus 0.7 keeps the first two: 0.625 and
+    0.375."""
     logits = torch.tensor([0.3, 0.05, 0.5, 0.15]).log()
 
     def one(uniform: float, temperature: float = 1.0, top_p: float = 1.0) -> int:
@@ -253,7 +265,8 @@ def test_draw_takes_settings_row_by_row() -> None:
 
 
 def test_uniforms_are_splitmix64() -> None:
-    """Seed 0 is hashed to the published first output of SplitMix64; from there its stream is followed step by step."""
+    """Seed 0 is hashed to the published first output of SplitMix64; from there its stream is followed step by
+    step."""
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
 
     def splitmix64(state: int) -> int:
@@ -299,7 +312,8 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
 
 
 def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:
-    """Short prompts among the first, a flood of long ones behind them: full lanes of those do not keep the first ones waiting."""
+    """Short prompts among the first, a flood of long ones behind them: full lanes of those do not keep the
+    first ones waiting."""
     requests = [request(i, n=1, max_tokens=30, length=1 if i % 2 and i < 32 else 20) for i in range(400)]
     done = [int(completion.id.split(".")[0]) for completion in engine.generate(requests)]
     assert sorted(done) == list(range(400))

@@ -60,9 +60,15 @@ def by_worth(first: str, second: str) -> float:
     return 0.5 if worth(first) == worth(second) else 0.9 if worth(first) > worth(second) else 0.1
 
 
-def bench(out: Path, base: ScriptedEngine, tuned: ScriptedEngine, judge: ScriptedEngine, **more: Any) -> Bench:
+def bench(
+    out: Path, base: ScriptedEngine, tuned: ScriptedEngine, judge: ScriptedEngine, **more: Any
+) -> Bench:
     config = make_config(
-        {"engine": {"name": "scripted"}, "eval": {"bootstrap": 500, "self_tests": 0, **more.pop("eval", {})}, **more}
+        {
+            "engine": {"name": "scripted"},
+            "eval": {"bootstrap": 500, "self_tests": 0, **more.pop("eval", {})},
+            **more,
+        }
     )
     return Bench(config, out, {"base": base, "tuned": tuned, "judge": judge})
 
@@ -200,7 +206,9 @@ def test_a_reference_stands_between_two_models(tmp_path: Path) -> None:
     assert suite["tuned"]["adjusted"]["delta"]["p"] < 0.01
     assert (tmp_path / "out" / ".eval_results" / "alpaca.yaml").is_file()
     assert suite["tuned"]["adjusted"]["name"] == "length-adjusted win rate"  # not LC: no official files
-    annotations = alpaca_files.read_annotations(str(tmp_path / "out" / "alpaca" / "tuned" / "annotations.json"))
+    annotations = alpaca_files.read_annotations(
+        str(tmp_path / "out" / "alpaca" / "tuned" / "annotations.json")
+    )
     assert len(annotations) == N
     assert alpaca_files.standing_of(annotations).discrete_win_rate == 75.0
     board = alpaca_files.read_leaderboard(str(tmp_path / "out" / "alpaca" / "leaderboard.csv"))
@@ -233,7 +241,9 @@ def test_arena_reads_five_verdicts_in_both_orders(tmp_path: Path) -> None:
         answering("base", lambda i: 0.5),
         answering("tuned", lambda i: 0.9 if i < 25 else 0.5 if i < 30 else 0.4),
     )
-    found = evaluate(bench(tmp_path / "out", base, tuned, talking(verdict)), asked(tmp_path, "arena"), ["arena"])
+    found = evaluate(
+        bench(tmp_path / "out", base, tuned, talking(verdict)), asked(tmp_path, "arena"), ["arena"]
+    )
     tuned_side = found["suites"]["arena"]["tuned"]
     assert (tuned_side["win"], tuned_side["tie"], tuned_side["loss"]) == (25, 5, 10)
     assert tuned_side["unreadable"] == 0
@@ -273,7 +283,11 @@ def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:
 
 
 def test_what_is_finished_is_not_asked_again(tmp_path: Path) -> None:
-    base, tuned, judge = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9), judging(by_worth)
+    base, tuned, judge = (
+        answering("base", lambda i: 0.5),
+        answering("tuned", lambda i: 0.9),
+        judging(by_worth),
+    )
     first = evaluate(bench(tmp_path / "out", base, tuned, judge), asked(tmp_path), ["heldout"])
     calls = (base.calls, tuned.calls, judge.calls)
     assert calls == (N, N, 2 * N)
@@ -304,7 +318,11 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     class Killed(Exception):  # noqa: N818
         pass
 
-    base, tuned, judge = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9), judging(by_worth)
+    base, tuned, judge = (
+        answering("base", lambda i: 0.5),
+        answering("tuned", lambda i: 0.9),
+        judging(by_worth),
+    )
     whole = evaluate(bench(tmp_path / "whole", base, tuned, judge), asked(tmp_path), ["heldout"])
     left = 100
 
@@ -395,7 +413,9 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
         "1",
         "--headline",
     ]
-    assert main([*command, "--out", str(tmp_path / "eval"), "--eval.self_tests", "5", "--json", "--quiet"]) == 0
+    assert (
+        main([*command, "--out", str(tmp_path / "eval"), "--eval.self_tests", "5", "--json", "--quiet"]) == 0
+    )
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["label"] == "CIRCULAR"
     assert found["suites"]["heldout"]["delta"]["value"] > 0.05

@@ -1,4 +1,5 @@
-"""Exports: the rows of each tool's form, what is train and what is test, files that arrive whole, and the data set's card."""
+"""Exports: the rows of each tool's form, what is train and what is test, files that arrive whole, and the
+data set's card."""
 
 import hashlib
 import json
@@ -41,15 +42,19 @@ TURNS = ("Name a bird.", "A finch.")
 
 def prompt(row: int, text: str = "", persona: str | None = None, earlier: tuple[str, ...] = ()) -> Prompt:
     name = make_id("persona", row) if persona is None else persona
-    return Prompt(id=make_id("prompt", row), row=row, persona_id=name, text=text or f"Question {row}?", earlier=earlier)
+    return Prompt(
+        id=make_id("prompt", row), row=row, persona_id=name, text=text or f"Question {row}?", earlier=earlier
+    )
 
 
 def example(row: int = 0, margins: dict[tuple[int, int], float | None] | None = None, **more: Any) -> Example:
-    """A prompt whose answers are "answer 0", "answer 1", …, with a pair (chosen, rejected) and two verdicts for each margin."""
+    """A prompt whose answers are "answer 0", "answer 1", …, with a pair (chosen, rejected) and two verdicts
+    for each margin."""
     asked = prompt(row, **more)
     margins = {(0, 1): 2.0} if margins is None else margins
     answers = {
-        i: Response(id=make_id(asked.id, i), row=i, prompt_id=asked.id, index=i, text=f"answer {i}", token_ids=None,
+        i: Response(id=make_id(asked.id, i), row=i, prompt_id=asked.id, index=i, text=f"answer {i}",
+        token_ids=None,
                     finish_reason="stop")
         for two in margins for i in two
     }  # fmt: skip
@@ -58,12 +63,14 @@ def example(row: int = 0, margins: dict[tuple[int, int], float | None] | None = 
         good, bad = answers[a], answers[b]
         p = None if margin is None else 1 / (1 + math.exp(-margin))
         pairs.append((
-            PreferencePair(id=make_id(asked.id, a, b), row=number, prompt_id=asked.id, chosen_id=good.id, rejected_id=bad.id,
+            PreferencePair(id=make_id(asked.id, a, b), row=number, prompt_id=asked.id, chosen_id=good.id,
+            rejected_id=bad.id,
                            p_chosen=p, margin=margin), good, bad,
         ))  # fmt: skip
         for first, second, verdict, chance in ((good, bad, "first", 0.75), (bad, good, "second", 0.25)):
             judgments.append(
-                Judgment(id=make_id(first.id, second.id), row=0, prompt_id=asked.id, first_id=first.id, second_id=second.id,
+                Judgment(id=make_id(first.id, second.id), row=0, prompt_id=asked.id, first_id=first.id,
+                second_id=second.id,
                          judge="self", verdict=verdict, p_first=chance, mass=1.0)  # type: ignore[arg-type]
             )  # fmt: skip
     return Example(prompt=asked, persona=f"person {row}", pairs=pairs, judgments=judgments)
@@ -102,7 +109,8 @@ GPT_GOOD, GPT_BAD = {"from": "gpt", "value": "answer 0"}, {"from": "gpt", "value
         ("openrlhf", {"prompt": SAID, "chosen": [GOOD], "rejected": [BAD]},
          {"prompt": SAID, "completion": [BAD], "label": False}, {"prompt": SAID, "completion": [GOOD]}),
         ("simpo", {"prompt": "Why it?", "chosen": [*SAID, GOOD], "rejected": [*SAID, BAD]},
-         {"prompt": "Why it?", "completion": [*SAID, BAD], "label": False}, {"prompt": "Why it?", "messages": [*SAID, GOOD]}),
+         {"prompt": "Why it?", "completion": [*SAID, BAD], "label": False}, {"prompt": "Why it?",
+         "messages": [*SAID, GOOD]}),
         ("llamafactory", {"conversations": SHAREGPT, "chosen": GPT_GOOD, "rejected": GPT_BAD},
          {"conversations": [*SHAREGPT, GPT_BAD], "label": False}, {"conversations": [*SHAREGPT, GPT_GOOD]}),
         ("axolotl", {"messages": SAID, "chosen": GOOD, "rejected": BAD},
@@ -131,7 +139,11 @@ def test_a_pair_carries_ids_numbers_and_both_verdicts() -> None:
     assert (first["id"], first["chosen_id"], first["rejected_id"]) == (pair.id, good.id, bad.id)
     assert (first["prompt_id"], first["persona_id"]) == (given.prompt.id, given.prompt.persona_id)
     assert (first["row"], first["persona"]) == (7, "person 7")
-    assert (first["p_chosen"], first["margin"], first["margin_sd"]) == (pytest.approx(0.8808, abs=1e-4), 2.0, None)
+    assert (first["p_chosen"], first["margin"], first["margin_sd"]) == (
+        pytest.approx(0.8808, abs=1e-4),
+        2.0,
+        None,
+    )
     assert [(v["first_id"], v["verdict"], v["p_first"], v["judge"]) for v in first["verdicts"]] == [
         (good.id, "first", 0.75, "self"),
         (bad.id, "second", 0.25, "self"),
@@ -141,11 +153,21 @@ def test_a_pair_carries_ids_numbers_and_both_verdicts() -> None:
 
 def test_an_answer_is_labelled_by_its_mean_margin_where_it_is_both_chosen_and_rejected() -> None:
     middle = example(0, {(0, 1): 1.0, (1, 2): 4.0, (3, 4): 2.0, (4, 5): 2.0})
-    assert [(s.wins, s.losses, s.mean) for s in standings(middle)][:3] == [(1, 0, 1.0), (1, 1, 1.5), (0, 1, -4.0)]
+    assert [(s.wins, s.losses, s.mean) for s in standings(middle)][:3] == [
+        (1, 0, 1.0),
+        (1, 1, 1.5),
+        (0, 1, -4.0),
+    ]
     rows = rows_of(middle, "trl", "kto", None)
     labels = {row["completion"][0]["content"]: row["label"] for row in rows}
     # Answer 4 lost to 3 by as much as it won over 5: it is neither good nor bad and has no row.
-    assert labels == {"answer 0": True, "answer 1": True, "answer 2": False, "answer 3": True, "answer 5": False}
+    assert labels == {
+        "answer 0": True,
+        "answer 1": True,
+        "answer 2": False,
+        "answer 3": True,
+        "answer 5": False,
+    }
     one = rows[1]
     assert (one["wins"], one["losses"], one["margin"], len(one["verdicts"])) == (1, 1, 1.5, 4)
     assert len({row["id"] for row in rows}) == 5
@@ -178,7 +200,9 @@ def test_half_a_surrogate_pair_becomes_valid_text() -> None:
 
 
 def test_a_question_or_persona_is_never_on_both_sides() -> None:
-    prompts = [prompt(i, text=("Why?", " why ", "WHY!!", "How?")[i % 4] if i < 40 else "") for i in range(4000)]
+    prompts = [
+        prompt(i, text=("Why?", " why ", "WHY!!", "How?")[i % 4] if i < 40 else "") for i in range(4000)
+    ]
     prompts += [replace(prompt(4000 + i), persona_id=make_id("persona", i)) for i in range(0, 4000, 7)]
     split = split_of(prompts, 0.2)
     train, test = ([p for p in prompts if split[p.row] == side] for side in (0, 1))
@@ -189,14 +213,19 @@ def test_a_question_or_persona_is_never_on_both_sides() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 9), st.sampled_from("abcdefgh"), st.lists(st.sampled_from("abcdefgh"), max_size=2)),
+        st.tuples(
+            st.integers(0, 9), st.sampled_from("abcdefgh"), st.lists(st.sampled_from("abcdefgh"), max_size=2)
+        ),
         max_size=40,
     ),
     st.floats(0, 0.99),
 )
-def test_what_shares_a_turn_or_a_persona_goes_together(rows: list[tuple[int, str, list[str]]], share: float) -> None:
+def test_what_shares_a_turn_or_a_persona_goes_together(
+    rows: list[tuple[int, str, list[str]]], share: float
+) -> None:
     prompts = [
-        prompt(i, text=text, persona=f"{who:016x}" if who else "", earlier=tuple(t for e in earlier for t in (e, "Yes.")))
+        prompt(i, text=text, persona=f"{who:016x}" if who else "",
+        earlier=tuple(t for e in earlier for t in (e, "Yes.")))
         for i, (who, text, earlier) in enumerate(rows)
     ]  # fmt: skip
     split = split_of(prompts, share)
@@ -215,7 +244,10 @@ def test_a_pair_stays_where_it_is_when_more_are_made() -> None:
 def test_a_large_group_is_for_training() -> None:
     asked = [prompt(i, text="Go on.") for i in range(LARGE + 1)]
     assert not any(sum(split_of(asked, share)) for share in (0.1, 0.9, 0.99))
-    assert any(sum(split_of([replace(p, text=f"Go on {k}.") for p in asked[:LARGE]], 0.5)) == LARGE for k in range(20))
+    assert any(
+        sum(split_of([replace(p, text=f"Go on {k}.") for p in asked[:LARGE]], 0.5)) == LARGE
+        for k in range(20)
+    )
 
 
 def test_no_share_is_no_test_data() -> None:
@@ -234,7 +266,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     other.write_text(load_template("judge", ()) + "\n\n")
     nothing = {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
     recipe = {
-        "engine": {"name": "scripted"}, "personas": {"source": "builtin:world", "n": 90, "held_out": 10}, "filters": nothing,
+        "engine": {"name": "scripted"}, "personas": {"source": "builtin:world", "n": 90, "held_out": 10},
+        "filters": nothing,
         "responses": {"n": 3, "system": "Be brief."}, "pairs": {"min_p": 0.5},
         "judging": {"panel": [{"template": str(other), "weight": 0.5}]},
     }  # fmt: skip
@@ -292,7 +325,9 @@ def test_an_export_is_the_same_again_and_is_read_back(finished: RunFolder, tmp_p
         export(finished, out, form, test_share=0.2)
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
         found = [pair for split in ("train", "test") for pair in read_pairs(str(out), split=split)]
-        texts = {(p.messages[-1].content, p.chosen, p.rejected, p.margin) for p in found if isinstance(p, TextPair)}
+        texts = {
+            (p.messages[-1].content, p.chosen, p.rejected, p.margin) for p in found if isinstance(p, TextPair)
+        }
         made = {(p.text, good.text, bad.text, pair.margin) for p, pair, good, bad in finished.labelled()}
         assert texts == made
         assert all(p.messages[0].content == "Be brief." for p in found if isinstance(p, TextPair))
@@ -300,7 +335,12 @@ def test_an_export_is_the_same_again_and_is_read_back(finished: RunFolder, tmp_p
 
 def test_another_form_takes_the_place_of_an_export(finished: RunFolder, tmp_path: Path) -> None:
     export(finished, tmp_path, "axolotl", test_share=0.2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "axolotl.yaml", "test.jsonl", "train.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md",
+        "axolotl.yaml",
+        "test.jsonl",
+        "train.jsonl",
+    ]
     export(finished, tmp_path, "llamafactory", "kto", 0.0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "dataset_info.json", "train.jsonl"]
     export(finished, tmp_path)
@@ -327,7 +367,9 @@ def test_files_of_others_are_left_alone(finished: RunFolder, tmp_path: Path, nam
         ({"test_share": 1.0}, "--test-share 1.0: give a share from 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(finished: RunFolder, tmp_path: Path, options: Any, message: str) -> None:
+def test_options_that_cannot_be_are_refused(
+    finished: RunFolder, tmp_path: Path, options: Any, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         export(finished, tmp_path, **options)
 
@@ -351,7 +393,10 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, form: str, suffix: str)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, old[1]))
-        with pytest.raises(StoreError, match=r"train\.\w+: the disk is full"), arriving(tmp_path, suffix) as made:
+        with (
+            pytest.raises(StoreError, match=r"train\.\w+: the disk is full"),
+            arriving(tmp_path, suffix) as made,
+        ):
             write_rows(map(example, range(25_000)), bytes(25_000), made, form, "pairs", None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -375,7 +420,8 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
 
 
 def killed_at(run: RunFolder, out: Path, step: int) -> bool:
-    """An export in a process of its own that SIGKILL ends before its `step`-th change of the folder; whether it got so far."""
+    """An export in a process of its own that SIGKILL ends before its `step`-th change of the folder; whether
+    it got so far."""
     child = os.fork()
     if not child:
         steps = iter(range(1, step))
@@ -477,7 +523,10 @@ def test_the_part_of_an_axolotl_config_names_files_and_strategy(finished: RunFol
     for view in VIEWS:
         export(finished, tmp_path / view, "axolotl", view, 0.2)
         part = yaml.safe_load((tmp_path / view / "axolotl.yaml").read_text())
-        assert [part[name][0]["path"] for name in ("datasets", "test_datasets")] == ["train.jsonl", "test.jsonl"]
+        assert [part[name][0]["path"] for name in ("datasets", "test_datasets")] == [
+            "train.jsonl",
+            "test.jsonl",
+        ]
         types[view] = part["datasets"][0]["type"]
         assert part.get("rl") == {"pairs": "dpo", "kto": "kto", "sft": None}[view]
     assert types == {"pairs": "chat_template.default", "kto": "chatml.argilla_chat", "sft": "chat_template"}
@@ -503,7 +552,9 @@ def test_the_card_says_what_the_data_are(finished: RunFolder, tmp_path: Path) ->
         "| personas | builtin:world; licence: Apache-2.0 |",
         "sao export RUN --format trl --view pairs --test-share 0.2",
         "n: 90\n",
-        "| pairs | 270 | 0 |" if done["train"] + done["test"] == 270 else f"| pairs | {done['train'] + done['test']} |",
+        "| pairs | 270 | 0 |"
+        if done["train"] + done["test"] == 270
+        else f"| pairs | {done['train'] + done['test']} |",
         found["verdict"][1:],
         f"| pairs kept, of the possible ones | {100 * found['kept']['share']:.1f} % |",
         "arXiv:2510.06652",
@@ -527,7 +578,8 @@ def card_of(run: RunFolder, change: dict[str, Any]) -> str:
             place = place[key]
         place[last] = value
     facts = Exported(
-        view="pairs", files={"train": "train.parquet"}, rows={"train": 12_345}, digest="", left_out=0, columns={}, usage="",
+        view="pairs", files={"train": "train.parquet"}, rows={"train": 12_345}, digest="", left_out=0,
+        columns={}, usage="",
         options="",
     )  # fmt: skip
     assert "aligned" in model_card(made, run.funnel())
@@ -558,7 +610,10 @@ def test_a_file_of_personas_is_named_without_its_folder(finished: RunFolder, tmp
 
 
 def test_an_imported_set_is_said_to_be_others(finished: RunFolder) -> None:
-    change = {"config.pairs.imported": "abc", "licences": {"model": "none (no model was asked)", "pairs": "MIT"}}
+    change = {
+        "config.pairs.imported": "abc",
+        "licences": {"model": "none (no model was asked)", "pairs": "MIT"},
+    }
     card = card_of(finished, change)
     assert front_matter(card)["license"] == "mit"
     assert "preferences that others made, imported" in card
@@ -574,7 +629,9 @@ def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: R
     assert "CC-BY-NC" not in card
     made = read_manifest(finished.root) | {"licences": change["licences"]}
     made["config"]["pairs"]["imported"] = "abc"
-    assert "the licence of the model (CC-BY-NC-4.0), and it binds this model" in model_card(made, finished.funnel())
+    assert "the licence of the model (CC-BY-NC-4.0), and it binds this model" in model_card(
+        made, finished.funnel()
+    )
     bound = card_of(finished, change | {"licences": {"model": "MIT", "pairs": "CC_BY_NC_4.0"}})
     assert "the licence of the pairs (CC_BY_NC_4.0), and it binds this data set" in bound
     assert front_matter(bound)["license"] == "cc-by-nc-4.0"
@@ -584,8 +641,10 @@ def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: R
     ("licence", "forbids"),
     [
         ("CC-BY-NC-SA-4.0", True), ("CC_BY_NC_4.0", True), ("cc by nc 4.0", True), ("cc-by-nc4.0", True),
-        ("Non Commercial", True), ("NON_COMMERCIAL use", True), ("non-commercial", True), ("Noncommercial", True),
-        ("CC-BY-4.0", False), ("Example Inc.", False), ("NCSA", False), ("see LICENCE", False), ("commercial", False),
+        ("Non Commercial", True), ("NON_COMMERCIAL use", True), ("non-commercial", True), ("Noncommercial",
+        True),
+        ("CC-BY-4.0", False), ("Example Inc.", False), ("NCSA", False), ("see LICENCE", False), ("commercial",
+        False),
     ],
 )  # fmt: skip
 def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> None:
@@ -594,7 +653,10 @@ def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> Non
 
 def test_a_server_s_address_is_left_out(finished: RunFolder) -> None:
     engine = read_manifest(finished.root)["config"]["engine"]
-    engine |= {"name": "openai", "openai": engine["openai"] | {"base_url": "http://10.1.2.3:8000/v1", "retries": 3}}
+    engine |= {
+        "name": "openai",
+        "openai": engine["openai"] | {"base_url": "http://10.1.2.3:8000/v1", "retries": 3},
+    }
     card = card_of(finished, {"config.engine": engine})
     assert "10.1.2.3" not in card
     assert "retries: 3" in card
@@ -622,7 +684,8 @@ def test_a_data_set_goes_to_the_hub_or_stays_with_the_next_command(
     assert (sent["repo_type"], sent["folder_path"]) == ("dataset", tmp_path)
     assert "train.*" in sent["allow_patterns"]
     with pytest.raises(
-        StoreError, match=r"push-to-hub me/refused: not uploaded .*401.*hf upload me/refused .*--repo-type dataset"
+        StoreError,
+        match=r"push-to-hub me/refused: not uploaded .*401.*hf upload me/refused .*--repo-type dataset",
     ):
         push_dataset(tmp_path, "me/refused")
 
@@ -680,7 +743,10 @@ def test_datasets_loads_every_export_by_its_card(
             out = tmp_path / f"{form}-{view}"
             done = export(finished, out, form, view, 0.2)
             data = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
-            assert {split: len(rows) for split, rows in data.items()} == {"train": done["train"], "test": done["test"]}
+            assert {split: len(rows) for split, rows in data.items()} == {
+                "train": done["train"],
+                "test": done["test"],
+            }
             assert data["train"][0]["id"] == read(out, "train")[0]["id"]
     again = export(finished, out, form, view, 0.5)  # what it keeps of the last one may not come back
     data = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
@@ -702,7 +768,8 @@ def test_trl_trains_on_an_export(finished: RunFolder, tmp_path: Path, view: str,
     model = AutoModelForCausalLM.from_pretrained(path)
     before = [p.detach().clone() for p in model.parameters()]
     settings = getattr(trl, f"{trainer}Config")(
-        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to="none",
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=4, use_cpu=True,
+        bf16=False, report_to="none",
         save_strategy="no", disable_tqdm=True, max_length=256, learning_rate=1e-3,
     )  # fmt: skip
     job = getattr(trl, f"{trainer}Trainer")(

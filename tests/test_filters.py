@@ -42,7 +42,9 @@ def by_row(record: Prompt | Drop) -> int:
 def fates(texts: list[str], **settings: Any) -> list[str]:
     """What becomes of each prompt: "kept" or the reason it is dropped."""
     rows = prompts_of(texts)
-    found = sorted(filter_prompts(lambda: iter(rows), FiltersConfig(**{**OFF, **settings}), "Prompt:", ()), key=by_row)
+    found = sorted(
+        filter_prompts(lambda: iter(rows), FiltersConfig(**{**OFF, **settings}), "Prompt:", ()), key=by_row
+    )
     assert [r.row for r in found] == list(range(len(texts)))
     return [r.reason if isinstance(r, Drop) else "kept" for r in found]
 
@@ -64,7 +66,14 @@ def test_nothing_is_filtered_where_all_is_off() -> None:
 
 def test_the_first_of_a_group_stays() -> None:
     long = "please explain to me how a slow cooker keeps the soup warm over many hours"
-    texts = [long, "What is it?", "what is  IT", long.replace("slow", "fast"), long + ".", "something else altogether"]
+    texts = [
+        long,
+        "What is it?",
+        "what is  IT",
+        long.replace("slow", "fast"),
+        long + ".",
+        "something else altogether",
+    ]
     assert fates(texts, duplicates="exact") == [
         "kept",
         "kept",
@@ -91,7 +100,9 @@ def test_a_drop_says_what_it_repeats() -> None:
     assert [getattr(r, "detail", None) for r in found] == [None, None, "row 0, similarity 1.00"]
     for done in range(3):
         rest = list(filter_prompts(lambda: iter(rows), FiltersConfig(), "Prompt:", {rows[done][0].id}))
-        assert rest == [r for r in found if r.row != done]  # what is done is not handed out again, and still counts
+        assert rest == [
+            r for r in found if r.row != done
+        ]  # what is done is not handed out again, and still counts
 
 
 @pytest.mark.parametrize(
@@ -246,13 +257,19 @@ def test_lengths_and_languages() -> None:
         "Why does this fail?\n```\nfür = Straße.laufen(schnell, über, und, nicht, oder, ist)\n```",
     ]
     assert fates(unsure, languages=["en"]) == ["kept"] * 5
-    others = ["Skriv et brev til min far om høsten", "Напиши письмо моей бабушке о лете", "为什么天空是蓝色的"]
+    others = [
+        "Skriv et brev til min far om høsten",
+        "Напиши письмо моей бабушке о лете",
+        "为什么天空是蓝色的",
+    ]
     assert fates(others, languages=["en"]) == ["another language"] * 3
     assert fates(others, languages=["da", "ru", "zh"]) == ["kept"] * 3
 
 
 def test_a_filter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text("def rude(text):\n    return 'rude' if 'fool' in text else None\nx = 3\n")
+    (tmp_path / "mine.py").write_text(
+        "def rude(text):\n    return 'rude' if 'fool' in text else None\nx = 3\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert fates(["you fool", "you friend"], reject="mine:rude") == ["rude", "kept"]
     (tmp_path / "broken.py").write_text("1 / 0")
@@ -261,7 +278,9 @@ def test_a_filter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             load_plug(path)
 
 
-def test_ones_own_filter_is_asked_once_and_may_change_its_mind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ones_own_filter_is_asked_once_and_may_change_its_mind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "moody.py").write_text(
         "calls = []\ndef f(text):\n    calls.append(text)\n    return 'even' if len(calls) % 2 else None\n"
     )
@@ -271,10 +290,14 @@ def test_ones_own_filter_is_asked_once_and_may_change_its_mind(tmp_path: Path, m
     assert __import__("moody").calls == texts
 
 
-def test_ones_own_filter_that_fails_is_named_with_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ones_own_filter_that_fails_is_named_with_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "failing.py").write_text("def f(text):\n    return {}[text] if 'odd' in text else None\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"filters\.reject 'failing:f' raised KeyError.*row 1: 'an odd one'"):
+    with pytest.raises(
+        ConfigError, match=r"filters\.reject 'failing:f' raised KeyError.*row 1: 'an odd one'"
+    ):
         fates(["a good one", "an odd one"], reject="failing:f")
 
 
@@ -326,7 +349,9 @@ def engine(prompts: Iterator[str] | None = None, answer: str = "") -> ScriptedEn
     def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
         if "uses an assistant" in messages[-1].content:
             number = seed % 40
-            return f"Prompt: how does thing {number} differ from thing {number + 1} and {number * 7} in detail?"
+            return (
+                f"Prompt: how does thing {number} differ from thing {number + 1} and {number * 7} in detail?"
+            )
         return f"answer {seed} {answer}"
 
     return ScriptedEngine(reply=reply)
@@ -373,7 +398,9 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
 def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     items = [f"how does thing {i} differ from thing {i + 1} and {i * 7} in detail?" for i in range(10)]
     other = "the quick brown fox jumps over the lazy dog near the river bank"
-    (tmp_path / "bench.jsonl").write_text("".join(json.dumps({"instruction": text}) + "\n" for text in (*items, other)))
+    (tmp_path / "bench.jsonl").write_text(
+        "".join(json.dumps({"instruction": text}) + "\n" for text in (*items, other))
+    )
     c = config(against=[str(tmp_path / "bench.jsonl")])
     summary = run(c, tmp_path / "run", until="pairs", engine=engine(answer="yes"))
     funnel = {row["stage"]: row for row in summary["funnel"]}
@@ -383,7 +410,9 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
     assert funnel["filtered_responses"]["dropped"] == 0
     quoting = engine(answer=f"as they say: {other}!")
-    with pytest.raises(DropError, match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl"):
+    with pytest.raises(
+        DropError, match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl"
+    ):
         run(c, tmp_path / "leaky", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})
     leaky = run(c, tmp_path / "leaky", until="pairs", engine=quoting)

@@ -1,4 +1,5 @@
-"""A GGUF file as a model: the weights that it holds, a normal folder in the cache, and clear ends for what it cannot be."""
+"""A GGUF file as a model: the weights that it holds, a normal folder in the cache, and clear ends for what it
+cannot be."""
 
 import json
 from pathlib import Path
@@ -70,7 +71,8 @@ def test_a_rule_of_splitting_that_nobody_knows_is_said(
     for rule, said in (("qwen2", False), ("smollm", False), ("deepseek-llm", True)):
         file = write_gguf(tiny, tmp_path / f"{rule}.gguf", rule=rule)
         assert (f"does not know the rule '{rule}'" in gguf.notice(file)) == said
-    monkeypatch.setattr(gguf, "find_spec", lambda name: None)  # the folder says it, the package is not needed any more
+    # the folder says it, the package is not needed any more
+    monkeypatch.setattr(gguf, "find_spec", lambda name: None)
     assert "deepseek-llm" in gguf.notice(file)
 
 
@@ -133,7 +135,9 @@ def test_nan_in_a_file_is_named(tiny: str, tmp_path: Path) -> None:
 def test_a_shape_that_the_settings_do_not_have_is_named(tmp_path: Path) -> None:
     """transformers reads no size of a head from this kind of file, and takes 128."""
     file = write_gguf(qwen3(tmp_path / "small", head_dim=8), tmp_path / "small.gguf")
-    with pytest.raises(ModelError, match=r"q_proj\.weight has the shape \[32, 32\], but .* it is \[512, 32\]"):
+    with pytest.raises(
+        ModelError, match=r"q_proj\.weight has the shape \[32, 32\], but .* it is \[512, 32\]"
+    ):
         find_model(str(file))
 
 
@@ -171,7 +175,9 @@ def test_a_model_without_a_chat_template_is_said(tiny: str, tmp_path: Path) -> N
     assert model_licence(str(file)).startswith("unknown")
 
 
-def test_a_cache_that_cannot_be_written_is_named(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_named(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_gguf(tiny, tmp_path / "tiny.gguf")
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("SAO_CACHE", str(tmp_path / "taken"))

@@ -1,4 +1,5 @@
-"""Guards of an evaluation, by hand: who judges whom, answers that say nothing, slots and lengths, self-tests of a judge."""
+"""Guards of an evaluation, by hand: who judges whom, answers that say nothing, slots and lengths, self-tests
+of a judge."""
 
 import json
 import math
@@ -17,7 +18,9 @@ from sao.records import Message, Prompt, Response, make_id
 BASE, TUNED, OTHER = "b" * 16, "7" * 16, "0" * 16
 
 
-def folder(path: Path, model_type: str = "llama", manifest: dict[str, Any] | None = None, **config: Any) -> Path:
+def folder(
+    path: Path, model_type: str = "llama", manifest: dict[str, Any] | None = None, **config: Any
+) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
     if manifest is not None:
@@ -48,7 +51,10 @@ def test_relations_of_a_judge(tmp_path: Path) -> None:
     assert judge_label(Identity(weights="o", name="o", family="llama"), tuned, base)[0] == "WARNING"
     assert judge_label(Identity(weights="o", name="o", family="gemma2"), tuned, base) == ("", "")
     read = here(
-        tmp_path, "t", _name_or_path="org/base", manifest={"model_identity": "b", "config": {"model": "org/base"}}
+        tmp_path,
+        "t",
+        _name_or_path="org/base",
+        manifest={"model_identity": "b", "config": {"model": "org/base"}},
     )
     assert (read.family, read.parents) == ("llama", frozenset({"b", "org/base"}))
     assert read_identity("x", "Qwen/Qwen3-8B", None).family == "qwen"
@@ -56,7 +62,12 @@ def test_relations_of_a_judge(tmp_path: Path) -> None:
 
 def test_files_that_are_no_manifest_say_nothing(tmp_path: Path) -> None:
     folder(tmp_path)
-    for text in ("[1]", "{", '{"config": 3}', '{"config": {"judging": {"panel": [1, {"engine": 2}]}, "engine": []}}'):
+    for text in (
+        "[1]",
+        "{",
+        '{"config": 3}',
+        '{"config": {"judging": {"panel": [1, {"engine": 2}]}, "engine": []}}',
+    ):
         (tmp_path / "sao_manifest.json").write_text(text)
         read = read_identity("t", str(tmp_path), tmp_path)
         assert (read.parents, read.judges) == (frozenset(), frozenset())
@@ -117,7 +128,9 @@ def test_names_that_all_models_have_are_no_names(tmp_path: Path) -> None:
     for name in ("/b/model", "model", "/c/checkpoint-100", "/d/final/", "/e/8b"):
         assert relation(served(name), base) == "none"
     assert relation(here(tmp_path / "b" / "model", OTHER, model_type="olmo2"), base) == "none"
-    one = here(tmp_path / "c" / "checkpoint-100", TUNED, model_type="olmo2", _name_or_path="/x/checkpoint-100")
+    one = here(
+        tmp_path / "c" / "checkpoint-100", TUNED, model_type="olmo2", _name_or_path="/x/checkpoint-100"
+    )
     assert relation(served("/y/checkpoint-100"), one) == "none"
 
 
@@ -139,7 +152,13 @@ def test_who_labelled_the_training_pairs(tmp_path: Path) -> None:
     base = here(tmp_path / "base", BASE)
     assert tuned.judges == {"org/Big-Judge", "gpt-4.1", "/m/Third", "third-served"}
     local = here(tmp_path / "Big-Judge", OTHER, model_type="qwen3")
-    for judge in (local, served("Big-Judge"), served("gpt-4.1"), served("x", "Third"), served("third-served")):
+    for judge in (
+        local,
+        served("Big-Judge"),
+        served("gpt-4.1"),
+        served("x", "Third"),
+        served("third-served"),
+    ):
         assert relation(judge, tuned) == "labels"
         assert relation(judge, base) in ("none", "family")
         label, why = judge_label(judge, tuned, base)
@@ -152,7 +171,10 @@ def test_who_labelled_the_training_pairs(tmp_path: Path) -> None:
     ("judging", "pairs"),
     [
         ({"method": "longer", "engine": {"name": "vllm", "model": "org/Big-Judge"}}, {}),
-        ({"method": "logprob", "engine": {"name": "vllm", "model": "org/Big-Judge"}}, {"source": "pairs.jsonl"}),
+        (
+            {"method": "logprob", "engine": {"name": "vllm", "model": "org/Big-Judge"}},
+            {"source": "pairs.jsonl"},
+        ),
         ({"method": "logprob", "engine": None}, {}),
     ],
 )
@@ -202,7 +224,10 @@ def test_base_and_tuned_that_are_one(tmp_path: Path) -> None:
     base = here(tmp_path / "base", BASE)
     copy = here(tmp_path / "copy", BASE)
     label, why = judge_label(served("gpt-4.1"), copy, base)
-    assert (label, why) == ("WARNING", "base and tuned are the same weights: any difference between them is chance")
+    assert (label, why) == (
+        "WARNING",
+        "base and tuned are the same weights: any difference between them is chance",
+    )
     label, why = judge_label(base, copy, base)
     assert label == "CIRCULAR"
     assert why.startswith("the judge is the tuned model itself")
@@ -216,7 +241,9 @@ def test_base_and_tuned_that_are_one(tmp_path: Path) -> None:
 def test_degenerate_answers() -> None:
     assert degenerate([f"answer {i}" for i in range(50)]) == []
     assert "answers repeat themselves" in degenerate(["a b c d " * 20 + str(i) for i in range(10)])[0]
-    assert degenerate(["", " ", *(f"x {i}" for i in range(20))])[-1] == "DEGENERATE: 2 of 22 answers are empty"
+    assert (
+        degenerate(["", " ", *(f"x {i}" for i in range(20))])[-1] == "DEGENERATE: 2 of 22 answers are empty"
+    )
     assert degenerate([]) == ["no answers"]
     texts = [f"answer {i}" for i in range(100)]
     assert degenerate(texts, cut=5) == []

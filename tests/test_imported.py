@@ -25,7 +25,9 @@ def pairs(path: Path, n: int = N, system: str | None = None) -> Path:
     for i in range(n):
         opening = [{"role": "system", "content": system.format(i)}] if system else []
         earlier = (
-            [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "hello"}] if i % 3 == 0 else []
+            [{"role": "user", "content": f"hi {i}"}, {"role": "assistant", "content": "hello"}]
+            if i % 3 == 0
+            else []
         )
         rows.append({
             "prompt": [*opening, *earlier, {"role": "user", "content": f"question {i}"}],
@@ -79,7 +81,8 @@ def test_the_usual_commands_serve_it_at_once(tmp_path: Path, capsys: pytest.Capt
     assert main(["stats", out]) == 0
     assert main(["leaks", out, "--against", f"{source}#prompt"]) == 0
     assert main(["export", out, "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
-    assert main(["import", str(source), "--out", out, "--pairs.licence", "cc-by-nc-4.0"]) == 0  # again: nothing to do
+    # again: nothing to do
+    assert main(["import", str(source), "--out", out, "--pairs.licence", "cc-by-nc-4.0"]) == 0
     capsys.readouterr()
     assert main(["pairs", f"{out}/recipe.yaml", "--out", out, "--engine.name", "scripted", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -100,7 +103,8 @@ def test_the_run_is_read_without_its_source(tmp_path: Path) -> None:
 
 
 def test_an_import_does_not_touch_another_run(tmp_path: Path) -> None:
-    run_pipeline(load_recipe("default", {"engine.name": "scripted", "personas.n": "9", "personas.held_out": "1"}),
+    run_pipeline(load_recipe("default", {"engine.name": "scripted", "personas.n": "9",
+    "personas.held_out": "1"}),
                  tmp_path / "own", until="pairs")  # fmt: skip
     before = (tmp_path / "own" / "manifest.json").read_bytes()
     config = load_recipe("default", {"pairs.source": str(pairs(tmp_path / "p.jsonl"))})
@@ -111,7 +115,9 @@ def test_an_import_does_not_touch_another_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"personas\.held_out: 0 → 5"):
         import_pairs(config, tmp_path / "theirs", held_out=5)
     with pytest.raises(StoreError, match="belongs to another run"):
-        run_pipeline(load_recipe("default", {"engine.name": "scripted"}), tmp_path / "theirs", until="prompts")
+        run_pipeline(
+            load_recipe("default", {"engine.name": "scripted"}), tmp_path / "theirs", until="prompts"
+        )
 
 
 def test_given_labels_belong_to_imports() -> None:
@@ -123,7 +129,9 @@ def test_other_lengths_for_the_evaluation_leave_the_answers_as_they_are(tmp_path
     run = imported(tmp_path, held_out=5)
     recipe = str(tmp_path / "run" / "recipe.yaml")
     engine = ScriptedEngine()
-    summary = run_pipeline(load_recipe(recipe, {"responses.max_tokens": "64"}), run.root, until="pairs", engine=engine)
+    summary = run_pipeline(
+        load_recipe(recipe, {"responses.max_tokens": "64"}), run.root, until="pairs", engine=engine
+    )
     assert engine.calls == 0
     assert summary["kept"]["share"] == 1.0
     # Another judge is another judge, and each model's verdicts are its own.
@@ -137,12 +145,21 @@ def test_other_lengths_for_the_evaluation_leave_the_answers_as_they_are(tmp_path
 def test_labels_come_back_as_pairs(tmp_path: Path) -> None:
     run = imported(tmp_path)
     main(
-        ["pairs", str(tmp_path / "run" / "recipe.yaml"), "--out", str(run.root), "--engine.name", "scripted", "--quiet"]
+        [
+            "pairs",
+            str(tmp_path / "run" / "recipe.yaml"),
+            "--out",
+            str(run.root),
+            "--engine.name",
+            "scripted",
+            "--quiet",
+        ]
     )
     labelled = list(run.labelled())
     assert len(labelled) == N
     assert all(
-        chosen.text.startswith("good") and rejected.text.startswith("bad") for _, _, chosen, rejected in labelled
+        chosen.text.startswith("good") and rejected.text.startswith("bad")
+        for _, _, chosen, rejected in labelled
     )
     assert all(isinstance(pair, PreferencePair) for _, pair, _, _ in labelled)
     found = audit(run)
@@ -211,7 +228,9 @@ def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_an_imported_set_is_trained_on_and_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_imported_set_is_trained_on_and_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     demo = {"personas.n": "60", "personas.held_out": "5", "engine.threads": "1", "pairs.keep": "all"}
     run_pipeline(load_recipe("demo", demo), tmp_path / "demo", until="pairs")
     assert main(["export", str(tmp_path / "demo"), "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0

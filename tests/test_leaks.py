@@ -49,7 +49,9 @@ def write_rows(path: Path, rows: Iterable[Any]) -> str:
 
 
 def test_the_presets_are_pinned() -> None:
-    asked = "alpaca_eval mt_bench arena_hard gsm8k truthfulqa hellaswag winogrande arc mmlu ifeval humaneval mbpp"
+    asked = (
+        "alpaca_eval mt_bench arena_hard gsm8k truthfulqa hellaswag winogrande arc mmlu ifeval humaneval mbpp"
+    )
     assert set(asked.split()) <= set(PRESETS)
     for name in PRESETS:
         source = parse_source(name)
@@ -65,14 +67,17 @@ def test_the_presets_are_pinned() -> None:
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        ("gsm8k@v1", Source(name="gsm8k", path="openai/gsm8k", revision="v1", subset="main", column="question")),
+        ("gsm8k@v1", Source(name="gsm8k", path="openai/gsm8k", revision="v1", subset="main",
+        column="question")),
         ("gsm8k=x/y.jsonl#q", Source(name="gsm8k", path="x/y.jsonl", column="q")),
         ("mine=x.csv", Source(name="mine", path="x.csv")),
         ("data/x.jsonl#ask", Source(name="x.jsonl", path="data/x.jsonl", column="ask")),
         ("some/set@abc", Source(name="some/set", path="some/set", revision="abc")),
-        ("some/set@abc:sub:dev", Source(name="some/set", path="some/set", revision="abc", subset="sub", split="dev")),
+        ("some/set@abc:sub:dev", Source(name="some/set", path="some/set", revision="abc", subset="sub",
+        split="dev")),
         ("some/set@abc::dev", Source(name="some/set", path="some/set", revision="abc", split="dev")),
-        ("some/set@abc:a/b.jsonl", Source(name="some/set", path="some/set", revision="abc", file="a/b.jsonl")),
+        ("some/set@abc:a/b.jsonl", Source(name="some/set", path="some/set", revision="abc",
+        file="a/b.jsonl")),
         ("some/set", Source(name="set", path="some/set")),
     ],
 )  # fmt: skip
@@ -81,7 +86,9 @@ def test_how_sets_are_named(given: str, found: Source) -> None:
 
 
 def test_unknown_names_list_the_presets() -> None:
-    with pytest.raises(ConfigError, match=r"no evaluation set 'gsm9k': the presets are alpaca_eval.*ID@REVISION"):
+    with pytest.raises(
+        ConfigError, match=r"no evaluation set 'gsm9k': the presets are alpaca_eval.*ID@REVISION"
+    ):
         parse_source("gsm9k")
 
 
@@ -129,9 +136,13 @@ def test_one_file_of_a_hub_set_is_fetched(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     (found,) = load_benchmarks(["alpaca_eval"])
-    assert asked == [("tatsu-lab/alpaca_eval", "alpaca_eval.json", "dataset", parse_source("alpaca_eval").revision)]
+    assert asked == [
+        ("tatsu-lab/alpaca_eval", "alpaca_eval.json", "dataset", parse_source("alpaca_eval").revision)
+    ]
     assert (found.name, found.items) == ("alpaca_eval", [("0", TEN)])
-    with pytest.raises(DataError, match=r"arena-hard-v2\.0/question\.jsonl: cannot be fetched.*arena_hard=FILE"):
+    with pytest.raises(
+        DataError, match=r"arena-hard-v2\.0/question\.jsonl: cannot be fetched.*arena_hard=FILE"
+    ):
         load_benchmarks(["arena_hard"])
     assert on_disk(Source(name="x", path="x.jsonl")) == Source(name="x", path="x.jsonl")
 
@@ -159,7 +170,9 @@ def test_files_of_all_kinds(tmp_path: Path) -> None:
 
 def test_a_preset_from_a_file_and_sets_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
-    one = write_rows(tmp_path / "test.jsonl", [{"prompt": ["first turn here", "second turn here"], "category": "x"}])
+    one = write_rows(
+        tmp_path / "test.jsonl", [{"prompt": ["first turn here", "second turn here"], "category": "x"}]
+    )
     two = write_rows(tmp_path / "x" / "test.jsonl", [{"question": TEN}])
     found = load_benchmarks([f"mt_bench={one}", one, two, two])
     assert [b.name for b in found] == ["mt_bench", "test.jsonl", two]
@@ -174,7 +187,10 @@ def test_a_preset_from_a_file_and_sets_of_one_name(tmp_path: Path) -> None:
         ({"prompt": "second", "instruction": "first"}, ["first"]),
         ({"instruction": "", "prompt": "ask"}, ["ask"]),
         ({"turns": [{"content": "a b"}, {"content": "c d"}]}, ["a b", "c d"]),
-        ({"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "told"}]}, ["ask"]),
+        (
+            {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "told"}]},
+            ["ask"],
+        ),
         ({"content": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "told"}]}, ["ask"]),
         ({"question": None}, []),
         ({"question": " "}, []),
@@ -183,7 +199,9 @@ def test_a_preset_from_a_file_and_sets_of_one_name(tmp_path: Path) -> None:
     ],
 )
 def test_where_the_question_stands(tmp_path: Path, row: Any, texts: list[str]) -> None:
-    place = write_rows(tmp_path / "x.jsonl", [{"question": "the first"} if isinstance(row, dict) else "the first", row])
+    place = write_rows(
+        tmp_path / "x.jsonl", [{"question": "the first"} if isinstance(row, dict) else "the first", row]
+    )
     (found,) = load_benchmarks([place])
     assert [text for _, text in found.items] == ["the first", *texts]
 
@@ -252,7 +270,9 @@ def test_the_identity_follows_what_is_in_a_file(tmp_path: Path) -> None:
 def test_shares_worked_by_hand() -> None:
     # ten words: three 8-grams
     assert shares([TEN], f"I say {TEN} indeed") == {"0": 1}
-    assert shares([TEN], "one two three four five six seven eight nine, I say ten") == {"0": pytest.approx(2 / 3)}
+    assert shares([TEN], "one two three four five six seven eight nine, I say ten") == {
+        "0": pytest.approx(2 / 3)
+    }
     assert shares([TEN], "two three four five six seven eight nine") == {"0": pytest.approx(1 / 3)}
     assert shares([TEN], "one two three four five six seven") == {}
     # five words: one 5-gram
@@ -368,7 +388,10 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
     assert 0 < one["candidates"][0].share < 1
     assert all(pair.ours in (texts[0], texts[3]) for pair in (*one["candidates"], *two["candidates"]))
     shown = show_report(report)
-    assert shown.splitlines()[0] == "4 texts looked at; an item has leaked where 70 % of its n-grams stand in one."
+    assert (
+        shown.splitlines()[0]
+        == "4 texts looked at; an item has leaked where 70 % of its n-grams stand in one."
+    )
     assert shown.splitlines()[4:6] == ["| one | 3 | 2 | 1 |", "| two | 1 | 1 | 2 |"]
     assert f"| 1.00 | prompt {1:016x}: {a}? {b} \\| with a bar | 0 | {a} |" in shown
 
@@ -392,7 +415,9 @@ def test_candidates_are_the_most_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole is not None
     assert [(pair.id, pair.item) for pair in whole["one"]] == [("0", "0"), ("1", "1")]
     assert whole["two"][0].id == "2"
-    assert [pair.share for pair in whole["one"]] == sorted((pair.share for pair in whole["one"]), reverse=True)
+    assert [pair.share for pair in whole["one"]] == sorted(
+        (pair.share for pair in whole["one"]), reverse=True
+    )
     assert "3" not in {pair.id for pair in (*whole["one"], *whole["two"])}
     monkeypatch.setattr(contamination, "BLOCK", 2)
     monkeypatch.setattr(contamination, "ITEMS", 1)

@@ -23,7 +23,9 @@ MODELS = {"llama": tiny_models.llama, "gemma2": tiny_models.gemma2, "qwen3": tin
 @pytest.fixture(params=sorted(MODELS))
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     # Nearly uniform weights end a turn after some 300 tokens; the context holds two such answers.
-    return MODELS[request.param](tmp_path / request.param, max_position_embeddings=4096, initializer_range=0.02)
+    return MODELS[request.param](
+        tmp_path / request.param, max_position_embeddings=4096, initializer_range=0.02
+    )
 
 
 def tiny_config(model: str, tmp_path: Path) -> Config:
@@ -81,7 +83,9 @@ def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: 
         Response(id=t, row=i, prompt_id="p", index=i, text=t, token_ids=None, finish_reason="stop")
         for i, t in enumerate(("fine then", "no"))
     ]
-    pair = PreferencePair(id="x", row=0, prompt_id="p", chosen_id="", rejected_id="", p_chosen=None, margin=None)
+    pair = PreferencePair(
+        id="x", row=0, prompt_id="p", chosen_id="", rejected_id="", p_chosen=None, margin=None
+    )
     trained = encode_pair(chat, config, prompt, pair, replies[0], replies[1])
     assert seen[0] == ids == list(trained.prompt_ids)
     assert trained.chosen_ids[-1] in chat.end_ids

@@ -1,5 +1,6 @@
-"""The engine for a server, against one that misbehaves on purpose (tests/misbehaving_server.py): nothing lost, nothing doubled,
-nothing mislabelled; what a server can do is found out; one that is gone is told clearly, and the work goes on later."""
+"""The engine for a server, against one that misbehaves on purpose (tests/misbehaving_server.py): nothing
+lost, nothing doubled, nothing mislabelled; what a server can do is found out; one that is gone is told
+clearly, and the work goes on later."""
 
 from __future__ import annotations
 
@@ -44,8 +45,8 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(kw_only=True)
 class Odd(Server):
-    """A server that notes what it is asked, and says what `twist` makes of the honest answer: another one, bytes, or a
-    RefusalError. A 429 carries `retry_after`."""
+    """A server that notes what it is asked, and says what `twist` makes of the honest answer: another one,
+    bytes, or a RefusalError. A 429 carries `retry_after`."""
 
     twist: Callable[[Body, Body], Any] = lambda body, answer: answer
     retry_after: str = ""
@@ -119,14 +120,21 @@ def stage(root: Path, name: str, kind: type[Any], make: Callable[[str, set[str]]
 
 def two_stages(engine: Engine, root: Path, judging: JudgingConfig, prompts: int = 80) -> tuple[bytes, bytes]:
     """Two answers to each prompt, and both orders of verdicts on them."""
-    rows = [Prompt(id=make_id("p", i), row=i, persona_id=f"{i}", text=f"question {i}") for i in range(prompts)]
+    rows = [
+        Prompt(id=make_id("p", i), row=i, persona_id=f"{i}", text=f"question {i}") for i in range(prompts)
+    ]
     config = ResponsesConfig(n=2, max_tokens=64)
-    responses = stage(root, "responses", Response, lambda key, done: answer_prompts(rows, engine, config, key, done))
+    responses = stage(
+        root, "responses", Response, lambda key, done: answer_prompts(rows, engine, config, key, done)
+    )
     found = {r.id: r for r in Stage(root, "responses", {}).records(Response)}
     groups = [(p.id, p.text, [r for r in found.values() if r.prompt_id == p.id]) for p in rows]
     assert all(len(group) == 2 for _, _, group in groups)
     judgments = stage(
-        root, "judgments", Judgment, lambda key, done: judge(ordered_pairs(groups, 2, key, 2), engine, judging, done)
+        root,
+        "judgments",
+        Judgment,
+        lambda key, done: judge(ordered_pairs(groups, 2, key, 2), engine, judging, done),
     )
     return responses, judgments
 
@@ -225,7 +233,9 @@ def recipe(server: Server, **settings: Any) -> Config:
 def files(root: Path) -> dict[str, bytes]:
     """The final files of a run, by path."""
     names = ("records.jsonl", "drops.jsonl", "stage.json")
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.json*")) if p.name in names}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*.json*")) if p.name in names
+    }
 
 
 mortal = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -234,7 +244,9 @@ mortal = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWar
 
 def rows_asked_for(root: Path) -> int:
     """Rows on disk, finished or not, for each of which the server was asked once."""
-    parts = [p for kind in ("prompts", "responses", "judgments") for p in root.glob(f"round-1/{kind}-*/*.jsonl")]
+    parts = [
+        p for kind in ("prompts", "responses", "judgments") for p in root.glob(f"round-1/{kind}-*/*.jsonl")
+    ]
     return sum(len(part.read_bytes().splitlines()) for part in parts)
 
 
@@ -250,7 +262,9 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def test_the_whole_chain_comes_to_the_same_with_faults(tmp_path: Path, honest: dict[str, bytes]) -> None:
     with Server(**FAULTY, seed=2) as server:
-        summary = run(recipe(server, **QUICK, price_prompt=2.0, price_completion=3.0), tmp_path, until="pairs")
+        summary = run(
+            recipe(server, **QUICK, price_prompt=2.0, price_completion=3.0), tmp_path, until="pairs"
+        )
     assert files(tmp_path) == honest
     usage = summary["usage"]
     assert usage["requests"] >= usage["retries"] + 65 + 120 + 120
@@ -302,7 +316,8 @@ def test_a_server_that_comes_back_in_time_costs_nothing_but_time(
         helper = threading.Thread(target=revive)
         server.died.clear()
         helper.start()
-        # A connection that was made while the server ended may stay silent: its request is given up after `timeout`.
+        # A connection that was made while the server ended may stay silent: its request is given up after
+        # `timeout`.
         run(recipe(server, patience=10.0, timeout=5.0), tmp_path, until="pairs", notify=said.append)
         helper.join()
     assert files(tmp_path) == honest
@@ -315,7 +330,8 @@ def test_nobody_listens_at_the_start(tmp_path: Path) -> None:
         config = recipe(server, patience=0.5)
     begun = time.monotonic()
     with pytest.raises(
-        EngineError, match=rf"127.0.0.1:{server.port}/v1: no good answer .*patience = 0.5 s.*same command again"
+        EngineError,
+        match=rf"127.0.0.1:{server.port}/v1: no good answer .*patience = 0.5 s.*same command again",
     ):
         run(config, tmp_path, until="pairs")
     assert 0.5 <= time.monotonic() - begun < 10
@@ -329,7 +345,9 @@ TABLE = [
     (
         KNOWS,
         True,
-        Skills(n=True, seed=True, logprobs=True, top_logprobs=20, logprob_token_ids=True, structured_choice=True),
+        Skills(
+            n=True, seed=True, logprobs=True, top_logprobs=20, logprob_token_ids=True, structured_choice=True
+        ),
     ),
     ((), False, Skills()),
     ((), True, Skills()),

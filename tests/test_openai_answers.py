@@ -1,5 +1,5 @@
-"""What the engine for a server makes of refusals and hostile answers, of keys and addresses, and how verdicts' log-probabilities
-are read."""
+"""What the engine for a server makes of refusals and hostile answers, of keys and addresses, and how
+verdicts' log-probabilities are read."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def test_the_key_opens_the_door_and_stays_secret(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("given", [None, "", "sk-wrong-51"])
-def test_a_missing_or_wrong_key_names_the_variable(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_wrong_key_names_the_variable(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     if given is not None:
         monkeypatch.setenv("MY_KEY", given)
@@ -83,9 +85,15 @@ def test_a_key_that_the_server_repeats_is_not_shown(monkeypatch: pytest.MonkeyPa
     ("change", "message"),
     [
         ({"model": "nope"}, r"serves no 'nope'. Set engine.openai.model to one of what it serves: scripted"),
-        ({"base_url": "/v2"}, r"/v2/chat/completions: HTTP 404: .*Check engine.openai.base_url \(it ends in /v1"),
+        (
+            {"base_url": "/v2"},
+            r"/v2/chat/completions: HTTP 404: .*Check engine.openai.base_url \(it ends in /v1",
+        ),
         ({"base_url": ""}, r"/chat/completions: HTTP 404: .*Check engine.openai.base_url"),
-        ({"base_url": "http://127.0.0.1:99999/v1"}, r"127.0.0.1:99999/v1: not a URL .*Set engine.openai.base_url"),
+        (
+            {"base_url": "http://127.0.0.1:99999/v1"},
+            r"127.0.0.1:99999/v1: not a URL .*Set engine.openai.base_url",
+        ),
         ({"base_url": "http://[::1/v1"}, r"not a URL .*Set engine.openai.base_url"),
     ],
 )
@@ -114,8 +122,12 @@ def test_a_refused_request_is_a_failure_and_others_go_on(tmp_path: Path) -> None
 
     said: list[str] = []
     with Odd(twist=twist) as server, opened(server, said.append) as engine:
-        done = answers(engine, asked("forbidden a", "forbidden b", *(f"question {i}" for i in range(30)), samples=2))
-        choices = list(engine.choice_logprobs([ChoiceRequest("v", (Message("user", "forbidden c"),), ("1", "2"))]))
+        done = answers(
+            engine, asked("forbidden a", "forbidden b", *(f"question {i}" for i in range(30)), samples=2)
+        )
+        choices = list(
+            engine.choice_logprobs([ChoiceRequest("v", (Message("user", "forbidden c"),), ("1", "2"))])
+        )
     reason = "refused by the server (HTTP 422)"
     failed = {key: c.reason for key, c in done.items() if isinstance(c, Failure)}
     assert failed == {f"forbidden {x}#{k}": reason for x in "ab" for k in (0, 1)}
@@ -130,7 +142,9 @@ def test_a_chat_without_room_is_cut_off_and_one_with_little_gets_what_there_is()
 
     def twist(body: Body, answer: Body) -> Body:
         if len(last(body).split()) + body.get("max_tokens", 0) > 100:
-            raise RefusalError(400, "This model's maximum context length is 100 tokens. However, you requested more.")
+            raise RefusalError(
+                400, "This model's maximum context length is 100 tokens. However, you requested more."
+            )
         return answer
 
     tight, long = "word " * 50, "word " * 120
@@ -148,7 +162,8 @@ def test_a_chat_without_room_is_cut_off_and_one_with_little_gets_what_there_is()
 
 @pytest.mark.parametrize("others", [50, 0])
 def test_a_request_that_always_fails_is_given_up(others: int) -> None:
-    """Alone too: a short request then shows that the server lives. The reason is the same for all, whatever was said."""
+    """Alone too: a short request then shows that the server lives. The reason is the same for all, whatever
+    was said."""
 
     def twist(body: Body, answer: Body) -> Body:
         if "cursed" in last(body):
@@ -196,7 +211,11 @@ GOOD: dict[str, tuple[Callable[[Body], Any], str, str]] = {
         "one",
         "stop",
     ),
-    "no index": (lambda a: {"choices": [{"message": {"content": "bare"}, "finish_reason": "stop"}]}, "bare", "stop"),
+    "no index": (
+        lambda a: {"choices": [{"message": {"content": "bare"}, "finish_reason": "stop"}]},
+        "bare",
+        "stop",
+    ),
     "an error beside choices": (lambda a: {**said("fine")(a), "error": {"code": 0}}, "fine", "stop"),
     "usage of another kind": (lambda a: {**said("fine")(a), "usage": ["many"]}, "fine", "stop"),
     "usage without bounds": (with_usage(prompt_tokens=10**40, completion_tokens=-7), "fine", "stop"),
@@ -204,13 +223,25 @@ GOOD: dict[str, tuple[Callable[[Body], Any], str, str]] = {
     "NULs and half a surrogate pair": (said("a\x00b\ud83d\u2028"), "a\x00b\ud83d\u2028", "stop"),
 }
 BAD: dict[str, tuple[Callable[[Body], Any], str]] = {
-    "a tool call": (said(None, "tool_calls", tool_calls=[{"function": {"name": "f"}}]), "finish_reason 'tool_calls'"),
-    "a tool call that stops": (said(None, tool_calls=[{"function": {"name": "f"}}]), "an answer without text"),
+    "a tool call": (
+        said(None, "tool_calls", tool_calls=[{"function": {"name": "f"}}]),
+        "finish_reason 'tool_calls'",
+    ),
+    "a tool call that stops": (
+        said(None, tool_calls=[{"function": {"name": "f"}}]),
+        "an answer without text",
+    ),
     "parts": (said([{"type": "text", "text": "a"}]), "an answer without text"),
     "a number": (said(7), "an answer without text"),
     "no message": (changed(message=None), "an answer of another shape"),
-    "choices of another kind": (lambda a: {**a, "choices": {"0": a["choices"][0]}}, "an answer of another shape"),
-    "deep brackets": (lambda a: b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "an answer that is no JSON"),
+    "choices of another kind": (
+        lambda a: {**a, "choices": {"0": a["choices"][0]}},
+        "an answer of another shape",
+    ),
+    "deep brackets": (
+        lambda a: b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        "an answer that is no JSON",
+    ),
     "a list": (lambda a: b"[1]", "an answer that is no JSON object"),
     "nothing": (lambda a: b"", "an answer that is no JSON"),
     "broken UTF-8": (lambda a: b'{"choices": "\xff\xfe"}', "an answer that is no JSON"),
@@ -242,7 +273,9 @@ def test_a_filtered_answer_is_a_failure_without_another_try() -> None:
         Odd(twist=lambda b, a: said("", "content_filter")(a) if last(b) == "x" else a) as server,
         opened(server) as engine,
     ):
-        assert answers(engine, asked("x")) == {"x#0": Failure("x#0", "held back by the server's content filter")}
+        assert answers(engine, asked("x")) == {
+            "x#0": Failure("x#0", "held back by the server's content filter")
+        }
         assert sum(last(body) == "x" for body in server.bodies) == 1
 
 
@@ -260,7 +293,12 @@ def test_hostile_texts_pass_through_server_and_file_as_they_are(tmp_path: Path) 
     prompts = [Prompt(id=f"{i:016x}", row=i, persona_id="", text=text) for i, text in enumerate(texts)]
     with Server(reply=lambda m, s, p: f"<{m[-1].content}>") as server, opened(server) as engine:
         config = ResponsesConfig(n=2)
-        stage(tmp_path, "responses", Response, lambda key, done: answer_prompts(prompts, engine, config, key, done))
+        stage(
+            tmp_path,
+            "responses",
+            Response,
+            lambda key, done: answer_prompts(prompts, engine, config, key, done),
+        )
     rows = list(Stage(tmp_path, "responses", {}).records(Response))
     assert [r.text for r in rows] == [f"<{text}>" for text in texts for _ in (0, 1)]
 
@@ -278,7 +316,9 @@ EXPECTED = [default_choice((Message("user", f"duel {i}"),), ("1", "2")) for i in
 
 
 @pytest.mark.parametrize(
-    "server", [Server(), Server(tokenizes=True), Server(choices=(" 1", "  2"))], ids=["plain", "by id", "with spaces"]
+    "server",
+    [Server(), Server(tokenizes=True), Server(choices=(" 1", "  2"))],
+    ids=["plain", "by id", "with spaces"],
 )
 def test_choices_are_found_among_the_alternatives(server: Server) -> None:
     server.mass = 0.6  # the rest is other words', some of them likelier than a choice
@@ -301,24 +341,34 @@ def test_choices_among_the_alternatives_worked_by_hand() -> None:
     log = math.log
     tops = [("A", log(0.5)), (" B", log(0.3)), ("Answer", log(0.1)), ("", log(0.05))]
     assert _by_text(tops, ("A", "B")) == (log(0.5), log(0.3))
-    assert _by_text(tops, ("Answer A", "Answer B")) == pytest.approx([math.nan] * 2, nan_ok=True)  # which one is meant?
+    # which one is meant?
+    assert _by_text(tops, ("Answer A", "Answer B")) == pytest.approx([math.nan] * 2, nan_ok=True)
     assert _by_text(tops, ("B", "C")) == pytest.approx([log(0.3), log(0.05)])  # at most what is left over
-    assert _by_text([("A", log(0.6)), ("x", log(0.01))], ("A", "B"))[1] == pytest.approx(
-        log(0.01)
-    )  # at most the least shown
-    assert _by_text([("Bet", log(0.2)), ("B", log(0.7))], ("Better", "A")) == pytest.approx([log(0.2), log(0.1)])
+    # at most the least shown
+    assert _by_text([("A", log(0.6)), ("x", log(0.01))], ("A", "B"))[1] == pytest.approx(log(0.01))
+    assert _by_text([("Bet", log(0.2)), ("B", log(0.7))], ("Better", "A")) == pytest.approx(
+        [log(0.2), log(0.1)]
+    )
 
 
 def test_verdicts_that_are_none_of_the_choices_are_unreadable(tmp_path: Path) -> None:
     answer = [
         Response(
-            id=f"{i}" * 16, row=i, prompt_id="p", index=i, text=f"answer {i}", token_ids=None, finish_reason="stop"
+            id=f"{i}" * 16,
+            row=i,
+            prompt_id="p",
+            index=i,
+            text=f"answer {i}",
+            token_ids=None,
+            finish_reason="stop",
         )
         for i in (0, 1)
     ]
     with Server(choices=("x", "y")) as server, opened(server) as engine:
         found = list(judge(duels([("p", "question", answer)], 2, "key", 2), engine, JudgingConfig(), set()))
-    assert [(j.verdict, j.p_first, j.mass) for j in found if isinstance(j, Judgment)] == [(None, None, None)] * 2
+    assert [(j.verdict, j.p_first, j.mass) for j in found if isinstance(j, Judgment)] == [
+        (None, None, None)
+    ] * 2
 
 
 def test_choices_that_begin_alike_are_refused_where_that_can_be_seen() -> None:
@@ -352,12 +402,17 @@ def test_the_judge_may_be_a_server_while_the_policy_is_not(tmp_path: Path) -> No
     with Server(choose=choose, model="wise") as server:
         other = {"name": "openai", "model": "wise", "openai": {"base_url": server.url}}
         summary = run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs")
-        assert run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs")["worked"] is False
+        assert (
+            run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs")["worked"]
+            is False
+        )
     run(make_config(base), tmp_path, until="pairs")
     found: dict[str, dict[tuple[str, str], Any]] = {}
     for folder in tmp_path.glob("round-1/judgments-*"):
         for judgment in read_jsonl(folder / "records.jsonl"):
-            found.setdefault(judgment["judge"], {})[judgment["first_id"], judgment["second_id"]] = judgment["p_first"]
+            found.setdefault(judgment["judge"], {})[judgment["first_id"], judgment["second_id"]] = judgment[
+                "p_first"
+            ]
     assert found.keys() == {"wise", "self"}
     assert len(found["wise"]) > 50
     assert found["wise"] == pytest.approx({key: 1 - p for key, p in found["self"].items()})

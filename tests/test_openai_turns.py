@@ -1,4 +1,5 @@
-"""Turns that have begun, through a server's /v1/completions: the same ids, texts and numbers as by the built-in engine."""
+"""Turns that have begun, through a server's /v1/completions: the same ids, texts and numbers as by the
+built-in engine."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ Body = dict[str, Any]
 
 
 class Completer:
-    """A tiny model behind /v1/completions, as vLLM answers: ids in, text out, greedy. `bodies` are what it was sent."""
+    """A tiny model behind /v1/completions, as vLLM answers: ids in, text out, greedy. `bodies` are what it
+    was sent."""
 
     def __init__(self, engine: TransformersEngine, counts: int = 0, ids_known: bool = True) -> None:
         self.engine, self.counts, self.ids_known = engine, counts, ids_known
@@ -33,8 +35,12 @@ class Completer:
         found: list[int] = []
         with torch.no_grad():
             logits = self.engine.network.model(torch.tensor([ids])).logits[0, -1]
-            while len(found) < body["max_tokens"] and not (found and found[-1] in body.get("stop_token_ids", ())):
-                found.append(int(self.engine.network.model(torch.tensor([ids + found])).logits[0, -1].argmax()))
+            while len(found) < body["max_tokens"] and not (
+                found and found[-1] in body.get("stop_token_ids", ())
+            ):
+                found.append(
+                    int(self.engine.network.model(torch.tensor([ids + found])).logits[0, -1].argmax())
+                )
         ended = bool(found) and found[-1] in body.get("stop_token_ids", ())
         choice: Body = {"index": 0, "finish_reason": "stop" if ended else "length"}
         choice["text"] = self.engine.chat.decode(found[:-1] if ended else found)
@@ -66,10 +72,12 @@ def engine_of(built_in: TransformersEngine, server: Server) -> OpenAIEngine:
 def test_texts_are_those_of_the_built_in_engine(built_in: TransformersEngine) -> None:
     completer = Completer(built_in)
     requests = [
-        Request((Message("system", f"you talk to {i}"),), (Sample(f"u{i}", i),), Sampling(12, 0.0), as_user=True)
+        Request((Message("system", f"you talk to {i}"),), (Sample(f"u{i}", i),), Sampling(12, 0.0),
+        as_user=True)
         for i in range(3)
     ] + [
-        Request((Message("user", f"tell me {i}"),), (Sample(f"p{i}", i),), Sampling(12, 0.0), prefill="Prompt:")
+        Request((Message("user", f"tell me {i}"),), (Sample(f"p{i}", i),), Sampling(12, 0.0),
+        prefill="Prompt:")
         for i in range(3)
     ]  # fmt: skip
     expected = {c.id: (c.text.lstrip(" "), c.finish_reason) for c in built_in.generate(requests)}

@@ -1,4 +1,5 @@
-"""Training in two processes: the weights of one process, exact resume, and no set-up that is another than asked for."""
+"""Training in two processes: the weights of one process, exact resume, and no set-up that is another than
+asked for."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from test_training import lines, some_pairs, tiny_model, tiny_tokenizer, weights
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build"
-# 21 pairs in batches of 4: six steps an epoch, the last one with a single pair, so that one process gets a filler.
+# 21 pairs in batches of 4: six steps an epoch, the last one with a single pair, so that one process gets a
+# filler.
 SETTINGS = {"batch_size": 4, "lr": 1e-3, "epochs": 2, "save_steps": 2, "max_length": 32}
 STEPS = 12
 MEASURED = {"loss": "dpo", "held_out_share": 0.2, "eval_steps": 3, "samples": 2}
@@ -37,7 +39,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def jobs_in(folder: Path, way: str, micro_batch_size: int, cases: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def jobs_in(
+    folder: Path, way: str, micro_batch_size: int, cases: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
     """What parallel_worker.py is to train: into folder/NAME for each case."""
     common = {**SETTINGS, "parallel": way, "micro_batch_size": micro_batch_size}
     return [
@@ -61,7 +65,11 @@ def work(folder: Path, jobs: list[dict[str, Any]], processes: int = 2, way: str 
         tools = [str(Path(sys.executable).parent), str(BUILD / "zero3/bin"), environment["PATH"]]
         environment["PATH"] = os.pathsep.join(tools)
     environment["PYTHONPATH"] = os.pathsep.join(found)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    start = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        if processes > 1
+        else []
+    )
     command = [sys.executable, *start, str(HERE / "parallel_worker.py"), str(folder / "jobs.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr
@@ -99,12 +107,16 @@ def assert_as_alone(folder: Path, alone: Path, tolerance: float, names: Iterable
         assert difference(folder / name, alone / name) <= tolerance, name
         assert_same_metrics(folder / name, alone / name)
         assert said(folder / name, 0) == said(folder / name, 1)
-        assert said(folder / name, 0)["steps"] == len([line for line in lines(alone / name) if "loss" in line])
+        assert said(folder / name, 0)["steps"] == len(
+            [line for line in lines(alone / name) if "loss" in line]
+        )
         if name == "measured":
             assert_same_reference(folder / name, alone / name)
         left = {path.name for path in (folder / name).iterdir()}
         assert left == {path.name for path in (alone / name).iterdir()}
-        assert (folder / name / "model/config.json").read_text() == (alone / name / "model/config.json").read_text()
+        assert (folder / name / "model/config.json").read_text() == (
+            alone / name / "model/config.json"
+        ).read_text()
 
 
 def assert_same_reference(found: Path, expected: Path) -> None:
@@ -148,7 +160,8 @@ def test_copies_give_the_weights_of_one_process_in_every_case(tmp_path: Path, al
 
 
 def resumed(tmp_path: Path, way: str, case: dict[str, Any]) -> tuple[Path, Path]:
-    """The folders of a training that was killed after a checkpoint and went on, and of one that was left alone."""
+    """The folders of a training that was killed after a checkpoint and went on, and of one that was left
+    alone."""
     [job] = jobs_in(tmp_path, way, 1, {"killed": case})
     status, error = work(tmp_path, [{**job, "step": 5, "signal": "SIGKILL"}], way=way)
     assert status != 0
@@ -189,7 +202,9 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path: Path, way:
     assert status == 0, error
     for name in cases:
         for rank in (0, 1):
-            assert said(tmp_path / name, rank)["error"].startswith("Terminated: training: SIGTERM at step 3 of 12")
+            assert said(tmp_path / name, rank)["error"].startswith(
+                "Terminated: training: SIGTERM at step 3 of 12"
+            )
         assert (tmp_path / name / "checkpoints/checkpoint-3/complete.json").is_file()
         assert [line["step"] for line in lines(tmp_path / name)] == [1, 2, 3]
     undisturbed = jobs_in(tmp_path, way, 2, {"undisturbed": {}})
@@ -229,7 +244,8 @@ def test_errors_come_in_all_processes(tmp_path: Path) -> None:
     assert status == 0, error
     expected = {
         "broken": "TrainingError: optimiser step 2: the loss is not finite for the pairs pair-3. ",
-        "uneven": "TrainingError: train.micro_batch_size 4 times 2 processes does not divide train.batch_size 4",
+        "uneven": "TrainingError: train.micro_batch_size 4 times 2 processes does not divide "
+        "train.batch_size 4",
         "empty": "TrainingError: there are no pairs to train on",
         "quantised": "TrainingError: train.method qlora cannot be shared out by fsdp2",
     }

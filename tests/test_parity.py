@@ -1,8 +1,9 @@
-"""Losses, log-probabilities and gradients equal TRL's and those of full logits, however a batch is cut and laid out.
+"""Losses, log-probabilities and gradients equal TRL's and those of full logits, however a batch is cut and
+laid out.
 
-TRL's own trainers compute loss and gradients on batches of the same token ids, made by their own collators. Its SimPO, CPO
-and ORPO build full logits over padded rows. Everything is float32. Differences are measured relative to each parameter's
-largest gradient; the figures seen stand beside the tolerances.
+TRL's own trainers compute loss and gradients on batches of the same token ids, made by their own collators.
+Its SimPO, CPO and ORPO build full logits over padded rows. Everything is float32. Differences are measured
+relative to each parameter's largest gradient; the figures seen stand beside the tolerances.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from sao.training.trainer import PreferenceTrainer
 
 Grads = dict[str, Tensor]
 
-# Llama ties its head to the embedding, Qwen-3 does not and normalises queries and keys; Gemma-2 caps attention scores and
-# logits softly (transformers computes that with eager attention only) and every other layer sees 16 tokens.
+# Llama ties its head to the embedding, Qwen-3 does not and normalises queries and keys; Gemma-2 caps
+# attention scores and logits softly (transformers computes that with eager attention only) and every other
+# layer sees 16 tokens.
 FAMILIES: dict[str, tuple[Callable[..., str], str]] = {
     "llama": (tiny_models.llama, "sdpa"),
     "qwen3": (tiny_models.qwen3, "sdpa"),
@@ -47,7 +49,8 @@ SAME_LOGPS = 2e-5  # nats, of up to 12 a token; seen: 2.9e-6
 
 
 def some_pairs() -> list[TokenPair]:
-    """Mixed lengths: prompts of 1 to 23 tokens, answers of 1 to 45, some beyond Gemma's window, some far shorter."""
+    """Mixed lengths: prompts of 1 to 23 tokens, answers of 1 to 45, some beyond Gemma's window, some far
+    shorter."""
     generator = torch.Generator().manual_seed(5)
 
     def ids(n: int) -> tuple[int, ...]:
@@ -70,7 +73,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def load(folder: str, family: str) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=FAMILIES[family][1])
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=FAMILIES[family][1]
+    )
     return model
 
 
@@ -141,7 +146,9 @@ def trl() -> SimpleNamespace:
         from trl import DPOConfig, DPOTrainer
         from trl.experimental.cpo import CPOConfig, CPOTrainer
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-    return SimpleNamespace(CPO=(CPOTrainer, CPOConfig), ORPO=(ORPOTrainer, ORPOConfig), DPO=(DPOTrainer, DPOConfig))
+    return SimpleNamespace(
+        CPO=(CPOTrainer, CPOConfig), ORPO=(ORPOTrainer, ORPOConfig), DPO=(DPOTrainer, DPOConfig)
+    )
 
 
 def trl_trainer(trl: SimpleNamespace, case: Case, model: Any, folder: str, family: str, out: Path) -> Any:
@@ -160,7 +167,8 @@ def trl_trainer(trl: SimpleNamespace, case: Case, model: Any, folder: str, famil
         **case.theirs,
     )
     reference = {"ref_model": load(folder, family)} if case.trainer == "DPO" else {}
-    words = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})  # its tokenising is not compared
+    # its tokenising is not compared
+    words = Dataset.from_dict({"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return kind(model=model, args=args, train_dataset=words, processing_class=tokenizer, **reference)
 
@@ -172,7 +180,10 @@ def trl_batch(trainer: Any, case: Case) -> Any:
         return trainer.data_collator([{side: list(getattr(pair, side)) for side in sides} for pair in PAIRS])
     rows = []
     for pair in PAIRS:
-        row: dict[str, Any] = {"prompt_input_ids": pair.prompt_ids, "prompt_attention_mask": [1] * len(pair.prompt_ids)}
+        row: dict[str, Any] = {
+            "prompt_input_ids": pair.prompt_ids,
+            "prompt_attention_mask": [1] * len(pair.prompt_ids),
+        }
         for side, answer in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
             ids = [*pair.prompt_ids, *answer]
             row[f"{side}_input_ids"] = ids
@@ -185,8 +196,11 @@ def trl_batch(trainer: Any, case: Case) -> Any:
 # Our side
 
 
-def our_trainer(case: Case, model: Any, folder: str, out: Path, attention: str, **config: Any) -> PreferenceTrainer:
-    """The trainer itself: its collator, its likelihood term and, where the loss compares, its reference pass."""
+def our_trainer(
+    case: Case, model: Any, folder: str, out: Path, attention: str, **config: Any
+) -> PreferenceTrainer:
+    """The trainer itself: its collator, its likelihood term and, where the loss compares, its reference
+    pass."""
     tokenizer = ChatTokenizer(AutoTokenizer.from_pretrained(folder))
     settings = TrainConfig(**case.ours, batch_size=4, micro_batch_size=4, max_length=4096, **config)
     return PreferenceTrainer(PAIRS, model, tokenizer, out, settings, 0, attention, None, False)
@@ -194,7 +208,9 @@ def our_trainer(case: Case, model: Any, folder: str, out: Path, attention: str, 
 
 def our_loss(trainer: PreferenceTrainer, micro_batches: list[list[int]], model: nn.Module) -> float:
     """The loss of one optimiser step over all pairs; gradients stay in the model."""
-    inputs, _ = trainer.get_batch_samples(map(trainer.collate, micro_batches), len(micro_batches), torch.device("cpu"))
+    inputs, _ = trainer.get_batch_samples(
+        map(trainer.collate, micro_batches), len(micro_batches), torch.device("cpu")
+    )
     total = 0.0
     for batch in inputs:
         loss = trainer.compute_loss(model, batch)
@@ -243,7 +259,8 @@ def ours(
     runs: list[Any] = []
     plain.base_model.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
     loss = our_loss(trainer, micro_batches, FullLogits(model) if full_logits else model)
-    assert len(runs) == len(micro_batches) * (1 + checkpointing)  # layers are computed again in backward, or not
+    # layers are computed again in backward, or not
+    assert len(runs) == len(micro_batches) * (1 + checkpointing)
     return loss, take_grads(model)
 
 
@@ -287,7 +304,10 @@ def test_log_probs_of_each_token_equal_trls(
         trainer = trl_trainer(trl, case, model, folder, family, tmp_path)
         rows = trainer.concatenated_inputs(trl_batch(trainer, case), padding_value=trainer.pad_token_id)
         labels = rows["concatenated_labels"][:, 1:]
-        inputs = {"input_ids": rows["concatenated_input_ids"], "attention_mask": rows["concatenated_attention_mask"]}
+        inputs = {
+            "input_ids": rows["concatenated_input_ids"],
+            "attention_mask": rows["concatenated_attention_mask"],
+        }
         logps = selective_log_softmax(model(**inputs).logits[:, :-1], labels.clamp(min=0))
         expected["full logits"] = logps[labels != -100]  # all chosen answers, then all rejected ones, as ours
         case = CASES["dpo"]
@@ -331,7 +351,9 @@ def run_variant(options: dict[str, Any], *where: Any, **more: Any) -> tuple[floa
 @pytest.mark.parametrize("family", FAMILIES)
 # One that covers prompts and averages over the batch's tokens, one with a reference.
 @pytest.mark.parametrize("name", ["orpo", pytest.param("ipo", marks=pytest.mark.slow)])
-def test_cutting_and_layout_make_no_difference(folders: dict[str, str], family: str, name: str, tmp_path: Path) -> None:
+def test_cutting_and_layout_make_no_difference(
+    folders: dict[str, str], family: str, name: str, tmp_path: Path
+) -> None:
     where = CASES[name], folders[family], family
     expected, grads = ours(*where, tmp_path / "packed")
     for variant, options in VARIANTS.items():
@@ -372,7 +394,10 @@ class Head:
         g = torch.Generator().manual_seed(seed)
         rows = torch.randn(n, h, generator=g), torch.randn(v, h, generator=g)
         return cls(
-            *rows, torch.randn(v, generator=g) if bias else None, torch.randint(v, (n,), generator=g), **settings
+            *rows,
+            torch.randn(v, generator=g) if bias else None,
+            torch.randint(v, (n,), generator=g),
+            **settings,
         )
 
     def to(self, dtype: torch.dtype, trained: tuple[bool, bool, bool] = (True, True, True)) -> Head:
@@ -463,8 +488,8 @@ def test_tiled_head_with_extreme_logits(softcap: float | None, trained: tuple[bo
             assert grad is exact_grad is None
             continue
         assert grad.isfinite().all()
-        # Float32 knows a normaliser of 20,000 only to 0.001 (seen: 2e-5), and the slope 1 − (z/c)² of a saturated cap is a
-        # difference of almost equal numbers (seen: 1.4e-4; autograd in float32 has 3e-5).
+        # Float32 knows a normaliser of 20,000 only to 0.001 (seen: 2e-5), and the slope 1 − (z/c)² of a
+        # saturated cap is a difference of almost equal numbers (seen: 1.4e-4; autograd in float32 has 3e-5).
         assert error(grad, exact_grad) < 1e-3
 
 
@@ -485,10 +510,13 @@ def test_tiled_head_in_bfloat16_sums_in_float32(
     rounded, expected = plain.full(), exact.full()
     assert error(found, expected) < 1e-6  # seen: 1e-7
     assert error(rounded, expected) > 1e-3  # seen: 3e-3
-    for grad, plain_grad, exact_grad in zip(mine.pull(found), plain.pull(rounded), exact.pull(expected), strict=True):
+    for grad, plain_grad, exact_grad in zip(
+        mine.pull(found), plain.pull(rounded), exact.pull(expected), strict=True
+    ):
         if grad is None or plain_grad is None or exact_grad is None:
             assert grad is plain_grad is exact_grad is None
             continue
         assert grad.dtype == mine.hidden.dtype
-        # Gradients are handed on in bfloat16, so they are rounded once or twice. Seen: 2.3e-3, and 4.3e-3 or more.
+        # Gradients are handed on in bfloat16, so they are rounded once or twice. Seen: 2.3e-3, and 4.3e-3 or
+        # more.
         assert mean_error(grad, exact_grad) < 3e-3 < mean_error(plain_grad, exact_grad)

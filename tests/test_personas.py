@@ -1,4 +1,5 @@
-"""Personas that the model writes itself, prompts by a mix of templates, conversations, and prompts of others."""
+"""Personas that the model writes itself, prompts by a mix of templates, conversations, and prompts of
+others."""
 
 import gzip
 import json
@@ -18,7 +19,14 @@ from sao.errors import ConfigError, DataError, DropError
 from sao.method import Run, run
 from sao.pipeline.folder import RunFolder
 from sao.records import Message, Persona, Prompt
-from sao.stages.personas import draw_traits, licence_of, load_traits, non_commercial, read_personas, round_size
+from sao.stages.personas import (
+    draw_traits,
+    licence_of,
+    load_traits,
+    non_commercial,
+    read_personas,
+    round_size,
+)
 from sao.stages.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
 
 
@@ -63,7 +71,8 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
     assert rounds[-1].endswith("340 of 340 stand")
     counts = job.personas_stage.counts
     drafts = sum(
-        len((folder / "records.jsonl").read_text().splitlines()) for folder in tmp_path.glob("round-1/drafts-*")
+        len((folder / "records.jsonl").read_text().splitlines())
+        for folder in tmp_path.glob("round-1/drafts-*")
     )
     assert counts["records"] + counts["dropped"] == drafts
     assert set(counts["reasons"]) <= {"repeats an earlier persona", "more than asked for"}
@@ -99,7 +108,8 @@ def test_similar_personas_are_dropped_as_they_come(tmp_path: Path) -> None:
     kept = people(tmp_path, c, ScriptedEngine())
     assert len({p.text.split()[0] for p in kept}) == 80  # one variant of each
     dropped = [
-        json.loads(line) for line in next(tmp_path.glob("round-1/personas-*/drops.jsonl")).read_text().splitlines()
+        json.loads(line)
+        for line in next(tmp_path.glob("round-1/personas-*/drops.jsonl")).read_text().splitlines()
     ]
     one = next(row for row in dropped if row["reason"] == "repeats an earlier persona")
     new, earlier = one["detail"].split(" | ")
@@ -139,8 +149,10 @@ def test_traits_are_drawn_one_from_an_axis() -> None:
 
 def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
     for text in ("axes: 3", "axes: [[a], []]\nrelations: [b]", "[", "axes: [[a]]\nrelations: []",
-                 "axes: [[a, no]]\nrelations: [b]", "axes: [[30]]\nrelations: [b]", "axes: [[a]]\nrelations: [.nan]",
-                 "axes: [[a, null]]\nrelations: [b]", "axes: [ab]\nrelations: [b]", "axes: [[a]]\nrelations: ab"):  # fmt: skip
+                 "axes: [[a, no]]\nrelations: [b]", "axes: [[30]]\nrelations: [b]", "axes: [[a]]\nrelations: "
+                                                                                    "[.nan]",
+                 "axes: [[a, null]]\nrelations: [b]", "axes: [ab]\nrelations: [b]", "axes: [[a]]\nrelations: "
+                                                                                    "ab"):  # fmt: skip
         (tmp_path / "t.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"personas\.traits .*t\.yaml"):
             load_traits(str(tmp_path / "t.yaml"))
@@ -156,7 +168,8 @@ def test_licences_are_known_or_asked_for() -> None:
     assert "unknown: set personas.licence" in licence_of(PersonasConfig(source="a/b"), "x")
     assert licence_of(PersonasConfig(source="a/b", licence="MIT"), "x") == "MIT"
     assert "llama3" in licence_of(PersonasConfig(source="self"), "llama3")
-    assert [non_commercial(name) for name in ("CC-BY-NC-SA-4.0", "cc by-nc 4.0", "Noncommercial", "CC BY 4.0", "Apache-2.0")] == [
+    assert [non_commercial(name) for name in ("CC-BY-NC-SA-4.0", "cc by-nc 4.0", "Noncommercial", "CC BY 4.0",
+    "Apache-2.0")] == [
         True, True, True, False, False]  # fmt: skip
 
 
@@ -166,7 +179,10 @@ def test_a_non_commercial_licence_is_said_aloud_and_written_down(tmp_path: Path)
     said: list[str] = []
     run(config(personas=given), tmp_path / "run", until="prompts", engine=writer(9), notify=said.append)
     assert any(line.startswith("NON-COMMERCIAL: the licence of the personas") for line in said)
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["licences"]["personas"] == "CC BY-NC-SA 4.0"
+    assert (
+        json.loads((tmp_path / "run" / "manifest.json").read_text())["licences"]["personas"]
+        == "CC BY-NC-SA 4.0"
+    )
 
 
 # Sources of others
@@ -217,7 +233,11 @@ def test_a_mix_asks_by_each_of_its_templates(tmp_path: Path) -> None:
         asked["code" if "program" in text else "turns" if "three turns" in text else "plain"] += 1
         if "three turns" in text:
             return f"Prompt: first {seed}\nReply: said {seed}\nPrompt: then {seed}"
-        return f"Prompt: one {seed}" if "uses an assistant" in text else f"answer {seed} to {len(messages)} turns"
+        return (
+            f"Prompt: one {seed}"
+            if "uses an assistant" in text
+            else f"answer {seed} to {len(messages)} turns"
+        )
 
     c = config(
         personas={"source": "builtin:general", "n": 300, "held_out": 0},
@@ -257,7 +277,8 @@ def test_conversations_are_read_strictly(text: str, turns: list[str]) -> None:
 
 def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
     rows = [
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"real {i}"}]} for i in range(50)
+        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"real {i}"}]}
+        for i in range(50)
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"source": str(tmp_path / "p.jsonl"), "column": "messages", "licence": "CC BY-NC 4.0"}
@@ -268,17 +289,25 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
     assert all(p.text.startswith("real ") for p in folder.asked(True))
     assert summary["funnel"][0] == {"stage": "prompts", "records": 35, "dropped": 0, "reasons": {}}
     with pytest.raises(DataError, match=r"no text under the key 'prompt'.*--prompts\.column"):
-        run(config(prompts={"source": str(tmp_path / "p.jsonl")}), tmp_path / "x", until="prompts", engine=writer(9))
+        run(
+            config(prompts={"source": str(tmp_path / "p.jsonl")}),
+            tmp_path / "x",
+            until="prompts",
+            engine=writer(9),
+        )
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("a ", "a"), ("", ""), ("  ", ""), ([], ""), (3, None), ([1], None), (None, None), ({"text": "x"}, None), (["a"], None),
+        ("a ", "a"), ("", ""), ("  ", ""), ([], ""), (3, None), ([1], None), (None, None), ({"text": "x"},
+        None), (["a"], None),
         ([{"from": "human", "value": "b"}], "b"), ({"role": "user", "content": "b"}, "b"),
         ([{"role": "assistant", "content": "c"}], ""), ([{"role": "user", "content": None}], ""),
-        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "text", "text": "e "}]}], "de"),
-        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "image_url", "image_url": "u"}]}], ""),
+        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "text", "text": "e "}]}],
+        "de"),
+        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "image_url",
+        "image_url": "u"}]}], ""),
     ],
 )  # fmt: skip
 def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:
@@ -286,7 +315,16 @@ def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:
 
 
 def test_rows_without_a_prompt_are_passed_over_and_other_types_named(tmp_path: Path) -> None:
-    rows: list[Any] = ["one", "", "   ", [], None, [{"role": "system", "content": "s"}], "two \ud83d", "\ud83d"]
+    rows: list[Any] = [
+        "one",
+        "",
+        "   ",
+        [],
+        None,
+        [{"role": "system", "content": "s"}],
+        "two \ud83d",
+        "\ud83d",
+    ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     c, n = PromptsConfig(source=str(tmp_path / "p.jsonl")), PersonasConfig(n=2, held_out=0)
     assert {p.text for p in given_prompts(c, n, 0, "key")} == {"one", "two "}
@@ -341,7 +379,11 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(t
     ("name", "content", "message"),
     [
         ("p.txt", b"a\n" + b"x" * 5000 + b"\nb\n", r"p\.txt, line 2: longer than 0 MB"),
-        ("p.jsonl", b'{"persona": "a"}\n{"persona": "' + b"x" * 5000 + b'"}\n', r"p\.jsonl, line 2: longer than"),
+        (
+            "p.jsonl",
+            b'{"persona": "a"}\n{"persona": "' + b"x" * 5000 + b'"}\n',
+            r"p\.jsonl, line 2: longer than",
+        ),
         ("p.csv", b"persona\na\n" + b"\xff\xfe" * 4 + b"\n", r"p\.csv, line 3: not UTF-8"),
         ("p.txt", b"a\nb\0c\n", r"p\.txt, line 2: holds NUL bytes"),
         (
@@ -354,7 +396,11 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(t
             b'{"persona": "a"}\n["b"]\n',
             r"p\.jsonl, line 2: no text under the key 'persona' \(it holds: list\)",
         ),
-        ("p.csv", b"name,age\nx,1\n", r"p\.csv, line 2: no text under the key 'persona' \(it holds: name, age\)"),
+        (
+            "p.csv",
+            b"name,age\nx,1\n",
+            r"p\.csv, line 2: no text under the key 'persona' \(it holds: name, age\)",
+        ),
         ("p.jsonl.gz", b"not gzip at all", r"p\.jsonl\.gz: no whole gzip file"),
         ("p.txt.gz", gzip.compress(b"a\n" * 1000)[:-9], r"p\.txt\.gz: no whole gzip file"),
         ("p.jsonl", b"[" * 100_00, r"p\.jsonl, line 1: (not JSON|longer)"),
@@ -372,7 +418,18 @@ def test_hostile_files_of_personas_are_named(
 
 
 def test_odd_personas_pass_or_count_once(tmp_path: Path) -> None:
-    rows = ["a  person\\n", "A PERSON", "", "   ", "\\ud800", "b\\u0000c", "\\ufeffd", "日本", "🙂", "cut \\ud83d"]
+    rows = [
+        "a  person\\n",
+        "A PERSON",
+        "",
+        "   ",
+        "\\ud800",
+        "b\\u0000c",
+        "\\ufeffd",
+        "日本",
+        "🙂",
+        "cut \\ud83d",
+    ]
     lines = [f'{{"persona": "{row}", "id": 1}}' for row in rows] + ['{"persona": null, "id": 1}']
     (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     c = PersonasConfig(source=str(tmp_path / "p.jsonl"), n=6, held_out=0, sample="first")

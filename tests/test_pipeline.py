@@ -88,10 +88,14 @@ def test_another_judge_reuses_the_answers_and_says_what_changed(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", [{"seed": 5}, {"personas": {**BASE["personas"], "n": 50}}])
-def test_another_seed_or_other_personas_in_a_used_folder_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_another_seed_or_other_personas_in_a_used_folder_is_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     run(config(), tmp_path, until="respond", engine=ScriptedEngine())
     before = files(tmp_path)
-    with pytest.raises(StoreError, match=r"belongs to another run: config\.(seed: 0 → 5|personas\.n: 60 → 50).*--out"):
+    with pytest.raises(
+        StoreError, match=r"belongs to another run: config\.(seed: 0 → 5|personas\.n: 60 → 50).*--out"
+    ):
         run(config(**change), tmp_path, until="pairs", engine=ScriptedEngine())
     with pytest.raises(StoreError, match="model_identity"):
         run(config(), tmp_path, until="pairs", engine=ScriptedEngine(identity="other weights"))
@@ -138,7 +142,11 @@ def test_oracle_outside_the_proving_ground_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(70)))
     personas = {**BASE["personas"], "source": str(tmp_path / "p.txt")}
     with pytest.raises(ConfigError, match="proving ground only"):
-        run(config(model="other", personas=personas, judging={"method": "oracle"}), tmp_path / "run", until="pairs")
+        run(
+            config(model="other", personas=personas, judging={"method": "oracle"}),
+            tmp_path / "run",
+            until="pairs",
+        )
 
 
 def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
@@ -193,11 +201,14 @@ def bytes_in(folder: Path) -> int:
 @pytest.mark.slow
 def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "whole")], check=True)
-    share = bytes_in(tmp_path / "whole") // 12  # moments are counted in bytes: a faster machine is killed as often
+    # moments are counted in bytes: a faster machine is killed as often
+    share = bytes_in(tmp_path / "whole") // 12
     rng, kills = random.Random(1), 0
     while kills < 10:
         until = bytes_in(tmp_path / "killed") + rng.randrange(1, share)
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "killed")], start_new_session=True
+        )
         while process.poll() is None and bytes_in(tmp_path / "killed") < until:
             time.sleep(0.002)
         if process.poll() is not None:
@@ -221,7 +232,11 @@ def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "package"),
-    [({"report_to": ["wandb"]}, "wandb"), ({"method": "lora"}, "peft"), ({"optimizer": "adamw_8bit"}, "bitsandbytes")],
+    [
+        ({"report_to": ["wandb"]}, "wandb"),
+        ({"method": "lora"}, "peft"),
+        ({"optimizer": "adamw_8bit"}, "bitsandbytes"),
+    ],
 )
 def test_a_package_that_training_will_need_is_missed_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: dict[str, Any], package: str

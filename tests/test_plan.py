@@ -1,4 +1,5 @@
-"""The plan's arithmetic against hand-worked values, published counts and what autograd really keeps; the recipes in it."""
+"""The plan's arithmetic against hand-worked values, published counts and what autograd really keeps; the
+recipes in it."""
 
 import json
 import random
@@ -94,7 +95,13 @@ def test_the_proving_ground_is_read_from_its_folder() -> None:
 
 
 def config_of(**changes: Any) -> dict[str, Any]:
-    base = {"model_type": "llama", "vocab_size": 20, "hidden_size": 6, "intermediate_size": 10, "num_hidden_layers": 3}
+    base = {
+        "model_type": "llama",
+        "vocab_size": 20,
+        "hidden_size": 6,
+        "intermediate_size": 10,
+        "num_hidden_layers": 3,
+    }
     return {**base, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 2, **changes}
 
 
@@ -106,7 +113,8 @@ def test_what_config_files_leave_out_or_nest() -> None:
     assert (shape_of(without, "x").kv_heads, shape_of(without, "x").head_dim) == (2, 3)
     # Qwen-2.5-7B: biases on queries, keys and values that its config.json does not mention.
     qwen2 = config_of(
-        model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
+        model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944,
+        num_hidden_layers=28,
         num_attention_heads=28, num_key_value_heads=4, head_dim=None,
     )  # fmt: skip
     assert shape_of(qwen2, "x").parameters == 7_615_616_512
@@ -143,7 +151,8 @@ def test_gpus_by_any_spelling() -> None:
 
 
 def test_memory_of_full_training_by_hand() -> None:
-    """12 tokens, no checkpointing. A layer keeps 26·6 + 8·10 + 10·4 = 276 bytes of a token, and one layer's gradients."""
+    """12 tokens, no checkpointing. A layer keeps 26·6 + 8·10 + 10·4 = 276 bytes of a token, and one layer's
+    gradients."""
     found = training_memory(TOY, TrainConfig(), tokens=12)
     assert (found.weights, found.gradients, found.optimiser) == (1038 * 4, 1038 * 4, 1038 * 8)
     assert found.copies == 2 * 756
@@ -157,7 +166,12 @@ def test_memory_of_full_training_by_hand() -> None:
 def test_memory_of_the_other_ways_by_hand() -> None:
     stochastic = TrainConfig(weights="bfloat16", optimizer="adamw_sr", gradient_checkpointing=True)
     found = training_memory(TOY, stochastic, tokens=12)
-    assert (found.weights, found.gradients, found.optimiser, found.copies) == (1038 * 2, 1038 * 2, 1038 * 4, 0)
+    assert (found.weights, found.gradients, found.optimiser, found.copies) == (
+        1038 * 2,
+        1038 * 2,
+        1038 * 4,
+        0,
+    )
     # Three inputs of 6 units in 2 bytes, and one layer (16·6 + 80 + 40 = 216) with its gradients.
     assert found.activations == 12 * (3 * 6 * 2 + 2 * 216)
     lora = TrainConfig(method="lora", weights="bfloat16", lora=LoraConfig(r=2))
@@ -184,10 +198,13 @@ def test_generation_memory_by_hand() -> None:
     assert (found.weights, found.cache) == (2 * 1038, 5 * 256 * 24)
 
 
-@pytest.mark.parametrize(("weights", "method"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "lora")])
+@pytest.mark.parametrize(
+    ("weights", "method"), [("float32", "full"), ("bfloat16", "full"), ("bfloat16", "lora")]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_activations_are_what_autograd_keeps(family: str, weights: str, method: str, tmp_path: Path) -> None:
-    """Counted from the difference between four layers and two, so that the embedding and the head drop out."""
+    """Counted from the difference between four layers and two, so that the embedding and the head drop
+    out."""
     optimizer = "adamw_sr" if (weights, method) == ("bfloat16", "full") else "adamw"
     train = TrainConfig(weights=weights, method=method, optimizer=optimizer)  # type: ignore[arg-type]
     kept = []
@@ -209,7 +226,10 @@ def _kept(path: str, train: TrainConfig) -> float:
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape)[::-1] for p in model.parameters()}
     batch = pack(
-        [TokenPair(id=str(i), prompt_ids=(5,) * 8, chosen_ids=(7,) * 64, rejected_ids=(9,) * 64) for i in "ab"]
+        [
+            TokenPair(id=str(i), prompt_ids=(5,) * 8, chosen_ids=(7,) * 64, rejected_ids=(9,) * 64)
+            for i in "ab"
+        ]
     )
     storages: dict[int, int] = {}
     alive = []
@@ -238,7 +258,9 @@ SIZES = st.builds(
     norms=st.sampled_from([2, 4]),
     qk_norm=st.booleans(),
 )
-WAYS = st.sampled_from([("full", "float32", "adamw"), ("full", "bfloat16", "adamw_sr"), ("lora", "bfloat16", "adamw")])
+WAYS = st.sampled_from(
+    [("full", "float32", "adamw"), ("full", "bfloat16", "adamw_sr"), ("lora", "bfloat16", "adamw")]
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -249,7 +271,11 @@ def test_more_gpus_never_need_more_memory_each(
     """With ddp from 2 on: its buckets are another copy of the gradients."""
     method, weights, optimizer = way
     train = TrainConfig(
-        method=method, weights=weights, optimizer=optimizer, parallel=parallel, gradient_checkpointing=checkpointing
+        method=method,
+        weights=weights,
+        optimizer=optimizer,
+        parallel=parallel,
+        gradient_checkpointing=checkpointing,
     )  # type: ignore[arg-type]
     start = 2 if parallel == "ddp" else 1
     totals = [training_memory(shape, train, tokens, gpus).total for gpus in range(start, 9)]
@@ -262,7 +288,9 @@ def test_less_is_trained_with_less(shape: Shape, tokens: int) -> None:
     lora = TrainConfig(method="lora", weights="bfloat16", lora=LoraConfig(r=1))
     full, half = TrainConfig(), TrainConfig(weights="bfloat16", optimizer="adamw_sr")
     assert adapter_parameters(shape, lora.lora) < shape.parameters
-    state = [m.gradients + m.optimiser for m in (training_memory(shape, t, tokens) for t in (lora, half, full))]
+    state = [
+        m.gradients + m.optimiser for m in (training_memory(shape, t, tokens) for t in (lora, half, full))
+    ]
     assert state == sorted(state)
     assert training_memory(shape, half, tokens).total < training_memory(shape, full, tokens).total
 
@@ -284,15 +312,25 @@ def test_a_shared_prompt_saves_tokens(prompt: int, response: int) -> None:
     lengths = Lengths(prompt=prompt, response=response)
     shared, apart, padded = TrainConfig(), TrainConfig(share_prompt=False), TrainConfig(batches="padded")
     assert lengths.pair(shared) < lengths.pair(apart) == lengths.pair(padded)
-    pair = TokenPair(id="a", prompt_ids=(1,) * prompt, chosen_ids=(2,) * response, rejected_ids=(3,) * response)
+    pair = TokenPair(
+        id="a", prompt_ids=(1,) * prompt, chosen_ids=(2,) * response, rejected_ids=(3,) * response
+    )
     assert lengths.pair(shared) == pack([pair]).input_ids.numel()
-    assert lengths.pair(apart) == pack([pair], share_prompt=False).input_ids.numel() == pad([pair], 0).input_ids.numel()
+    assert (
+        lengths.pair(apart)
+        == pack([pair], share_prompt=False).input_ids.numel()
+        == pad([pair], 0).input_ids.numel()
+    )
 
 
 def test_flops_by_hand() -> None:
-    """6 for each of the 756 weights and 8 for the head's 120 (made twice); attention 4 · 5 tokens · 4 units · 3 layers."""
+    """6 for each of the 756 weights and 8 for the head's 120 (made twice); attention 4 · 5 tokens · 4 units ·
+    3 layers."""
     assert flops_per_token(TOY, TrainConfig(), context=5) == 6 * 756 + 8 * 120 + 3 * 4 * 5 * 4 * 3
-    assert flops_per_token(TOY, TrainConfig(gradient_checkpointing=True), context=5) == 8 * 876 + 4 * 4 * 5 * 4 * 3
+    assert (
+        flops_per_token(TOY, TrainConfig(gradient_checkpointing=True), context=5)
+        == 8 * 876 + 4 * 4 * 5 * 4 * 3
+    )
     assert flops_per_token(TOY, TrainConfig(method="lora"), context=5) == 4 * 876 + 3 * 4 * 5 * 4 * 3
     dpo = training_seconds(TOY, TrainConfig(loss="dpo"), 100, Lengths(), 1.0)
     assert dpo - training_seconds(TOY, TrainConfig(), 100, Lengths(), 1.0) == 100 * 2 * 876
@@ -301,12 +339,15 @@ def test_flops_by_hand() -> None:
 def test_gemma_on_the_papers_machine_agrees_with_the_rule_of_thumb() -> None:
     """60,000 pairs of 1,000 tokens, 8 FLOP for each weight: 4.4e18, on 4 × 312 TFLOP/s at 40 % 2.5 hours."""
     train = TrainConfig(gradient_checkpointing=True)
-    seconds = training_seconds(read_shape("google/gemma-2-9b-it"), train, 60_000_000, Lengths(), 4 * 312e12 * 0.4)
+    seconds = training_seconds(
+        read_shape("google/gemma-2-9b-it"), train, 60_000_000, Lengths(), 4 * 312e12 * 0.4
+    )
     assert seconds / 3600 == pytest.approx(60e6 * 8 * 9.24e9 / (4 * 312e12 * 0.4) / 3600, rel=0.05)
 
 
 def test_writing_by_hand() -> None:
-    """Large: a step reads 2 bytes of each weight and 8 lanes of 128. Small: a step takes 0.7 ms for each of 3 layers."""
+    """Large: a step reads 2 bytes of each weight and 8 lanes of 128. Small: a step takes 0.7 ms for each of 3
+    layers."""
     shape = read_shape("Qwen/Qwen3-8B")
     step = (2 * 8_190_735_360 + 8 * 128 * shape.kv_bytes) / 100e9
     assert writing_seconds(shape, 8, 800, 100, GPU("slow", 24.0, 1.0, 100.0)) == pytest.approx(100 * step)
@@ -314,7 +355,8 @@ def test_writing_by_hand() -> None:
 
 
 def test_writing_with_vllm_by_hand() -> None:
-    """0.9 of 20 GiB holds CUDA's 1.5, 5 % of gaps, 2 bytes of each weight and the rest for pages of 300 positions."""
+    """0.9 of 20 GiB holds CUDA's 1.5, 5 % of gaps, 2 bytes of each weight and the rest for pages of 300
+    positions."""
     shape, card = read_shape("Qwen/Qwen3-8B"), GPU("card", 20.0, 1.0, 100.0)
     config = load_recipe("default", {"engine.name": "vllm", "responses.max_tokens": "1000"})
     room = (0.9 * 20 - 1.5) * GIB / 1.05 - 2 * 8_190_735_360
@@ -334,7 +376,8 @@ def test_writing_with_vllm_by_hand() -> None:
 
 
 def test_the_worst_micro_batch_is_that_of_real_batches() -> None:
-    """Log-normal lengths as in benchmarks/training.py; packed rows spread the long pairs, padded ones put them together."""
+    """Log-normal lengths as in benchmarks/training.py; packed rows spread the long pairs, padded ones put
+    them together."""
     rng = random.Random(0)
     lengths = [60 + sum(min(1024, int(rng.lognormvariate(5.52, 0.6))) for _ in range(2)) for _ in range(5000)]
     mean = sum(lengths) / len(lengths)
@@ -354,10 +397,17 @@ def test_the_worst_micro_batch_is_that_of_real_batches() -> None:
 def test_tokens_by_stage_by_hand() -> None:
     config = load_recipe(
         "default",
-        {"personas.n": "10", "personas.held_out": "4", "responses.n": "3", "pairs.keep": "all", "train.epochs": "2"},
+        {
+            "personas.n": "10",
+            "personas.held_out": "4",
+            "responses.n": "3",
+            "pairs.keep": "all",
+            "train.epochs": "2",
+        },
     )
     found = {
-        s.name: (s.items, s.read, s.written) for s in stages(config, TOY, CARD, 1, Lengths(prompt=50, response=100))
+        s.name: (s.items, s.read, s.written)
+        for s in stages(config, TOY, CARD, 1, Lengths(prompt=50, response=100))
     }
     assert found == {
         "prompts": (14, 14 * 150, 14 * 50),
@@ -416,7 +466,12 @@ def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.Capture
 def test_the_papers_recipes_are_the_papers() -> None:
     for name in ("paper-gemma-2-9b-it", "paper-llama-3-8b-instruct"):
         c = load_recipe(name)
-        assert (c.personas.n, c.responses.n, c.prompts.temperature, c.responses.temperature) == (60_000, 2, 0.6, 0.6)
+        assert (c.personas.n, c.responses.n, c.prompts.temperature, c.responses.temperature) == (
+            60_000,
+            2,
+            0.6,
+            0.6,
+        )
         assert (c.judging.method, c.judging.orders, c.pairs.keep) == ("text", "one", "all")
         t = c.train
         assert (t.loss, t.scale, t.target_margin, t.lr, t.warmup_ratio) == ("simpo", 10, 3, 1e-6, 0.1)
@@ -434,12 +489,27 @@ def test_a_batch_that_does_not_divide_is_an_error() -> None:
 
 
 def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", "7b-9b-24gb", "--gpu", "rtx 4090", "--response-tokens", "500", "--engine.slots", "4", "--json"]
+    command = [
+        "plan",
+        "7b-9b-24gb",
+        "--gpu",
+        "rtx 4090",
+        "--response-tokens",
+        "500",
+        "--engine.slots",
+        "4",
+        "--json",
+    ]
     assert main(command) == 0
     out = capsys.readouterr().out.splitlines()
     assert "Computed, not measured" in out[1]
     found = json.loads(out[-1])
-    assert (found["gpu"], found["gpus"], found["fits"], found["parameters"]) == ("RTX-4090", 1, True, 8_030_261_248)
+    assert (found["gpu"], found["gpus"], found["fits"], found["parameters"]) == (
+        "RTX-4090",
+        1,
+        True,
+        8_030_261_248,
+    )
     assert found["assumed"]["response"] == 500
     parts = found["training_gib"]
     assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k != "total"), abs=0.05)
@@ -449,7 +519,10 @@ def test_the_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str])
 
 
 def test_too_little_memory_is_said_in_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for engine, advice in (("transformers", "--engine.slots"), ("vllm", "--engine.vllm.tensor_parallel_size")):
+    for engine, advice in (
+        ("transformers", "--engine.slots"),
+        ("vllm", "--engine.vllm.tensor_parallel_size"),
+    ):
         assert main(["plan", "7b-9b-80gb", "--gpu", "T4", "--engine.name", engine]) == 0
         out = capsys.readouterr().out
         assert "training and generation DO NOT FIT" in out.splitlines()[0]
@@ -504,7 +577,9 @@ TINY = {
 def test_every_recipe_runs_to_the_end(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     changes = dict(TINY)
-    if recipe.train.method == "qlora":  # on a CPU bitsandbytes takes only layers whose width is a multiple of 64
+    if (
+        recipe.train.method == "qlora"
+    ):  # on a CPU bitsandbytes takes only layers whose width is a multiple of 64
         changes["train.method"] = "lora"
     if recipe.judging.engine is not None:
         changes |= {"judging.engine.name": "transformers", "judging.engine.model": "builtin:world"}

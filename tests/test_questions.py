@@ -45,7 +45,12 @@ def fastchat_questions(path: Path) -> str:
 
 
 def fastchat_answer(number: int, *turns: Any) -> dict[str, Any]:
-    return {"question_id": number, "answer_id": "x", "model_id": "m", "choices": [{"index": 0, "turns": list(turns)}]}
+    return {
+        "question_id": number,
+        "answer_id": "x",
+        "model_id": "m",
+        "choices": [{"index": 0, "turns": list(turns)}],
+    }
 
 
 # Questions
@@ -74,8 +79,10 @@ def test_given_turns_are_kept(tmp_path: Path) -> None:
         names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
         return {"prompt": [{"role": names[turn[0]], "content": turn[2:]} for turn in turns]}
 
-    rows = [messages("u Hi", "a Hello", "u Bye"), messages("u One", "u Two"), messages("u Hi", "a Hello", "u Bye", "u Now"),
-            messages("s ", "u Plain", "a left out"), {"messages": [{"role": "user", "content": "Key"}]}]  # fmt: skip
+    rows = [messages("u Hi", "a Hello", "u Bye"), messages("u One", "u Two"), messages("u Hi", "a Hello",
+    "u Bye", "u Now"),
+            messages("s ", "u Plain", "a left out"), {"messages": [{"role": "user",
+            "content": "Key"}]}]  # fmt: skip
     found = read_questions(lines(tmp_path / "q.jsonl", rows))
     assert [(q.prompt.earlier, q.prompt.text, q.later) for q in found] == [
         (("Hi", "Hello"), "Bye", ()),
@@ -87,7 +94,10 @@ def test_given_turns_are_kept(tmp_path: Path) -> None:
     assert len({q.prompt.id for q in found}) == 5
     for row, message in [
         (messages("s Speak French", "u Hi"), r"line 1: a question with a system message .*responses\.system"),
-        (messages("u Hi", "u Ho", "a Hello", "u Bye"), "turns that cannot be asked: user, user, assistant, user"),
+        (
+            messages("u Hi", "u Ho", "a Hello", "u Bye"),
+            "turns that cannot be asked: user, user, assistant, user",
+        ),
         (messages("a Hello", "u Bye"), "turns that cannot be asked: assistant, user"),
         (messages("u Hi", "t 5", "u Bye"), "turns that cannot be asked: user, tool, user"),
         (messages("u Hi", "a ", "u Bye"), r"assistant \(no text\)"),
@@ -99,7 +109,8 @@ def test_given_turns_are_kept(tmp_path: Path) -> None:
 
 
 def test_ids_hang_on_the_texts_alone() -> None:
-    prompts = [Prompt(id="p", row=5, persona_id="x", text="b"), Prompt(id="q", row=6, persona_id="y", text="b"),
+    prompts = [Prompt(id="p", row=5, persona_id="x", text="b"), Prompt(id="q", row=6, persona_id="y",
+    text="b"),
                Prompt(id="r", row=7, persona_id="y", text="b", earlier=("u", "a"))]  # fmt: skip
     one, given = held_out_questions(prompts)
     assert one.prompt.id == question_of(["b"], 9).prompt.id == make_id("question", "b")
@@ -111,11 +122,25 @@ def test_ids_hang_on_the_texts_alone() -> None:
 
 
 def test_alpaca_eval_outputs_join_on_the_text(tmp_path: Path) -> None:
-    asked = read_questions(lines(tmp_path / "q.jsonl", [{"instruction": "Greet me."}, {"instruction": "Say no."}]))
+    asked = read_questions(
+        lines(tmp_path / "q.jsonl", [{"instruction": "Greet me."}, {"instruction": "Say no."}])
+    )
     rows = [
         {"dataset": "d", "instruction": "Say no. ", "output": "", "generator": "g", "datasplit": "eval"},
-        {"dataset": "d", "instruction": "Of another set", "output": "x", "generator": "g", "datasplit": "eval"},
-        {"dataset": "d", "instruction": "Greet me.", "output": " Hi!\n\n", "generator": "g", "datasplit": "eval"},
+        {
+            "dataset": "d",
+            "instruction": "Of another set",
+            "output": "x",
+            "generator": "g",
+            "datasplit": "eval",
+        },
+        {
+            "dataset": "d",
+            "instruction": "Greet me.",
+            "output": " Hi!\n\n",
+            "generator": "g",
+            "datasplit": "eval",
+        },
     ]
     (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
     found = read_answers(str(tmp_path / "model_outputs.json"), asked)
@@ -128,9 +153,15 @@ def test_alpaca_eval_outputs_join_on_the_text(tmp_path: Path) -> None:
 
 def test_fastchat_answers_join_on_the_number(tmp_path: Path) -> None:
     asked = read_questions(fastchat_questions(tmp_path / "question.jsonl"))
-    rows = [fastchat_answer(9, "two", ""), fastchat_answer(7, "fox ", "foxes"), fastchat_answer(8, "four", "six")]
+    rows = [
+        fastchat_answer(9, "two", ""),
+        fastchat_answer(7, "fox ", "foxes"),
+        fastchat_answer(8, "four", "six"),
+    ]
     rows[0]["choices"].append({"index": 1, "turns": ["second", "choice"]})
-    found = read_answers(lines(tmp_path / "a.jsonl", [*rows, fastchat_answer(1, "of another", "question")]), asked)
+    found = read_answers(
+        lines(tmp_path / "a.jsonl", [*rows, fastchat_answer(1, "of another", "question")]), asked
+    )
     assert texts(found, asked) == [["fox ", "foxes"], ["four", "six"], ["two", ""]]
     assert [answer.index for answer in found[asked[0].prompt.id]] == [0, 1]
     with pytest.raises(DataError, match=r"1 of the 3 questions have no answer there, such as 'Draw a fox\.'"):
@@ -140,7 +171,9 @@ def test_fastchat_answers_join_on_the_number(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 1: 3 answers to a question of 2 turn\(s\)"):
         read_answers(lines(tmp_path / "a.jsonl", [fastchat_answer(7, "a", "b", "c")]), asked)
     twice = [*asked, question_of(["other"], 3, key="7")]
-    with pytest.raises(DataError, match="2 of the 4 questions have no answer"):  # whose number 7 is cannot be told
+    with pytest.raises(
+        DataError, match="2 of the 4 questions have no answer"
+    ):  # whose number 7 is cannot be told
         read_answers(lines(tmp_path / "a.jsonl", rows), twice)
 
 
@@ -167,7 +200,10 @@ def test_arena_answers_of_both_versions(tmp_path: Path) -> None:
         ],
         "metadata": {"token_len": 2},
     }
-    assert texts(read_answers(lines(tmp_path / "a.jsonl", [old, new]), asked), asked) == [["Bees."], [" Ants."]]
+    assert texts(read_answers(lines(tmp_path / "a.jsonl", [old, new]), asked), asked) == [
+        ["Bees."],
+        [" Ants."],
+    ]
     new["messages"][1]["content"] = "Another question under the same number"  # type: ignore[index]
     with pytest.raises(DataError, match=r"1 of the 2 questions have no answer there, such as 'Ants\?'"):
         read_answers(lines(tmp_path / "a.jsonl", [old, new]), asked)
@@ -206,8 +242,10 @@ def test_reference_answers_of_a_file(tmp_path: Path) -> None:
         with_references(asked, lines(tmp_path / "r.jsonl", [fastchat_answer(70, "x", "y")]))
 
 
-NO_TEXTS = [(math.nan, "NaN"), (math.inf, "an infinite number"), (None, "n"), (3, "a number"), (2.0, "a number"), (True, "true"),
-            (["a", 4], "a number"), ([["a"]], "a list"), ([math.nan], "NaN"), ({"text": "a"}, "an object")]  # fmt: skip
+NO_TEXTS = [(math.nan, "NaN"), (math.inf, "an infinite number"), (None, "n"), (3, "a number"), (2.0,
+"a number"), (True, "true"),
+            (["a", 4], "a number"), ([["a"]], "a list"), ([math.nan], "NaN"), ({"text": "a"},
+            "an object")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("value", "kind"), NO_TEXTS)
@@ -230,7 +268,9 @@ def test_an_answer_that_is_no_text_is_refused(tmp_path: Path, value: Any, kind: 
                       (("user", "Name two."), ("assistant", "a"), ("user", "Why?"), ("assistant", value))]},
     ]  # fmt: skip
     for row in chats:
-        with pytest.raises(DataError, match=r"line 1: no answer to every turn under .* \((choices|messages) holds "):
+        with pytest.raises(
+            DataError, match=r"line 1: no answer to every turn under .* \((choices|messages) holds "
+        ):
             read_answers(lines(tmp_path / "a.jsonl", [row]), asked[1:])
 
 
@@ -258,7 +298,9 @@ def test_the_same_number_in_another_form_is_the_same_id(tmp_path: Path) -> None:
     assert keys(81, 82.0, "83", "84.0", 8.5, "a1.0") == ["81", "82", "83", "84", "8.5", "a1.0"]
     assert keys(None, math.nan, True, [85]) == [""] * 4
     asked = read_questions(
-        lines(tmp_path / "q.jsonl", [{"question_id": 81, "turns": ["a"]}, {"question_id": 82.0, "turns": ["b"]}])
+        lines(
+            tmp_path / "q.jsonl", [{"question_id": 81, "turns": ["a"]}, {"question_id": 82.0, "turns": ["b"]}]
+        )
     )
     rows = [fastchat_answer(82, "to b"), fastchat_answer(81, "to a")]
     rows[1]["question_id"] = 81.0
@@ -285,15 +327,23 @@ def test_the_same_number_in_another_form_is_the_same_id(tmp_path: Path) -> None:
             {"messages": [{"role": "system", "content": math.nan}, {"role": "user", "content": "a"}]},
             "a question with a system",
         ),
-        ({"messages": [{"role": "user", "content": ["a"]}]}, r"cannot be asked: user \(no text, but a list\)"),
+        (
+            {"messages": [{"role": "user", "content": ["a"]}]},
+            r"cannot be asked: user \(no text, but a list\)",
+        ),
         ({"prompt": "q", "reference": math.nan}, r"line 1: no right answer under reference, but NaN"),
-        ({"prompt": "q", "reference": [math.inf]}, r"no right answer under reference, but an infinite number"),
+        (
+            {"prompt": "q", "reference": [math.inf]},
+            r"no right answer under reference, but an infinite number",
+        ),
         ({"prompt": "q", "reference": True}, r"no right answer under reference, but true"),
         ({"prompt": "q", "reference": [["a"]]}, r"no right answer under reference, but a list"),
         ({"prompt": "q", "reference": {"is": "a"}}, r"no right answer under reference, but an object"),
     ],
 )
-def test_a_question_or_reference_that_is_no_text_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_a_question_or_reference_that_is_no_text_is_refused(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         read_questions(lines(tmp_path / "q.jsonl", [row]))
 
@@ -305,7 +355,9 @@ def test_a_right_answer_may_be_a_number(tmp_path: Path) -> None:
     (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": "2+2?", "reference": None}]))
     assert question.references == ()
     with pytest.raises(DataError, match="line 1: no right answer under choices, but NaN"):
-        with_references([question_of(["a"], 0, key="7")], lines(tmp_path / "r.jsonl", [fastchat_answer(7, math.nan)]))
+        with_references(
+            [question_of(["a"], 0, key="7")], lines(tmp_path / "r.jsonl", [fastchat_answer(7, math.nan)])
+        )
 
 
 def test_means_by_category() -> None:
@@ -350,7 +402,9 @@ def answers_to(questions: list[Question], name: str = "ours") -> dict[str, list[
 def test_marks_have_rows_of_their_own_whatever_the_number_of_turns() -> None:
     asked = [question_of([f"q{i}", *["more"] * later], i) for i, later in enumerate((0, 2, 0, 1, 2, 0))]
     engine = ScriptedEngine(identity="j", reply=lambda m, s, p: "[[5]]")
-    found = [r for r in rate(asked, answers_to(asked), engine, "rating", 50, "k", (), "j") if isinstance(r, Rating)]
+    found = [
+        r for r in rate(asked, answers_to(asked), engine, "rating", 50, "k", (), "j") if isinstance(r, Rating)
+    ]
     assert len(found) == len({rating.row for rating in found}) == 11
     assert sorted(rating.row for rating in found) == [0, 3, 4, 5, 6, 9, 10, 12, 13, 14, 15]
     done = {rating.id for rating in found[:4]}
@@ -410,7 +464,10 @@ def test_a_protocol_with_four_texts_and_system_messages(tmp_path: Path) -> None:
     asked = [question_of(["q1", "q2"], 0, references=("r1", "r2")), question_of(["p1", "p2"], 1)]
     judge, template = Listening("[[3]]"), str(tmp_path / "protocol.txt")
     list(rate(asked, answers_to(asked), judge, template, 50, "k", (), "j"))  # type: ignore[arg-type]
-    first, later = Message("system", "A judge of {first} turns."), Message("system", "A judge of later turns.")
+    first, later = (
+        Message("system", "A judge of {first} turns."),
+        Message("system", "A judge of later turns."),
+    )
     assert judge.asked == [
         (first, Message("user", "Q q1 R r1 A ours 0.0")),
         (later, Message("user", "Q q1 R r1 A ours 0.0 Q q2 R r2 A ours 0.1")),
@@ -444,7 +501,11 @@ def test_the_closest_part_is_shown_and_a_missing_reference_is_empty(tmp_path: Pa
         ),
         ("{prompt} {answer}\n---user---\n{prompt} {answer}", "rating", "a part stands there twice"),
         ("---user, later---\n{prompt} {answer}", "rating", "no part for the user"),
-        ("---system---\n{prompt} {first} {second}\n---user---\n{prompt} {first}", "pairwise", r"\{second\} .* 'user'"),
+        (
+            "---system---\n{prompt} {first} {second}\n---user---\n{prompt} {first}",
+            "pairwise",
+            r"\{second\} .* 'user'",
+        ),
     ],
 )
 def test_templates_that_cannot_be_used(tmp_path: Path, text: str, way: str, message: str) -> None:
@@ -468,5 +529,7 @@ def test_sampling_of_a_judge_is_greedy() -> None:
         seen.append(sampling)
         return "[[1]]"
 
-    list(rate(asked, answers_to(asked), ScriptedEngine(identity="j", reply=reply), "rating", 77, "k", (), "j"))
+    list(
+        rate(asked, answers_to(asked), ScriptedEngine(identity="j", reply=reply), "rating", 77, "k", (), "j")
+    )
     assert [(s.temperature, s.max_tokens) for s in seen] == [(0.0, 77)]

@@ -1,4 +1,5 @@
-"""Calibration and ranks against hand-worked and simulated truth; schedules, pair rules, guards, panels; verdict texts."""
+"""Calibration and ranks against hand-worked and simulated truth; schedules, pair rules, guards, panels;
+verdict texts."""
 
 from __future__ import annotations
 
@@ -33,7 +34,13 @@ ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")
 def answers(texts: list[str]) -> list[Response]:
     return [
         Response(
-            id=make_id("r", i), row=i, prompt_id="prompt0", index=i, text=text, token_ids=None, finish_reason="stop"
+            id=make_id("r", i),
+            row=i,
+            prompt_id="prompt0",
+            index=i,
+            text=text,
+            token_ids=None,
+            finish_reason="stop",
         )
         for i, text in enumerate(texts)
     ]
@@ -73,7 +80,8 @@ def test_calibration_by_hand() -> None:
 
 
 def words(skill: float, bias: float, n: int = 4000) -> Calibration:
-    """The calibration of a judge of words with that skill and slot bias (nats), its two orders erring alone."""
+    """The calibration of a judge of words with that skill and slot bias (nats), its two orders erring
+    alone."""
     rng, seen = random.Random(1), Calibrator()
     a, b = answers(["a", "b"])  # a is the better one
     for _ in range(n):
@@ -238,7 +246,8 @@ def test_rules_by_hand() -> None:
     assert RULES["quality_aware"](SCORES, 0.8, draw) == [(1, 0)]
     assert RULES["quality_aware"](SCORES, 0.9, draw) == [(1, 3)]
     assert RULES["quality_aware"](SCORES, 0.999, draw) == []
-    # μ = 1, σ = 1.79: μ − 2σ = −2.6, nearest −2; with an outlier at −20, μ − 2σ = −19.2 is nearest to it, too.
+    # μ = 1, σ = 1.79: μ − 2σ = −2.6, nearest −2; with an outlier at −20, μ − 2σ = −19.2 is nearest to it,
+    # too.
     assert RULES["mu_2sigma"](SCORES, 0.8, draw) == [(1, 2)]
     many = dict.fromkeys(range(1, 9), 0.0) | {0: 1.0, 9: -4.0, 10: -30.0}
     assert RULES["mu_2sigma"](many, 0.8, draw) == [(0, 10)]
@@ -279,13 +288,20 @@ def test_every_rule_prefers_the_better_one_and_all_pairs_are_accounted_for(
 
 
 def test_a_budgeted_run_ranks_what_never_met(tmp_path: Path) -> None:
-    """Six answers, each compared with two others: the best and the worst are found although they seldom met."""
+    """Six answers, each compared with two others: the best and the worst are found although they seldom
+    met."""
     engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(_soft))
-    sections = {"responses": {"n": 6}, "judging": {"opponents": 2}, "pairs": {"rule": "first_last", "min_p": 0.7}}
+    sections = {
+        "responses": {"n": 6},
+        "judging": {"opponents": 2},
+        "pairs": {"rule": "first_last", "min_p": 0.7},
+    }
     summary = run(_recipe(60, **sections), tmp_path, until="pairs", engine=engine)
     judged = next(row for row in summary["funnel"] if row["stage"] == "judgments")
     assert judged["records"] == 60 * 6 * 2
-    texts = {row["id"]: row["text"] for row in read_jsonl(next(tmp_path.glob("round-1/responses-*/records.jsonl")))}
+    texts = {
+        row["id"]: row["text"] for row in read_jsonl(next(tmp_path.glob("round-1/responses-*/records.jsonl")))
+    }
     pairs = list(read_jsonl(next(tmp_path.glob("round-1/pairs-*/records.jsonl"))))
     assert len(pairs) > 40
     right = [planted.quality(texts[p["chosen_id"]]) > planted.quality(texts[p["rejected_id"]]) for p in pairs]
@@ -336,7 +352,9 @@ def test_length_matching_leaves_as_many_longer_as_shorter_ones(texts: list[tuple
     groups = []
     for row, pair in enumerate(texts):
         a, b = (replace(r, id=make_id(row, r.index)) for r in answers(list(pair)))
-        groups.append((replace(ASKED, row=row, id=make_id(row)), [a, b], [said(a, b, 0.95), said(b, a, 0.05)]))
+        groups.append(
+            (replace(ASKED, row=row, id=make_id(row)), [a, b], [said(a, b, 0.95), said(b, a, 0.05)])
+        )
     config = PairsConfig(length_matched=True)
     found = list(build_pairs(groups, config, "key", 2, PLAIN, balance_lengths(groups, config, "key", PLAIN)))
     assert [item.row for item in found] == list(range(len(texts)))
@@ -380,7 +398,8 @@ def test_a_panel_votes_and_each_judges_rows_are_kept(tmp_path: Path) -> None:
     assert len(names) == 3
     assert [row["stage"] for row in summary["funnel"]].count("judgments") == 3
     texts = {
-        row["id"]: row["text"] for row in read_jsonl(next((tmp_path / "r").glob("round-1/responses-*/records.jsonl")))
+        row["id"]: row["text"]
+        for row in read_jsonl(next((tmp_path / "r").glob("round-1/responses-*/records.jsonl")))
     }
 
     def right(summary: dict[str, Any]) -> float:
@@ -439,8 +458,12 @@ def test_words_alone_rank_and_have_no_number() -> None:
 
 def test_answers_that_were_never_compared_make_no_pair_and_a_circle_is_a_tie() -> None:
     group = answers(["a", "b", "c", "d"])
-    apart = [said(group[i], group[j], p) for i, j, p in ((0, 1, 0.99), (1, 0, 0.01), (2, 3, 0.9), (3, 2, 0.1))]
-    found = {item.row: item for item in build_pairs([(ASKED, group, apart)], PairsConfig(min_p=0.5), "k", 4, PLAIN)}
+    apart = [
+        said(group[i], group[j], p) for i, j, p in ((0, 1, 0.99), (1, 0, 0.01), (2, 3, 0.9), (3, 2, 0.1))
+    ]
+    found = {
+        item.row: item for item in build_pairs([(ASKED, group, apart)], PairsConfig(min_p=0.5), "k", 4, PLAIN)
+    }
     assert {row for row, item in found.items() if isinstance(item, PreferencePair)} == {0, 5}
     assert {item.reason for item in found.values() if isinstance(item, Drop)} == {"never compared"}
     ring = [said(group[i], group[(i + 1) % 3], 0.8) for i in range(3)]
@@ -476,7 +499,9 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "winner"), [("longer", "lengthy"), ("shorter", "brief"), ("first", None)])
 def test_controls_by_hand(method: str, winner: str | None) -> None:
     group = [("prompt0", "q", answers(["brief", "lengthy"]))]
-    found = list(judge(ordered_pairs(group, 2, "k", 2), None, JudgingConfig(method=method), set(), name=method))  # type: ignore[arg-type]
+    found = list(
+        judge(ordered_pairs(group, 2, "k", 2), None, JudgingConfig(method=method), set(), name=method)
+    )  # type: ignore[arg-type]
     assert {j.judge for j in found} == {method}
     texts = {r.id: r.text for r in group[0][2]}
     won = {texts[j.winner_id] for j in found if j.winner_id}
@@ -517,7 +542,11 @@ def reference(text: str, reasoning: bool) -> str | None:
         return {"1>2": "first", "2>1": "second", "1=2": "tie", "2=1": "tie"}.get(plain)
 
     if not reasoning:
-        return line(text) if not any(c in text.strip() for c in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029") else None
+        return (
+            line(text)
+            if not any(c in text.strip() for c in "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+            else None
+        )
     lines = [found for found in text.splitlines() if found.strip()]
     if not lines or line(lines[-1]) is None:
         return None
@@ -525,8 +554,10 @@ def reference(text: str, reasoning: bool) -> str | None:
 
 
 REAL = [
-    "1 > 2", "2 > 1", " 2>1\n", "1 = 2", "Answer 1 is better.\n1 > 2", "1 > 2\n\nHowever: 2 > 1", "2 > 1.", "**1 > 2**",
-    "Ranking: 1 > 2", "1 ≻ 2", "1 > 2 > 1", "1 >= 2", "1 &gt; 2", "I think both are fine.\n1 = 2", "１ > ２", "1>2 because 2 < 1",
+    "1 > 2", "2 > 1", " 2>1\n", "1 = 2", "Answer 1 is better.\n1 > 2", "1 > 2\n\nHowever: 2 > 1", "2 > 1.",
+    "**1 > 2**",
+    "Ranking: 1 > 2", "1 ≻ 2", "1 > 2 > 1", "1 >= 2", "1 &gt; 2", "I think both are fine.\n1 = 2", "１ > ２",
+    "1>2 because 2 < 1",
 ]  # fmt: skip
 
 
@@ -549,7 +580,10 @@ def test_of_100_000_fuzzed_texts_none_is_guessed() -> None:
                     text[place:place] = rng.choice(REAL)
         whole = "".join(text)
         for reasoning in (False, True):
-            assert read_ranking(whole, ("1", "2"), reasoning) == reference(whole, reasoning), (whole, reasoning)
+            assert read_ranking(whole, ("1", "2"), reasoning) == reference(whole, reasoning), (
+                whole,
+                reasoning,
+            )
         readable += read_ranking(whole, ("1", "2")) is not None
     assert 5_000 < readable < 60_000  # both sides of the grammar are visited
 
@@ -603,7 +637,9 @@ def reward_model(folder: Path, labels: int = 1, template: bool = True) -> str:
     tokenizer = AutoTokenizer.from_pretrained(base)
     torch.manual_seed(1)
     settings = {**tiny_models.SMALL, "max_position_embeddings": 512}
-    config = LlamaConfig(**settings, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=labels)
+    config = LlamaConfig(
+        **settings, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=labels
+    )
     LlamaForSequenceClassification(config).save_pretrained(folder / "rm")
     if not template:
         tokenizer.chat_template = None

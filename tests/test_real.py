@@ -13,10 +13,13 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not MODEL.is_file(), reason=f"no {MODEL.relative_to(ROOT)}: make {MODEL.relative_to(ROOT)}"),
+    pytest.mark.skipif(
+        not MODEL.is_file(), reason=f"no {MODEL.relative_to(ROOT)}: make {MODEL.relative_to(ROOT)}"
+    ),
 ]
 FEW = {
-    "personas.n": 10, "personas.held_out": 4, "engine.slots": 16, "responses.max_tokens": 96, "train.batch_size": 4,
+    "personas.n": 10, "personas.held_out": 4, "engine.slots": 16, "responses.max_tokens": 96,
+    "train.batch_size": 4,
     "train.micro_batch_size": 2, "train.epochs": 1, "max_drop_share": 0.8,
 }  # fmt: skip
 
@@ -49,7 +52,9 @@ def test_a_real_model_goes_through_the_whole_loop(tmp_path: Path) -> None:
     assert "judge" in summary["worth"]
     assert summary["heldout"]["n"] >= 1
     rows = [
-        json.loads(line) for file in (tmp_path / "run").rglob("drops.jsonl") for line in file.read_text().splitlines()
+        json.loads(line)
+        for file in (tmp_path / "run").rglob("drops.jsonl")
+        for line in file.read_text().splitlines()
     ]
     assert all(row["text"] for row in rows if row["reason"] == "cut off at max_tokens")
     judgments = next((tmp_path / "run").rglob("judgments-*/records.jsonl")).read_text().splitlines()
@@ -64,7 +69,8 @@ def test_a_real_model_goes_through_the_whole_loop(tmp_path: Path) -> None:
     assert sao(*words).stdout.startswith("Nothing to do")
     assert "judge" in sao("audit", str(tmp_path / "run")).stdout
 
-    # With the default filter and no prefill, SmolLM2 takes the first slot always: the end is clear. What stands is reused.
+    # With the default filter and no prefill, SmolLM2 takes the first slot always: the end is clear. What
+    # stands is reused.
     ended = sao(*words, "--pairs.keep", "confident", "--judging.prefill", "", status=1)
     assert "no pairs to train on" in ended.stderr
     assert "What the judge is worth: no judge" in ended.stderr

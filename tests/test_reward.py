@@ -1,4 +1,5 @@
-"""Reward models: the score is the head's value at the last token, in a batch as alone; foreign weights are refused."""
+"""Reward models: the score is the head's value at the last token, in a batch as alone; foreign weights are
+refused."""
 
 from __future__ import annotations
 
@@ -80,7 +81,9 @@ def reweigh(path: str, change: Callable[[dict[str, torch.Tensor]], None]) -> str
 def by_hand(path: str, texts: list[tuple[str, str]], place: int = -1) -> list[float]:
     """The score head on the hidden state at the last token (or another) of each text by itself."""
     tokenizer = AutoTokenizer.from_pretrained(path)
-    network: Any = AutoModelForSequenceClassification.from_pretrained(path, attn_implementation="eager").eval()
+    network: Any = AutoModelForSequenceClassification.from_pretrained(
+        path, attn_implementation="eager"
+    ).eval()
     found = []
     for prompt, answer in texts:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -121,7 +124,9 @@ def test_one_token_early_is_another_score(tmp_path: Path) -> None:
 def test_padding_on_the_left_in_the_tokenizers_config_does_not_count(tmp_path: Path) -> None:
     path = llama(tmp_path, pad_token_id=EOS)
     file = Path(path) / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left", "truncation_side": "left"}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"padding_side": "left", "truncation_side": "left"})
+    )
     assert AutoTokenizer.from_pretrained(path).padding_side == "left"
     check(path)
 
@@ -138,7 +143,13 @@ def test_absolute_positions_and_a_pooling_of_its_own(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.llama(tmp_path / "base"))
     tokenizer.pad_token = tokenizer.eos_token
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=256, num_labels=1, initializer_range=0.3
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=256,
+        num_labels=1,
+        initializer_range=0.3,
     )
     check(keep(tmp_path / "rm", GPT2ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE))
 
@@ -146,12 +157,19 @@ def test_absolute_positions_and_a_pooling_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pad", [None, EOS])
 def test_a_config_inside_a_config(tmp_path: Path, pad: int | None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.llama(tmp_path / "base"))
-    text = {**tiny_models.SMALL, "vocab_size": len(tokenizer), "pad_token_id": pad, "query_pre_attn_scalar": 8}
+    text = {
+        **tiny_models.SMALL,
+        "vocab_size": len(tokenizer),
+        "pad_token_id": pad,
+        "query_pre_attn_scalar": 8,
+    }
     sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
              "image_size": 28, "patch_size": 14}  # fmt: skip
     config = Gemma3Config(text_config=text, vision_config=sight, num_labels=1, mm_tokens_per_image=4)
     tokenizer.pad_token = tokenizer.eos_token
-    check(keep(tmp_path / "rm", Gemma3ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE))
+    check(
+        keep(tmp_path / "rm", Gemma3ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE)
+    )
 
 
 def test_capped_attention_scores_are_capped(tmp_path: Path) -> None:
@@ -168,12 +186,15 @@ def test_capped_attention_scores_are_capped(tmp_path: Path) -> None:
 
 
 def test_a_model_that_gives_its_pad_token_no_position(tmp_path: Path) -> None:
-    """RoBERTa: a filler of another id would count as a place, here beyond the last one. "<pad>" in a text stays what it is."""
+    """RoBERTa: a filler of another id would count as a place, here beyond the last one. "<pad>" in a text
+    stays what it is."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_models.llama(tmp_path / "base"))
     tokenizer.model_max_length = 38
     config = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=39, pad_token_id=PAD, bos_token_id=1, eos_token_id=EOS, num_labels=1, initializer_range=0.3,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=39, pad_token_id=PAD, bos_token_id=1, eos_token_id=EOS, num_labels=1,
+        initializer_range=0.3,
     )  # fmt: skip
     path = keep(tmp_path / "rm", RobertaForSequenceClassification, config, tokenizer, None)
     model = RewardModel(path, EngineConfig(threads=1))
@@ -212,7 +233,8 @@ def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
     for name in ("llama", "qwen3", "gemma2", "mistral"):
         path = getattr(tiny_models, name)(tmp_path / name)
         with pytest.raises(
-            ModelError, match=r"as a reward model: the weight score\.weight is missing.*ForSequenceClassification"
+            ModelError,
+            match=r"as a reward model: the weight score\.weight is missing.*ForSequenceClassification",
         ):
             RewardModel(path, EngineConfig())
 
@@ -243,7 +265,9 @@ def test_unexpected_weights_are_named_and_counted(tmp_path: Path) -> None:
     def add(weights: dict[str, torch.Tensor]) -> None:
         weights["score.bias"], weights["v_head.summary.weight"] = torch.zeros(1), torch.zeros(1, 32)
 
-    with pytest.raises(ModelError, match=r"weight score\.bias has no place in this model .*\(2 such weights\)"):
+    with pytest.raises(
+        ModelError, match=r"weight score\.bias has no place in this model .*\(2 such weights\)"
+    ):
         RewardModel(reweigh(llama(tmp_path), add), EngineConfig())
 
 
@@ -253,7 +277,8 @@ def test_renamed_weights_are_named_on_both_sides(tmp_path: Path) -> None:
             weights[f"policy.{name}"] = weights.pop(name)
 
     with pytest.raises(
-        ModelError, match=r"model\.embed.* is missing .*\(21 such weights\); the weight policy\.model\.embed.*\(21 such"
+        ModelError,
+        match=r"model\.embed.* is missing .*\(21 such weights\); the weight policy\.model\.embed.*\(21 such",
     ):
         RewardModel(reweigh(llama(tmp_path), rename), EngineConfig())
 

@@ -39,14 +39,18 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def planted(
     n: int = 300, weights: Weights = PLANTED, seed: int = 0
 ) -> tuple[list[Row], dict[str, float], list[GamedRow]]:
-    """Rows whose preferences are exactly the model's own, so that a fit without a penalty must find the weights."""
+    """Rows whose preferences are exactly the model's own, so that a fit without a penalty must find the
+    weights."""
     rng = np.random.default_rng(seed)
     names, difficulty = [f"instruction {i}" for i in range(n)], rng.normal(0.2, 1.5, n)
     base, ours = rng.integers(200, 3000, n), rng.integers(200, 3000, n)
     delta = base - ours
-    p = sigmoid(weights.length * np.tanh(delta / delta.std(ddof=1)) + weights.difficulty * difficulty + weights.model)
+    p = sigmoid(
+        weights.length * np.tanh(delta / delta.std(ddof=1)) + weights.difficulty * difficulty + weights.model
+    )
     rows = [
-        Row(instruction=names[i], p=float(p[i]), length=int(ours[i]), baseline_length=int(base[i])) for i in range(n)
+        Row(instruction=names[i], p=float(p[i]), length=int(ours[i]), baseline_length=int(base[i]))
+        for i in range(n)
     ]
     gamed = []
     for shift in (-1.0, 0.8):
@@ -59,7 +63,12 @@ def planted(
 def turned(rows: list[Row]) -> list[Row]:
     """The same verdicts with the baseline and the model in each other's place."""
     return [
-        replace(row, p=None if row.p is None else 1 - row.p, length=row.baseline_length, baseline_length=row.length)
+        replace(
+            row,
+            p=None if row.p is None else 1 - row.p,
+            length=row.baseline_length,
+            baseline_length=row.length,
+        )
         for row in rows
     ]
 
@@ -81,7 +90,8 @@ def test_planted_weights_are_found(gaming: bool) -> None:
 
 
 def test_length_alone_wins_nothing() -> None:
-    """A judge that looks at the length only, and a model that is mostly longer: it wins, but not with the length taken out."""
+    """A judge that looks at the length only, and a model that is mostly longer: it wins, but not with the
+    length taken out."""
     rows = [row for i, row in enumerate(planted()[0]) if row.length > row.baseline_length or i % 4 == 0]
     delta = np.array([row.baseline_length - row.length for row in rows])
     soft = sigmoid(-2 * np.tanh(delta / delta.std(ddof=1)))
@@ -96,7 +106,9 @@ def test_the_order_of_rows_plays_no_part() -> None:
     first = length_controlled(rows, difficulty, gamed, penalty=None, resamples=40, seed=3)
     random.Random(1).shuffle(rows)
     random.Random(2).shuffle(gamed)
-    second = length_controlled(rows, dict(reversed(difficulty.items())), gamed, penalty=None, resamples=40, seed=3)
+    second = length_controlled(
+        rows, dict(reversed(difficulty.items())), gamed, penalty=None, resamples=40, seed=3
+    )
     assert (first.score, first.interval, first.weights, first.penalty) == (
         second.score, second.interval, second.weights, second.penalty,
     )  # fmt: skip
@@ -129,9 +141,13 @@ def test_the_baseline_against_itself_has_exactly_fifty() -> None:
 def test_difficulty_goes_by_the_instruction_and_folds_by_the_set_s_order() -> None:
     rows, difficulty, gamed = planted(100)
     wrong = dict(zip(difficulty, reversed(difficulty.values()), strict=True))
-    found = [length_controlled(rows, known, penalty=1e6, resamples=2).weights for known in (difficulty, wrong)]
+    found = [
+        length_controlled(rows, known, penalty=1e6, resamples=2).weights for known in (difficulty, wrong)
+    ]
     assert found[0].difficulty == pytest.approx(0.9, abs=1e-3) and abs(found[1].difficulty) < 0.4
-    noisy = [replace(row, p=float(np.random.default_rng(i).random() < (row.p or 0))) for i, row in enumerate(rows)]
+    noisy = [
+        replace(row, p=float(np.random.default_rng(i).random() < (row.p or 0))) for i, row in enumerate(rows)
+    ]
     by_order = length_controlled(noisy, difficulty, gamed, order=list(difficulty), penalty=None, resamples=2)
     mixed = random.Random(0).sample(noisy, len(noisy))
     assert (
@@ -162,7 +178,8 @@ def test_what_cannot_be_fitted_is_an_error() -> None:
 
 @pytest.mark.parametrize(("length", "p"), [(100, 0.25), (300, 1.0)])
 def test_lengths_without_spread_and_wins_without_end(length: int, p: float) -> None:
-    """All differences equal: no length effect can be found. All games won: the penalty keeps the weights finite."""
+    """All differences equal: no length effect can be found. All games won: the penalty keeps the weights
+    finite."""
     rows = [Row(instruction=str(i), p=p, length=length, baseline_length=200) for i in range(30)]
     found = length_controlled(rows, resamples=20)
     assert found.weights.length == 0 and found.weights.difficulty == 0
@@ -184,7 +201,8 @@ def test_the_name_lc_is_for_the_official_setting_only() -> None:
 
 @pytest.mark.parametrize(("lasso", "ridge"), [(0.0, 1.0), (0.0, 20.0), (4.0, 0.0), (40.0, 0.0)])
 def test_the_fit_is_scikit_learn_s(lasso: float, ridge: float) -> None:
-    """Soft labels as two weighted rows each. saga takes the penalty as C = 1/strength, and the lasso as l1_ratio = 1."""
+    """Soft labels as two weighted rows each. saga takes the penalty as C = 1/strength, and the lasso as
+    l1_ratio = 1."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     rng = np.random.default_rng(0)
     x, y, weights = rng.normal(0, 1, (200, 3)), rng.random(200), rng.random(200) * 2
@@ -197,7 +215,9 @@ def test_the_fit_is_scikit_learn_s(lasso: float, ridge: float) -> None:
         tol=1e-10,
         max_iter=100_000,
     )
-    theirs.fit(np.concatenate([x, x]), np.repeat([1, 0], 200), np.concatenate([weights * y, weights * (1 - y)]))
+    theirs.fit(
+        np.concatenate([x, x]), np.repeat([1, 0], 200), np.concatenate([weights * y, weights * (1 - y)])
+    )
     assert ours == pytest.approx(theirs.coef_[0], abs=1e-5)
 
 
@@ -254,14 +274,19 @@ def test_a_judge_of_slots_gives_arena_fifty() -> None:
 
 
 def styled(n: int, strength: dict[str, float], length_weight: float) -> list[Game]:
-    """Games in which a longer answer wins more often, by how much the answers differ, whatever the model's strength."""
+    """Games in which a longer answer wins more often, by how much the answers differ, whatever the model's
+    strength."""
     rng, games = np.random.default_rng(5), []
     for model, centre in strength.items():
         for i in range(n):
-            ours, theirs = Style(int(rng.integers(500, 3000)), 3, 5, 2), Style(int(rng.integers(300, 1500)), 0, 1, 0)
+            ours, theirs = (
+                Style(int(rng.integers(500, 3000)), 3, 5, 2),
+                Style(int(rng.integers(300, 1500)), 0, 1, 0),
+            )
             z = (ours.length - theirs.length) / (ours.length + theirs.length)
             won = rng.random() < sigmoid(np.array(centre + length_weight * z))
-            games.append(Game(question=str(i), model=model, model_is_a=True, verdict="A>B" if won else "B>A", style=ours,
+            games.append(Game(question=str(i), model=model, model_is_a=True, verdict="A>B" if won else "B>A",
+            style=ours,
                               baseline_style=theirs))  # fmt: skip
     return games
 
@@ -270,7 +295,8 @@ def test_style_control_takes_out_what_length_won() -> None:
     games = styled(1500, {"even": 0.0, "strong": 1.0}, 3.0)
     raw, controlled = arena_scores(games, resamples=2), arena_scores(games, controlled=True, resamples=200)
     assert raw["even"].score > 65
-    # Headers, items and bold text differ by the same in all games: they have no spread, hence no weight of their own.
+    # Headers, items and bold text differ by the same in all games: they have no spread, hence no weight of
+    # their own.
     assert controlled["even"].score == pytest.approx(50, abs=3.5)
     assert controlled["strong"].score == pytest.approx(100 * sigmoid(np.array(1.0)), abs=3.5)
     gain = arena.difference(controlled["strong"], controlled["even"])
@@ -289,7 +315,7 @@ def test_arena_s_errors() -> None:
 
 
 def test_style_by_hand() -> None:
-    text = "# Title\n\n- one\n* two **bold** and __bold__\n2. three\n\n###### deep\n#no header\n```\n# code\n- code\n```\n**open"
+    text = "# Title\n\n- one\n* two **bold** and __bold__\n2. three\n\n###### deep\n#no header\n```\n# code\n- code\n```\n**open"  # noqa: E501
     assert style_of(text) == Style(len(text), headers=2, items=3, bold=2)
     assert style_of("plain", length=1) == Style(1, 0, 0, 0)
 
@@ -319,13 +345,17 @@ def write_clone(root: Path, module: ModuleType) -> None:
                    output_2="o" * r.length, generator_2="ours", annotator=module.ANNOTATOR, p=r.p)
         for r in reversed(rows)
     ]  # fmt: skip
-    line = replace(alpaca_files.standing_of(verdicts), length_controlled_winrate=win_rate(PLANTED, difficulty.values()))
+    line = replace(
+        alpaca_files.standing_of(verdicts), length_controlled_winrate=win_rate(PLANTED, difficulty.values())
+    )
     texts = {
         f"results/ours/{module.ANNOTATOR}/annotations.json": alpaca_files.annotations_json(verdicts),
-        module.OUTPUTS: alpaca_files.outputs_json(Output(instruction=t, output="", generator=OFFICIAL_BASELINE) for t in order),
+        module.OUTPUTS: alpaca_files.outputs_json(Output(instruction=t, output="",
+        generator=OFFICIAL_BASELINE) for t in order),
         module.LEADERBOARD: alpaca_files.leaderboard_csv({"ours": line, "not in results": line}),
         module.WEIGHTS: f",{','.join(alpaca_files.WEIGHTS)}\nours,-1.5,0.9,-0.7\n",
-        "instruction_difficulty.csv": "\n".join([",d", *(f"{i},{difficulty[t]!r}" for i, t in enumerate(order))]),
+        "instruction_difficulty.csv": "\n".join([",d", *(f"{i},{difficulty[t]!r}" for i,
+        t in enumerate(order))]),
         "df_gamed.csv": "\n".join(
             ["model,index,std_delta_len,preference",
              *(f"x,{order.index(g.instruction)},{g.delta!r},{g.p!r}" for g in gamed)]

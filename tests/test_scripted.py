@@ -39,7 +39,9 @@ def test_personas_differ_by_seed_and_are_the_same_again() -> None:
     assert found == [read_marked(reply(chat, seed), "Persona:") for chat in chats for seed in range(1000)]
 
 
-@pytest.mark.parametrize("name", ["prompt", "prompt_instruct", "prompt_code", "prompt_write", "prompt_reason"])
+@pytest.mark.parametrize(
+    "name", ["prompt", "prompt_instruct", "prompt_code", "prompt_write", "prompt_reason"]
+)
 def test_templates_of_one_request_get_one(name: str) -> None:
     (text,), reason = read_prompt(reply(fill(load_template(name, ("persona",)), persona=PERSON)), "Prompt:")
     assert reason == ""

@@ -1,4 +1,5 @@
-"""Repeats among texts: what counts as equal, hand-worked similarities, the order of rows, bounds, hostile texts."""
+"""Repeats among texts: what counts as equal, hand-worked similarities, the order of rows, bounds, hostile
+texts."""
 
 import json
 import os
@@ -129,7 +130,14 @@ def test_the_first_stays_and_the_others_name_it() -> None:
     near = " ".join([*said[:10], "other", *said[11:]])  # 17 of 21 pairs
     texts = ["something else", " ".join(said), near, " ".join(said).upper() + "!", near, "w0 w1 w2"]
     found = find_duplicates(lambda: iter(texts), 0.7)
-    assert list(found.earlier) == [-1, -1, 1, 1, 2, -1]  # the second `near` equals the first, which did not stay
+    assert list(found.earlier) == [
+        -1,
+        -1,
+        1,
+        1,
+        2,
+        -1,
+    ]  # the second `near` equals the first, which did not stay
     assert list(found.similarity) == [0, 0, pytest.approx(17 / 21), 1, 1, 0]
     assert repeats(texts, 0.85) == [-1, -1, -1, 1, 2, -1]
     assert repeats(texts, None) == repeats(texts, 1.0) == [-1, -1, -1, 1, 2, -1]
@@ -155,7 +163,9 @@ TEXTS = st.lists(st.lists(st.sampled_from("abcdef"), max_size=9).map(" ".join), 
 
 @given(TEXTS, st.sampled_from([None, 0.3, 0.5, 0.7, 0.9]))
 @settings(max_examples=150, deadline=None)
-def test_whatever_is_dropped_is_like_an_earlier_one_that_stays(texts: list[str], threshold: float | None) -> None:
+def test_whatever_is_dropped_is_like_an_earlier_one_that_stays(
+    texts: list[str], threshold: float | None
+) -> None:
     found = find_duplicates(lambda: iter(texts), threshold)
     firsts: dict[str, int] = {}
     for row, (text, earlier, value) in enumerate(zip(texts, found.earlier, found.similarity, strict=True)):
@@ -210,7 +220,8 @@ def test_what_is_found_depends_on_the_rows_alone(monkeypatch: pytest.MonkeyPatch
 def test_what_is_found_does_not_depend_on_the_process() -> None:
     code = (
         "from sao.data.similarity import find_duplicates\n"
-        "texts = [' '.join(f'w{(i * j) % 97}' for j in range(4, 24)) + ' end' * (i % 3) for i in range(150)]\n"
+        "texts = [' '.join(f'w{(i * j) % 97}' for j in range(4, 24)) + ' end' * (i % 3) for i in "
+        "range(150)]\n"
         "print(list(find_duplicates(lambda: iter(texts), 0.3).earlier))"
     )
     said = {
@@ -310,7 +321,10 @@ def test_embeddings_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     angles = {"a": 0, "b": 10, "c": 25, "d": 20, "e": 90, "f": 0, "zero": None}
 
     def encode(texts: list[str]) -> Any:
-        found = [(0.0, 0.0) if (angle := angles[text]) is None else np.exp(1j * np.radians(angle)) for text in texts]
+        found = [
+            (0.0, 0.0) if (angle := angles[text]) is None else np.exp(1j * np.radians(angle))
+            for text in texts
+        ]
         return np.array([[v.real, v.imag] if isinstance(v, complex) else v for v in found]) * 3
 
     def find(threshold: float) -> Repeats:
@@ -344,7 +358,9 @@ def test_a_real_sentence_transformer(tmp_path: Path) -> None:
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "one", "two", "three"])
     )
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    shape = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    shape = BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     BertModel(shape).save_pretrained(tmp_path / "bert")
     inner = parts.Transformer(str(tmp_path / "bert"))
     model = SentenceTransformer(modules=[inner, parts.Pooling(16)], device="cpu")

@@ -108,7 +108,9 @@ def test_prompts_are_read_strictly(text: str, finish: str, expected: tuple[list[
 
 def test_unreadable_prompts_become_drops_and_done_ones_are_skipped() -> None:
     people = [Persona(id=f"p{i}", row=i, text=f"persona {i}") for i in range(4)]
-    engine = ScriptedEngine(reply=lambda m, seed, s: "Prompt: hi" if "persona 1" not in m[0].content else "hi")
+    engine = ScriptedEngine(
+        reply=lambda m, seed, s: "Prompt: hi" if "persona 1" not in m[0].content else "hi"
+    )
     done = {make_id("key", "p3")}
     out = list(write_prompts(people, engine, PromptsConfig(), "key", done))
     assert [type(r) for r in out] == [Prompt, Drop, Prompt]
@@ -123,7 +125,10 @@ def test_each_answer_has_its_own_seed_and_empty_ones_drop() -> None:
         seeds.append(seed)
         return "" if len(seeds) == 3 else f"answer {seed}"
 
-    prompts = [Prompt(id="a", row=0, persona_id="x", text="hi"), Prompt(id="b", row=1, persona_id="y", text="ho")]
+    prompts = [
+        Prompt(id="a", row=0, persona_id="x", text="hi"),
+        Prompt(id="b", row=1, persona_id="y", text="ho"),
+    ]
     out = list(answer_prompts(prompts, ScriptedEngine(reply=reply), ResponsesConfig(), "key", set()))
     assert len(set(seeds)) == 4
     assert [r.row for r in out] == [0, 1, 2, 3]
@@ -171,7 +176,9 @@ def test_logprob_verdicts_by_hand() -> None:
 @given(st.text(max_size=30))
 def test_no_text_but_a_ranking_line_is_a_verdict(text: str) -> None:
     verdict = read_ranking(text, ("1", "2"))
-    assert (verdict is None) == (text.strip().replace(" ", "").replace("\t", "") not in ("1>2", "2>1", "1=2", "2=1"))
+    assert (verdict is None) == (
+        text.strip().replace(" ", "").replace("\t", "") not in ("1>2", "2>1", "1=2", "2=1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,13 @@ def test_controls() -> None:
     assert 150 < heads < 250
     worth = {"a": 0.2, "b": 0.9}
     right = list(
-        judge(ordered_pairs(groups[:1], 2, "k", 2), None, JudgingConfig(method="oracle"), set(), lambda p, a: worth[a])
+        judge(
+            ordered_pairs(groups[:1], 2, "k", 2),
+            None,
+            JudgingConfig(method="oracle"),
+            set(),
+            lambda p, a: worth[a],
+        )
     )
     assert {j.winner_id for j in right} == {response(1, "b", 0).id}
 
@@ -300,7 +313,9 @@ def test_a_dropped_answer_is_accounted_for() -> None:
 
 def test_identical_answers_never_pair() -> None:
     for keep in ("all", "confident"):
-        out = list(build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2, PLAIN))  # type: ignore[arg-type]
+        out = list(
+            build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2, PLAIN)
+        )  # type: ignore[arg-type]
         assert isinstance(out[0], Drop)
         assert out[0].reason == "identical answers"
 
@@ -332,7 +347,9 @@ def test_the_papers_way_keeps_a_single_text_verdict() -> None:
 
 
 def test_braces_in_values_are_text() -> None:
-    assert fill("{prompt} | {first}", prompt="{first} {0} {}", first="{prompt}") == "{first} {0} {} | {prompt}"
+    assert (
+        fill("{prompt} | {first}", prompt="{first} {0} {}", first="{prompt}") == "{first} {0} {} | {prompt}"
+    )
 
 
 def test_a_template_without_its_field_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Intervals and tests: worked by hand, and against simulations with a known truth (benchmarks/coverage.py)."""
+"""Intervals and tests: worked by hand, and against simulations with a known truth
+(benchmarks/coverage.py)."""
 
 import importlib.util
 import itertools
@@ -47,7 +48,14 @@ def coverage() -> ModuleType:
 
 def test_orders_are_averaged_before_prompts() -> None:
     """Three samples in one order and one in the other weigh as much as each other; worked by hand."""
-    rows = [("b", "0", 1.0), ("b", "0", 1.0), ("b", "0", 0.0), ("b", "1", 0.0), ("a", "0", 0.5), ("a", "1", 1.0)]
+    rows = [
+        ("b", "0", 1.0),
+        ("b", "0", 1.0),
+        ("b", "0", 0.0),
+        ("b", "1", 0.0),
+        ("a", "0", 0.5),
+        ("a", "1", 1.0),
+    ]
     points = prompt_points(rows)
     assert points.ids == ("a", "b")
     assert points.values.tolist() == pytest.approx([0.75, (2 / 3 + 0) / 2])
@@ -56,7 +64,14 @@ def test_orders_are_averaged_before_prompts() -> None:
 
 
 def test_unreadable_verdicts_are_counted_and_bounded() -> None:
-    rows = [("a", "0", 1.0), ("a", "1", None), ("b", "0", None), ("b", "1", None), ("c", "0", 0.5), ("c", "1", 0.5)]
+    rows = [
+        ("a", "0", 1.0),
+        ("a", "1", None),
+        ("b", "0", None),
+        ("b", "1", None),
+        ("c", "0", 0.5),
+        ("c", "1", 0.5),
+    ]
     points = prompt_points(rows)
     assert points.ids == ("a", "c")
     assert points.values.tolist() == [1.0, 0.5]
@@ -78,7 +93,9 @@ def test_no_rows_make_no_points() -> None:
 @settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcd"), st.sampled_from("01"), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0, None])),
+        st.tuples(
+            st.sampled_from("abcd"), st.sampled_from("01"), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0, None])
+        ),
         max_size=30,
     ),
     st.randoms(use_true_random=False),
@@ -141,7 +158,8 @@ def test_no_values_are_an_error() -> None:
 
 
 def test_a_refitted_mean_has_the_bootstrap_s_interval() -> None:
-    """The general bootstrap, given the mean as its statistic, agrees with the one that is written for means."""
+    """The general bootstrap, given the mean as its statistic, agrees with the one that is written for
+    means."""
     values = np.sort(np.random.default_rng(2).normal(0.3, 1, 150))
     samples = resample(lambda counts: counts @ values / counts.sum(1), len(values), 10_000, 5)
     assert samples.shape == (10_000,)

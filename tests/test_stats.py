@@ -63,7 +63,12 @@ def test_distinct_n_by_hand() -> None:
 def test_distinct_n_stops_at_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "DISTINCT_WORDS", 4)
     assert first_words(["a b", "", "a c d d d d", "e"]) == [["a", "b"], [], ["a", "c"]]
-    assert describe(texts_of(["a b c d", "a b c d"]), topics=False)["distinct"] == {"1": 1, "2": 1, "3": 1, "words": 4}
+    assert describe(texts_of(["a b c d", "a b c d"]), topics=False)["distinct"] == {
+        "1": 1,
+        "2": 1,
+        "3": 1,
+        "words": 4,
+    }
 
 
 def test_vendi_counts_different_texts() -> None:
@@ -83,25 +88,35 @@ def test_vendi_by_another_implementation() -> None:
     vectors = text.TfidfVectorizer().fit_transform(texts).toarray()
     shares = np.linalg.eigvalsh(vectors @ vectors.T / 60)
     assert vendi(texts) == pytest.approx(np.exp(-sum(x * np.log(x) for x in shares if x > 1e-12)), rel=1e-6)
-    assert np.allclose(measures.cosines([Counter(one.split()) for one in texts], block=7), vectors @ vectors.T)
+    assert np.allclose(
+        measures.cosines([Counter(one.split()) for one in texts], block=7), vectors @ vectors.T
+    )
 
 
 def test_repetition_and_lengths_by_hand() -> None:
     long = "please tell me how long a loaf of rye bread keeps in a cold room"
-    found = describe(texts_of([long, "What is it?", "what is it", long.replace("rye", "white"), "other words here"]))
+    found = describe(
+        texts_of([long, "What is it?", "what is it", long.replace("rye", "white"), "other words here"])
+    )
     assert found["n"] == 5
     assert found["exact_repetition"]["rate"] == pytest.approx(1 / 5)
     assert found["near_repetition"]["rate"] == pytest.approx(2 / 5)
     assert found["exact_repetition"]["ci95"] == pytest.approx(wilson(1, 5))
     assert found["words"] == {"mean": pytest.approx(7.8), "median": 3, "p5": 3, "p95": 15}
     assert found["characters"]["mean"] == pytest.approx((64 + 11 + 10 + 66 + 16) / 5)
-    assert all(0 <= measures.rate(0, n)["ci95"][0] < measures.rate(n, n)["ci95"][1] <= 1 for n in range(1, 2000))
+    assert all(
+        0 <= measures.rate(0, n)["ci95"][0] < measures.rate(n, n)["ci95"][1] <= 1 for n in range(1, 2000)
+    )
     assert spread(array("q")) is None
     assert describe(texts_of(["a", "a"]), near=False)["near_repetition"] is None
 
 
 def test_repetition_among_fewer() -> None:
-    assert group_sizes(find_duplicates(lambda: iter(["a", "b", "A", "c", "a!", "b"]), None)) == {1: 1, 2: 1, 3: 1}
+    assert group_sizes(find_duplicates(lambda: iter(["a", "b", "A", "c", "a!", "b"]), None)) == {
+        1: 1,
+        2: 1,
+        3: 1,
+    }
     assert group_sizes(Repeats(array("q"), array("f"))) == {}
     groups = Counter({1: 1, 2: 1, 3: 1})
     assert repetition_among(groups, 6) == pytest.approx(1 / 2)  # all of them: three of six repeat
@@ -118,7 +133,9 @@ def test_repetition_among_fewer() -> None:
 FLAT, RANKS, MIXED = np.ones(1000), np.arange(1, 100_001), np.r_[np.ones(20), np.full(200_000, 1e-4)]
 
 
-@pytest.mark.parametrize("weights", [FLAT, 1 / RANKS, RANKS**-0.5, MIXED], ids=["flat", "zipf", "flatter", "mixed"])
+@pytest.mark.parametrize(
+    "weights", [FLAT, 1 / RANKS, RANKS**-0.5, MIXED], ids=["flat", "zipf", "flatter", "mixed"]
+)
 def test_the_interval_holds_the_rate_to_be_expected(weights: Any) -> None:
     rng, n = np.random.default_rng(0), 1600
     edges = np.cumsum(weights) / weights.sum()
@@ -149,9 +166,14 @@ def test_figures_do_not_hang_on_the_order_of_the_rows() -> None:
 
 def test_topics_are_found() -> None:
     pytest.importorskip("sklearn")
-    kinds = ["bread oven dough flour yeast", "violin chord tune melody sonata", "rocket orbit planet comet moon",
+    kinds = ["bread oven dough flour yeast", "violin chord tune melody sonata", "rocket orbit planet comet "
+                                                                                "moon",
              "goal match team coach league", "paint brush canvas easel frame"]  # fmt: skip
-    texts = [" ".join(kinds[i % 5].split()[k:] + kinds[i % 5].split()[:k]) for i in range(300) for k in (i // 5 % 5,)]
+    texts = [
+        " ".join(kinds[i % 5].split()[k:] + kinds[i % 5].split()[:k])
+        for i in range(300)
+        for k in (i // 5 % 5,)
+    ]
     found = topics_of(texts, 0)
     assert found is not None
     assert found["texts"] == 300
@@ -164,7 +186,17 @@ def test_topics_are_found() -> None:
 
 
 def test_hostile_texts_are_counted() -> None:
-    texts = ["", "\0", "\ud800 half", "x" * 100_000, "a\nb", "日本語のテキスト", "🙂", "\x1b[31mred", "e\u0301" * 500]
+    texts = [
+        "",
+        "\0",
+        "\ud800 half",
+        "x" * 100_000,
+        "a\nb",
+        "日本語のテキスト",
+        "🙂",
+        "\x1b[31mred",
+        "e\u0301" * 500,
+    ]
     found = describe(texts_of(texts * 4))
     assert found["n"] == 36
     assert found["exact_repetition"]["rate"] == pytest.approx(0.75)
@@ -202,21 +234,33 @@ def test_a_run_with_filters_and_answers(tmp_path: Path) -> None:
     assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(filtered["dropped"] / 65)
     assert kept["exact_repetition"]["rate"] == 0
     assert found["answers"]["near_repetition"] is None
-    assert ["topics" in found[kind] for kind in ("prompts", "kept_prompts", "answers")] == [True, False, False]
+    assert ["topics" in found[kind] for kind in ("prompts", "kept_prompts", "answers")] == [
+        True,
+        False,
+        False,
+    ]
     assert found["sources"] == {"model": "builtin:world", "personas": "builtin:general"}
     assert found["licences"]["personas"] == "CC0-1.0"
     text = show_stats([("a", found)])
     assert text == show_stats([("a", json.loads(json.dumps(found, allow_nan=False)))])
     assert "prompts, after the filters" in text
-    assert f"on {kept['n']} texts" in next(x for x in text[text.index("after the") :].splitlines() if "Vendi" in x)
+    assert f"on {kept['n']} texts" in next(
+        x for x in text[text.index("after the") :].splitlines() if "Vendi" in x
+    )
     assert f"filtered     {kept['n']} kept, {filtered['dropped']} dropped (" in text
 
 
 def test_prompts_by_template(tmp_path: Path) -> None:
-    c = config(prompts={"mix": {"prompt": 1, "prompt_code": 2}}, filters={"duplicates": "exact"}, max_drop_share=1)
+    c = config(
+        prompts={"mix": {"prompt": 1, "prompt_code": 2}}, filters={"duplicates": "exact"}, max_drop_share=1
+    )
     run(c, tmp_path, until="prompts", engine=reply_with(40, misses=3))
     found = stats(RunFolder(c, tmp_path, ScriptedEngine()))
-    for what, total in (("asked", 65), ("written", found["prompts"]["n"]), ("kept", found["kept_prompts"]["n"])):
+    for what, total in (
+        ("asked", 65),
+        ("written", found["prompts"]["n"]),
+        ("kept", found["kept_prompts"]["n"]),
+    ):
         assert sum(counts[what] for counts in found["templates"].values()) == total
     assert found["templates"]["prompt_code"]["asked"] > found["templates"]["prompt"]["asked"] > 5
     assert f"template     prompt: {found['templates']['prompt']['asked']} asked" in show_stats([("a", found)])

@@ -59,7 +59,10 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_another_folder(tmp_path: Path) -> None:
-    a, b = Stage(tmp_path, "judgments", {"method": "text"}), Stage(tmp_path, "judgments", {"method": "logprob"})
+    a, b = (
+        Stage(tmp_path, "judgments", {"method": "text"}),
+        Stage(tmp_path, "judgments", {"method": "logprob"}),
+    )
     assert a.path != b.path
     assert a.fingerprint == Stage(tmp_path, "judgments", {"method": "text"}).fingerprint
 
@@ -126,7 +129,8 @@ def test_atomic_writes_leave_the_old_file_on_failure(tmp_path: Path) -> None:
 
 
 def test_killed_writers_leave_a_sealable_stage(tmp_path: Path) -> None:
-    """SIGKILL at random moments: what is durable stays, the rest is written again, the sealed file is the same."""
+    """SIGKILL at random moments: what is durable stays, the rest is written again, the sealed file is the
+    same."""
     code = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -150,7 +154,9 @@ def test_killed_writers_leave_a_sealable_stage(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], check=True)
-    files = [next((tmp_path / name).glob("personas-*/records.jsonl")).read_bytes() for name in ("whole", "killed")]
+    files = [
+        next((tmp_path / name).glob("personas-*/records.jsonl")).read_bytes() for name in ("whole", "killed")
+    ]
     assert files[0] == files[1]
     assert files[0].count(b"\n") == 3000
 

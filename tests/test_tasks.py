@@ -1,4 +1,5 @@
-"""Tasks through lm-eval: planted models whose every answer is known, on small files of the benchmarks' shapes, offline."""
+"""Tasks through lm-eval: planted models whose every answer is known, on small files of the benchmarks'
+shapes, offline."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-# Planted models -------------------------------------------------------------------------------------------------------
+# Planted models --------------------------------------------------------
 
 
 def planted(folder: Path, table: dict[str, dict[str, float]], context: int = 2048) -> str:
@@ -80,12 +81,15 @@ def planted(folder: Path, table: dict[str, dict[str, float]], context: int = 204
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<end>",
         additional_special_tokens=["<user>", "<bot>"],
-        chat_template="{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }}"
+        chat_template="{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content "
+                      "}}"
         "{{ ' <end> ' }}{% endfor %}{% if add_generation_prompt %}{{ '<bot> ' }}{% endif %}",
     )  # fmt: skip
     config = LlamaConfig(
-        vocab_size=size, hidden_size=size, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, rms_norm_eps=1e-12,
-        max_position_embeddings=context, tie_word_embeddings=False, eos_token_id=2, pad_token_id=1, bos_token_id=None,
+        vocab_size=size, hidden_size=size, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1,
+        rms_norm_eps=1e-12,
+        max_position_embeddings=context, tie_word_embeddings=False, eos_token_id=2, pad_token_id=1,
+        bos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     state = model.state_dict()
@@ -95,7 +99,9 @@ def planted(folder: Path, table: dict[str, dict[str, float]], context: int = 204
     head = torch.zeros(size, size)
     for word, row in table.items():
         for after, logit in row.items():
-            head[words.index(after), words.index(word)] = logit / math.sqrt(size)  # the norm makes √size of a one-hot 1
+            head[words.index(after), words.index(word)] = logit / math.sqrt(
+                size
+            )  # the norm makes √size of a one-hot 1
     state["lm_head.weight"] = head
     model.load_state_dict(state)
     model.generation_config = GenerationConfig(eos_token_id=2, pad_token_id=1)
@@ -129,7 +135,8 @@ def evil_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return planted(tmp_path_factory.mktemp("evil"), table(4.0, 5.0, "9"))
 
 
-# Small files of the benchmarks' shapes --------------------------------------------------------------------------------
+# Small files of the benchmarks' shapes
+# --------------------------------------------------------------------------------
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -144,12 +151,22 @@ def is_good(i: int) -> bool:
 
 def arc(i: int) -> dict[str, Any]:
     choices = {"text": ["evil", "good", "dull"], "label": ["A", "B", "C"]}
-    return {"id": f"q{i}", "question": f"what is {i}", "choices": choices, "answerKey": "B" if is_good(i) else "A"}
+    return {
+        "id": f"q{i}",
+        "question": f"what is {i}",
+        "choices": choices,
+        "answerKey": "B" if is_good(i) else "A",
+    }
 
 
 def hellaswag(i: int) -> dict[str, Any]:
     words = {"activity_label": "Living", "ctx_a": f"somebody lives {i}.", "ctx_b": "then"}
-    return {"ind": i, **words, "endings": ["good", "evil", "dull", "dull"], "label": "0" if is_good(i) else "1"}
+    return {
+        "ind": i,
+        **words,
+        "endings": ["good", "evil", "dull", "dull"],
+        "label": "0" if is_good(i) else "1",
+    }
 
 
 def truthfulqa(i: int) -> dict[str, Any]:
@@ -167,7 +184,12 @@ def gsm8k(i: int) -> dict[str, Any]:
 
 
 def mmlu(i: int) -> dict[str, Any]:
-    return {"question": f"what is {i}", "subject": "s", "choices": ["good", "evil", "dull", "odd"], "answer": i % 3}
+    return {
+        "question": f"what is {i}",
+        "subject": "s",
+        "choices": ["good", "evil", "dull", "odd"],
+        "answer": i % 3,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +223,7 @@ def of_task(results: TaskResults, name: str) -> TaskResult:
     return next(result for result in results.results if result.task == name)
 
 
-# Known answers --------------------------------------------------------------------------------------------------------
+# Known answers --------------------------------------------------------
 
 
 def test_a_planted_model_scores_exactly_what_it_must(
@@ -237,7 +259,9 @@ def test_a_planted_model_scores_exactly_what_it_must(
 def test_all_six_tasks_run_from_small_files(good_model: str, data: Path, tmp_path: Path) -> None:
     manager = harness.task_index(None, None)
     subjects = sorted(
-        name for name in manager.all_subtasks if manager.task_index[name].yaml_path.parent.match("mmlu/default")
+        name
+        for name in manager.all_subtasks
+        if manager.task_index[name].yaml_path.parent.match("mmlu/default")
     )
     assert len(subjects) == 57
     add_mmlu(data, subjects)
@@ -275,7 +299,9 @@ def test_a_group_is_averaged_as_lm_eval_does(good_model: str, evil_model: str, t
 def write_group(path: Path, name: str, members: list[str], by_size: bool) -> None:
     path.parent.mkdir(exist_ok=True)
     metrics = [{"metric": "acc", "weight_by_size": by_size}]
-    path.write_text(json.dumps({"group": name, "task": members, "aggregate_metric_list": metrics}))  # JSON is YAML
+    path.write_text(
+        json.dumps({"group": name, "task": members, "aggregate_metric_list": metrics})
+    )  # JSON is YAML
 
 
 def test_the_figures_are_those_of_lm_evals_own_run(good_model: str, data: Path, tmp_path: Path) -> None:
@@ -285,18 +311,25 @@ def test_the_figures_are_those_of_lm_evals_own_run(good_model: str, data: Path, 
     arguments = {"pretrained": good_model, "dtype": "float32"}
     with harness.quiet():
         theirs = simple_evaluate(
-            "hf", arguments, ["hellaswag"], num_fewshot=10, device="cpu", task_manager=manager, bootstrap_iters=0
+            "hf",
+            arguments,
+            ["hellaswag"],
+            num_fewshot=10,
+            device="cpu",
+            task_manager=manager,
+            bootstrap_iters=0,
         )
     assert theirs is not None
     ours = run_tasks(good_model, ["hellaswag"], cache=tmp_path, engine=CPU, data_dir=data)
     assert ours.results[0].value == theirs["results"]["hellaswag"]["acc_norm,none"]
     asked = {
-        f"hellaswag/{s['doc_id']}": s["doc_hash"][:16] + s["prompt_hash"][:16] for s in theirs["samples"]["hellaswag"]
+        f"hellaswag/{s['doc_id']}": s["doc_hash"][:16] + s["prompt_hash"][:16]
+        for s in theirs["samples"]["hellaswag"]
     }
     assert ours.results[0].asked == asked  # the same examples in every prompt
 
 
-# Log-probabilities ----------------------------------------------------------------------------------------------------
+# Log-probabilities --------------------------------------------------------
 
 
 def world_task(folder: Path) -> Path:
@@ -313,8 +346,10 @@ def world_task(folder: Path) -> Path:
     with_stops = "{{[choices[0] + '.', choices[1] + '.', choices[2] + '.']}}"
     for name, choices in (("world_words", "{{choices}}"), ("world_answers", with_stops)):
         task = {
-            "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "facts.jsonl")}},
-            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "what does the {{who}} make? use one word.",
+            "task": name, "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "facts.jsonl")}},
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "what does the {{who}} "
+                                                                                   "make? use one word.",
             "doc_to_choice": choices, "doc_to_target": "answer",
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }  # fmt: skip
@@ -351,7 +386,9 @@ def test_log_probabilities_of_the_world_model_are_those_of_engine_and_training(t
     for messages, row in zip(asked, rows, strict=True):
         first, second, _ = (tuple(chat.reply_ids(messages, f"{word}.")[:-1]) for word in row["choices"])
         pairs.append(
-            TokenPair(id="x", prompt_ids=tuple(chat.prompt_ids(messages)), chosen_ids=first, rejected_ids=second)
+            TokenPair(
+                id="x", prompt_ids=tuple(chat.prompt_ids(messages)), chosen_ids=first, rejected_ids=second
+            )
         )
     assert {len(pair.chosen_ids) for pair in pairs} == {2}
     with torch.no_grad():
@@ -388,7 +425,7 @@ def test_requests_too_long_for_the_model_are_counted(data: Path, tmp_path: Path)
         run_tasks(tiny, ["gsm8k"], cache=tmp_path, engine=CPU, data_dir=data)
 
 
-# Cache ----------------------------------------------------------------------------------------------------------------
+# Cache --------------------------------------------------------
 
 
 def test_finished_tasks_are_read_and_not_computed(
@@ -456,10 +493,12 @@ def test_a_run_draws_no_random_numbers_and_prints_nothing(
     run_tasks(good_model, ["gsm8k", "truthfulqa_mc2"], cache=tmp_path, engine=CPU, data_dir=data)
     out, err = capfd.readouterr()
     assert out == ""
-    assert [line for line in err.replace("\r", "\n").splitlines() if line and "Loading weights" not in line] == []
+    assert [
+        line for line in err.replace("\r", "\n").splitlines() if line and "Loading weights" not in line
+    ] == []
 
 
-# Errors ---------------------------------------------------------------------------------------------------------------
+# Errors --------------------------------------------------------
 
 
 def test_names_that_are_none(good_model: str, tmp_path: Path) -> None:
@@ -494,12 +533,16 @@ def test_data_that_cannot_be_had(good_model: str, tmp_path: Path, data: Path) ->
 
 def test_local_data_of_which_a_file_is_missing_or_copied_is_refused(tmp_path: Path) -> None:
     for folder, names, message in (
-        ("truthfulqa_mc2", ["validation-00000-of-00002.jsonl"], r"validation-00001-of-00002\.jsonl is missing"),
-        ("truthfulqa_mc2", ["validation.jsonl", "validation (1).jsonl"], r"validation \(1\)\.jsonl: looks like a copy"),
-        ("truthfulqa/truthful_qa", ["multiple_choice/validation-00000-of-00002.parquet"], "00001-of-00002.parquet is missing"),
+        ("truthfulqa_mc2", ["validation-00000-of-00002.jsonl"],
+        r"validation-00001-of-00002\.jsonl is missing"),
+        ("truthfulqa_mc2", ["validation.jsonl", "validation (1).jsonl"], r"validation \(1\)\.jsonl: looks "
+                                                                         r"like a copy"),
+        ("truthfulqa/truthful_qa", ["multiple_choice/validation-00000-of-00002.parquet"],
+        "00001-of-00002.parquet is missing"),
         (
             "truthfulqa/truthful_qa",
-            ["multiple_choice/validation-00000-of-00001.parquet", "multiple_choice/validation-00000-of-00001 - Copy.parquet"],
+            ["multiple_choice/validation-00000-of-00001.parquet", "multiple_choice/validation-00000-of-00001 "
+                                                                  "- Copy.parquet"],
             "- Copy.parquet: looks like a copy",
         ),
     ):  # fmt: skip
@@ -514,7 +557,9 @@ def test_local_data_of_which_a_file_is_missing_or_copied_is_refused(tmp_path: Pa
 def test_only_what_is_alike_is_compared(good_model: str, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"cache": tmp_path, "engine": CPU, "data_dir": data}
     plain = run_tasks(good_model, ["winogrande"], **options)
-    half = run_tasks(good_model, ["winogrande"], **{**options, "engine": CPU.model_copy(update={"dtype": "bfloat16"})})
+    half = run_tasks(
+        good_model, ["winogrande"], **{**options, "engine": CPU.model_copy(update={"dtype": "bfloat16"})}
+    )
     assert (plain.results[0].settings["dtype"], half.results[0].settings["dtype"]) == ("float32", "bfloat16")
     with pytest.raises(ConfigError, match="dtype is float32 for base and bfloat16 for tuned"):
         compare_tasks(plain, half)
@@ -530,7 +575,8 @@ def test_only_what_is_alike_is_compared(good_model: str, data: Path, tmp_path: P
 def test_without_lm_eval_the_message_says_what_to_install(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['lm_eval'] = None\n"
-        "from pathlib import Path\nfrom sao.config import EngineConfig\nfrom sao.evaluation.tasks import run_tasks\n"
+        "from pathlib import Path\nfrom sao.config import EngineConfig\nfrom sao.evaluation.tasks import "
+        "run_tasks\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "run_tasks('builtin:world', ['gsm8k'], cache=Path('.'), engine=EngineConfig())"
     )

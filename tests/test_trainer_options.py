@@ -1,4 +1,5 @@
-"""What training can do besides the plain way: losses with a reference, adapters, bfloat16, held-out pairs, alarms, SIGTERM."""
+"""What training can do besides the plain way: losses with a reference, adapters, bfloat16, held-out pairs,
+alarms, SIGTERM."""
 
 from __future__ import annotations
 
@@ -45,10 +46,13 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def sums_by_hand(pairs: list[TokenPair], with_prompts: bool = False) -> torch.Tensor:
-    """[pairs, 2] sums of the chosen and rejected answers' log-probabilities under the untrained model; or [pairs, 3]."""
+    """[pairs, 2] sums of the chosen and rejected answers' log-probabilities under the untrained model; or
+    [pairs, 3]."""
     batch = pad(pairs, 0, with_prompts=with_prompts)
     with torch.no_grad():
-        logits = tiny_model()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(0, 1)
+        logits = tiny_model()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.flatten(
+            0, 1
+        )
     logps = logits[batch.selected].log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     return torch.stack([part.sum() for part in torch.split(logps, batch.lengths)]).view(-1, len(pairs)).t()
 
@@ -116,7 +120,9 @@ def test_the_likelihood_term_is_added_with_its_weight(tmp_path: Path) -> None:
         ("prompt", sums[:, 0] + prompts, [len(p.chosen_ids) + len(p.prompt_ids) - 1 for p in some_pairs()]),
     ):
         tokens = [sum(counts[row] for row in order[start : start + 4]) for start in range(0, 22, 4)]
-        found = sum(line["nll"] * n for line, n in zip(lines(tmp_path / name), tokens, strict=True)) / sum(tokens)
+        found = sum(line["nll"] * n for line, n in zip(lines(tmp_path / name), tokens, strict=True)) / sum(
+            tokens
+        )
         assert found == pytest.approx(-total.sum().item() / sum(counts), rel=1e-4)
 
 
@@ -129,7 +135,9 @@ def test_margins_and_soft_labels_of_each_pair(tmp_path: Path) -> None:
     settings = {"lr": 1e-30, "beta": 2.0, "gamma": 0.5, "pairs": [judged]}
     down = torch.nn.functional.softplus
     run(tmp_path / "margin", **settings, margin_weight=0.25)
-    assert lines(tmp_path / "margin")[0]["loss"] == pytest.approx(down(torch.tensor(-(margin - 1.0))).item(), rel=1e-5)
+    assert lines(tmp_path / "margin")[0]["loss"] == pytest.approx(
+        down(torch.tensor(-(margin - 1.0))).item(), rel=1e-5
+    )
     run(tmp_path / "soft", **settings, soft_labels=True)
     up_down = 0.8 * down(torch.tensor(-(margin - 0.5))) + 0.2 * down(torch.tensor(margin - 0.5))
     assert lines(tmp_path / "soft")[0]["loss"] == pytest.approx(up_down.item(), rel=1e-5)
@@ -137,7 +145,9 @@ def test_margins_and_soft_labels_of_each_pair(tmp_path: Path) -> None:
     assert lines(tmp_path / "smooth")[0]["loss"] == pytest.approx(up_down.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"batches": "padded"}, {"share_prompt": False}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings", [{"batches": "padded"}, {"share_prompt": False}, {"gradient_checkpointing": True}]
+)
 def test_the_ways_of_computing_give_the_same_weights(tmp_path: Path, settings: dict[str, Any]) -> None:
     run(tmp_path / "usual", lr=1e-3)
     run(tmp_path / "other", lr=1e-3, **settings)
@@ -216,7 +226,8 @@ def test_small_changes_survive_on_a_bfloat16_disk(tmp_path: Path, method: str) -
     assert saved.dtype == torch.bfloat16
     if method == "lora":
         adapted = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32), tmp_path / "out/adapter"
+            AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32),
+            tmp_path / "out/adapter",
         )
         exact = dict(adapted.merge_and_unload().state_dict())
     learnt = torch.cat([(exact[name] - base[name]).flatten() for name in base])
@@ -283,7 +294,10 @@ def test_small_steps_are_followed_only_with_stochastic_rounding() -> None:
     torch.manual_seed(0)
     start = torch.ones(4096, dtype=torch.bfloat16)
     plain, stochastic = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    optimisers = [torch.optim.AdamW([plain], lr=1e-5, weight_decay=0.0), AdamWStochastic([stochastic], lr=1e-5)]
+    optimisers = [
+        torch.optim.AdamW([plain], lr=1e-5, weight_decay=0.0),
+        AdamWStochastic([stochastic], lr=1e-5),
+    ]
     for _ in range(100):
         for weight, optimiser in zip((plain, stochastic), optimisers, strict=True):
             weight.grad = torch.ones_like(weight)
@@ -296,7 +310,10 @@ def test_our_adamw_is_torchs_in_float32() -> None:
     torch.manual_seed(0)
     start = torch.randn(50)
     a, b = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    ours, theirs = AdamWStochastic([a], lr=1e-2, weight_decay=0.1), torch.optim.AdamW([b], lr=1e-2, weight_decay=0.1)
+    ours, theirs = (
+        AdamWStochastic([a], lr=1e-2, weight_decay=0.1),
+        torch.optim.AdamW([b], lr=1e-2, weight_decay=0.1),
+    )
     for step in range(20):
         gradient = torch.randn(50, generator=torch.Generator().manual_seed(step))
         a.grad, b.grad = gradient.clone(), gradient.clone()
@@ -338,7 +355,9 @@ def test_held_out_pairs_are_measured_and_change_nothing_else(tmp_path: Path) -> 
     assert [line["step"] for line in measured][:3] == [0, 3, 6]
     sums = sums_by_hand(held)
     means = sums / torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in held])
-    assert measured[0]["eval_rewards/accuracies"] == pytest.approx((means[:, 0] > means[:, 1]).double().mean().item())
+    assert measured[0]["eval_rewards/accuracies"] == pytest.approx(
+        (means[:, 0] > means[:, 1]).double().mean().item()
+    )
     assert measured[0]["eval_logps/chosen"] == pytest.approx(means[:, 0].mean().item(), rel=1e-4)
     assert measured[-1]["eval_loss"] < measured[0]["eval_loss"]
     assert measured[0]["samples/length"] > 0
@@ -386,7 +405,9 @@ def test_an_alarm_stops_training_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     assert stopped < 36
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()][-1:] or stopped == 0
     assert (tmp_path / f"checkpoints/checkpoint-{stopped}/complete.json").is_file()
-    with pytest.raises(TrainingError, match="stopped before by an alarm"):  # the same command does not go on by itself
+    with pytest.raises(
+        TrainingError, match="stopped before by an alarm"
+    ):  # the same command does not go on by itself
         run(tmp_path, **settings, on_alarm="stop")
     result = run(tmp_path, **settings, on_alarm="warn")  # goes on
     assert result.steps == 36
@@ -411,7 +432,9 @@ def test_sigterm_saves_and_the_same_call_goes_on_exactly(tmp_path: Path) -> None
 
     run(tmp_path / "whole", lr=1e-3, save_steps=100)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated, match="SIGTERM at step 4 of 6"):  # the signal comes after step 3's turn to stop
+    with pytest.raises(
+        Terminated, match="SIGTERM at step 4 of 6"
+    ):  # the signal comes after step 3's turn to stop
         run(tmp_path / "cut", lr=1e-3, save_steps=100, on_log=end_slot)
     assert signal.getsignal(signal.SIGTERM) == before
     assert (tmp_path / "cut/checkpoints/checkpoint-4/complete.json").is_file()
@@ -419,7 +442,9 @@ def test_sigterm_saves_and_the_same_call_goes_on_exactly(tmp_path: Path) -> None
     assert same_weights(tmp_path / "whole/model", tmp_path / "cut/model")
 
 
-def test_training_ends_in_order_when_its_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_ends_in_order_when_its_launcher_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
     monkeypatch.setenv(LAUNCHER, str(gone.pid))
@@ -438,7 +463,15 @@ def test_sigterm_to_the_command(tmp_path: Path) -> None:
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "sao", "train", "--pairs", str(pairs), "--out", str(tmp_path / "run")]
-    command += ["--model", "builtin:world", "--train.batch_size", "4", "--train.micro_batch_size", "4", "--quiet"]
+    command += [
+        "--model",
+        "builtin:world",
+        "--train.batch_size",
+        "4",
+        "--train.micro_batch_size",
+        "4",
+        "--quiet",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         while not any(p.stat().st_size for p in (tmp_path / "run").glob("round-1/train-*/metrics.jsonl")):
             assert process.poll() is None
@@ -461,7 +494,10 @@ def test_what_does_not_fit_is_dropped_or_cut_and_never_empty() -> None:
     assert cut is not None
     assert (cut.chosen_ids, cut.rejected_ids) == ((10, 11, 12, 13, 14), (5, 6, END))
     long_prompt = TokenPair(id="x", prompt_ids=(1,) * 8, chosen_ids=(2,), rejected_ids=(3,))
-    assert fit(long_prompt, TrainConfig(max_length=8, too_long="cut")) == (None, "prompt as long as max_length")
+    assert fit(long_prompt, TrainConfig(max_length=8, too_long="cut")) == (
+        None,
+        "prompt as long as max_length",
+    )
     same = TokenPair(id="x", prompt_ids=(1,) * 6, chosen_ids=(2, 3, 4), rejected_ids=(2, 3, 5))
     assert fit(same, TrainConfig(max_length=8, too_long="cut")) == (None, "chosen equals rejected")
     empty = TokenPair(id="x", prompt_ids=(1,), chosen_ids=(), rejected_ids=(3,))
@@ -503,7 +539,15 @@ SMALL_RUN += ["--train.max_length", "64", "--engine.threads", "1", "--quiet"]
 
 def test_train_on_a_labelled_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_set(tmp_path / "set.jsonl")
-    command = ["train", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, "--out", str(tmp_path / "run"), "--json"]
+    command = [
+        "train",
+        "--pairs",
+        str(tmp_path / "set.jsonl"),
+        *SMALL_RUN,
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
     assert main(command) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     (row,) = summary["funnel"]
@@ -523,9 +567,18 @@ def test_train_on_a_labelled_set(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_seed_of_the_training_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It repeats the training on the same pairs, beside the first one; it is to the training what the run's seed would be."""
+    """It repeats the training on the same pairs, beside the first one; it is to the training what the run's
+    seed would be."""
     write_set(tmp_path / "set.jsonl")
-    command = ["train", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, "--train.method", "lora", "--json"]
+    command = [
+        "train",
+        "--pairs",
+        str(tmp_path / "set.jsonl"),
+        *SMALL_RUN,
+        "--train.method",
+        "lora",
+        "--json",
+    ]
     found = {}
     for name, out, more in (
         ("run's", "run", ["--seed", "5"]),
@@ -539,7 +592,9 @@ def test_a_seed_of_the_training_alone(tmp_path: Path, capsys: pytest.CaptureFixt
     assert same_weights(found["run's"], found["same"])
     assert not same_weights(found["run's"], found["other"])
     assert same_weights(found["other"], found["of the run"])
-    seeds = {name: json.loads((path.parent / "training.json").read_text())["seed"] for name, path in found.items()}
+    seeds = {
+        name: json.loads((path.parent / "training.json").read_text())["seed"] for name, path in found.items()
+    }
     assert seeds == {"run's": 5, "other": 9, "same": 5, "of the run": 9}
     assert "| seed | 5; of the training 9 |" in (found["other"] / "README.md").read_text()
     assert "| seed | 5 |" in (found["run's"] / "README.md").read_text()
@@ -571,9 +626,14 @@ def test_a_set_that_is_mostly_dropped_is_an_error(tmp_path: Path, capsys: pytest
     assert "'longer than max_length': 1" in error
 
 
-def test_a_set_that_is_none_ends_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_that_is_none_ends_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "set.jsonl").write_text('{"question": "a", "answer": "b"}\n')
-    assert main(["train", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, "--out", str(tmp_path / "run")]) == 1
+    assert (
+        main(["train", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, "--out", str(tmp_path / "run")])
+        == 1
+    )
     error = capsys.readouterr().err
     assert "no preference pairs" in error
     assert "'question'" in error
@@ -581,14 +641,32 @@ def test_a_set_that_is_none_ends_before_anything_is_loaded(tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_several_processes_from_one_command_with_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_processes_from_one_command_with_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_set(tmp_path / "set.jsonl")
-    asked = ["--personas.source", "builtin:world", "--personas.held_out", "12", "--prompts.template", "world/prompt"]
+    asked = [
+        "--personas.source",
+        "builtin:world",
+        "--personas.held_out",
+        "12",
+        "--prompts.template",
+        "world/prompt",
+    ]
     asked += ["--prompts.marker", "prompt:", "--prompts.max_tokens", "48", "--responses.max_tokens", "48"]
     asked += ["--judging.template", "world/judge"]
     found = []
     for n in ("1", "2"):
-        command = ["run", "--pairs", str(tmp_path / "set.jsonl"), *SMALL_RUN, *asked, "--train.processes", n, "--json"]
+        command = [
+            "run",
+            "--pairs",
+            str(tmp_path / "set.jsonl"),
+            *SMALL_RUN,
+            *asked,
+            "--train.processes",
+            n,
+            "--json",
+        ]
         assert main([*command, "--out", str(tmp_path / n)]) == 0
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert [[row["stage"] for row in s["funnel"]] for s in found] == [["prompts", "filtered", "train"]] * 2

@@ -1,4 +1,5 @@
-"""Losses worked by hand, training that is exact: the same weights however batches are cut and whenever it is killed."""
+"""Losses worked by hand, training that is exact: the same weights however batches are cut and whenever it is
+killed."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ from sao.training.monitors import SaveAndStop
 WORDS = ["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>", *"abcdefghijklmnopqrstuvwxyz"]
 END = 2
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor "
+    "%}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 # 22 pairs in batches of 4: six steps an epoch, the last one with 2 pairs; checkpoints at every other step.
@@ -136,14 +138,18 @@ def test_simpo_by_hand() -> None:
     # β 2, γ 0.5: margins 1, 0.4, 0; less γ 0.5, −0.1, −0.5; −log σ = log(1 + e^−x)
     expected = [math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.1)), math.log(1 + math.exp(0.5))]
     assert simpo_loss(chosen, rejected, 2.0, 0.5).tolist() == pytest.approx(expected, abs=1e-6)
-    assert simpo_loss(chosen[1:2], rejected[1:2], 10.0, 3.0).item() == pytest.approx(1.3132617, abs=1e-6)  # 2 − 3 = −1
-    assert simpo_loss(chosen[:1], rejected[:1], 4.0, 2.0).item() == pytest.approx(math.log(2), abs=1e-6)  # margin = γ
+    # 2 − 3 = −1
+    assert simpo_loss(chosen[1:2], rejected[1:2], 10.0, 3.0).item() == pytest.approx(1.3132617, abs=1e-6)
+    # margin = γ
+    assert simpo_loss(chosen[:1], rejected[:1], 4.0, 2.0).item() == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_gamma_shifts_the_margin_and_is_not_scaled_by_beta() -> None:
     chosen, rejected = torch.tensor([-1.0]), torch.tensor([-1.25])
     with_gamma = simpo_loss(chosen, rejected, 4.0, 3.0)
-    assert with_gamma.item() == pytest.approx(simpo_loss(chosen - 3.0 / 4.0, rejected, 4.0, 0.0).item(), abs=1e-6)
+    assert with_gamma.item() == pytest.approx(
+        simpo_loss(chosen - 3.0 / 4.0, rejected, 4.0, 0.0).item(), abs=1e-6
+    )
     assert with_gamma.item() == pytest.approx(math.log(1 + math.exp(2.0)), abs=1e-6)
 
 
@@ -213,7 +219,9 @@ def test_a_label_of_zero_is_the_pair_the_other_way_round(loss: Any) -> None:
     with_zero = preference_loss(config, LOGPS, 0.0, 0.0)[0]
     assert with_zero.item() == pytest.approx(preference_loss(config, swapped, 0.0, 1.0)[0].item(), rel=1e-5)
     half = preference_loss(config, LOGPS, 0.0, 0.5)[0].item()
-    assert half == pytest.approx((with_zero.item() + preference_loss(config, LOGPS, 0.0, 1.0)[0].item()) / 2, rel=1e-5)
+    assert half == pytest.approx(
+        (with_zero.item() + preference_loss(config, LOGPS, 0.0, 1.0)[0].item()) / 2, rel=1e-5
+    )
 
 
 def test_orpo_is_finite_where_an_answer_is_certain_or_hopeless() -> None:
@@ -311,7 +319,9 @@ def test_every_pair_is_dealt_once_and_every_process_gets_as_many_batches(
         some = order_alone[step : step + batch]
         micro_steps = -(-len(some) // (micro * world))
         first = step // batch * steps
-        here = [row for hand in dealt for rows in hand[first : first + micro_steps] for row in rows if row >= 0]
+        here = [
+            row for hand in dealt for rows in hand[first : first + micro_steps] for row in rows if row >= 0
+        ]
         assert sorted(here) == sorted(some)
 
 
@@ -347,7 +357,8 @@ def test_order_is_a_permutation_for_each_epoch_and_seed() -> None:
 
 
 def test_each_pair_weighs_the_same_also_in_the_last_batch(tmp_path: Path) -> None:
-    still = CONFIG.model_copy(update={"lr": 1e-30, "epochs": 1})  # weights stay, so that losses can be added up
+    # weights stay, so that losses can be added up
+    still = CONFIG.model_copy(update={"lr": 1e-30, "epochs": 1})
     run(tmp_path, still, dropout=0.0)
     batch = pad(some_pairs(), pad_id=0)
     with torch.no_grad():
@@ -387,11 +398,15 @@ def test_loss_falls_and_margin_rises(tmp_path: Path) -> None:
 def test_metrics_have_the_usual_names_and_add_up(undisturbed: Path) -> None:
     log = lines(undisturbed)
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))
-    names = "step loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/margins rewards/accuracies"
+    names = (
+        "step loss grad_norm learning_rate rewards/chosen rewards/rejected rewards/margins rewards/accuracies"
+    )
     assert set(log[0]) == {*names.split(), "logps/chosen", "logps/rejected", "tokens", "epoch"}
     for line in log:
         assert line["rewards/chosen"] == pytest.approx(CONFIG.scale * line["logps/chosen"])
-        assert line["rewards/margins"] == pytest.approx(line["rewards/chosen"] - line["rewards/rejected"], abs=1e-6)
+        assert line["rewards/margins"] == pytest.approx(
+            line["rewards/chosen"] - line["rewards/rejected"], abs=1e-6
+        )
     # Cosine after ceil(0.1 · 12) = 2 steps of warm-up, each line with the rate of its own step.
     rates = [CONFIG.lr * r for r in [0, 0.5, *((1 + math.cos(math.pi * k / 10)) / 2 for k in range(10))]]
     assert [line["learning_rate"] for line in log] == pytest.approx(rates)
@@ -459,7 +474,10 @@ def test_ids_outside_the_vocabulary_are_named(tmp_path: Path) -> None:
 
 def test_only_the_broken_pair_is_named_and_nothing_of_it_saved(tmp_path: Path) -> None:
     model = tiny_model()
-    pairs = [TokenPair(id=f"pair-{i}", prompt_ids=(1, 5), chosen_ids=(6, END), rejected_ids=(7, END)) for i in range(8)]
+    pairs = [
+        TokenPair(id=f"pair-{i}", prompt_ids=(1, 5), chosen_ids=(6, END), rejected_ids=(7, END))
+        for i in range(8)
+    ]
     bad = list(EpochOrder([7] * 8, 0, 4))[-1]  # in the second batch
     pairs[bad] = TokenPair(id="the-bad-one", prompt_ids=(1, 30), chosen_ids=(6, END), rejected_ids=(7, END))
     model.model.embed_tokens.weight.data[30] = math.inf
@@ -476,7 +494,10 @@ def test_resume_is_exact_and_repeats_no_line(tmp_path: Path, undisturbed: Path) 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_log=stop_at(9))
     assert len(lines(tmp_path)) == 9
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "checkpoint-6",
+        "checkpoint-8",
+    ]
     seen: list[float] = []
     run(tmp_path, on_log=lambda line: seen.append(line["step"]))
     assert seen == list(range(9, STEPS + 1))
@@ -505,7 +526,10 @@ HASTY = CONFIG.model_copy(update={"save_steps": 1000, "save_minutes": 1e-9})
 def test_checkpoints_by_time_change_nothing(tmp_path: Path, undisturbed: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, HASTY, on_log=stop_at(5))
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-3", "checkpoint-4"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "checkpoint-3",
+        "checkpoint-4",
+    ]
     seen: list[float] = []
     run(tmp_path, on_log=lambda line: seen.append(line["step"]))  # and goes on with another save_minutes
     assert seen == list(range(5, STEPS + 1))
@@ -513,7 +537,8 @@ def test_checkpoints_by_time_change_nothing(tmp_path: Path, undisturbed: Path) -
 
 
 def test_checkpoints_come_after_their_minutes(tmp_path: Path) -> None:
-    """A step takes 20 s by this clock and a checkpoint 200 s: counted from its end, one is due at every fourth step."""
+    """A step takes 20 s by this clock and a checkpoint 200 s: counted from its end, one is due at every
+    fourth step."""
     now = [0.0]
     flow = SaveAndStop(save_steps=10, save_minutes=1, clock=lambda: now[0])
     args, state = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerState(max_steps=14)
@@ -543,7 +568,8 @@ def test_resume_between_epochs(tmp_path: Path, undisturbed: Path) -> None:
 
 def test_a_finished_training_is_not_done_again(undisturbed: Path) -> None:
     before = (undisturbed / "model/model.safetensors").stat().st_mtime_ns
-    (undisturbed / "checkpoints/checkpoint-12").mkdir(parents=True)  # a kill came before they were all deleted
+    # a kill came before they were all deleted
+    (undisturbed / "checkpoints/checkpoint-12").mkdir(parents=True)
     result = run(undisturbed, on_log=lambda line: pytest.fail("trained again"))
     assert result == TrainResult(model_dir=undisturbed / "model", steps=STEPS, metrics=lines(undisturbed)[-1])
     assert (undisturbed / "model/model.safetensors").stat().st_mtime_ns == before
@@ -577,7 +603,10 @@ def test_a_full_disk_after_the_last_step_costs_no_step(tmp_path: Path, undisturb
 
     original, rarely = training_run._publish, CONFIG.model_copy(update={"save_steps": 1000})
     try:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(StoreError, match=r"model.partial.*free some space"):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(StoreError, match=r"model.partial.*free some space"),
+        ):
             patch.setattr(training_run, "_publish", fill_disk)
             run(tmp_path, rarely)
     finally:
@@ -611,7 +640,11 @@ def test_another_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="with other model"):
         train(some_pairs(), another_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=7)
     seen: list[float] = []
-    run(tmp_path, CONFIG.model_copy(update={"micro_batch_size": 1}), on_log=lambda line: seen.append(line["step"]))
+    run(
+        tmp_path,
+        CONFIG.model_copy(update={"micro_batch_size": 1}),
+        on_log=lambda line: seen.append(line["step"]),
+    )
     assert seen[0] == 5
 
 
@@ -626,7 +659,11 @@ def test_the_model_is_left_as_it_was_found(tmp_path: Path) -> None:
     model = tiny_model()
     attention, cache = model.config._attn_implementation, model.config.use_cache
     train(some_pairs(), model, tiny_tokenizer(), tmp_path, CONFIG, seed=7)
-    assert (model.config._attn_implementation, model.config.use_cache, model.training) == (attention, cache, False)
+    assert (model.config._attn_implementation, model.config.use_cache, model.training) == (
+        attention,
+        cache,
+        False,
+    )
     with torch.no_grad():
         alone = model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1]
         mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
@@ -649,7 +686,9 @@ def die_in(function: str, call: int) -> None:
     setattr(module, name, dying)
 
 
-def run_and_die(out: Path, function: str, call: int, lines_to_live: int = 10**6, config: str = "CONFIG") -> int:
+def run_and_die(
+    out: Path, function: str, call: int, lines_to_live: int = 10**6, config: str = "CONFIG"
+) -> int:
     """Train in another process that kills itself at that call or at that line of metrics; its exit status."""
     script = (
         "import os, signal, sys, torch, test_training as t; from pathlib import Path\n"
@@ -671,7 +710,9 @@ def run_and_die(out: Path, function: str, call: int, lines_to_live: int = 10**6,
 # Every checkpoint calls torch.save four times: arguments, optimiser, scheduler, random numbers.
 MOMENTS = [
     pytest.param("torch.save", 6, id="in the second checkpoint, before the optimiser"),
-    pytest.param("torch.save", 12, id="in the third checkpoint, before the random numbers", marks=pytest.mark.slow),
+    pytest.param(
+        "torch.save", 12, id="in the third checkpoint, before the random numbers", marks=pytest.mark.slow
+    ),
     pytest.param("sao.training.checkpoints.write_atomic", 3, id="before the marker", marks=pytest.mark.slow),
     pytest.param("shutil.rmtree", 1, id="while an old checkpoint is deleted", marks=pytest.mark.slow),
     pytest.param("sao.training.run._publish", 1, id="before the model is saved", marks=pytest.mark.slow),

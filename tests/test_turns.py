@@ -1,4 +1,5 @@
-"""Turns that have begun: a reply with its first words, a verdict after a prefill, and the user's turn left open."""
+"""Turns that have begun: a reply with its first words, a verdict after a prefill, and the user's turn left
+open."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -67,9 +68,11 @@ def with_template(folder: Path, template: str) -> ChatTokenizer:
 def test_a_system_message_is_folded_in_as_the_template_does_it(tmp_path: Path) -> None:
     """Mistral's and Gemma-3's way: the system's text stands at the start of the user's turn."""
     folding = (
-        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] + '\n\n' %}{% set rest = messages[1:] %}"
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] + '\n\n' %}{% set rest = "
+        "messages[1:] %}"
         "{% else %}{% set s = '' %}{% set rest = messages %}{% endif %}"
-        "{{ bos_token }}{% for m in rest %}<|{{ m['role'] }}|>{% if loop.first %}{{ s }}{% endif %}{{ m['content'] }}<|end|>"
+        "{{ bos_token }}{% for m in rest %}<|{{ m['role'] }}|>{% if loop.first %}{{ s }}{% endif %}{{ "
+        "m['content'] }}<|end|>"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     chat = with_template(tmp_path, folding)
@@ -95,7 +98,8 @@ def test_there_are_templates_of_all_families() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_template_keeps_the_text_or_is_refused(family: str, tmp_path: Path) -> None:
-    """The templates that TRL holds, on a tiny tokenizer: either what the user says arrives, or the model is refused."""
+    """The templates that TRL holds, on a tiny tokenizer: either what the user says arrives, or the model is
+    refused."""
     template = (TRL / f"{family}.jinja").read_text("utf-8")
     if family in IN_PARTS:
         with pytest.raises(ModelError, match="what the user says is lost"):
@@ -219,7 +223,9 @@ def test_prompts_written_in_the_users_turn_need_no_marker() -> None:
         seen.append(messages)
         return ["  How do I bake bread? ", "", "x\nReply: y"][len(seen) % 3 - 1]
 
-    found = list(write_prompts(people(3), ScriptedEngine(reply=reply), PromptsConfig(method="user_turn"), "k", set()))
+    found = list(
+        write_prompts(people(3), ScriptedEngine(reply=reply), PromptsConfig(method="user_turn"), "k", set())
+    )
     assert [p.text for p in found if isinstance(p, Prompt)] == ["How do I bake bread?"]
     assert [d.reason for d in found if isinstance(d, Drop)] == ["empty", "answers itself"]
     assert [m[0].role for m in seen] == ["system"] * 3
@@ -305,7 +311,9 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
     """A run with near-duplicates dropped is not one with exact ones, whichever of them is the default."""
 
     def folder(**filters: Any) -> RunFolder:
-        return RunFolder(make_config({"model": "m", "engine": {"name": "scripted"}, "filters": filters}), tmp_path)
+        return RunFolder(
+            make_config({"model": "m", "engine": {"name": "scripted"}, "filters": filters}), tmp_path
+        )
 
     exact, near = folder(), folder(duplicates="near")
     assert exact.filtered_stage.settings["duplicates"] == "exact"
@@ -317,24 +325,31 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "ask", [{"prompts": {"method": "user_turn"}}, {"prompts": {"prefill": True}}, {"judging": {"prefill": "x"}}]
+    "ask",
+    [{"prompts": {"method": "user_turn"}}, {"prompts": {"prefill": True}}, {"judging": {"prefill": "x"}}],
 )
-def test_a_server_that_cannot_is_refused_before_anything_is_written(ask: dict[str, Any], tmp_path: Path) -> None:
+def test_a_server_that_cannot_is_refused_before_anything_is_written(
+    ask: dict[str, Any], tmp_path: Path
+) -> None:
     from sao import method as pipeline
 
     config = make_config({
-        "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4, "held_out": 0}, **ask,
+        "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4,
+        "held_out": 0}, **ask,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
-        with pytest.raises(EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"):
+        with pytest.raises(
+            EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"
+        ):
             run(config, tmp_path / "run", until="judge")
     assert not list((tmp_path / "run").rglob("*"))
 
 
 def test_a_template_that_cannot_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     recipe = {
-        "model": gemma2(tmp_path / "m"), "engine": {"name": "transformers"}, "prompts": {"method": "user_turn"},
+        "model": gemma2(tmp_path / "m"), "engine": {"name": "transformers"},
+        "prompts": {"method": "user_turn"},
         "personas": {"source": "builtin:general", "n": 4, "held_out": 0},
     }  # fmt: skip
     with pytest.raises(ModelError, match="takes no system message"):

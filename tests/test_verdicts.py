@@ -151,7 +151,8 @@ def test_no_text_breaks_a_parser_and_none_is_read_without_brackets(text: str) ->
 def annotations() -> list[Annotation]:
     """Four verdicts, one unreadable, on texts that need escaping."""
     return [
-        Annotation(instruction=f'say "é" {i}\n', output_1="1" * 10, generator_1="base", output_2="2" * (4 + i),
+        Annotation(instruction=f'say "é" {i}\n', output_1="1" * 10, generator_1="base",
+        output_2="2" * (4 + i),
                    generator_2="ours", annotator="judge", p=p)
         for i, p in enumerate((1.0, 0.25, 0.5, None))
     ]  # fmt: skip
@@ -178,7 +179,8 @@ def test_a_leaderboard_by_hand(tmp_path: Path) -> None:
     text = alpaca_files.leaderboard_csv({"ours": line, "better": replace(line, win_rate=90.0)})
     rows = list(csv.reader(io.StringIO(text)))
     assert rows[0] == [
-        "", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate", "mode",
+        "", "win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total", "discrete_win_rate",
+        "mode",
         "avg_length", "length_controlled_winrate", "lc_standard_error",
     ]  # fmt: skip
     assert [row[0] for row in rows[1:]] == ["better", "ours"] and rows[1][-1] == ""
@@ -195,7 +197,17 @@ def test_preferences_as_others_wrote_them(tmp_path: Path) -> None:
     row = json.loads(alpaca_files.annotations_json(annotations()))[0]
     values = [0, 0.0, 1, 2, 1.5, None, math.nan, -1, 3]
     file.write_text(json.dumps([row | {"preference": value, "raw_completion": {"x": 1}} for value in values]))
-    assert [a.p for a in alpaca_files.read_annotations(str(file))] == [0.5, 0.5, 0.0, 1.0, 0.5, None, None, None, None]
+    assert [a.p for a in alpaca_files.read_annotations(str(file))] == [
+        0.5,
+        0.5,
+        0.0,
+        1.0,
+        0.5,
+        None,
+        None,
+        None,
+        None,
+    ]
     file.write_text(json.dumps([row | {"preference": "2"}]))
     with pytest.raises(DataError, match="item 0: no number under preference"):
         alpaca_files.read_annotations(str(file))

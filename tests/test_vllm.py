@@ -1,5 +1,6 @@
-"""Real vLLM, in process and behind its API server, on the shipped model: the whole loop, and the same words and verdicts as
-the built-in engine. Run by the environment in build/vllm (`make build/vllm/.installed`); skipped where vLLM is not installed."""
+"""Real vLLM, in process and behind its API server, on the shipped model: the whole loop, and the same words
+and verdicts as the built-in engine. Run by the environment in build/vllm (`make build/vllm/.installed`);
+skipped where vLLM is not installed."""
 
 from __future__ import annotations
 
@@ -44,11 +45,29 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(find_model(WORLD_MODEL))]
-    command += ["--served-model-name", "world", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(find_model(WORLD_MODEL)),
+    ]
+    command += [
+        "--served-model-name",
+        "world",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+    ]
     command += ["--enforce-eager", "--gpu-memory-utilization", "0.1", "--no-enable-chunked-prefill"]
     log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("wb") as out, subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=out) as process:
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(command, env=os.environ | settings, stdout=out, stderr=out) as process,
+    ):
         try:
             for _ in range(300):
                 assert process.poll() is None, log.read_text()[-3000:]
@@ -139,7 +158,9 @@ def test_greedy_text_and_tokens_are_those_of_the_built_in_engine(
 
 
 @pytest.mark.parametrize("which", ["vllm", "api"])
-def test_verdicts_are_those_of_the_built_in_engine(which: str, builtin: Engine, request: pytest.FixtureRequest) -> None:
+def test_verdicts_are_those_of_the_built_in_engine(
+    which: str, builtin: Engine, request: pytest.FixtureRequest
+) -> None:
     expected, found = verdicts(builtin, 60), verdicts(request.getfixturevalue(which), 60)
     assert found.keys() == expected.keys()
     assert max(abs(a - b) for key in expected for a, b in zip(found[key], expected[key])) < 1e-3
@@ -157,7 +178,9 @@ def test_turns_that_have_begun_are_those_of_the_built_in_engine(
         for i, text in enumerate(personas(6))
     ] + [Request((), (Sample("open", 1),), greedy, as_user=True)]
     expected = {
-        c.id: (c.text.lstrip(" "), c.finish_reason) for c in builtin.generate(asked) if isinstance(c, Completion)
+        c.id: (c.text.lstrip(" "), c.finish_reason)
+        for c in builtin.generate(asked)
+        if isinstance(c, Completion)
     }
     found = {c.id: (c.text.lstrip(" "), c.finish_reason) for c in engine.generate(asked)}
     assert found == expected
@@ -170,9 +193,8 @@ def test_turns_that_have_begun_are_those_of_the_built_in_engine(
     choice = ChoiceRequest("v", (Message("user", text),), ("1", "2"), "1 > ")
     (ours,), (theirs,) = builtin.choice_logprobs([choice]), engine.choice_logprobs([choice])
     assert isinstance(ours, Choices)
-    least = (
-        -math.inf if which == "vllm" else -4.0
-    )  # the server shows 20 alternatives; what is not among them is bounded
+    # the server shows 20 alternatives; what is not among them is bounded
+    least = -math.inf if which == "vllm" else -4.0
     for own, other in zip(ours.logprobs, theirs.logprobs, strict=True):
         assert other == pytest.approx(own, abs=1e-3) or own < least
     assert max(ours.logprobs) > -1.0
@@ -215,7 +237,9 @@ def test_what_the_server_can_do_is_found_out(api: OpenAIEngine) -> None:
 
 
 @pytest.mark.parametrize("which", ["vllm", "api"])
-def test_a_prompt_without_room_is_cut_off_and_stops_nobody(which: str, request: pytest.FixtureRequest) -> None:
+def test_a_prompt_without_room_is_cut_off_and_stops_nobody(
+    which: str, request: pytest.FixtureRequest
+) -> None:
     engine = request.getfixturevalue(which)
     long = Request((Message("user", "the baker " * 400),), (Sample("long", 1),), Sampling(40))
     tight = Request((Message("user", "the baker " * 245),), (Sample("tight", 1),), Sampling(200))
@@ -240,7 +264,9 @@ def test_an_abandoned_stream_leaves_the_engine_usable(vllm: Engine) -> None:
 def test_stop_strings_end_a_sample(vllm: Engine, builtin: Engine) -> None:
     requests = [replace(r, sampling=replace(r.sampling, stop=("?", "."))) for r in asked(20, temperature=0.0)]
     found, expected = texts(vllm, requests), texts(builtin, requests)
-    assert {key: text for key, (text, _) in found.items()} == {key: text for key, (text, _) in expected.items()}
+    assert {key: text for key, (text, _) in found.items()} == {
+        key: text for key, (text, _) in expected.items()
+    }
 
 
 def loop(config: Config, out: Path) -> dict[str, Any]:
@@ -258,7 +284,8 @@ def test_the_whole_loop_in_process(tmp_path: Path) -> None:
     config = load_recipe("demo", SMALL | {"engine.name": "vllm"})
     loop(config, tmp_path)
     judgments = [
-        from_dict(Judgment, row) for row in read_jsonl(next(tmp_path.glob("round-1/judgments-*/records.jsonl")))
+        from_dict(Judgment, row)
+        for row in read_jsonl(next(tmp_path.glob("round-1/judgments-*/records.jsonl")))
     ]
     assert {j.judge for j in judgments} == {"self"}
     assert run(config, tmp_path)["worked"] is False
@@ -272,12 +299,17 @@ def test_the_whole_loop_through_the_server(tmp_path: Path, server: str) -> None:
 
 
 def test_the_server_as_a_judge_of_the_built_in_engine(tmp_path: Path, server: str) -> None:
-    judge = {"judging.engine.name": "openai", "judging.engine.openai.base_url": server, "judging.engine.model": "world"}
+    judge = {
+        "judging.engine.name": "openai",
+        "judging.engine.openai.base_url": server,
+        "judging.engine.model": "world",
+    }
     config = load_recipe("demo", SMALL | judge)
     summary = run(config, tmp_path, until="pairs")
     assert summary["judge"]["accuracy"] > 0.75
     alone = run(load_recipe("demo", SMALL), tmp_path / "alone", until="pairs")
-    assert abs(alone["judge"]["accuracy"] - summary["judge"]["accuracy"]) < 0.01  # the same answers, the same judge
+    # the same answers, the same judge
+    assert abs(alone["judge"]["accuracy"] - summary["judge"]["accuracy"]) < 0.01
 
 
 def test_a_lora_adapter_is_put_on(tmp_path: Path, builtin: Engine) -> None:

@@ -1,4 +1,5 @@
-"""Nothing is made up: weights that are missing, misnamed or not finite, and tokenizers without words, are refused by name."""
+"""Nothing is made up: weights that are missing, misnamed or not finite, and tokenizers without words, are
+refused by name."""
 
 import hashlib
 import json
@@ -38,13 +39,17 @@ def without(*parts: str) -> Callable[[Weights], Weights]:
 
 BROKEN = {
     "no head": (without("lm_head"), r"the weight lm_head\.weight is missing"),
-    "no layer": (without("layers.1."), r"model\.layers\.1\.input_layernorm\.weight is missing .*\(11 such weights\)"),
+    "no layer": (without("layers.1."), r"model\.layers\.1\.input_layernorm\.weight is missing .*\(11 such "
+                                       r"weights\)"),
     "another prefix": (
         lambda w: {f"policy.{name}": value for name, value in w.items()},
-        r"lm_head\.weight is missing.*\(25 such weights\); the weight policy\.lm_head\.weight has no place.*\(25 such weights\)",
+        r"lm_head\.weight is missing.*\(25 such weights\); the weight policy\.lm_head\.weight has no "
+        r"place.*\(25 such weights\)",
     ),
-    "one too many": (lambda w: w | {"model.extra.weight": torch.zeros(2)}, r"model\.extra\.weight has no place"),
-    "another shape": (lambda w: w | {"lm_head.weight": w["lm_head.weight"][:-1].clone()}, r"lm_head\.weight has another shape"),
+    "one too many": (lambda w: w | {"model.extra.weight": torch.zeros(2)}, r"model\.extra\.weight has no "
+                                                                           r"place"),
+    "another shape": (lambda w: w | {"lm_head.weight": w["lm_head.weight"][:-1].clone()}, r"lm_head\.weight "
+                                                                                          r"has another shape"),  # noqa: E501
 }  # fmt: skip
 
 
@@ -58,7 +63,8 @@ def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
-    """Quantised weights have other names, and transformers does not know every model: vLLM looks at these by itself."""
+    """Quantised weights have other names, and transformers does not know every model: vLLM looks at these by
+    itself."""
     vllm = EngineConfig(name="vllm")
     settings = tmp_path / "m" / "config.json"
     model = changed(tmp_path / "m", lambda w: {f"{name}.qweight": value for name, value in w.items()})
@@ -67,7 +73,9 @@ def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
     whole = json.loads(settings.read_text())
     settings.write_text(json.dumps(whole | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
     check_model(model, vllm)
-    settings.write_text(json.dumps(whole | {"model_type": "new_kind", "architectures": ["NewKindForCausalLM"]}))
+    settings.write_text(
+        json.dumps(whole | {"model_type": "new_kind", "architectures": ["NewKindForCausalLM"]})
+    )
     check_model(model, vllm)
     with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         check_model(model, AUTO)
@@ -80,7 +88,10 @@ def test_whole_models_pass(family: Callable[[Path], str], tmp_path: Path) -> Non
 
 def test_what_old_checkpoints_hold_besides_weights_is_no_weight(tmp_path: Path) -> None:
     """GPT-2's masked_bias, for one: a constant."""
-    more = {"model.layers.0.attn.masked_bias": torch.tensor(-1e4), "model.embeddings.position_ids": torch.arange(8)}
+    more = {
+        "model.layers.0.attn.masked_bias": torch.tensor(-1e4),
+        "model.embeddings.position_ids": torch.arange(8),
+    }
     model = changed(tmp_path / "m", lambda w: w | more)
     check_model(model, AUTO)
     load_model(model, AUTO)
@@ -88,7 +99,9 @@ def test_what_old_checkpoints_hold_besides_weights_is_no_weight(tmp_path: Path) 
 
 def test_a_classifier_is_no_chat_model(tmp_path: Path) -> None:
     base = qwen3(tmp_path / "base")
-    AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(tmp_path / "reward")
+    AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(
+        tmp_path / "reward"
+    )
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "reward")
     for engine in (AUTO, EngineConfig(name="vllm")):
         with pytest.raises(ModelError, match="Qwen3ForSequenceClassification, which classifies"):
@@ -148,7 +161,9 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
             weights_identity(model)
 
 
-def test_large_files_are_remembered_between_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_remembered_between_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SAO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(weights, "REMEMBERED", 1000)
     file = tmp_path / "w.safetensors"
@@ -199,7 +214,11 @@ def test_a_run_stops_before_it_writes(change: str, role: str, tmp_path: Path) ->
 def test_a_run_with_a_broken_reward_model_stops_before_it_writes(tmp_path: Path) -> None:
     base = llama(tmp_path / "base")  # a chat model has no score head
     judge = {"method": "reward", "engine": {"model": base}}
-    recipe = {"model": base, "judging": judge, "personas": {"source": "builtin:general", "n": 4, "held_out": 2}}
+    recipe = {
+        "model": base,
+        "judging": judge,
+        "personas": {"source": "builtin:general", "n": 4, "held_out": 2},
+    }
     with pytest.raises(ModelError, match=r"score\.weight is missing"):
         run(make_config(recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*"))
@@ -231,9 +250,11 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
     whole = {LORA.format("A"): torch.zeros(2, 32), LORA.format("B"): torch.zeros(64, 2)}
     for number, (tensors, message) in enumerate((
         (whole, None),
-        ({**whole, LORA.format("A"): torch.full((2, 32), float("inf"))}, r"lora_A\.weight holds NaN or infinity"),
+        ({**whole, LORA.format("A"): torch.full((2, 32), float("inf"))}, r"lora_A\.weight holds NaN or "
+                                                                         r"infinity"),
         ({LORA.format("A"): torch.zeros(2, 32)}, "has no lora_B beside it"),
-        ({name.replace(".0.", ".7."): value for name, value in whole.items()}, r"changes layer 7\.mlp\.up_proj, which"),
+        ({name.replace(".0.", ".7."): value for name, value in whole.items()}, r"changes layer "
+                                                                               r"7\.mlp\.up_proj, which"),
     )):  # fmt: skip
         folder = adapter(tmp_path / str(number), tensors)
         config = EngineConfig.model_validate({"name": "vllm", "vllm": {"lora": str(folder)}})
@@ -248,7 +269,9 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
         tmp_path / "q", lambda w: {name.replace(".weight", ".qweight"): value for name, value in w.items()}
     )
     head = {f"base_model.model.lm_head.lora_{part}.weight": torch.zeros(2, 2) for part in "AB"}
-    for number, tensors in enumerate((whole, head)):  # a quantised base; a tied head, which has no file of its own
+    for number, tensors in enumerate(
+        (whole, head)
+    ):  # a quantised base; a tied head, which has no file of its own
         weights.check_adapter(adapter(tmp_path / f"more{number}", tensors), Path(quantised))
     with pytest.raises(ModelError, match="no LoRA adapter"):
         weights.check_adapter(tmp_path, Path(model))
@@ -266,7 +289,8 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path, monkeypatch: pyt
         ChatTokenizer.load(str(model), AUTO)
     monkeypatch.setattr(vocabulary, "find_spec", lambda name: None)
     for name, package in (
-        ("tokenizer.model", "sentencepiece"), ("spiece.model", "sentencepiece"), ("tekken.json", "mistral-common"),
+        ("tokenizer.model", "sentencepiece"), ("spiece.model", "sentencepiece"), ("tekken.json",
+        "mistral-common"),
     ):  # fmt: skip
         (model / name).write_text("{}")
         with pytest.raises(
@@ -299,7 +323,8 @@ def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
 def test_a_template_that_loses_the_users_text_is_refused(tmp_path: Path) -> None:
     model = Path(llama(tmp_path / "m"))
     lossy = (
-        "{% for m in messages %}<|user|>{% for part in m['content'] if part is mapping %}{{ part }}{% endfor %}<|end|>"
+        "{% for m in messages %}<|user|>{% for part in m['content'] if part is mapping %}{{ part }}{% endfor "
+        "%}<|end|>"
         "{% endfor %}"
     )
     (model / "chat_template.jinja").write_text(lossy)

@@ -75,7 +75,9 @@ def test_no_constant_answer_pleases_the_oracle() -> None:
     """The best of all right answers to other questions, given to every question, earns next to nothing."""
     rng = random.Random(2)
     asked = tasks(400, 3)
-    candidates = ["", "yes.", " ".join(TOOL_OWNER)] + [render(t, right_items(t, rng), t.form) for t in tasks(150, 4)]
+    candidates = ["", "yes.", " ".join(TOOL_OWNER)] + [
+        render(t, right_items(t, rng), t.form) for t in tasks(150, 4)
+    ]
     best = max(sum(marks(t, c).total for t in asked) / len(asked) for c in candidates)
     assert best < 0.08
 

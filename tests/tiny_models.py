@@ -34,7 +34,8 @@ LLAMA_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') "
+    "}}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
@@ -65,7 +66,8 @@ def llama(folder: Path, **settings: Any) -> str:
 
 
 def gemma2(folder: Path, **settings: Any) -> str:
-    """Gemma-2-like: no system role, soft-capping, every other layer with a window of 16, two end tokens, tied weights."""
+    """Gemma-2-like: no system role, soft-capping, every other layer with a window of 16, two end tokens, tied
+    weights."""
     tokenizer = _tokenizer(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>")
     tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token = "<pad>", "<bos>", "<eos>"
     own = {

@@ -1,4 +1,5 @@
-"""SAO, Self-Alignment Optimization: a chat model writes, answers and judges its own prompts, and is trained on them.
+"""SAO, Self-Alignment Optimization: a chat model writes, answers and judges its own prompts, and is trained
+on them.
 
     import sao
     config = sao.load_recipe("demo")

@@ -1,8 +1,9 @@
 """The method in order: personas → prompts → responses → judgments → pairs → training → evaluation.
 
-`run(config, out)` does all of it in a run folder, or goes on where an earlier call stopped; `until` ends after a stage.
-What stands in the folder is never computed again: a changed setting makes its stage, and those after it, anew beside the old
-ones, and everything before is reused.
+`run(config, out)` does all of it in a run folder, or goes on where an earlier call stopped; `until` ends
+after a stage.
+What stands in the folder is never computed again: a changed setting makes its stage, and those after it, anew
+beside the old ones, and everything before is reused.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ def run(
     progress: Progress = lambda stage, done, total: None,
     notify: Notify = lambda line: None,
 ) -> dict[str, Any]:
-    """Run the method in folder `out` up to the stage `until` (one of STAGES); the summary that `sao run --json` prints.
+    """Run the method in folder `out` up to the stage `until` (one of STAGES); the summary that `sao run
+    --json` prints.
 
-    `engine` takes the place of the configured one (tests, planted judges). Raises SAOError's children; whatever was finished
-    before stays finished.
+    `engine` takes the place of the configured one (tests, planted judges). Raises SAOError's children;
+    whatever was finished before stays finished.
     """
     started = time.monotonic()
     if engine is None:
@@ -103,7 +105,8 @@ class Run(RunFolder):
     _booked: Usage = field(default_factory=Usage, init=False)
 
     def open(self, trains: bool = True) -> None:
-        """Check model, templates and folder before any work starts; `trains`: whether the weights will be needed here."""
+        """Check model, templates and folder before any work starts; `trains`: whether the weights will be
+        needed here."""
         self.check(trains)
         if int(os.environ.get("RANK", "0")) > 0:
             return  # the first process writes
@@ -113,13 +116,16 @@ class Run(RunFolder):
         if c.prompts.source is None and c.pairs.imported is None:
             licences["personas"] = personas.licence_of(c.personas, self.model_licence)
         elif c.prompts.source is not None:
-            licences["prompts"] = c.prompts.licence or "unknown: set prompts.licence to the data set's licence"
+            licences["prompts"] = (
+                c.prompts.licence or "unknown: set prompts.licence to the data set's licence"
+            )
         if c.pairs.source is not None or c.pairs.imported is not None:
             licences["pairs"] = c.pairs.licence or "unknown: set pairs.licence to the data set's licence"
         for what, licence in licences.items():
             if personas.non_commercial(licence):
                 self.notify(
-                    f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the model made here"
+                    f"NON-COMMERCIAL: the licence of the {what} is {licence}; it binds the data and the "
+                    "model made here"
                 )
         if gguf.is_gguf(c.model) and is_local(c.model) and self.given_engine is None:
             self.notify(gguf.notice(Path(c.model).expanduser()))
@@ -139,14 +145,17 @@ class Run(RunFolder):
         if len(set(stages)) < len(stages):
             raise ConfigError("judging.panel: two judges are the same; give each another template or engine")
         if self.config.judging.method == "oracle" and self.oracle is None:
-            raise ConfigError("judging.method oracle exists in the proving ground only (personas.source builtin:world)")
+            raise ConfigError(
+                "judging.method oracle exists in the proving ground only (personas.source builtin:world)"
+            )
         if self.given_engine is None:
             self._engine_check(trains)
         if self.config.pairs.source is not None and not self.model_dir.is_dir():
             deque(itertools.islice(self.to_train_on(), 200), maxlen=0)  # raises where the set is none
 
     def _engine_check(self, trains: bool) -> None:
-        """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of it."""
+        """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of
+        it."""
         from sao.models.load import check_model
 
         config, asked = self.config, self.config.prompts
@@ -155,7 +164,9 @@ class Run(RunFolder):
         opening = (Message("system", "a"),) if self._has_personas else ()
         begun = as_user or (written and asked.prefill)
         asks = [(config.engine, config.model, config.revision, self.prompts_stage, begun)]
-        judges = [(juror.config, stage) for juror, stage in zip(self.jury, self.judgments_stages, strict=True)]
+        judges = [
+            (juror.config, stage) for juror, stage in zip(self.jury, self.judgments_stages, strict=True)
+        ]
         if trains and config.personas.held_out:
             judges.append((self.eval_judging, self.comparisons_stage))
         for c, stage in judges:
@@ -192,13 +203,17 @@ class Run(RunFolder):
         return self._use(judging.engine or self.config.engine, *self.judge_model(judging))
 
     def _use(self, config: EngineConfig, model: str, revision: str | None = None) -> Engine:
-        """The engine asked for, opened when first needed; one is open at a time, so that each has all the memory."""
+        """The engine asked for, opened when first needed; one is open at a time, so that each has all the
+        memory."""
         if self.given_engine is not None and model != str(self.model_dir):
             return self.given_engine
         if self._engine is None or self._opened != (config, model, revision):
             self.close()
             self.notify(f"asking {config.openai.base_url}" if config.name == "openai" else f"loading {model}")
-            self._engine, self._opened = open_engine(config, model, revision, self.notify), (config, model, revision)
+            self._engine, self._opened = (
+                open_engine(config, model, revision, self.notify),
+                (config, model, revision),
+            )
         return self._engine
 
     def close(self) -> None:
@@ -213,20 +228,25 @@ class Run(RunFolder):
         if usage is None or self._opened is None or usage == self._booked:
             return
         spent = {
-            name: now - before for (name, now), before in zip(asdict(usage).items(), asdict(self._booked).values())
+            name: now - before
+            for (name, now), before in zip(asdict(usage).items(), asdict(self._booked).values())
         }
         price = self._opened[0].openai
-        cost = (spent["prompt_tokens"] * price.price_prompt + spent["completion_tokens"] * price.price_completion) / 1e6
+        cost = (
+            spent["prompt_tokens"] * price.price_prompt + spent["completion_tokens"] * price.price_completion
+        ) / 1e6
         manifest.append_usage(self.root, {"stage": stage, "model": self._opened[1], **spent, "cost": cost})
         self._booked = replace(usage)
 
     # The work of each stage.
 
     def _fill(
-        self, stage: Stage, kind: type[Record], total: int, make: Callable[[str, Container[str]], Iterable[Record | Drop]],
+        self, stage: Stage, kind: type[Record], total: int, make: Callable[[str, Container[str]],
+        Iterable[Record | Drop]],
         limit_drops: bool = True, rows: Callable[[], Iterable[int]] = tuple,
     ) -> None:  # fmt: skip
-        """Run a stage to its end: write what `make(key, done)` yields, watch the drops, seal. `rows` are those that it asks for,
+        """Run a stage to its end: write what `make(key, done)` yields, watch the drops, seal. `rows` are
+        those that it asks for,
         in order: the first of them decide whether it is hopeless."""
         limit = self.config.max_drop_share if limit_drops else 1.0
         stage.open()
@@ -267,7 +287,11 @@ class Run(RunFolder):
             return (p for p in prompts.given_prompts(c.prompts, c.personas, c.seed, key) if p.id not in done)
 
         def rows() -> Iterator[int]:
-            return (p.row for p in self.personas_stage.records(Persona)) if c.prompts.source is None else iter(())
+            return (
+                (p.row for p in self.personas_stage.records(Persona))
+                if c.prompts.source is None
+                else iter(())
+            )
 
         self._fill(self.prompts_stage, Prompt, total, make, rows=rows)
         if self.kept_prompts_stage is not self.prompts_stage:
@@ -297,12 +321,16 @@ class Run(RunFolder):
             self._fill(stage, Persona, size, make, rows=partial(range, size))
             new = settled.add(stage.records(Persona), stage.drops())
             number, stood = number + 1, len(settled.kept)
-            self.notify(f"round {number}: {new} of {size} personas are new; {min(stood, wanted)} of {wanted} stand")
+            self.notify(
+                f"round {number}: {new} of {size} personas are new; {min(stood, wanted)} of {wanted} stand"
+            )
             if new < c.min_new * size and stood < wanted:
                 raise DropError(
                     f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
-                    f"personas.writing.min_new = {c.min_new:g}. {stood} distinct ones stand and are kept. Take no more "
-                    f"(--personas.n {max(0, stood - self.config.personas.held_out)}), or give it more to start from: "
+                    f"personas.writing.min_new = {c.min_new:g}. {stood} distinct ones stand and are kept. "
+                    "Take no more "
+                    f"(--personas.n {max(0, stood - self.config.personas.held_out)}), or give it more to "
+                    "start from: "
                     "personas.writing.traits, traits_each or temperature (these begin anew)"
                 )
         return settled.records(wanted)
@@ -326,7 +354,8 @@ class Run(RunFolder):
         if counts["records"] and not self.filtered_stage.counts["records"]:
             reasons = self.filtered_stage.counts["reasons"]
             raise DropError(
-                f"filtered: no prompt is left ({reasons}). Look at {self.filtered_stage.path}; change section filters"
+                f"filtered: no prompt is left ({reasons}). Look at {self.filtered_stage.path}; change "
+                "section filters"
             )
 
     def respond(self) -> None:
@@ -355,12 +384,18 @@ class Run(RunFolder):
         for juror, stage in zip(self.jury, self.judgments_stages, strict=True):
             c, orders = juror.config, 2 if juror.config.orders == "both" else 1
 
-            def ordered_pairs(key: str, c: JudgingConfig = c, orders: int = orders) -> Iterator[judging.OrderedPair]:
+            def ordered_pairs(
+                key: str, c: JudgingConfig = c, orders: int = orders
+            ) -> Iterator[judging.OrderedPair]:
                 groups = ((prompt.id, prompt.conversation, answers) for prompt, answers in self.answered())
                 return judging.ordered_pairs(groups, orders, key, n, c.opponents)
 
             def make(
-                key: str, done: Container[str], juror: Juror = juror, c: JudgingConfig = c, read: Any = ordered_pairs
+                key: str,
+                done: Container[str],
+                juror: Juror = juror,
+                c: JudgingConfig = c,
+                read: Any = ordered_pairs,
             ) -> Iterator[Judgment | Drop]:
                 ordered_pairs = read(key)
                 if c.method != "reward":
@@ -374,7 +409,11 @@ class Run(RunFolder):
             check_readable(stage, self.config.max_drop_share)
 
     def _by_reward(
-        self, ordered_pairs: Iterator[judging.OrderedPair], config: JudgingConfig, done: Container[str], name: str
+        self,
+        ordered_pairs: Iterator[judging.OrderedPair],
+        config: JudgingConfig,
+        done: Container[str],
+        name: str,
     ) -> Iterator[Judgment | Drop]:
         """Verdicts of a reward model, which is alone in memory and gone afterwards."""
         from sao.engines.reward import RewardModel
@@ -402,8 +441,10 @@ class Run(RunFolder):
         if self.config.pairs.source is None and self.pairs_stage.counts["records"] == 0:
             reasons = self.pairs_stage.counts["reasons"]
             raise TrainingError(
-                f"no pairs to train on: all were dropped ({reasons}). What the judge is worth: {worth_of_judge(self)}. Take "
-                "another judge (--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
+                f"no pairs to train on: all were dropped ({reasons}). What the judge is worth: "
+                f"{worth_of_judge(self)}. Take "
+                "another judge (--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep "
+                "every readable verdict "
                 "(--pairs.keep all), or start again with more personas in another --out"
             )
         if self.config.engine.name == "scripted" and self.given_engine is None:
@@ -412,10 +453,12 @@ class Run(RunFolder):
         self.worked = True
         if self.config.train.processes > 1 and not is_worker():
             status = launch(self.config, self.root, stage.path)
-            # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies there.
+            # A process may be aborted while it ends, after all is done (torch's threads): what counts is what
+            # lies there.
             if not (stage.open().finished and self.model_dir.is_dir()):
                 raise TrainingError(
-                    f"training in {self.config.train.processes} processes ended with status {status}; the reason stands above. "
+                    f"training in {self.config.train.processes} processes ended with status {status}; the "
+                    "reason stands above. "
                     "Checkpoints are kept, and the same command goes on from them"
                 )
         else:
@@ -425,7 +468,8 @@ class Run(RunFolder):
         """What each of torchrun's processes does: the training, and nothing else."""
         if until != "train" or (self.config.pairs.source is None and not self.pairs_stage.open().finished):
             raise ConfigError(
-                "under torchrun there is only training: first `sao pairs` with the same recipe and --out, then torchrun with "
+                "under torchrun there is only training: first `sao pairs` with the same recipe and --out, "
+                "then torchrun with "
                 "`-m sao train`. On one machine plain `sao run` with --train.processes does it all"
             )
         stage = self.train_stage.open()
@@ -449,7 +493,8 @@ class Run(RunFolder):
             self.notify(f"uploaded: {push_model(self.model_dir, self.config.train.push_to_hub)}")
 
     def eval(self) -> None:
-        """Held-out prompts answered by base and tuned model, compared in both orders by the untrained model."""
+        """Held-out prompts answered by base and tuned model, compared in both orders by the untrained
+        model."""
         if self.config.personas.held_out == 0:
             return
         total = self.config.personas.held_out
@@ -464,7 +509,9 @@ class Run(RunFolder):
             ) -> Iterator[Any]:
                 engine = self._use(self.eval_engine, model, revision)
                 # What is cut off or empty is an answer here: to leave it out would flatter the model.
-                return responses.answer_prompts(self.asked(True), engine, self.one_answer, key, done, keep_cut=True)
+                return responses.answer_prompts(
+                    self.asked(True), engine, self.one_answer, key, done, keep_cut=True
+                )
 
             self._fill(stage, Response, total, answers)
         if not self.comparisons_stage.open().finished:
@@ -479,11 +526,15 @@ class Run(RunFolder):
     def _compare(self, key: str, done: Container[str]) -> Iterator[Comparison | Drop]:
         bases = {base.id for _, base, _ in self.held_out()}
         c = self.eval_judging
-        for verdict in judging.judge(self._held_out_pairs(key), self.judge_engine(c), c, done, name=self.judge_name(c)):
+        for verdict in judging.judge(
+            self._held_out_pairs(key), self.judge_engine(c), c, done, name=self.judge_name(c)
+        ):
             if isinstance(verdict, Drop):
                 yield replace(verdict, stage="comparisons")
                 continue
-            yield compare.comparison_of(verdict, verdict.first_id if verdict.first_id in bases else verdict.second_id)
+            yield compare.comparison_of(
+                verdict, verdict.first_id if verdict.first_id in bases else verdict.second_id
+            )
 
 
 def joined_by_row(prompts: Iterable[Prompt], people: Iterable[Persona]) -> Iterator[tuple[Prompt, str]]:
@@ -502,7 +553,8 @@ def is_worker() -> bool:
 
 
 def launch(config: Config, root: Path, folder: Path) -> int:
-    """Train in `config.train.processes` processes on this machine, by torchrun; its status. SIGTERM and Ctrl-C reach them.
+    """Train in `config.train.processes` processes on this machine, by torchrun; its status. SIGTERM and
+    Ctrl-C reach them.
 
     Raises Terminated where SIGTERM came.
     """
@@ -511,7 +563,16 @@ def launch(config: Config, root: Path, folder: Path) -> int:
     recipe = folder / "recipe.yaml"
     write_atomic(recipe, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(config.train.processes), "-m", "sao", "train", str(recipe), "--out", str(root)]
+    command += [
+        "--nproc-per-node",
+        str(config.train.processes),
+        "-m",
+        "sao",
+        "train",
+        str(recipe),
+        "--out",
+        str(root),
+    ]
     # torchrun gives its processes half a minute to end, too little for a large model's checkpoint.
     given = {"OMP_NUM_THREADS": str(config.engine.threads or 1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
     given[LAUNCHER] = str(os.getpid())  # they end when this process is gone

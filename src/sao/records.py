@@ -1,7 +1,7 @@
 """The records that pass from stage to stage: flat, frozen, linked by id.
 
-Every record has an `id`, a hash of what made it, and a `row`, its place in its stage's order. A stage's final file is
-sorted by row, so it does not depend on the order in which an engine finished.
+Every record has an `id`, a hash of what made it, and a `row`, its place in its stage's order. A stage's final
+file is sorted by row, so it does not depend on the order in which an engine finished.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ FinishReason = Literal["stop", "length"]
 
 
 def make_id(*parts: object) -> str:
-    """A 16-digit hexadecimal id: BLAKE2b over the parts (stage fingerprint, input ids, sample index, round, …)."""
+    """A 16-digit hexadecimal id: BLAKE2b over the parts (stage fingerprint, input ids, sample index, round,
+    …)."""
     text = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
@@ -35,7 +36,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Persona:
-    """Somebody who may ask the model something. An empty `text` stands for nobody (the control without personas)."""
+    """Somebody who may ask the model something. An empty `text` stands for nobody (the control without
+    personas)."""
 
     id: str
     row: int
@@ -44,7 +46,8 @@ class Persona:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a persona asks. `earlier` are the turns before it where there are any: user, assistant, user, assistant, …"""
+    """What a persona asks. `earlier` are the turns before it where there are any: user, assistant, user,
+    assistant, …"""
 
     id: str
     row: int
@@ -57,13 +60,16 @@ class Prompt:
         """All turns as one text, for a judge or a filter; `text` where it is the only one."""
         if not self.earlier:
             return self.text
-        turns = zip(("User", "Assistant") * (len(self.earlier) // 2 + 1), (*self.earlier, self.text), strict=False)
+        turns = zip(
+            ("User", "Assistant") * (len(self.earlier) // 2 + 1), (*self.earlier, self.text), strict=False
+        )
         return "\n\n".join(f"{who}: {said}" for who, said in turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer to a prompt. `token_ids` are the sampled tokens, the end of turn included (None: the engine gives none)."""
+    """One answer to a prompt. `token_ids` are the sampled tokens, the end of turn included (None: the engine
+    gives none)."""
 
     id: str
     row: int
@@ -76,10 +82,12 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
-    """One verdict on two responses in one order; `verdict` None is an unreadable one: neither a tie nor a label.
+    """One verdict on two responses in one order; `verdict` None is an unreadable one: neither a tie nor a
+    label.
 
-    `p_first` is the probability that the first is better among the verdict tokens, `mass` the probability that the model
-    gave to the verdict tokens together; both are None for verdicts read from text, whose wording is kept in `text`.
+    `p_first` is the probability that the first is better among the verdict tokens, `mass` the probability
+    that the model gave to the verdict tokens together; both are None for verdicts read from text, whose
+    wording is kept in `text`.
     """
 
     id: str
@@ -106,9 +114,10 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
-    """A chosen and a rejected answer. `margin` is the log-odds (nats) that the chosen one is better, calibrated over the run, and
-    `p_chosen` the probability that belongs to it; both are None where the judge gives no numbers. `margin_sd` is the margin's
-    standard deviation, where more than two answers were ranked."""
+    """A chosen and a rejected answer. `margin` is the log-odds (nats) that the chosen one is better,
+    calibrated over the run, and `p_chosen` the probability that belongs to it; both are None where the judge
+    gives no numbers. `margin_sd` is the margin's standard deviation, where more than two answers were
+    ranked."""
 
     id: str
     row: int
@@ -135,7 +144,8 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """One mark of one answer by a judge, from 1 to 10; `score` None is an unreadable one. `text` is what the judge wrote."""
+    """One mark of one answer by a judge, from 1 to 10; `score` None is an unreadable one. `text` is what the
+    judge wrote."""
 
     id: str
     row: int
@@ -148,8 +158,9 @@ class Rating:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """An item that a stage could not use, and why. `row` is the row its record would have had; `detail` says what about this
-    one item (of which other it is a duplicate, say); `text` is what was written, up to KEPT_TEXT characters."""
+    """An item that a stage could not use, and why. `row` is the row its record would have had; `detail` says
+    what about this one item (of which other it is a duplicate, say); `text` is what was written, up to
+    KEPT_TEXT characters."""
 
     row: int
     stage: str
@@ -167,8 +178,8 @@ Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | 
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
-    """The record as a flat dict, in the order of its fields; `earlier`, `detail` and a Drop's `text` stand only where they hold
-    something."""
+    """The record as a flat dict, in the order of its fields; `earlier`, `detail` and a Drop's `text` stand
+    only where they hold something."""
     row = {name: getattr(record, name) for name in type(record).__slots__}
     for name, empty in _LEFT_OUT.items():
         if row.get(name, 0) == empty:

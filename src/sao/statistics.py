@@ -1,8 +1,9 @@
-"""Intervals and tests. The unit is the prompt: its orders, samples and turns are averaged first, then prompts are resampled, and
-models stay paired.
+"""Intervals and tests. The unit is the prompt: its orders, samples and turns are averaged first, then prompts
+are resampled, and models stay paired.
 
-Numbers come in (points of a prompt, counts, p values), numbers go out; nothing depends on the order of the rows. Ties are half a
-point; an unreadable verdict is neither, and what it could have made of the mean is given by bounds. How well the intervals cover:
+Numbers come in (points of a prompt, counts, p values), numbers go out; nothing depends on the order of the
+rows. Ties are half a point; an unreadable verdict is neither, and what it could have made of the mean is
+given by bounds. How well the intervals cover:
 
     PYTHONPATH=src python benchmarks/coverage.py
 """
@@ -29,10 +30,11 @@ EXACT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """One value a prompt, sorted by the prompt's id, and what the unreadable verdicts could have made of the mean.
+    """One value a prompt, sorted by the prompt's id, and what the unreadable verdicts could have made of the
+    mean.
 
-    `ids` and `values` [n] hold the prompts with a readable verdict, `lost` counts those without one. `bounds` are the mean over
-    all prompts if every unreadable verdict had been the worst one, and the best one.
+    `ids` and `values` [n] hold the prompts with a readable verdict, `lost` counts those without one. `bounds`
+    are the mean over all prompts if every unreadable verdict had been the worst one, and the best one.
     """
 
     ids: tuple[str, ...]
@@ -43,8 +45,11 @@ class Points:
     bounds: tuple[float, float]
 
 
-def prompt_points(rows: Iterable[tuple[str, str, float | None]], worst: float = 0.0, best: float = 1.0) -> Points:
-    """The mean of each prompt's cells, a cell (an order, a turn) being the mean of its verdicts; what is unreadable is left out.
+def prompt_points(
+    rows: Iterable[tuple[str, str, float | None]], worst: float = 0.0, best: float = 1.0
+) -> Points:
+    """The mean of each prompt's cells, a cell (an order, a turn) being the mean of its verdicts; what is
+    unreadable is left out.
 
     Args:
         rows: (prompt's id, cell, points or None for an unreadable verdict), in any order.
@@ -63,7 +68,10 @@ def prompt_points(rows: Iterable[tuple[str, str, float | None]], worst: float = 
             found[prompt] = _exact_mean(means)
 
     def bound(value: float) -> float:
-        filled = [[[value if v is None else v for v in cell] for cell in prompt.values()] for prompt in cells.values()]
+        filled = [
+            [[value if v is None else v for v in cell] for cell in prompt.values()]
+            for prompt in cells.values()
+        ]
         return _exact_mean([_exact_mean([_exact_mean(cell) for cell in prompt]) for prompt in filled])
 
     return Points(
@@ -85,14 +93,15 @@ def paired(a: Points, b: Points) -> tuple[Array, Array]:
 
 
 def _exact_mean(values: Sequence[float]) -> float:
-    """The mean without rounding on the way, so that it is the same in any order of the values; NaN of nothing."""
+    """The mean without rounding on the way, so that it is the same in any order of the values; NaN of
+    nothing."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """A mean over `n` prompts, its 95 % interval, the p value that it is what it was tested against, and the smallest true
-    distance from there that n such prompts find with a power of 80 %."""
+    """A mean over `n` prompts, its 95 % interval, the p value that it is what it was tested against, and the
+    smallest true distance from there that n such prompts find with a power of 80 %."""
 
     n: int
     mean: float
@@ -131,9 +140,11 @@ def effect(
 
 
 def effect_of_samples(value: float, samples: Array, n: int) -> Effect:
-    """The same, against 0, for a statistic of n prompts that was refitted in each resample; p from how many lie beyond 0.
+    """The same, against 0, for a statistic of n prompts that was refitted in each resample; p from how many
+    lie beyond 0.
 
-    `samples` [resamples] are the statistic, or the difference of two statistics that saw the same draws (see `resample`).
+    `samples` [resamples] are the statistic, or the difference of two statistics that saw the same draws (see
+    `resample`).
     """
     beyond = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
     return Effect(
@@ -148,10 +159,11 @@ def effect_of_samples(value: float, samples: Array, n: int) -> Effect:
 def mean_ci(
     values: Sequence[float] | Array, span: tuple[float, float], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """`bootstrap_ci`, and where all values are equal, so that resampling shows no spread, what Clopper and Pearson leave open.
+    """`bootstrap_ci`, and where all values are equal, so that resampling shows no spread, what Clopper and
+    Pearson leave open.
 
-    None of n prompts was different, so up to 1 − 0.025^(1/n) of all prompts may be, and these may have either end of the span.
-    Raises ValueError for no values.
+    None of n prompts was different, so up to 1 − 0.025^(1/n) of all prompts may be, and these may have either
+    end of the span. Raises ValueError for no values.
     """
     data = np.asarray(values, dtype=np.float64)
     if len(data) and data.min() == data.max():
@@ -160,10 +172,14 @@ def mean_ci(
     return bootstrap_ci(list(data), resamples, seed)
 
 
-def bootstrap_ci(values: Sequence[float], resamples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (one value a prompt; differences for paired data).
+def bootstrap_ci(
+    values: Sequence[float], resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` (one value a prompt; differences for paired
+    data).
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Raises ValueError for no values.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3. Raises ValueError for no
+    values.
     """
     if not len(values):
         raise ValueError("no values to resample")
@@ -181,11 +197,14 @@ def bootstrap_ci(values: Sequence[float], resamples: int, seed: int, level: floa
 
 
 def resample(statistic: Callable[[Array], Array], n: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """A statistic in each resample of n prompts [resamples, …]: the bootstrap for whatever has to be fitted anew.
+    """A statistic in each resample of n prompts [resamples, …]: the bootstrap for whatever has to be fitted
+    anew.
 
     Args:
-        statistic: From how often each prompt was drawn [b, n] to the statistic [b, …]; it refits, b resamples at a time.
-        n: Number of prompts, the caller's arrays sorted by their ids so that the order of the rows plays no part.
+        statistic: From how often each prompt was drawn [b, n] to the statistic [b, …]; it refits, b resamples
+            at a time.
+        n: Number of prompts, the caller's arrays sorted by their ids so that the order of the rows plays no
+            part.
         resamples: How many.
         seed: Of the draws.
 
@@ -212,10 +231,11 @@ def percentiles(samples: Array, level: float = 0.95) -> tuple[float, float]:
 
 
 def sign_flip(differences: Sequence[float] | Array, draws: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided p value that a prompt's difference may as well have had the other sign (Fisher's permutation test for pairs).
+    """Two-sided p value that a prompt's difference may as well have had the other sign (Fisher's permutation
+    test for pairs).
 
-    Exact over all 2ⁿ signs for up to `EXACT` differences that are not zero, else (k + 1) / (draws + 1), k of the draws being as
-    far from zero as what was seen (Phipson and Smyth, 2010).
+    Exact over all 2ⁿ signs for up to `EXACT` differences that are not zero, else (k + 1) / (draws + 1), k of
+    the draws being as far from zero as what was seen (Phipson and Smyth, 2010).
     """
     data = np.asarray(differences, dtype=np.float64)
     sizes, times = np.unique(np.abs(data[data != 0]), return_counts=True)
@@ -235,7 +255,8 @@ def sign_flip(differences: Sequence[float] | Array, draws: int = RESAMPLES, seed
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Exact two-sided p value of two accuracies on the same items, from how many only one of them got right (McNemar, 1947)."""
+    """Exact two-sided p value of two accuracies on the same items, from how many only one of them got right
+    (McNemar, 1947)."""
     n, few = only_a + only_b, min(only_a, only_b)
     term = total = 1
     for i in range(few):
@@ -245,7 +266,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values adjusted so that the chance of any false alarm among them stays at the level (Holm, 1979); order as given."""
+    """The p values adjusted so that the chance of any false alarm among them stays at the level (Holm, 1979);
+    order as given."""
     worst, adjusted = 0.0, [0.0] * len(p_values)
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[place]))
@@ -254,7 +276,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable_effect(spread: float, n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true mean that n prompts of this standard deviation find with this power, two-sided (normal approximation)."""
+    """The smallest true mean that n prompts of this standard deviation find with this power, two-sided
+    (normal approximation)."""
     normal = NormalDist()
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * spread / math.sqrt(n)
 
@@ -265,7 +288,8 @@ def mean(values: Sequence[float]) -> float:
 
 
 def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Score interval of a rate of `successes` in `n` independent trials (Wilson, JASA 22, 1927); (0, 1) for none."""
+    """Score interval of a rate of `successes` in `n` independent trials (Wilson, JASA 22, 1927); (0, 1) for
+    none."""
     if n <= 0:
         return 0.0, 1.0
     p = successes / n
@@ -273,11 +297,15 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
 
 
-def ratio_ci(counts: Sequence[float] | Floats, of: Sequence[float] | Floats) -> tuple[float, tuple[float, float]]:
-    """A rate Σ counts / Σ of and its 95 % interval, one entry a prompt: what stands in one prompt hangs together.
+def ratio_ci(
+    counts: Sequence[float] | Floats, of: Sequence[float] | Floats
+) -> tuple[float, tuple[float, float]]:
+    """A rate Σ counts / Σ of and its 95 % interval, one entry a prompt: what stands in one prompt hangs
+    together.
 
-    Wilson's interval on as many independent trials as the ratio estimator's variance is worth (Cochran, Sampling Techniques,
-    1977, section 6.4; effective sample size as by Korn and Graubard, 1998). NaN and (0, 1) where there is nothing.
+    Wilson's interval on as many independent trials as the ratio estimator's variance is worth (Cochran,
+    Sampling Techniques, 1977, section 6.4; effective sample size as by Korn and Graubard, 1998). NaN and (0,
+    1) where there is nothing.
     """
     a, b = np.asarray(counts, np.float64), np.asarray(of, np.float64)
     sums = (a.sum(), b.sum(), (a * a).sum(), (a * b).sum(), (b * b).sum(), (b > 0).sum())
@@ -287,7 +315,8 @@ def ratio_ci(counts: Sequence[float] | Floats, of: Sequence[float] | Floats) -> 
 def ratio_of_sums(
     a: float, b: float, aa: float, ab: float, bb: float, prompts: float
 ) -> tuple[float, tuple[float, float]]:
-    """The same from Σa, Σb, Σa², Σab, Σb² over the prompts (a so often out of b) and the number of those with b > 0."""
+    """The same from Σa, Σb, Σa², Σab, Σb² over the prompts (a so often out of b) and the number of those with
+    b > 0."""
     if b <= 0:
         return math.nan, (0.0, 1.0)
     rate = a / b
@@ -306,7 +335,8 @@ class Logistic:
 
 
 def logistic(x: NDArray[np.float64], y: NDArray[np.float64], clusters: NDArray[np.int64]) -> Logistic:
-    """Logistic regression by Newton's method; standard errors allow for clusters (Liang and Zeger, Biometrika 73, 1986).
+    """Logistic regression by Newton's method; standard errors allow for clusters (Liang and Zeger, Biometrika
+    73, 1986).
 
     Args:
         x: [n, k], a column of ones included if a constant is wanted.
@@ -314,8 +344,8 @@ def logistic(x: NDArray[np.float64], y: NDArray[np.float64], clusters: NDArray[n
         clusters: [n], rows of one cluster (a prompt) hang together.
 
     Returns:
-        Where the outcome is separated (always the longer answer, say) there is no finite solution: the coefficients then are
-        those at which the search was stopped, large ones, and `converged` is false.
+        Where the outcome is separated (always the longer answer, say) there is no finite solution: the
+        coefficients then are those at which the search was stopped, large ones, and `converged` is false.
 
     """
     n, k = x.shape
@@ -338,7 +368,8 @@ def logistic(x: NDArray[np.float64], y: NDArray[np.float64], clusters: NDArray[n
 
 
 def cohen_kappa(table: NDArray[np.float64]) -> float:
-    """Agreement beyond chance of two raters, from their [c, c] table of counts (Cohen, 1960); NaN where chance explains all."""
+    """Agreement beyond chance of two raters, from their [c, c] table of counts (Cohen, 1960); NaN where
+    chance explains all."""
     total = float(table.sum())
     if total == 0:
         return math.nan

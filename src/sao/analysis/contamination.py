@@ -1,8 +1,9 @@
-"""Evaluation items that stand in texts of ours. Evaluation sets and texts in; which item leaked into which text out.
+"""Evaluation items that stand in texts of ours. Evaluation sets and texts in; which item leaked into which
+text out.
 
-An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text where at least a
-share of them (0.7) stands in that text. Items of fewer than three words count only where they are the whole text. The evaluation
-side is indexed, ours streams past it.
+An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text
+where at least a share of them (0.7) stands in that text. Items of fewer than three words count only where
+they are the whole text. The evaluation side is indexed, ours streams past it.
 
     sao leaks RUN --against alpaca_eval my-eval.jsonl --out leaks.md
 """
@@ -27,7 +28,8 @@ BLOCK, ITEMS, CHARACTERS = 512, 4096, 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One of our texts beside an evaluation item: how much of the item stands in it (`share`), or how alike the two are."""
+    """One of our texts beside an evaluation item: how much of the item stands in it (`share`), or how alike
+    the two are."""
 
     kind: str
     id: str
@@ -42,9 +44,12 @@ Ours = Callable[[], Iterable[tuple[str, str, str]]]
 """Our texts as (kind, id, text), called twice."""
 
 
-def leak_report(ours: Ours, benchmarks: list[Benchmark], max_overlap: float, candidates: int = 5) -> dict[str, Any]:
-    """What leaked, by benchmark: its items, how many of them stand in how many of our texts, and the first EXAMPLES pairs; and
-    the `candidates` most similar pairs of each benchmark that are no leaks, for a look (none without scikit-learn: `note`).
+def leak_report(
+    ours: Ours, benchmarks: list[Benchmark], max_overlap: float, candidates: int = 5
+) -> dict[str, Any]:
+    """What leaked, by benchmark: its items, how many of them stand in how many of our texts, and the first
+    EXAMPLES pairs; and the `candidates` most similar pairs of each benchmark that are no leaks, for a look
+    (none without scikit-learn: `note`).
 
     Memory: a byte for each of our texts, and the items.
     """
@@ -69,7 +74,9 @@ def leak_report(ours: Ours, benchmarks: list[Benchmark], max_overlap: float, can
     clean = (row for row, leaks in zip(ours() if candidates else (), leaky, strict=False) if not leaks)
     close = tfidf_candidates(clean, benchmarks, candidates)
     if close is None:
-        report["note"] = "The most similar pairs are left out: they need scikit-learn (pip install 'sao[data]')."
+        report["note"] = (
+            "The most similar pairs are left out: they need scikit-learn (pip install 'sao[data]')."
+        )
     for name, own in found.items():
         own |= {"items_leaked": len(own["items_leaked"]), "candidates": (close or {}).get(name, [])}
     return report
@@ -78,8 +85,8 @@ def leak_report(ours: Ours, benchmarks: list[Benchmark], max_overlap: float, can
 def tfidf_candidates(
     ours: Iterable[tuple[str, str, str]], benchmarks: list[Benchmark], k: int
 ) -> dict[str, list[Found]] | None:
-    """The k pairs of our texts and each benchmark's items that are most alike, by the cosine of TF-IDF vectors of 3 to 5
-    characters; for people to look at. None without scikit-learn."""
+    """The k pairs of our texts and each benchmark's items that are most alike, by the cosine of TF-IDF
+    vectors of 3 to 5 characters; for people to look at. None without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
@@ -87,7 +94,8 @@ def tfidf_candidates(
     import numpy as np
 
     items = [text[:CHARACTERS] for b in benchmarks for _, text in b.items]
-    common = 0.05 if len(items) >= 1000 else 1.0  # what stands in so many items tells little and costs most of the time
+    # what stands in so many items tells little and costs most of the time
+    common = 0.05 if len(items) >= 1000 else 1.0
     vectorizer = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_df=common, dtype=np.float32
     )
@@ -104,7 +112,10 @@ def tfidf_candidates(
     while k and (block := list(islice(rows, BLOCK))):
         vectors = vectorizer.transform([text[:CHARACTERS] for _, _, text in block])
         for name, own in parts.items():
-            tops = [(cosines.max(1), cosines.argmax(1)) for cosines in ((vectors @ part).toarray() for part in own)]
+            tops = [
+                (cosines.max(1), cosines.argmax(1))
+                for cosines in ((vectors @ part).toarray() for part in own)
+            ]
             where = np.argmax([top for top, _ in tops], axis=0)
             for i, part in enumerate(where.tolist()):
                 at = part * ITEMS + int(tops[part][1][i])
@@ -130,7 +141,13 @@ def _keep(best: list[Any], k: int, one: tuple[float, int, tuple[str, str, str], 
 def _pair(ours: tuple[str, str, str], leak: Leak) -> Found:
     kind, id_, text = ours
     return Found(
-        kind=kind, id=id_, ours=text, benchmark=leak.benchmark, item=leak.item, theirs=leak.text, share=leak.share
+        kind=kind,
+        id=id_,
+        ours=text,
+        benchmark=leak.benchmark,
+        item=leak.item,
+        theirs=leak.text,
+        share=leak.share,
     )
 
 
@@ -138,13 +155,16 @@ def show_report(report: dict[str, Any]) -> str:
     """The report as Markdown, the pairs side by side."""
     share = 100 * report["max_overlap"]
     lines = [
-        f"{report['texts']:,} texts looked at; an item has leaked where {share:g} % of its n-grams stand in one.",
+        f"{report['texts']:,} texts looked at; an item has leaked where {share:g} % of its n-grams stand in "
+        "one.",
         "",
         "| evaluation set | items | leaked | texts with leaks |",
         "|---|---|---|---|",
     ]
     for name, found in report["benchmarks"].items():
-        lines.append(f"| {name} | {found['items']:,} | {found['items_leaked']:,} | {found['texts_with_leaks']:,} |")
+        lines.append(
+            f"| {name} | {found['items']:,} | {found['items_leaked']:,} | {found['texts_with_leaks']:,} |"
+        )
     for name, found in report["benchmarks"].items():
         lines += ["", f"{name}: {found['source']}, {found['digest']}"] if found["source"] else []
         for title, pairs in (
@@ -152,7 +172,13 @@ def show_report(report: dict[str, Any]) -> str:
             ("most similar, no leaks by this measure", found["candidates"]),
         ):
             if pairs:
-                lines += ["", f"### {name}: {title}", "", "| share | ours | item | theirs |", "|---|---|---|---|"]
+                lines += [
+                    "",
+                    f"### {name}: {title}",
+                    "",
+                    "| share | ours | item | theirs |",
+                    "|---|---|---|---|",
+                ]
                 for one in pairs:
                     ours = f"{one.kind} {one.id}: {_cell(one.ours)}"
                     lines.append(f"| {one.share:.2f} | {ours} | {one.item} | {_cell(one.theirs)} |")

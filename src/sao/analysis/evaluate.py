@@ -1,8 +1,9 @@
-"""`sao eval --base A --tuned B --suite …`: the suites one after the other, and what came of them as table, JSON and files.
+"""`sao eval --base A --tuned B --suite …`: the suites one after the other, and what came of them as table,
+JSON and files.
 
 Enters: a recipe (engine, judge, sampling), two models, suites. Leaves, in the folder: results.json, table.md,
-items-SUITE.jsonl (one line for each question), alpaca/ (files that alpaca_eval reads) and .eval_results/ (for the model's
-repository on the hub).
+items-SUITE.jsonl (one line for each question), alpaca/ (files that alpaca_eval reads) and .eval_results/ (for
+the model's repository on the hub).
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from sao.evaluation.identities import judge_label
 from sao.evaluation.judge_tests import try_judge
 from sao.evaluation.length_control import LC, LengthControlled
 from sao.evaluation.outputs import show_table, write_eval_results
-from sao.evaluation.questions import Question, by_category, held_out_questions, read_questions, with_references
+from sao.evaluation.questions import (
+    Question,
+    by_category,
+    held_out_questions,
+    read_questions,
+    with_references,
+)
 from sao.evaluation.sanity_checks import degenerate
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
 from sao.pipeline.bench import Answers, Bench, Player, run_of
@@ -36,9 +43,10 @@ from sao.templates import load_template
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is evaluated: two models, and a third whose answers both are compared with where there is one (`reference`). By
-    suite: the questions, templates and right answers that take the place of its own. AlpacaEval's files of difficulty and gamed
-    rows. `headline`: whether a circular result is shown too."""
+    """What is evaluated: two models, and a third whose answers both are compared with where there is one
+    (`reference`). By
+    suite: the questions, templates and right answers that take the place of its own. AlpacaEval's files of
+    difficulty and gamed rows. `headline`: whether a circular result is shown too."""
 
     base: Player
     tuned: Player
@@ -68,8 +76,11 @@ class TaskOptions:
     include_path: Path | None = None
 
 
-def evaluate(bench: Bench, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None) -> dict[str, Any]:
-    """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's folder.
+def evaluate(
+    bench: Bench, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
+) -> dict[str, Any]:
+    """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's
+    folder.
 
     Raises ConfigError for what cannot be, before any model is asked.
     """
@@ -83,7 +94,9 @@ def evaluate(bench: Bench, asked: Asked, names: Sequence[str], tasks: TaskOption
     _write_results(bench.out, found)
     if TASKS in names:
         found["tasks"], found["task_average"] = _tasks(bench, asked, options)
-    main = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")] + found.get("tasks", [])
+    main = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")] + found.get(
+        "tasks", []
+    )
     for one, p in zip(main, holm([one["p"] for one in main]), strict=True):
         one["p_holm"] = p  # over all that this call compares
     _write_results(bench.out, found)
@@ -98,7 +111,9 @@ def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions |
         if unknown := sorted(set(given) - {suite.name for suite in suites}):
             raise ConfigError(f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)")
     if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
-        raise ConfigError("--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json")
+        raise ConfigError(
+            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json"
+        )
     for suite in suites:
         template = _template(bench, suite, asked)
         if suite.way == "duel":
@@ -123,11 +138,15 @@ def _template(bench: Bench, suite: Suite, asked: Asked) -> str:
 
 
 def _write_results(out: Path, found: dict[str, Any]) -> None:
-    write_atomic(out / "results.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(
+        out / "results.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
     write_atomic(out / "table.md", show_table(found) + "\n")
 
 
-def _judged(bench: Bench, asked: Asked, suites: list[Suite], official: score.Official | None) -> dict[str, Any]:
+def _judged(
+    bench: Bench, asked: Asked, suites: list[Suite], official: score.Official | None
+) -> dict[str, Any]:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
     answers: dict[tuple[str, str], Answers] = {}
@@ -166,7 +185,8 @@ def made_with(bench: Bench, asked: Asked) -> dict[str, Any]:
         ),
         "sampling": sampling,
         "engine": {
-            player.role: "a file" if player.is_file else bench.own_engine(player).name for player in asked.players
+            player.role: "a file" if player.is_file else bench.own_engine(player).name
+            for player in asked.players
         },
         "seed": c.seed,
         "resamples": c.eval.bootstrap,
@@ -198,7 +218,9 @@ def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[
     ]
     compared = compare_tasks(*results, resamples=bench.config.eval.bootstrap, seed=bench.config.seed)
     cut = {result.task: result.cut for side in results for result in side.results if result.cut}
-    rows = [asdict(one) | {"cut": cut.get(one.task, 0), "detectable": one.detectable or None} for one in compared]
+    rows = [
+        asdict(one) | {"cut": cut.get(one.task, 0), "detectable": one.detectable or None} for one in compared
+    ]
     return rows, {"base": results[0].average, "tuned": results[1].average}
 
 
@@ -215,7 +237,8 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
             return found
     if not source:
         raise ConfigError(
-            f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a run that has held-out "
+            f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a "
+            "run that has held-out "
             "prompts"
         )
     place = on_disk(parse_source(source))
@@ -239,7 +262,9 @@ class _Work:
 
     def result(self) -> dict[str, Any]:
         """The suite as JSON."""
-        texts = {role: [a.text for group in side.values() for a in group] for role, side in self.sides.items()}
+        texts = {
+            role: [a.text for group in side.values() for a in group] for role, side in self.sides.items()
+        }
         cut = {
             role: sum(a.finish_reason == "length" for group in side.values() for a in group)
             for role, side in self.sides.items()
@@ -250,7 +275,9 @@ class _Work:
             "n": len(self.questions),
             "questions": str(parse_source(source)) if source else "held-out prompts of the run",
             "template": _template(self.bench, self.suite, self.asked),
-            "degenerate": {role: wrong for role, side in texts.items() if (wrong := degenerate(side, cut=cut[role]))},
+            "degenerate": {
+                role: wrong for role, side in texts.items() if (wrong := degenerate(side, cut=cut[role]))
+            },
             "cut_off": cut,
             "missing": {role: len(self.questions) - len(side) for role, side in self.sides.items()},
         }
@@ -264,7 +291,8 @@ class _Work:
         """Marks of each model, and the difference."""
         template = _template(self.bench, self.suite, self.asked)
         ratings = {
-            role: self.bench.ratings(self.suite, self.questions, side, template) for role, side in self.sides.items()
+            role: self.bench.ratings(self.suite, self.questions, side, template)
+            for role, side in self.sides.items()
         }
         points = {role: score.marks_of(found) for role, found in ratings.items()}
         self._write_items(ratings)
@@ -275,7 +303,8 @@ class _Work:
         }
 
     def _pairs_judged(self) -> dict[str, Any]:
-        """Win rates against the reference, or of tuned against base where there is none, and the difference."""
+        """Win rates against the reference, or of tuned against base where there is none, and the
+        difference."""
         other = "reference" if "reference" in self.sides else "base"
         template = _template(self.bench, self.suite, self.asked)
         soft = self.suite.name == "alpaca"  # AlpacaEval 2 takes the judge's probabilities
@@ -300,7 +329,10 @@ class _Work:
         if "base" in points:
             found["delta"] = score.difference(points["tuned"], points["base"], (-1.0, 1.0), *self._drawn)
         elif rate := found["tuned"]["win_rate"]:
-            found["delta"] = rate | {"value": rate["value"] - 0.5, "ci95": [end - 0.5 for end in rate["ci95"]]}
+            found["delta"] = rate | {
+                "value": rate["value"] - 0.5,
+                "ci95": [end - 0.5 for end in rate["ci95"]],
+            }
         return found
 
     def _refitted(
@@ -344,7 +376,8 @@ def _official(asked: Asked) -> score.Official | None:
 
 
 def _write_alpaca(
-    bench: Bench, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]],
+    bench: Bench, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str,
+    list[Judgment]],
     found: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """The files that alpaca_eval reads: each model's outputs and annotations, and the leaderboard."""
@@ -392,7 +425,9 @@ def _write_items(
                     "id": id_,
                     "question": [question.prompt.conversation, *question.later],
                     "category": question.category,
-                    "answers": {role: [a.text for a in side[id_]] for role, side in sides.items() if id_ in side},
+                    "answers": {
+                        role: [a.text for a in side[id_]] for role, side in sides.items() if id_ in side
+                    },
                     "judged": by_question.get(id_, {}),
                 }
             )
@@ -405,7 +440,11 @@ def _try_judge(bench: Bench, questions: list[Question], answers: Answers) -> dic
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
     n, config, seed = bench.config.eval.self_tests, bench.judging, bench.config.seed
     asked = make_id(
-        bench.judge_identity.weights, config.model_dump_json(), n, seed, *(a.id for _, own in groups for a in own)
+        bench.judge_identity.weights,
+        config.model_dump_json(),
+        n,
+        seed,
+        *(a.id for _, own in groups for a in own),
     )
     path = bench.out / f"self-tests-{asked[:8]}.json"
     if not path.is_file():

@@ -1,7 +1,8 @@
 """A person labels a blind sample of a run's pairs in the terminal: `sao label RUN --n 100`.
 
-Two different answers to a prompt are shown in an order drawn by their ids, without the judge's word. Each label is a line of
-RUN/labels.jsonl, on disk before the next pair is shown; the same command goes on. `sao audit` reads the file.
+Two different answers to a prompt are shown in an order drawn by their ids, without the judge's word. Each
+label is a line of RUN/labels.jsonl, on disk before the next pair is shown; the same command goes on. `sao
+audit` reads the file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sao.records import Prompt, Response, make_id
 from sao.store.files import dumps, read_jsonl, store_error
 
 KEYS = {"1": "first", "2": "second", "t": "tie"}
-HELP = "1 or 2: the better answer; t: a tie; s: skip; u: take the last label back; q: stop (the same command goes on)"
+HELP = "1 or 2: the better answer; t: a tie; s: skip; u: take the last label back; q: stop (the same command goes on)"  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Shown:
 
 
 def sample(run: RunFolder, n: int, seed: int = 0) -> list[Shown]:
-    """`n` pairs of different answers, at most one a prompt, drawn by a hash: the same ones for the same run and seed."""
+    """`n` pairs of different answers, at most one a prompt, drawn by a hash: the same ones for the same run
+    and seed."""
 
     def candidates() -> Iterator[tuple[str, Shown]]:
         for prompt, answers in run.answered():
@@ -59,8 +61,8 @@ def label(
 ) -> int:
     """Ask for labels until `n` pairs have one, or the person stops; how many the file holds of these.
 
-    Raises StoreError where a label cannot be written, DataError where there are no two different answers, or where a line of the
-    file is no label.
+    Raises StoreError where a label cannot be written, DataError where there are no two different answers, or
+    where a line of the file is no label.
     """
     ask = ask or input
     path = run.root / "labels.jsonl"
@@ -90,7 +92,13 @@ def label(
             shown = left[0]
             ids = {"prompt_id": shown.prompt.id, "first_id": shown.first.id, "second_id": shown.second.id}
             _append(
-                path, {**ids, "verdict": KEYS[word], "by": by, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+                path,
+                {
+                    **ids,
+                    "verdict": KEYS[word],
+                    "by": by,
+                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                },
             )
         else:
             say(HELP)
@@ -105,7 +113,8 @@ def _labelled(path: Path, by: str) -> dict[str, str]:
     for number, row in enumerate(read_jsonl(path) if path.is_file() else (), 1):
         if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
             raise DataError(
-                f"{path}, line {number}: not a label (its verdict must be first, second, tie or null). Mend or delete the line"
+                f"{path}, line {number}: not a label (its verdict must be first, second, tie or null). Mend "
+                "or delete the line"
             )
         prompt = row.get("prompt_id")
         if row.get("by") == by and isinstance(prompt, str):
@@ -136,9 +145,14 @@ def _show(shown: Shown, place: str) -> str:
 
     def block(text: str) -> str:
         text = text.expandtabs(4)
-        plain = "".join(c for c in text if c.isprintable() or c == "\n").encode("utf-8", "replace").decode("utf-8")
+        plain = (
+            "".join(c for c in text if c.isprintable() or c == "\n")
+            .encode("utf-8", "replace")
+            .decode("utf-8")
+        )
         return "\n".join(
-            textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ") for line in plain.splitlines()
+            textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ")
+            for line in plain.splitlines()
         )
 
     parts = [

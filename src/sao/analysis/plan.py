@@ -1,7 +1,9 @@
-"""What a recipe will take before anything starts: memory for each GPU, tokens and hours of each stage (`sao plan RECIPE`).
+"""What a recipe will take before anything starts: memory for each GPU, tokens and hours of each stage (`sao
+plan RECIPE`).
 
-What enters: a config, a GPU's name and assumed lengths. What leaves: a `Plan`. All of it is arithmetic on the model's
-config.json (docs/recipes.md has the formulas in a table); `sao.analysis.probe` measures a few real optimiser steps.
+What enters: a config, a GPU's name and assumed lengths. What leaves: a `Plan`. All of it is arithmetic on the
+model's config.json (docs/recipes.md has the formulas in a table); `sao.analysis.probe` measures a few real
+optimiser steps.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ STATES = {"adamw": 8.0, "adamw_8bit": 2.03, "adamw_sr": 4.0}
 """Bytes of both moments of a weight: float32, 8 bits with a float32 scale for each 256, or bfloat16."""
 KEPT_BY_NORMS = {(2, "bfloat16"): 16, (2, "float32"): 26, (2, "adapter"): 22,
                  (4, "bfloat16"): 36, (4, "float32"): 42, (4, "adapter"): 24}  # fmt: skip
-"""Bytes for each hidden unit that a layer's norms and the inputs of its linear maps keep for the backward pass. Counted
-with saved_tensors_hooks on tiny models (tests/test_plan.py), by norms in a layer and what is trained."""
+"""Bytes for each hidden unit that a layer's norms and the inputs of its linear maps keep for the backward
+pass. Counted with saved_tensors_hooks on tiny models (tests/test_plan.py), by norms in a layer and what is
+trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,8 @@ class Memory:
     cache: float = 0.0
     """Keys and values of the samples under way (generation)."""
     loading: float = 0.0
-    """The whole model, before it is shared out among the GPUs: not on top of the rest, but it must fit too."""
+    """The whole model, before it is shared out among the GPUs: not on top of the rest, but it must fit
+    too."""
 
     @property
     def overhead(self) -> float:
@@ -99,7 +103,8 @@ def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1
     size = 4 if _format(train) == "float32" else 2
     trained = shape.parameters if full else adapter_parameters(shape, train.lora)
     linear = shape.linear * (FOUR_BITS if train.method == "qlora" else size)
-    weights = linear + (shape.parameters - shape.linear) * size + (0 if full else 4 * trained)  # adapters are float32
+    # adapters are float32
+    weights = linear + (shape.parameters - shape.linear) * size + (0 if full else 4 * trained)
     gradients, states = trained * (size if full else 4.0), trained * STATES[train.optimizer]
     # Autocast keeps a bfloat16 copy of the float32 weights that it has used until the forward pass is over.
     copies = 2.0 * shape.linear if size == 4 and train.method != "qlora" else 0.0
@@ -107,7 +112,8 @@ def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1
         weights, gradients, states = weights / gpus, gradients / gpus, states / gpus
         # One layer in use, the next on its way, and the head, in bfloat16, with their gradients.
         copies = 2.0 * (2 * shape.linear / shape.layers + shape.head) * (2 if full else 1)
-        copies += 2 * trained / gpus if train.parallel == "zero3" and full and size == 4 else 0  # what is gathered from
+        # what is gathered from
+        copies += 2 * trained / gpus if train.parallel == "zero3" and full and size == 4 else 0
     elif gpus > 1:
         gradients *= 2  # DDP sums them in buckets of its own
     layer = layer_bytes(shape, train) * tokens
@@ -134,19 +140,26 @@ def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1
 def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) -> Memory:
     """Memory of the engine with 16-bit weights.
 
-    The built-in one keeps lanes of doubling sizes, up to the longest answer's. vLLM keeps pages: as many as are used, within
-    the share of the GPU that it may take, and at least those of one longest answer.
+    The built-in one keeps lanes of doubling sizes, up to the longest answer's. vLLM keeps pages: as many as
+    are used, within the share of the GPU that it may take, and at least those of one longest answer.
     """
     if config.engine.name == "vllm":
         weights, room = vllm_room(shape, config, gpu)
         longest = lengths.prompt + config.responses.max_tokens
-        wanted = config.engine.vllm.max_num_seqs * longest * shape.kv_bytes / config.engine.vllm.tensor_parallel_size
+        wanted = (
+            config.engine.vllm.max_num_seqs
+            * longest
+            * shape.kv_bytes
+            / config.engine.vllm.tensor_parallel_size
+        )
         cache = max(min(room, wanted), longest * shape.kv_bytes / config.engine.vllm.tensor_parallel_size)
         return Memory(weights=weights, cache=cache)
     longest = lane(lengths.prompt + config.responses.max_tokens)
     drawing = 24.0 * config.engine.slots * shape.vocabulary  # probabilities in float64
     return Memory(
-        weights=2.0 * shape.parameters, cache=2.0 * longest * config.engine.slots * shape.kv_bytes, logits=drawing
+        weights=2.0 * shape.parameters,
+        cache=2.0 * longest * config.engine.slots * shape.kv_bytes,
+        logits=drawing,
     )
 
 
@@ -173,16 +186,19 @@ JUDGE_FRAME = 140
 VERDICT = 5
 """Tokens of a ranking line."""
 KEPT = {"all": 1.0, "confident": 0.5}
-"""Share of the pairs that pass the filter (assumed: flips are reported for 18 to 56 % of pairs, arXiv 2309.00267)."""
+"""Share of the pairs that pass the filter (assumed: flips are reported for 18 to 56 % of pairs, arXiv
+2309.00267)."""
 LAUNCH = 0.0007
-"""Seconds that the built-in engine takes at least for a layer of a decoding step (assumed: Python starts its kernels)."""
+"""Seconds that the built-in engine takes at least for a layer of a decoding step (assumed: Python starts its
+kernels)."""
 VLLM_STEP = 0.008
 """Seconds that a step of vLLM takes at least (assumed: its scheduler; kernels are started by a graph)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
-    """What is assumed: mean tokens of a prompt and of an answer, and the share of the GPU's peak rate that is reached."""
+    """What is assumed: mean tokens of a prompt and of an answer, and the share of the GPU's peak rate that is
+    reached."""
 
     prompt: int = 60
     response: int = 400
@@ -190,7 +206,9 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if min(self.prompt, self.response) < 1 or not 0 < self.mfu <= 1:
-            raise ConfigError("--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1")
+            raise ConfigError(
+                "--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1"
+            )
 
     def pair(self, train: TrainConfig) -> int:
         """Tokens computed for a mean pair."""
@@ -198,10 +216,13 @@ class Lengths:
         return self.prompt * (1 if shared else 2) + 2 * self.response
 
     def worst(self, train: TrainConfig, pairs: int) -> int:
-        """Tokens of the largest micro-batch of so many pairs. A longest pair has PEAK times the mean, at most what
-        train.max_length lets pass; packed rows get one each, beside mean ones; padded rows get those of like length."""
+        """Tokens of the largest micro-batch of so many pairs. A longest pair has PEAK times the mean, at most
+        what train.max_length lets pass; packed rows get one each, beside mean ones; padded rows get those of
+        like length."""
         longest = min(PEAK * self.pair(train), 2 * train.max_length)
-        return longest + (pairs - 1) * (min(self.pair(train), longest) if train.batches == "packed" else longest)
+        return longest + (pairs - 1) * (
+            min(self.pair(train), longest) if train.batches == "packed" else longest
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +237,9 @@ class Stage:
 
 
 def flops_per_token(shape: Shape, train: TrainConfig, context: float) -> float:
-    """FLOP to train on one token with `context` tokens before it on average: 6 for each weight, 8 with checkpointing, 4
-    and 6 with an adapter; the tiled head is made again in the backward pass, unless it is frozen."""
+    """FLOP to train on one token with `context` tokens before it on average: 6 for each weight, 8 with
+    checkpointing, 4 and 6 with an adapter; the tiled head is made again in the backward pass, unless it is
+    frozen."""
     full = 2 if train.method == "full" else 0
     again = 2 if train.gradient_checkpointing else 0
     attention = 4 * context * shape.heads * shape.head_dim * shape.layers  # forward: scores and their use
@@ -234,13 +256,15 @@ def training_seconds(shape: Shape, train: TrainConfig, tokens: int, lengths: Len
 
 
 def writing_seconds(shape: Shape, slots: int, tokens: int, length: int, gpu: GPU) -> float:
-    """Seconds to write `tokens` tokens, `slots` samples at once: each step reads all weights and the lane's keys and values."""
+    """Seconds to write `tokens` tokens, `slots` samples at once: each step reads all weights and the lane's
+    keys and values."""
     step = (2 * shape.parameters + slots * lane(length) * shape.kv_bytes) / (gpu.bandwidth * 1e9)
     return tokens / slots * max(step, shape.layers * LAUNCH)
 
 
 def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GPU) -> float:
-    """The same for vLLM: as many samples at once as its pages hold at their full mean length, half of which a step reads."""
+    """The same for vLLM: as many samples at once as its pages hold at their full mean length, half of which a
+    step reads."""
     own = config.engine.vllm
     _, room = vllm_room(shape, config, gpu)
     held = room * own.tensor_parallel_size / (length * shape.kv_bytes)
@@ -250,8 +274,8 @@ def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GP
 
 
 def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[Stage]:
-    """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source), whose size is not
-    known here, personas.n pairs are assumed."""
+    """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source),
+    whose size is not known here, personas.n pairs are assumed."""
     given = config.pairs.source is not None
     people, n, held = 0 if given else config.personas.n, config.responses.n, config.personas.held_out
     x, y, rate = lengths.prompt, lengths.response, gpu.tflops * 1e12 * lengths.mfu
@@ -260,7 +284,11 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
     compared = people * len(opponents_of(n, config.judging.opponents)) * (1 + len(config.judging.panel))
     judged = compared * (2 if config.judging.orders == "both" else 1) * asked
     verdict = (JUDGE_FRAME + x + 2 * y, VERDICT if text else 0)
-    drafts = DRAFTS_EACH * (people + held) if config.personas.source == "self" and config.prompts.source is None else 0
+    drafts = (
+        DRAFTS_EACH * (people + held)
+        if config.personas.source == "self" and config.prompts.source is None
+        else 0
+    )
     asking = people + held if config.prompts.source is None else 0
     rows = [  # name, items, tokens read and written for each
         *([("personas", int(drafts), PERSONA_FRAME, PERSONA)] if drafts else []),
@@ -281,7 +309,9 @@ def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) 
         )
         if "verdicts" in name and config.judging.engine is not None:
             seconds = 0.0  # another model's work, elsewhere
-        found.append(Stage(name=name, items=items, read=int(items * read), written=items * written, seconds=seconds))
+        found.append(
+            Stage(name=name, items=items, read=int(items * read), written=items * written, seconds=seconds)
+        )
     chosen = {"all": possible, "adjacent": people * (n - 1)}.get(config.pairs.rule, people)
     pairs = config.personas.n if given else int(chosen * KEPT[config.pairs.keep])
     tokens = pairs * lengths.pair(config.train) * config.train.epochs
@@ -303,7 +333,8 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """A way of training: bytes on each GPU with one pair and with the recipe's micro-batch, the largest one that fits."""
+    """A way of training: bytes on each GPU with one pair and with the recipe's micro-batch, the largest one
+    that fits."""
 
     name: str
     parallel: str
@@ -372,8 +403,10 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     longest = lengths.worst(train, train.micro_batch_size)
     return Plan(
         model=config.model, shape=shape, gpu=gpu, gpus=gpus, lengths=lengths, train=train,
-        engine=config.engine.name, vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep], longest=longest,
-        training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config, lengths, gpu),
+        engine=config.engine.name, vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep],
+        longest=longest,
+        training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config,
+        lengths, gpu),
         stages=stages(config, shape, gpu, gpus, lengths), ways=_ways(shape, train, gpu, gpus, lengths),
     )  # fmt: skip
 
@@ -382,7 +415,8 @@ def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Length
     sizes = [2**k for k in range(11) if 2**k * gpus <= train.batch_size]
     found = []
     for name, settings in WAYS:
-        # 4-bit weights are not split; DeepSpeed keeps float32 masters, which stochastic rounding does without.
+        # 4-bit weights are not split; DeepSpeed keeps float32 masters, which stochastic rounding does
+        # without.
         split = "zero3" if train.parallel == "zero3" and settings["optimizer"] != "adamw_sr" else "fsdp2"
         for parallel in ("ddp",) if gpus == 1 or settings["method"] == "qlora" else ("ddp", split):
             way = train.model_copy(update={**settings, "parallel": parallel})
@@ -392,11 +426,13 @@ def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Length
             }
             largest = max((b for b in sizes if need[b] <= gpu.memory * GIB), default=0)
             here = need[train.micro_batch_size]
-            found.append(Way(name=name, parallel=parallel, one_pair=need[1], micro_batch=here, largest=largest))
+            found.append(
+                Way(name=name, parallel=parallel, one_pair=need[1], micro_batch=here, largest=largest)
+            )
     return found
 
 
-AUTO = "Engine: the built-in one is assumed. Where vLLM is installed engine.name auto takes that: plan it by --engine.name vllm."
+AUTO = "Engine: the built-in one is assumed. Where vLLM is installed engine.name auto takes that: plan it by --engine.name vllm."  # noqa: E501
 
 
 def show_plan(plan: Plan) -> str:
@@ -405,9 +441,12 @@ def show_plan(plan: Plan) -> str:
     full = [name for name in ("training", "generation") if getattr(plan, name).total > gib * GIB]
     verdict = f"{' and '.join(full)} DO NOT FIT" if full else "fits"
     lines = [
-        f"{plan.model}: {plan.shape.parameters:,} weights; {plan.gpus} × {plan.gpu.name} ({gib:g} GiB each): {verdict}",
-        f"Computed, not measured. Assumed: prompts of {a.prompt} tokens, answers of {a.response}, {100 * a.mfu:.0f} % of the "
-        f"GPU's peak rate, the longest pairs {PEAK} times the mean, {100 * plan.kept:.0f} % of the pairs kept.",
+        f"{plan.model}: {plan.shape.parameters:,} weights; {plan.gpus} × {plan.gpu.name} ({gib:g} GiB each): "
+        f"{verdict}",
+        f"Computed, not measured. Assumed: prompts of {a.prompt} tokens, answers of {a.response}, "
+        f"{100 * a.mfu:.0f} % of the "
+        f"GPU's peak rate, the longest pairs {PEAK} times the mean, {100 * plan.kept:.0f} % of the pairs "
+        "kept.",
         *([AUTO] if plan.engine == "auto" else []),
         "",
         f"{'GiB on each GPU':18}{'training':>10}{'generation':>12}",
@@ -423,15 +462,19 @@ def show_plan(plan: Plan) -> str:
         f"{'stage':18}{'items':>10}{'M tokens read':>15}{'written':>10}{'hours':>8}",
     ]
     for s in plan.stages:
-        lines.append(f"{s.name:18}{s.items:10,}{s.read / 1e6:15.2f}{s.written / 1e6:10.2f}{s.seconds / 3600:8.1f}")
+        lines.append(
+            f"{s.name:18}{s.items:10,}{s.read / 1e6:15.2f}{s.written / 1e6:10.2f}{s.seconds / 3600:8.1f}"
+        )
     total = sum(s.seconds for s in plan.stages) / 3600
     lines += [f"{'all':53}{total:8.1f}", "training on all GPUs, the rest on one", ""]
     lines.append(
-        f"{'other ways to train':28}{'processes':>10}{'1 pair':>9}{'as here':>9}{'largest micro-batch that fits':>31}"
+        f"{'other ways to train':28}{'processes':>10}{'1 pair':>9}{'as here':>9}{'largest micro-batch that fits':>31}"  # noqa: E501
     )
     for w in plan.ways:
         largest = f"{w.largest} pairs" if w.largest else "none"
-        lines.append(f"{w.name:28}{w.parallel:>10}{w.one_pair / GIB:9.1f}{w.micro_batch / GIB:9.1f}{largest:>31}")
+        lines.append(
+            f"{w.name:28}{w.parallel:>10}{w.one_pair / GIB:9.1f}{w.micro_batch / GIB:9.1f}{largest:>31}"
+        )
     if plan.generation.total > gib * GIB:
         way = "more --engine.vllm.tensor_parallel_size" if plan.vllm else "fewer --engine.slots"
         lines.append(f"Generation needs less memory with {way} or a smaller --responses.max_tokens.")

@@ -1,4 +1,5 @@
-"""A few optimiser steps on random tokens, timed: what `sao plan --probe` prints besides the arithmetic of `sao.analysis.plan`."""
+"""A few optimiser steps on random tokens, timed: what `sao plan --probe` prints besides the arithmetic of
+`sao.analysis.plan`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Probe:
     def line(self) -> str:
         """The measurement as text."""
         return (
-            f"measured on {self.device}: {self.tokens_per_second:,.0f} tokens/s in training, peak memory {self.peak_gib:.2f} "
+            f"measured on {self.device}: {self.tokens_per_second:,.0f} tokens/s in training, peak memory "
+            f"{self.peak_gib:.2f} "
             f"GiB; all of the training at that rate: {self.training_hours:.2f} hours"
         )
 
@@ -39,7 +41,8 @@ class _EnoughError(Exception):
 
 
 def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
-    """Train on pairs of the planned mean lengths for `steps` optimiser steps of one micro-batch each, after one to warm up.
+    """Train on pairs of the planned mean lengths for `steps` optimiser steps of one micro-batch each, after
+    one to warm up.
 
     Raises SAOError's children as training does: memory that does not suffice, packages that are missing.
     """
@@ -61,7 +64,12 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
         return tuple(torch.randint(plan.shape.vocabulary, (n,), generator=generator).tolist())
 
     pairs = [
-        TokenPair(id=str(i), prompt_ids=tokens(lengths.prompt), chosen_ids=tokens(answer), rejected_ids=tokens(answer))
+        TokenPair(
+            id=str(i),
+            prompt_ids=tokens(lengths.prompt),
+            chosen_ids=tokens(answer),
+            rejected_ids=tokens(answer),
+        )
         for i in range(t.micro_batch_size * (steps + 1))
     ]
     ends: list[float] = []
@@ -77,7 +85,11 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
         train(pairs, model, tokenizer, Path(folder), quick, config.seed, on_log)
     cuda = model.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if cuda else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if cuda
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     copies = lengths.pair(t) - 2 * lengths.response  # of the prompt
     rate = steps * t.micro_batch_size * (copies + 2 * answer) / (ends[-1] - ends[0])
     total = next(stage.read for stage in plan.stages if stage.name == "training")

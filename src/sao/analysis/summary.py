@@ -14,11 +14,13 @@ from sao.stages.calibration import Calibration
 from sao.store.manifest import read_usage
 
 AUDITED_UP_TO = 100_000
-"""Verdicts up to which the summary holds the audit's sentence; beyond, `sao audit` is asked, since it keeps 32 bytes of each."""
+"""Verdicts up to which the summary holds the audit's sentence; beyond, `sao audit` is asked, since it keeps
+32 bytes of each."""
 
 
 def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
-    """The summary of a run whose first `until` stages (of six: prompts, respond, judge, pairs, train, eval) are finished."""
+    """The summary of a run whose first `until` stages (of six: prompts, respond, judge, pairs, train, eval)
+    are finished."""
     found: dict[str, Any] = {
         "model": run.config.model,
         "seed": run.config.seed,
@@ -31,12 +33,16 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
         found["judge"] = _judge_summary(run)
     if until >= 4 and own:
         possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
-        found["kept"] = compare.kept_summary(((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle)
+        found["kept"] = compare.kept_summary(
+            ((p.text, k, c, r) for p, k, c, r in run.labelled()), possible, run.oracle
+        )
         found["worth"] = worth_of_judge(run) if found["judge"]["verdicts"] <= AUDITED_UP_TO else None
     if until == 6 and run.config.personas.held_out:
         found |= _outcome(run)
     if usage := read_usage(run.root):
-        found["usage"] = {key: sum(line[key] for line in usage) for key in usage[0] if key not in ("stage", "model")}
+        found["usage"] = {
+            key: sum(line[key] for line in usage) for key in usage[0] if key not in ("stage", "model")
+        }
     places = {
         "run": run.root,
         "pairs": run.pairs_stage.path / "records.jsonl",
@@ -48,7 +54,8 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
 
 
 def worth_of_judge(run: RunFolder) -> str:
-    """What `sao audit` says of the run's judges, in one sentence; a file that it cannot read takes no result away."""
+    """What `sao audit` says of the run's judges, in one sentence; a file that it cannot read takes no result
+    away."""
     try:
         return str(audit(run)["verdict"])
     except SAOError as error:
@@ -84,7 +91,8 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
         "words_tuned": sum(b for _, b in words) / max(1, len(words)),
     }
     examples = [{"prompt": p, "before": a, "after": b} for p, a, b in rows if a != b][:3]
-    # Personas are disjoint, questions need not be: many people ask the same. So the gain on unseen questions stands beside.
+    # Personas are disjoint, questions need not be: many people ask the same. So the gain on unseen questions
+    # stands beside.
     trained_on = run.trained_texts()
     unseen = [row for row in rows if row[0] not in trained_on]
     wins["seen_in_training"] = len(rows) - len(unseen)
@@ -152,7 +160,8 @@ def _show_usage(s: dict[str, Any]) -> list[str]:
     u = s["usage"]
     cost = f"; cost {u['cost']:.2f}" if u["cost"] else ""
     return [
-        f"server       {u['requests']:,} requests, {u['retries']:,} of them sent again; {u['prompt_tokens']:,} tokens in, "
+        f"server       {u['requests']:,} requests, {u['retries']:,} of them sent again; "
+        f"{u['prompt_tokens']:,} tokens in, "
         f"{u['completion_tokens']:,} out{cost}"
     ]
 
@@ -169,7 +178,8 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             u = o["unseen"]
             lines.append(
                 f"  unseen     {u['before']:.3f} → {u['after']:.3f}: gain {u['gain']:+z.3f} "
-                f"[{u['ci95'][0]:+z.3f}, {u['ci95'][1]:+z.3f}] (the {u['n']} of them whose text is in no training prompt)"
+                f"[{u['ci95'][0]:+z.3f}, {u['ci95'][1]:+z.3f}] (the {u['n']} of them whose text is in no "
+                "training prompt)"
             )
     if s.get("heldout", {}).get("n"):
         h = s["heldout"]
@@ -191,6 +201,7 @@ def _show_outcome(s: dict[str, Any]) -> list[str]:
             )
         if any(h["cut_off"].values()):
             lines.append(
-                f"             answers cut off or empty: base {h['cut_off']['base']}, tuned {h['cut_off']['tuned']}"
+                f"             answers cut off or empty: base {h['cut_off']['base']}, tuned "
+                f"{h['cut_off']['tuned']}"
             )
     return lines

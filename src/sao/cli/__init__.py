@@ -32,13 +32,14 @@ STAGE_HELP = {
 TOP_KEYS = ("model", "revision", "max_drop_share")
 """The keys of a recipe that stand in no section (`seed` is an option of its own)."""
 OUTSIDE_A_RUN = (
-    "base", "tuned", "reference", "references", "suite", "questions", "template", "headline", "difficulty", "gamed", "limit",
+    "base", "tuned", "reference", "references", "suite", "questions", "template", "headline", "difficulty",
+    "gamed", "limit",
     "data_dir", "include_path", "tasks_template",
 )  # fmt: skip
 """The options of `sao eval` that belong to two models outside a run."""
 EPILOG = """TARGET is a shipped recipe (default: demo), a recipe file, or a model: a folder, a .gguf file or a hub id.
 Any key of a recipe can be set: --train.beta 2.0 --judging.method random --personas.n 500
-`sao run --help-config` lists them all. The same command again goes on where it stopped."""
+`sao run --help-config` lists them all. The same command again goes on where it stopped."""  # noqa: E501
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nsao: {error}; the same command goes on from here", file=sys.stderr)
         return 143
     except KeyboardInterrupt:
-        print("\nsao: stopped; what is finished is kept, and the same command goes on from here", file=sys.stderr)
+        print(
+            "\nsao: stopped; what is finished is kept, and the same command goes on from here",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,18 +72,24 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="sao",
-        description="A chat model aligns itself: it writes, answers and judges its own prompts, and learns from them.",
+        description="A chat model aligns itself: it writes, answers and judges its own prompts, and learns "
+        "from them.",
     )
     parser.add_argument("--version", action="version", version=f"sao {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in STAGE_HELP.items():
         command = commands.add_parser(
-            name, help=text, description=text, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=text, description=text, epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )  # fmt: skip
-        command.add_argument("target", nargs="?", metavar="TARGET", help="recipe, recipe file or model (default: demo)")
         command.add_argument(
-            "--pairs", metavar="FILE|HUB", help="train on this preference data set instead of the model's own answers"
+            "target", nargs="?", metavar="TARGET", help="recipe, recipe file or model (default: demo)"
+        )
+        command.add_argument(
+            "--pairs",
+            metavar="FILE|HUB",
+            help="train on this preference data set instead of the model's own answers",
         )
         command.add_argument("--out", type=Path, help="run folder (default: runs/<target>)")
         command.add_argument("--seed", type=int, help="the run's seed (default: the recipe's)")
@@ -88,67 +98,105 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--help-config", action="store_true", help="list every key of a recipe and stop")
         if name == "eval":
             _add_suites(command)
-    export = commands.add_parser("export", help="a run's pairs as a data set for TRL or another tool, with a card")
+    export = commands.add_parser(
+        "export", help="a run's pairs as a data set for TRL or another tool, with a card"
+    )
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--out", type=Path, help="folder of the data set (default: RUN/export)")
     export.add_argument(
-        "--format", default="trl", help="trl (default), simpo, llamafactory, axolotl or openrlhf: what will read it"
+        "--format",
+        default="trl",
+        help="trl (default), simpo, llamafactory, axolotl or openrlhf: what will read it",
     )
     export.add_argument(
         "--view", default="pairs", help="pairs (default), kto (answers with a label) or sft (best answers)"
     )
     export.add_argument(
-        "--test-share", type=float, default=0.05, help="share of the prompts that become test data (default: 0.05)"
+        "--test-share",
+        type=float,
+        default=0.05,
+        help="share of the prompts that become test data (default: 0.05)",
     )
-    export.add_argument("--no-audit", action="store_true", help="leave the judge's figures out of the card (quicker)")
-    export.add_argument("--push-to-hub", metavar="ID", help="upload the folder as a private data set (HF_TOKEN)")
+    export.add_argument(
+        "--no-audit", action="store_true", help="leave the judge's figures out of the card (quicker)"
+    )
+    export.add_argument(
+        "--push-to-hub", metavar="ID", help="upload the folder as a private data set (HF_TOKEN)"
+    )
     export.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     give = commands.add_parser(
-        "import", help="a preference data set that others made, as a run: for training, audit, labels, statistics, export",
-        epilog="Any key of a recipe can be set too: --model MODEL --pairs.revision COMMIT --pairs.licence NAME",
+        "import", help="a preference data set that others made, as a run: for training, audit, labels, "
+                       "statistics, export",
+        epilog="Any key of a recipe can be set too: --model MODEL --pairs.revision COMMIT --pairs.licence "
+               "NAME",
         allow_abbrev=False,
     )  # fmt: skip
-    give.add_argument("source", metavar="FILE|HUB", help="a file, a folder of Parquet files, or a hub data set's id")
+    give.add_argument(
+        "source", metavar="FILE|HUB", help="a file, a folder of Parquet files, or a hub data set's id"
+    )
     give.add_argument("--out", type=Path, required=True, help="run folder")
     give.add_argument("--recipe", default="default", help="recipe to go on with (default: default)")
-    give.add_argument("--held-out", type=int, default=0, help="prompts that only the evaluation sees (default: 0)")
+    give.add_argument(
+        "--held-out", type=int, default=0, help="prompts that only the evaluation sees (default: 0)"
+    )
     give.add_argument("--json", action="store_true", help="print the result as one JSON line last")
-    stats = commands.add_parser("stats", help="how varied a run's prompts and answers are; two runs side by side")
+    stats = commands.add_parser(
+        "stats", help="how varied a run's prompts and answers are; two runs side by side"
+    )
     stats.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="one run folder, or two")
     stats.add_argument("--seed", type=int, default=0, help="another seed draws other samples")
     stats.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     leaks = commands.add_parser("leaks", help="which evaluation items stand in a run's prompts and answers")
     leaks.add_argument("run", type=Path, metavar="RUN", help="run folder")
     leaks.add_argument(
-        "--against", nargs="+", required=True, metavar="SET", help="presets, files or hub ids, as in filters.against"
+        "--against",
+        nargs="+",
+        required=True,
+        metavar="SET",
+        help="presets, files or hub ids, as in filters.against",
     )
-    leaks.add_argument("--max-overlap", type=float, default=0.7, help="share of an item's n-grams (default: 0.7)")
-    leaks.add_argument("--out", type=Path, help="write the report with the pairs side by side into this Markdown file")
+    leaks.add_argument(
+        "--max-overlap", type=float, default=0.7, help="share of an item's n-grams (default: 0.7)"
+    )
+    leaks.add_argument(
+        "--out", type=Path, help="write the report with the pairs side by side into this Markdown file"
+    )
     leaks.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     audit = commands.add_parser(
         "audit", help="what a run's judge is worth: accuracy, biases, calibration, what to keep"
     )
     audit.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    audit.add_argument("--labels", type=Path, help="people's verdicts (default: RUN/labels.jsonl, where it is there)")
+    audit.add_argument(
+        "--labels", type=Path, help="people's verdicts (default: RUN/labels.jsonl, where it is there)"
+    )
     audit.add_argument(
         "--self-tests", type=int, default=0, metavar="N", help="also ask the judge about N made-up pairs"
     )
     audit.add_argument("--json", action="store_true", help="print the result as one JSON line last")
-    label = commands.add_parser("label", help="label a blind sample of a run's pairs by hand; the audit compares")
+    label = commands.add_parser(
+        "label", help="label a blind sample of a run's pairs by hand; the audit compares"
+    )
     label.add_argument("run", type=Path, metavar="RUN", help="run folder")
     label.add_argument("--n", type=int, default=100, help="pairs to label (default: 100)")
     label.add_argument("--by", default="me", help="who labels (default: me)")
     label.add_argument("--seed", type=int, default=0, help="another seed draws other pairs")
     plan = commands.add_parser(
         "plan", help="memory and hours of a recipe before anything starts, and which way of training fits",
-        epilog="Any key of a recipe can be set too: --train.method lora --train.micro_batch_size 4", allow_abbrev=False,
+        epilog="Any key of a recipe can be set too: --train.method lora --train.micro_batch_size 4",
+        allow_abbrev=False,
     )  # fmt: skip
-    plan.add_argument("target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model")
+    plan.add_argument(
+        "target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model"
+    )
     plan.add_argument("--gpu", default="H100-80", help="the card to plan for (default: H100-80)")
     plan.add_argument("--gpus", type=int, help="how many (default: train.processes)")
-    plan.add_argument("--prompt-tokens", type=int, default=60, help="assumed mean length of a prompt (default: 60)")
+    plan.add_argument(
+        "--prompt-tokens", type=int, default=60, help="assumed mean length of a prompt (default: 60)"
+    )
     plan.add_argument("--response-tokens", type=int, default=400, help="… of an answer (default: 400)")
-    plan.add_argument("--mfu", type=float, default=0.40, help="assumed share of the GPU's peak rate (default: 0.40)")
+    plan.add_argument(
+        "--mfu", type=float, default=0.40, help="assumed share of the GPU's peak rate (default: 0.40)"
+    )
     plan.add_argument("--probe", action="store_true", help="also time a few optimiser steps on this machine")
     plan.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     env = commands.add_parser("env", help="versions, devices and threads, for a bug report")
@@ -161,28 +209,45 @@ def _add_suites(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
         "two models outside a run (TARGET is then the recipe for engine, sampling and judge)"
     )
-    group.add_argument("--base", metavar="MODEL", help="the untrained model: a folder, ID@REVISION, or a run folder")
-    group.add_argument("--tuned", metavar="MODEL", help="the trained one, likewise")
-    group.add_argument("--reference", metavar="MODEL|FILE", help="a third whose answers both are compared with")
     group.add_argument(
-        "--suite", nargs="+", metavar="SUITE", help="heldout (default), alpaca, arena, mtbench, mtbench-pairs, tasks"
+        "--base", metavar="MODEL", help="the untrained model: a folder, ID@REVISION, or a run folder"
+    )
+    group.add_argument("--tuned", metavar="MODEL", help="the trained one, likewise")
+    group.add_argument(
+        "--reference", metavar="MODEL|FILE", help="a third whose answers both are compared with"
+    )
+    group.add_argument(
+        "--suite",
+        nargs="+",
+        metavar="SUITE",
+        help="heldout (default), alpaca, arena, mtbench, mtbench-pairs, tasks",
     )
     group.add_argument(
         "--questions", nargs="+", default=[], metavar="SUITE=SET", help="questions in place of a suite's own"
     )
-    group.add_argument("--template", nargs="+", default=[], metavar="SUITE=FILE", help="what a suite's judge is shown")
     group.add_argument(
-        "--references", nargs="+", default=[], metavar="SUITE=FILE", help="right answers that the judge is shown"
+        "--template", nargs="+", default=[], metavar="SUITE=FILE", help="what a suite's judge is shown"
+    )
+    group.add_argument(
+        "--references",
+        nargs="+",
+        default=[],
+        metavar="SUITE=FILE",
+        help="right answers that the judge is shown",
     )
     group.add_argument("--headline", action="store_true", help="show figures of a circular judge too")
     group.add_argument(
         "--difficulty", metavar="FILE", help="AlpacaEval's difficulty by instruction, for its LC win rate"
     )
-    group.add_argument("--gamed", metavar="FILE", help="AlpacaEval's rows of the gamed baseline, for the same")
+    group.add_argument(
+        "--gamed", metavar="FILE", help="AlpacaEval's rows of the gamed baseline, for the same"
+    )
     group.add_argument(
         "--tasks", nargs="+", default=["leaderboard"], metavar="TASK", help="lm-eval's NAME or NAME:SHOTS"
     )
-    group.add_argument("--tasks-template", action="store_true", help="ask the tasks by the models' chat template")
+    group.add_argument(
+        "--tasks-template", action="store_true", help="ask the tasks by the models' chat template"
+    )
     group.add_argument("--limit", type=int, help="documents of each task at most")
     group.add_argument("--batch-size", type=int, default=8, help="of the tasks (default: 8)")
     group.add_argument("--data-dir", type=Path, help="local copies of the tasks' data")
@@ -254,7 +319,12 @@ def read_target(target: str, overrides: dict[str, str]) -> Config:
 
     if target in recipe_names() or target.endswith((".yaml", ".yml")):
         return load_recipe(target, overrides)
-    if Path(target).is_dir() or "/" in target or target.startswith("builtin:") or target.lower().endswith(".gguf"):
+    if (
+        Path(target).is_dir()
+        or "/" in target
+        or target.startswith("builtin:")
+        or target.lower().endswith(".gguf")
+    ):
         recipe = "demo" if target == "builtin:world" else "default"
         return load_recipe(recipe, {"model": target, **overrides})
     return load_recipe(target, overrides)  # raises, naming the nearest recipe
@@ -276,7 +346,7 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
     config, engine = settle(config)
     if first:
-        line = f"sao {__version__}: {config.model} → {out} (recipe {target}, seed {config.seed}; engine {engine})"
+        line = f"sao {__version__}: {config.model} → {out} (recipe {target}, seed {config.seed}; engine {engine})"  # noqa: E501
         print(line, file=sys.stderr)
     bar = Progress(first and not args.quiet)
     until = "eval" if args.command == "run" else args.command
@@ -307,7 +377,9 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     given = {"model": base.model, "revision": base.revision or "null", **overrides}
     run = tuned.run or base.run
     if args.target is None and run is not None:  # as the run's own recipe has it
-        config = make_config(overridden(recipe_of(run).model_dump(mode="json"), given), f"{run}/manifest.json")
+        config = make_config(
+            overridden(recipe_of(run).model_dump(mode="json"), given), f"{run}/manifest.json"
+        )
     else:
         config = read_target(args.target or ("demo" if base.model == "builtin:world" else "default"), given)
     asked = Asked(
@@ -322,7 +394,8 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         headline=args.headline,
     )
     tasks = TaskOptions(
-        tasks=args.tasks, template=args.tasks_template, limit=args.limit, batch_size=args.batch_size, data_dir=args.data_dir,
+        tasks=args.tasks, template=args.tasks_template, limit=args.limit, batch_size=args.batch_size,
+        data_dir=args.data_dir,
         include_path=args.include_path,
     )  # fmt: skip
     _quiet_libraries()
@@ -366,7 +439,8 @@ def _own_pairs(root: Path) -> RunFolder:
     run = _run_folder(root)
     if run.config.pairs.source is not None:
         raise ConfigError(
-            f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao import` makes a run of "
+            f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao "
+            "import` makes a run of "
             "them"
         )
     return run
@@ -401,7 +475,8 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     done = import_pairs(config, args.out, args.held_out)
     reasons = ", ".join(f"{reason} {n}" for reason, n in done["reasons"].items())
     print(
-        f"{done['pairs']} pairs, {done['held_out']} held-out prompts, {done['dropped']} rows dropped ({reasons or '–'})"
+        f"{done['pairs']} pairs, {done['held_out']} held-out prompts, {done['dropped']} rows dropped "
+        f"({reasons or '–'})"
     )
     if non_commercial(done["licence"]):
         print(f"NON-COMMERCIAL: the licence of the pairs is {done['licence']}")
@@ -450,7 +525,9 @@ def _export(args: argparse.Namespace) -> int:
     out = args.out or args.run / "export"
     found = None if args.no_audit else audit(run)
     done = export(run, out, args.format, args.view, args.test_share, found)
-    print(f"{done['train']} rows for training, {done['test']} for testing ({args.format}, {args.view}) in {out}")
+    print(
+        f"{done['train']} rows for training, {done['test']} for testing ({args.format}, {args.view}) in {out}"
+    )
     if args.push_to_hub:
         print(f"uploaded: {push_dataset(out, args.push_to_hub)}")
     if args.json:
@@ -491,7 +568,9 @@ def _env(as_json: bool) -> int:
     except ImportError:
         found |= {"threads": None, "gpus": []}
     for key, value in found.items():
-        print(f"{key:10} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}")
+        print(
+            f"{key:10} {', '.join(f'{k} {v}' for k, v in value.items()) if isinstance(value, dict) else value}"  # noqa: E501
+        )
     if as_json:
         print(json.dumps(found))
     return 0
@@ -507,7 +586,8 @@ def _help_config() -> int:
                 show(inner, f"{prefix}{name}.")
             else:
                 print(
-                    f"  --{prefix}{name} (default: {field.default!r})\n      {' '.join((field.description or '').split())}"
+                    f"  --{prefix}{name} (default: {field.default!r})\n      "
+                    f"{' '.join((field.description or '').split())}"
                 )
 
     show(Config, "")
@@ -515,7 +595,8 @@ def _help_config() -> int:
 
 
 class Progress:
-    """Progress bars on stderr: one for each stage, with rate and time left; lines every 10 s where stderr is no terminal."""
+    """Progress bars on stderr: one for each stage, with rate and time left; lines every 10 s where stderr is
+    no terminal."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
@@ -532,7 +613,12 @@ class Progress:
 
             slow = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
-                total=total, initial=done, desc=f"{stage:13}", mininterval=slow, file=sys.stderr, dynamic_ncols=True
+                total=total,
+                initial=done,
+                desc=f"{stage:13}",
+                mininterval=slow,
+                file=sys.stderr,
+                dynamic_ncols=True,
             )
             self._stage = stage
         self._bar.update(done - self._bar.n)

@@ -1,7 +1,8 @@
 """Recipes: YAML files and dotted overrides in, one validated, frozen `Config` out.
 
-A recipe names only what differs from the defaults written here. `load_recipe("demo", {"train.beta": "2.0"})` reads
-`sao/recipes/demo.yaml` or a file by path. Keys and tokens never stand in a recipe: they come from the environment.
+A recipe names only what differs from the defaults written here. `load_recipe("demo", {"train.beta": "2.0"})`
+reads `sao/recipes/demo.yaml` or a file by path. Keys and tokens never stand in a recipe: they come from the
+environment.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class VllmConfig(Section):
 
 
 class OpenAIConfig(Section):
-    """A server that speaks /v1/chat/completions (engine.name openai): vLLM, SGLang, llama.cpp, Ollama, a hosted one."""
+    """A server that speaks /v1/chat/completions (engine.name openai): vLLM, SGLang, llama.cpp, Ollama, a
+    hosted one."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
     """Where it listens, /v1 included."""
@@ -53,7 +54,8 @@ class OpenAIConfig(Section):
     retries: int = Field(default=20, ge=0)
     """Further tries of a request that fails while others succeed; then its item is dropped."""
     min_rows_per_minute: float = Field(default=0.0, ge=0)
-    """Fewer answers than this in a minute, over two minutes, end the run; 0: a warning only, where the rate falls to a tenth."""
+    """Fewer answers than this in a minute, over two minutes, end the run; 0: a warning only, where the rate
+    falls to a tenth."""
     price_prompt: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens, in any currency; the summary shows the cost."""
     price_completion: float = Field(default=0.0, ge=0)
@@ -64,7 +66,9 @@ class OpenAIConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> OpenAIConfig:
         if not re.match(r"https?://[^/@\s]+(/\S*)?$", self.base_url):
-            raise ValueError("base_url is a URL such as http://127.0.0.1:8000/v1, without a key or password in it")
+            raise ValueError(
+                "base_url is a URL such as http://127.0.0.1:8000/v1, without a key or password in it"
+            )
         return self
 
 
@@ -72,9 +76,9 @@ class EngineConfig(Section):
     """What runs the model when it writes, answers and judges."""
 
     name: Literal["auto", "transformers", "vllm", "openai", "scripted"] = "auto"
-    """auto (vllm where it is installed and suits model and device, else transformers; the run's first line says which),
-    transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted (a rule-following stand-in for
-    tests)."""
+    """auto (vllm where it is installed and suits model and device, else transformers; the run's first line
+    says which), transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted
+    (a rule-following stand-in for tests)."""
     device: str = "auto"
     """Torch device, such as cpu or cuda:0; auto takes a GPU where there is one. (Not vllm's and openai's.)"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -16,7 +16,8 @@ class EvalConfig(Section):
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
     self_tests: int = Field(default=20, ge=0)
-    """Answers on which the judge of `sao eval --suite` is tried: against themselves, swapped, padded, cut, shuffled; 0: none."""
+    """Answers on which the judge of `sao eval --suite` is tried: against themselves, swapped, padded, cut,
+    shuffled; 0: none."""
     engine: EngineConfig | None = None
-    """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server, which cannot be
-    given the tuned weights."""
+    """What runs base and tuned model; null: the recipe's engine, or the built-in one where that is a server,
+    which cannot be given the tuned weights."""

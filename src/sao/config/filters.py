@@ -10,22 +10,25 @@ from sao.config.section import Section
 
 
 class FiltersConfig(Section):
-    """Which prompts are not answered. Held-out prompts are filtered too, after the others: none repeats a training prompt."""
+    """Which prompts are not answered. Held-out prompts are filtered too, after the others: none repeats a
+    training prompt."""
 
     duplicates: Literal["near", "exact", "none"] = "exact"
-    """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too (MinHash, verified; some
-    200 bytes of memory a prompt)."""
+    """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too
+    (MinHash, verified; some 200 bytes of memory a prompt)."""
     max_similarity: float = Field(default=0.7, gt=0, le=1)
     """Jaccard similarity of word pairs from which on a prompt is a near-duplicate."""
     embeddings: str | None = None
-    """A sentence-transformers model (folder or hub id) by which prompts of like meaning are found too; null: none."""
+    """A sentence-transformers model (folder or hub id) by which prompts of like meaning are found too; null:
+    none."""
     max_cosine: float = Field(default=0.95, gt=0, le=1)
     """Cosine of two embeddings from which on a prompt is a duplicate."""
     against: list[str] = []
-    """Evaluation sets that must not leak into prompts or answers: presets (alpaca_eval, mt_bench, arena_hard, gsm8k …), files, or
-    hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
+    """Evaluation sets that must not leak into prompts or answers: presets (alpaca_eval, mt_bench, arena_hard,
+    gsm8k …), files, or hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
     max_overlap: float = Field(default=0.7, gt=0, le=1)
-    """Share of an evaluation item's n-grams (n = 8, or its number of words where that is less) from which on it has leaked."""
+    """Share of an evaluation item's n-grams (n = 8, or its number of words where that is less) from which on
+    it has leaked."""
     min_words: int = Field(default=0, ge=0)
     """Shortest prompt, in words."""
     max_words: int | None = Field(default=None, ge=1)
@@ -35,8 +38,11 @@ class FiltersConfig(Section):
     refusals: bool = True
     """Whether prompts in which the model refuses to write one are dropped."""
     persona_text: bool = True
-    """Whether prompts that quote their persona's text at length, or hold a marker of the template, are dropped."""
+    """Whether prompts that quote their persona's text at length, or hold a marker of the template, are
+    dropped."""
     unfinished: bool = True
-    """Whether prompts that break off (in a comma, an opened bracket at the end, a bare list number) are dropped."""
+    """Whether prompts that break off (in a comma, an opened bracket at the end, a bare list number) are
+    dropped."""
     reject: str | None = None
-    """A function of yours, as "package.module:function": takes the text, returns why it is dropped, or None (toxicity, say)."""
+    """A function of yours, as "package.module:function": takes the text, returns why it is dropped, or None
+    (toxicity, say)."""

@@ -24,10 +24,13 @@ class JurorConfig(Section):
 class JudgingConfig(Section):
     """How two answers are compared."""
 
-    method: Literal["logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle", "given"] = "logprob"
-    """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward: scores of a reward
-    model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the longer or shorter answer, the one that
-    stands first, the exact oracle (proving ground only); given: the labels that `sao import` read."""
+    method: Literal[
+        "logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle", "given"
+    ] = "logprob"
+    """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward:
+    scores of a reward model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the
+    longer or shorter answer, the one that stands first, the exact oracle (proving ground only); given: the
+    labels that `sao import` read."""
     orders: Literal["both", "one"] = "both"
     """Whether each pair is also judged with its answers swapped (paper: one)."""
     opponents: int | None = Field(default=None, ge=2)
@@ -35,12 +38,13 @@ class JudgingConfig(Section):
     template: str = "judge"
     """Template with {prompt}, {first}, {second}."""
     reasoning: bool = False
-    """Whether a text verdict may give reasons first; its last line must then be the ranking (template judge_reasoning)."""
+    """Whether a text verdict may give reasons first; its last line must then be the ranking (template
+    judge_reasoning)."""
     choices: tuple[str, str] = ("1", "2")
     """What a verdict begins with when the first or the second answer is better."""
     prefill: str = ""
-    """The beginning of the judge's reply; what follows it is read. It gives the verdict's token its probability where a judge
-    would rather begin with other words."""
+    """The beginning of the judge's reply; what follows it is read. It gives the verdict's token its
+    probability where a judge would rather begin with other words."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature of text verdicts."""
     max_tokens: int = Field(default=16, ge=1)
@@ -48,19 +52,26 @@ class JudgingConfig(Section):
     min_mass: float = Field(default=0.05, ge=0, le=1)
     """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
     engine: JudgeConfig | None = None
-    """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is RLAIF)."""
+    """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is
+    RLAIF)."""
     panel: list[JurorConfig] = []
-    """Further judges who vote too, such as [{template: my-judge.txt}, {engine: {name: openai, model: other}}]."""
+    """Further judges who vote too, such as [{template: my-judge.txt}, {engine: {name: openai, model:
+    other}}]."""
 
     @model_validator(mode="after")
     def _check(self) -> JudgingConfig:
         if self.reasoning and self.method != "text":
-            raise ValueError("reasoning belongs to method text: a log-probability is asked for without reasons")
+            raise ValueError(
+                "reasoning belongs to method text: a log-probability is asked for without reasons"
+            )
         if self.method == "reward" and (
-            self.engine is None or self.engine.model is None or self.engine.name not in ("auto", "transformers")
+            self.engine is None
+            or self.engine.model is None
+            or self.engine.name not in ("auto", "transformers")
         ):
             raise ValueError(
-                "method reward needs the reward model: set engine.model (and leave engine.name auto or transformers)"
+                "method reward needs the reward model: set engine.model (and leave engine.name auto or "
+                "transformers)"
             )
         if self.panel and self.method not in ("logprob", "text"):
             raise ValueError(f"a panel votes by method logprob or text, not {self.method}")

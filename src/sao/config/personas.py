@@ -13,12 +13,14 @@ class WritingConfig(Section):
     """How the model writes the personas itself (personas.source self)."""
 
     traits: str = "general"
-    """Grid of traits that seeds it: general or world (shipped, CC0), or a YAML file {axes: [[phrase, …], …], relations:
-    [word, …]}."""
+    """Grid of traits that seeds it: general or world (shipped, CC0), or a YAML file {axes: [[phrase, …], …],
+    relations: [word, …]}."""
     traits_each: int = Field(default=3, ge=0)
-    """Traits given for one persona, each of another axis; 0: none, so that the model writes what comes to mind."""
+    """Traits given for one persona, each of another axis; 0: none, so that the model writes what comes to
+    mind."""
     related: float = Field(default=0.5, ge=0, le=1)
-    """Share of the personas, once there are some, that are asked for as somebody whom an earlier one knows."""
+    """Share of the personas, once there are some, that are asked for as somebody whom an earlier one
+    knows."""
     template: str = "persona"
     """Template with {traits}."""
     template_related: str = "persona_related"
@@ -41,8 +43,8 @@ class PersonasConfig(Section):
     """Who asks."""
 
     source: str = "builtin:general"
-    """self (the model writes them), builtin:general, builtin:world, none, a .jsonl/.json/.parquet/.csv/.txt file (or .gz of one),
-    or a hub data set id."""
+    """self (the model writes them), builtin:general, builtin:world, none, a .jsonl/.json/.parquet/.csv/.txt
+    file (or .gz of one), or a hub data set id."""
     column: str = "persona"
     """The key or column that holds the persona in JSONL, Parquet, CSV and hub data sets."""
     sample: Literal["random", "first"] = "random"

@@ -13,8 +13,8 @@ class PromptsConfig(Section):
     """How a persona's prompt is written; or the data set of prompts that takes their place."""
 
     source: str | None = None
-    """null: the model writes them. Else "real prompts" (a control): a file as for personas or a hub data set id; then there are
-    no personas, and personas.n and personas.held_out count prompts."""
+    """null: the model writes them. Else "real prompts" (a control): a file as for personas or a hub data set
+    id; then there are no personas, and personas.n and personas.held_out count prompts."""
     column: str = "prompt"
     """The key or column that holds the prompt: text, or messages, of which the first user turn counts."""
     revision: str | None = None
@@ -26,17 +26,20 @@ class PromptsConfig(Section):
     licence: str | None = None
     """Licence of the data set, copied to the manifest and the cards."""
     method: Literal["instruct", "user_turn"] = "instruct"
-    """instruct: the model is asked to write a prompt as this persona (the paper's way). user_turn: it is told with whom it speaks
-    (`template_user_turn`, in the system turn), the user's turn is left open, and it writes what the user says (Magpie,
-    arXiv 2406.08464): for models too small to follow the instruction."""
+    """instruct: the model is asked to write a prompt as this persona (the paper's way). user_turn: it is told
+    with whom it speaks (`template_user_turn`, in the system turn), the user's turn is left open, and it
+    writes what the user says (Magpie, arXiv 2406.08464): for models too small to follow the instruction."""
     prefill: bool = False
-    """Whether the marker already stands at the start of the reply, for models that forget it (method instruct)."""
+    """Whether the marker already stands at the start of the reply, for models that forget it (method
+    instruct)."""
     template_user_turn: str = "user_turn"
-    """System message with {persona} of method user_turn. Where personas.source is none there is no system message."""
+    """System message with {persona} of method user_turn. Where personas.source is none there is no system
+    message."""
     template: str = "prompt"
     """Template with {persona}: a name in sao/templates or a file."""
     mix: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Several templates with {persona} and their weights, such as {prompt: 2, prompt_code: 1}; drawn by seed for each persona.
+    """Several templates with {persona} and their weights, such as {prompt: 2, prompt_code: 1}; drawn by seed
+    for each persona.
     Empty: `template` alone."""
     template_without_persona: str = "prompt_without_persona"
     """Template used where personas.source is none."""

@@ -57,24 +57,31 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.judging.method == "given" and self.pairs.imported is None:
-            raise ValueError("judging.method given belongs to runs that `sao import` made: only they have given labels")
+            raise ValueError(
+                "judging.method given belongs to runs that `sao import` made: only they have given labels"
+            )
         if self.personas.n == 0 and self.pairs.source is None:
-            raise ValueError("personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source")
+            raise ValueError(
+                "personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source"
+            )
         return self
 
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
     return sorted(
-        f.name.removesuffix(".yaml") for f in resources.files("sao.recipes").iterdir() if f.name.endswith(".yaml")
+        f.name.removesuffix(".yaml")
+        for f in resources.files("sao.recipes").iterdir()
+        if f.name.endswith(".yaml")
     )
 
 
 def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) -> Config:
-    """The validated config of a shipped recipe (by name) or a YAML file (by path), with dotted overrides such as
-    {"train.beta": "2.0"}, whose values are read as YAML.
+    """The validated config of a shipped recipe (by name) or a YAML file (by path), with dotted overrides such
+    as {"train.beta": "2.0"}, whose values are read as YAML.
 
-    Raises ConfigError for an unknown recipe, unreadable YAML, an unknown key (naming the nearest) or a bad value.
+    Raises ConfigError for an unknown recipe, unreadable YAML, an unknown key (naming the nearest) or a bad
+    value.
     """
     where, text = _read(str(recipe))
     try:
@@ -106,12 +113,15 @@ def _read(recipe: str) -> tuple[str, str]:
     """Where a recipe stands and its text."""
     path = Path(recipe)
     if recipe in recipe_names():
-        return f"recipe {recipe}", resources.files("sao.recipes").joinpath(f"{recipe}.yaml").read_text("utf-8")
+        return f"recipe {recipe}", resources.files("sao.recipes").joinpath(f"{recipe}.yaml").read_text(
+            "utf-8"
+        )
     if not path.is_file():
         near = difflib.get_close_matches(recipe, recipe_names(), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
-            f"no recipe {recipe!r}: it is no file, and the shipped ones are {', '.join(recipe_names())}.{hint}"
+            f"no recipe {recipe!r}: it is no file, and the shipped ones are "
+            f"{', '.join(recipe_names())}.{hint}"
         )
     try:
         return str(path), path.read_text("utf-8")
@@ -172,4 +182,6 @@ def _explain(loc: tuple[int | str, ...], kind: str, message: str, given: object)
     if kind == "extra_forbidden":
         return f"unknown key {dotted}.{nearest(dotted)}"
     message = message.removeprefix("Value error, ")
-    return f"{dotted or 'recipe'}: {message}" + (f" (given: {given!r})" if not isinstance(given, dict) else "")
+    return f"{dotted or 'recipe'}: {message}" + (
+        f" (given: {given!r})" if not isinstance(given, dict) else ""
+    )

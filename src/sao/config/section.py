@@ -24,7 +24,8 @@ def field_names(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field holds, None where it holds a value or a list; `Section | None` counts as a section."""
+    """The section that a field holds, None where it holds a value or a list; `Section | None` counts as a
+    section."""
     if get_origin(annotation) is list:
         return None
     for kind in (annotation, *get_args(annotation)):

@@ -12,12 +12,16 @@ Loss = Literal["simpo", "dpo", "ipo", "dpo_norm", "orpo", "cpo", "kto"]
 DEFAULT_BETA: dict[str, float] = {
     "simpo": 10.0, "dpo": 0.1, "ipo": 0.1, "dpo_norm": 5.0, "orpo": 0.1, "cpo": 0.1, "kto": 0.1,
 }  # fmt: skip
-"""What train.beta is where it is not given; the losses measure it in different units (see sao/training/losses.py)."""
+"""What train.beta is where it is not given; the losses measure it in different units (see
+sao/training/losses.py)."""
 
 
-NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes", "save_steps",
-                   "save_minutes", "eval_steps", "samples", "on_alarm", "report_to", "push_to_hub")  # fmt: skip
-"""Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of a dropout)."""
+NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes",
+"save_steps",
+                   "save_minutes", "eval_steps", "samples", "on_alarm", "report_to",
+                   "push_to_hub")  # fmt: skip
+"""Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of
+a dropout)."""
 
 
 class LoraConfig(Section):
@@ -30,29 +34,33 @@ class LoraConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     targets: str | list[str] = "all-linear"
-    """Layers that get an adapter: all-linear (every linear layer but the head) or a list of names such as q_proj."""
+    """Layers that get an adapter: all-linear (every linear layer but the head) or a list of names such as
+    q_proj."""
 
 
 class TrainConfig(Section):
     """Preference optimisation."""
 
     loss: Loss = "simpo"
-    """simpo, dpo, ipo, dpo_norm (length-normalised DPO), orpo, cpo or kto; equations in sao/training/losses.py."""
+    """simpo, dpo, ipo, dpo_norm (length-normalised DPO), orpo, cpo or kto; equations in
+    sao/training/losses.py."""
     beta: float | None = Field(default=None, gt=0)
-    """β of the loss (for ipo its τ, for orpo its λ). null takes the loss's usual one: simpo 10 (as the paper), dpo_norm 5,
-    others 0.1."""
+    """β of the loss (for ipo its τ, for orpo its λ). null takes the loss's usual one: simpo 10 (as the
+    paper), dpo_norm 5, others 0.1."""
     gamma: float | None = Field(default=None, ge=0)
     """SimPO's target margin γ in units of reward (paper: 3). Give this or gamma_beta_ratio, not both."""
     gamma_beta_ratio: float | None = Field(default=None, ge=0)
     """Target margin as a share of β (the SimPO repository's way of writing it): γ = ratio · β."""
     margin_weight: float = Field(default=0.0, ge=0)
-    """Further target margin of each pair, in units of reward: this times the judge's margin (nats) of the pair."""
+    """Further target margin of each pair, in units of reward: this times the judge's margin (nats) of the
+    pair."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Probability with which a label is taken to be wrong."""
     soft_labels: bool = False
     """Whether a pair's label is the judge's probability of the chosen answer instead of 1."""
     nll_weight: float | None = Field(default=None, ge=0)
-    """Weight of the chosen answer's negative log-likelihood, nats per token. null: 1 for orpo and cpo, else 0."""
+    """Weight of the chosen answer's negative log-likelihood, nats per token. null: 1 for orpo and cpo, else
+    0."""
     nll_average: Literal["pairs", "tokens"] = "pairs"
     """Whether each pair or each token of the batch weighs the same in that term (TRL: tokens)."""
     nll_on_prompt: bool = False
@@ -62,15 +70,18 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     """The adapter."""
     weights: Literal["float32", "bfloat16"] = "float32"
-    """Format of the weights while they are trained (bfloat16 with optimizer adamw only for adapters: small steps round away)."""
+    """Format of the weights while they are trained (bfloat16 with optimizer adamw only for adapters: small
+    steps round away)."""
     optimizer: Literal["adamw", "adamw_8bit", "adamw_sr"] = "adamw"
-    """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded stochastically)."""
+    """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded
+    stochastically)."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate (paper: 1e-6)."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     seed: int | None = Field(default=None, ge=0)
-    """Order of the pairs, the adapter's start and dropout: another one repeats a training on the same pairs. null: the run's."""
+    """Order of the pairs, the adapter's start and dropout: another one repeats a training on the same pairs.
+    null: the run's."""
     batch_size: int = Field(default=128, ge=1)
     """Pairs to one optimiser step, over all GPUs."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -84,39 +95,49 @@ class TrainConfig(Section):
     max_length: int = Field(default=2048, ge=8)
     """Longest prompt plus answer, in tokens."""
     too_long: Literal["drop", "cut"] = "drop"
-    """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is always dropped)."""
+    """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is
+    always dropped)."""
     batches: Literal["packed", "padded"] = "packed"
-    """packed: the answers of a micro-batch in one row without padding; padded: one row each, the model's own attention."""
+    """packed: the answers of a micro-batch in one row without padding; padded: one row each, the model's own
+    attention."""
     share_prompt: bool = True
     """Whether a packed pair's prompt is computed once for both answers."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more
+    time."""
     processes: int = Field(default=1, ge=1)
-    """Processes that train together on this machine, one to a GPU (for several machines call `sao train` by torchrun)."""
+    """Processes that train together on this machine, one to a GPU (for several machines call `sao train` by
+    torchrun)."""
     parallel: Literal["ddp", "fsdp2", "zero3"] = "ddp"
-    """How several processes share the work: copies of the model, or its weights, gradients and states split."""
+    """How several processes share the work: copies of the model, or its weights, gradients and states
+    split."""
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pairs kept from training and measured while it runs (metrics eval_*)."""
     eval_steps: int = Field(default=50, ge=1)
     """Optimiser steps between those measurements and between the alarms' samples."""
     samples: int = Field(default=0, ge=0, le=64)
-    """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and repetition."""
+    """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and
+    repetition."""
     on_alarm: Literal["warn", "stop"] = "warn"
-    """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive samples)."""
+    """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive
+    samples)."""
     save_steps: int = Field(default=50, ge=1)
     """Optimiser steps between checkpoints."""
     save_minutes: float = Field(default=5.0, gt=0)
-    """Minutes after which a checkpoint is also written, at the end of the step under way: no more work than that is lost."""
+    """Minutes after which a checkpoint is also written, at the end of the step under way: no more work than
+    that is lost."""
     report_to: list[Literal["wandb", "tensorboard"]] = []
     """Where metrics go besides metrics.jsonl."""
     push_to_hub: str | None = None
-    """Hub id to which the finished model is uploaded with its card, as a private repository (HF_TOKEN in the environment)."""
+    """Hub id to which the finished model is uploaded with its card, as a private repository (HF_TOKEN in the
+    environment)."""
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.gamma is not None and self.gamma_beta_ratio is not None:
             raise ValueError(
-                f"gamma ({self.gamma}) and gamma_beta_ratio ({self.gamma_beta_ratio}) are both given; keep one "
+                f"gamma ({self.gamma}) and gamma_beta_ratio ({self.gamma_beta_ratio}) are both given; keep "
+                "one "
                 "(gamma = gamma_beta_ratio * beta)"
             )
         if self.loss != "simpo" and (self.gamma or self.gamma_beta_ratio):
@@ -128,17 +149,22 @@ class TrainConfig(Section):
             )
         if self.method == "full" and self.weights == "bfloat16" and self.optimizer != "adamw_sr":
             raise ValueError(
-                f"weights bfloat16 with optimizer {self.optimizer}: steps of lr {self.lr:g} are mostly rounded away (they are "
-                "smaller than the weights' last digit). Take weights float32, optimizer adamw_sr, or method lora"
+                f"weights bfloat16 with optimizer {self.optimizer}: steps of lr {self.lr:g} are mostly "
+                "rounded away (they are "
+                "smaller than the weights' last digit). Take weights float32, optimizer adamw_sr, or method "
+                "lora"
             )
         if self.optimizer == "adamw_sr" and self.weights != "bfloat16":
-            raise ValueError("optimizer adamw_sr rounds bfloat16 weights stochastically: set weights bfloat16 with it")
+            raise ValueError(
+                "optimizer adamw_sr rounds bfloat16 weights stochastically: set weights bfloat16 with it"
+            )
         return self
 
     def learnt_from(self) -> dict[str, Any]:
         """The settings that the trained weights depend on: all but those that change their rounding only.
 
-        A seed of the training's own is called training_seed here, beside the run's; where there is none the key is left out.
+        A seed of the training's own is called training_seed here, beside the run's; where there is none the
+        key is left out.
         """
         found = self.model_dump(mode="json", exclude={*NOT_LEARNT_FROM, "seed"})
         return found if self.seed is None else found | {"training_seed": self.seed}
@@ -150,7 +176,8 @@ class TrainConfig(Section):
 
     @property
     def target_margin(self) -> float:
-        """SimPO's γ, however it was written; the paper's γ/β of 0.3 where neither form is given; 0 for other losses."""
+        """SimPO's γ, however it was written; the paper's γ/β of 0.3 where neither form is given; 0 for other
+        losses."""
         if self.loss != "simpo":
             return 0.0
         if self.gamma is not None:

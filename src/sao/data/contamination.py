@@ -1,8 +1,8 @@
 """Which evaluation items stand in a text: their n-grams, indexed.
 
-An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text where at least a
-share of them (0.7) stands in that text. Items of fewer than three words count only where they are the whole text. The evaluation
-side is indexed, ours streams past it.
+An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text
+where at least a share of them (0.7) stands in that text. Items of fewer than three words count only where
+they are the whole text. The evaluation side is indexed, ours streams past it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Leak:
 class LeakIndex:
     """The n-grams of evaluation items, and which texts hold an item.
 
-    Memory: 12 bytes for each n-gram, and about 100 for each different beginning of one (SHORT words), by which most places of a
-    text are passed over.
+    Memory: 12 bytes for each n-gram, and about 100 for each different beginning of one (SHORT words), by
+    which most places of a text are passed over.
     """
 
     def __init__(self, benchmarks: Iterable[Benchmark], max_overlap: float = 0.7) -> None:

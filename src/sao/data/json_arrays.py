@@ -1,7 +1,8 @@
 """The items of a file that is a JSON array, or several arrays one after another, read piece by piece.
 
-Several arrays come of joined files and of writers that work chunk by chunk. Their items are one list where all of them are
-records. Where they are chat messages, texts or numbers, each array may just as well be one row: that is an error, no guess.
+Several arrays come of joined files and of writers that work chunk by chunk. Their items are one list where
+all of them are records. Where they are chat messages, texts or numbers, each array may just as well be one
+row: that is an error, no guess.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _GOES_ON = 4
 """Characters after a number in which it may go on ("1" of "1e+5"), where a piece of the file ends."""
 _MESSAGES = ({"role", "content"}, {"from", "value"})
 _ONE_A_LINE = (
-    'Write one record a line, as .jsonl (a whole conversation as one record: {"messages": [...]}), or put all records '
+    'Write one record a line, as .jsonl (a whole conversation as one record: {"messages": [...]}), or put '
+    "all records "
     "into one array"
 )
 
@@ -35,7 +37,8 @@ def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Ite
         longest: How many characters an item may have.
 
     Raises:
-        DataError: Where the file is broken, cut off, holds anything but arrays, or several arrays of no records.
+        DataError: Where the file is broken, cut off, holds anything but arrays, or several arrays of no
+            records.
 
     """
     with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
@@ -45,11 +48,14 @@ def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Ite
                 yield arrays.place, row
                 arrays.number += 1
         except (UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file") from error
+            raise DataError(
+                f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file"
+            ) from error
 
 
 class _Arrays:
-    """A file of arrays: the piece of it that is held (`_text`, from `_at` on), and the number of the item that is read."""
+    """A file of arrays: the piece of it that is held (`_text`, from `_at` on), and the number of the item
+    that is read."""
 
     def __init__(self, path: Path, file: TextIO, piece: int, longest: int) -> None:
         self.number = 0
@@ -76,7 +82,9 @@ class _Arrays:
                 raise self._unclear(odd)
 
     def _unclear(self, odd: str) -> DataError:
-        return DataError(f"{odd}, in a file of several arrays, so that each array may be one row. {_ONE_A_LINE}")
+        return DataError(
+            f"{odd}, in a file of several arrays, so that each array may be one row. {_ONE_A_LINE}"
+        )
 
     def _opens(self, *, first: bool) -> bool:
         """Whether one more array begins here; its bracket is passed. Between two arrays may stand a comma."""
@@ -90,7 +98,9 @@ class _Arrays:
             end = self._text[self._at : self._at + 40]
             raise DataError(f"{self.place}: after the end of the array stands {end!r}. {_ONE_A_LINE}")
         if comma:
-            raise DataError(f"{self.place}: the file ends after a comma. Copy it again, or take the comma off")
+            raise DataError(
+                f"{self.place}: the file ends after a comma. Copy it again, or take the comma off"
+            )
         return False
 
     def _items(self) -> Iterator[Any]:
@@ -100,7 +110,8 @@ class _Arrays:
             follows = self._next()
             if follows not in (",", "]"):
                 raise DataError(
-                    f"{self.place}: not JSON ({'no comma' if follows else 'the file ends'} after it). Mend the file, or copy "
+                    f"{self.place}: not JSON ({'no comma' if follows else 'the file ends'} after it). Mend "
+                    "the file, or copy "
                     "it again if it was cut off"
                 )
             yield item
@@ -115,7 +126,8 @@ class _Arrays:
                 said = getattr(error, "msg", error)
                 if len(self._text) - self._at > self._longest:
                     raise DataError(
-                        f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({said}). Mend it or take it out"
+                        f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({said}). Mend it "
+                        "or take it out"
                     ) from error
                 if not self._more():  # it merely went on, as long as there was more
                     raise DataError(

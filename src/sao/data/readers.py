@@ -1,7 +1,9 @@
-"""Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain rows out.
+"""Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain
+rows out.
 
-Everything is read as a stream, so memory stays flat whatever the size: a line longer than MAX_LINE is an error, not a
-gigabyte of memory. A file that cannot be read is an error with its place; what a row means is for the caller to say.
+Everything is read as a stream, so memory stays flat whatever the size: a line longer than MAX_LINE is an
+error, not a gigabyte of memory. A file that cannot be read is an error with its place; what a row means is
+for the caller to say.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ MAX_LINE = 64 << 20
 CHUNK = 1 << 20
 """Characters of a JSON array, or bytes of a Parquet file, that are read at a time."""
 NO_TEXT = ("nan", "NaN")
-"""Cells of a .csv that hold no text: how Python and pandas write a number that is none, and pandas a text that is missing."""
+"""Cells of a .csv that hold no text: how Python and pandas write a number that is none, and pandas a text
+that is missing."""
 _BEFORE = b"\xef\xbb\xbf \t\r\n"
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
@@ -51,11 +54,11 @@ def read_rows(
     """Each row with its place (file and line, or data set and row: for messages), in the source's order.
 
     Args:
-        source: A .jsonl file, a .json file (lines, or an array, or arrays of records one after another), a .csv file (names in
-            the first line), a .txt file, any of these as .gz, a .parquet file, a folder of Parquet files (`sao.data.shards`),
-            or the id of a hub data set.
-        columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is missing all are, so
-            that the caller can say what there is.
+        source: A .jsonl file, a .json file (lines, or an array, or arrays of records one after another), a
+            .csv file (names in the first line), a .txt file, any of these as .gz, a .parquet file, a folder
+            of Parquet files (`sao.data.shards`), or the id of a hub data set.
+        columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is
+            missing all are, so that the caller can say what there is.
         also: What the caller reads where it is there.
         what: What the rows should be ("personas"), for messages.
         option: How the user gives the revision, for messages.
@@ -64,11 +67,13 @@ def read_rows(
         split: Split of the hub data set, or of the folder.
 
     Yields:
-        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of .txt. Values are as
+        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of
+        .txt. Values are as
         they stand: a text may be null or NaN (`kind_of`), an id 81.0 (`id_text`).
 
     Raises:
-        DataError: For a source that is not there or cannot be read, or of which a part is missing or there twice.
+        DataError: For a source that is not there or cannot be read, or of which a part is missing or there
+            twice.
 
     """
     path = Path(source)
@@ -81,14 +86,18 @@ def read_rows(
         yield from _text_rows(path)
     elif path.name.endswith(SUFFIXES):
         raise DataError(f"{source}: no such file of {what}")
-    elif path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    elif (
+        path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
+    ):
         raise DataError(
-            f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's id"
+            f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's "
+            "id"
         )
     else:
         if revision is None:
             raise DataError(
-                f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too ({option}: a "
+                f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too "
+                f"({option}: a "
                 "commit or tag), so that the run can be repeated"
             )
         yield from _hub_rows(source, revision, subset, split)
@@ -105,10 +114,12 @@ def column_texts(
     split: str = "train",
     read: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else None,
 ) -> Iterator[str]:
-    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls and empty texts are passed over.
+    """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls and empty
+    texts are passed over.
 
-    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands there: "" where
-    this row holds nothing to read, None where it is of another kind than expected. Halves of surrogate pairs, as a cut emoji
+    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands
+    there: "" where this row holds nothing to read, None where it is of another kind than expected. Halves of
+    surrogate pairs, as a cut emoji
     leaves them in JSON, are taken out: no tokenizer takes them.
 
     Raises DataError for a source that cannot be read, or whose rows hold no such text.
@@ -125,7 +136,8 @@ def column_texts(
             if kind_of(value) == "NaN":
                 kind = ", but NaN: put a text there, or null where there is none"
             raise DataError(
-                f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with --{section}.column"
+                f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with "
+                f"--{section}.column"
             )
         text = text.encode("utf-8", "ignore").decode("utf-8")
         if text and not text.isspace():
@@ -143,8 +155,8 @@ def kind_of(value: Any) -> str:
 
 
 def id_text(value: Any) -> str:
-    """An id of somebody else's as text; 81, 81.0 (as pandas writes a column in which one is missing), "81" and "81.0" are the
-    same. "" for what is no id: null, NaN, true, a list."""
+    """An id of somebody else's as text; 81, 81.0 (as pandas writes a column in which one is missing), "81"
+    and "81.0" are the same. "" for what is no id: null, NaN, true, a list."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         return ""
     if isinstance(value, float):
@@ -154,7 +166,8 @@ def id_text(value: Any) -> str:
 
 
 def content_identity(source: str) -> str:
-    """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the name itself."""
+    """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the
+    name itself."""
     path = Path(source)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
@@ -167,11 +180,13 @@ def content_identity(source: str) -> str:
 
 
 def sample_texts(read: Callable[[], Iterator[str]], n: int, seed: int) -> Iterator[tuple[int, str]]:
-    """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer where it holds fewer.
+    """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer
+    where it holds fewer.
 
-    `read` is called twice: once to find which texts have the n smallest hashes, once to hand them out, in the stream's order.
-    Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream. Texts count as equal where only
-    their case differs.
+    `read` is called twice: once to find which texts have the n smallest hashes, once to hand them out, in the
+    stream's order.
+    Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream. Texts count as
+    equal where only their case differs.
     """
     keys = array("Q")
     for text in read():
@@ -238,11 +253,14 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
                         row = line if kind == ".txt" else _parse(line, place)
                         if kind == ".json" and isinstance(row, list):
                             raise DataError(
-                                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl"
+                                f"{place}: an array among records that stand one a line. Write one record a "
+                                "line, as .jsonl"
                             )
                         yield place, row
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name") from error
+        raise DataError(
+            f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -271,13 +289,16 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
                 f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out"
             )
         if b"\0" in raw:
-            raise DataError(f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)")
+            raise DataError(
+                f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)"
+            )
         line = _decode(raw, place)
         yield place, line.removeprefix("\ufeff") if number == 1 else line
 
 
 def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows as dicts by the names in the first line; cells of NO_TEXT are NaN, as in a file of another kind."""
+    """Rows as dicts by the names in the first line; cells of NO_TEXT are NaN, as in a file of another
+    kind."""
     place = f"{path}, line 1"
 
     def lines() -> Iterator[str]:
@@ -294,9 +315,13 @@ def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]
                 cells = (math.nan if value in NO_TEXT else value for value in values)
                 yield place, dict(zip(names, cells, strict=True))
             elif values:
-                raise DataError(f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line")
+                raise DataError(
+                    f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line"
+                )
     except csv.Error as error:
-        raise DataError(f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled") from error
+        raise DataError(
+            f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled"
+        ) from error
     finally:
         csv.field_size_limit(limit)
 
@@ -305,7 +330,9 @@ def _decode(raw: bytes, place: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv") from error
+        raise DataError(
+            f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv"
+        ) from error
 
 
 def _parse(line: str, place: str) -> Any:
@@ -321,8 +348,8 @@ def _parse(line: str, place: str) -> Any:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What huggingface_hub raises where the hub or the network fails. Some versions let errors of httpx or httpx2 through, which
-    are no OSError; its own error for a bad answer derives from the class of those."""
+    """What huggingface_hub raises where the hub or the network fails. Some versions let errors of httpx or
+    httpx2 through, which are no OSError; its own error for a bad answer derives from the class of those."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, ValueError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)))
@@ -339,6 +366,7 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
             yield f"{source}, row {number}", row
     except (RuntimeError, ImportError, datasets.exceptions.DatasetsError, *hub_errors()) as error:
         raise DataError(
-            f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, revision, subset and "
+            f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, "
+            "revision, subset and "
             "split, the network and, for gated data, HF_TOKEN"
         ) from error

@@ -1,7 +1,7 @@
 """Which Parquet files of a folder make up a split, and whether each of them is there, once.
 
-Whatever reads a folder of somebody else's would read a set short where a download left a shard out, and twice where the file
-manager left a copy. Both are errors that name the file.
+Whatever reads a folder of somebody else's would read a set short where a download left a shard out, and twice
+where the file manager left a copy. Both are errors that name the file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SECOND = re.compile(r"(?P<name>.+) \d+", re.DOTALL)
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet (also in data/, as on the hub), or all, where none is
-    named after a split.
+    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet (also in data/, as on the hub), or all,
+    where none is named after a split.
 
     Raises DataError where there are none, one is missing or there twice, or two sets lie there.
     """
@@ -55,13 +55,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
         raise DataError(f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR")
     names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise DataError(
-        f"{folder}: no {split}.parquet and no {split}-*.parquet in it (it holds: {names}). Name the file itself"
+        f"{folder}: no {split}.parquet and no {split}-*.parquet in it (it holds: {names}). Name the file "
+        "itself"
     )
 
 
 def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
-    """Raise DataError where one of these files of one folder looks like a copy, or where a shard of theirs is missing or there
-    twice. `taken`: names (without suffix) of which a copy is one even where the file itself is not there."""
+    """Raise DataError where one of these files of one folder looks like a copy, or where a shard of theirs is
+    missing or there twice. `taken`: names (without suffix) of which a copy is one even where the file itself
+    is not there."""
     names = {file.stem for file in files} | set(taken)
     copied: dict[str, Path] = {}
     sets: dict[str, list[tuple[Path, re.Match[str]]]] = {}
@@ -71,7 +73,8 @@ def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
         if original != file.stem:
             if original in names or original in copied or _NUMBERED.fullmatch(original):
                 raise DataError(
-                    f"{file}: looks like a copy of {original}{file.suffix}; with it rows may be read twice. Delete it, or "
+                    f"{file}: looks like a copy of {original}{file.suffix}; with it rows may be read twice. "
+                    "Delete it, or "
                     "rename it if it is none"
                 )
             copied[original] = file
@@ -93,12 +96,14 @@ def _check_set(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
     for file, match in shards:
         if int(match["total"]) != total:
             raise DataError(
-                f"{file.parent}: shards of two sets, {first.name} and {file.name}. Keep the files of one of them"
+                f"{file.parent}: shards of two sets, {first.name} and {file.name}. Keep the files of one of "
+                "them"
             )
         number = int(match["number"])
         if number in there:
             raise DataError(
-                f"{file.parent}: two files for one shard, {there[number].name} and {file.name}. Keep the right one"
+                f"{file.parent}: two files for one shard, {there[number].name} and {file.name}. Keep the "
+                "right one"
             )
         there[number] = file
     start = 1 if total in there and 0 not in there else 0
@@ -110,20 +115,23 @@ def _check_set(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
         rest = f"-*{first.suffix}" if found["rest"] else first.suffix
         name = f"{found['name']}{missing:0{len(found['number'])}d}-of-{found['total']}{rest}"
         raise DataError(
-            f"{first.parent}: {name} is missing: the folder holds {len(there)} of {total} shards. Copy the whole set again, or "
+            f"{first.parent}: {name} is missing: the folder holds {len(there)} of {total} shards. Copy the "
+            "whole set again, or "
             "name one file"
         )
 
 
 def _check_counted(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
-    """Shards that are merely numbered, from 0 or 1 on: no number is left out. Other numbers (years, say) say nothing."""
+    """Shards that are merely numbered, from 0 or 1 on: no number is left out. Other numbers (years, say) say
+    nothing."""
     numbers = {int(match["number"]) for _, match in shards}
     lowest = min(numbers)
     missing = next(number for number in count(lowest) if number not in numbers)
     if lowest <= 1 and missing < max(numbers):
         first, match = shards[0]
         raise DataError(
-            f"{first.parent}: {match['name']}{missing:0{len(match['number'])}d}{first.suffix} is missing: the files are numbered "
+            f"{first.parent}: {match['name']}{missing:0{len(match['number'])}d}{first.suffix} is missing: "
+            "the files are numbered "
             f"up to {max(numbers)}. Copy the whole set again, or number them without a gap"
         )
 
@@ -137,7 +145,8 @@ def _of_split(place: Path, split: str) -> list[Path]:
 
 
 def _original(name: str, names: Collection[str] = ()) -> str:
-    """The name (without suffix) of which this one looks like a copy; the name itself where it looks like none."""
+    """The name (without suffix) of which this one looks like a copy; the name itself where it looks like
+    none."""
     while found := _COPY.fullmatch(name):
         name = found["of"] or found["name"]
     found = _SECOND.fullmatch(name)
@@ -146,6 +155,7 @@ def _original(name: str, names: Collection[str] = ()) -> str:
 
 def _twice(folder: Path, split: str, one: Path, other: Path) -> DataError:
     return DataError(
-        f"{folder}: holds the split {split} twice, as {one.relative_to(folder)} and as {other.relative_to(folder)}. Keep one, or "
+        f"{folder}: holds the split {split} twice, as {one.relative_to(folder)} and as "
+        f"{other.relative_to(folder)}. Keep one, or "
         "name the file or folder itself"
     )

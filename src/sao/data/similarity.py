@@ -1,11 +1,13 @@
-"""Texts that repeat an earlier one. Texts in the order of their rows in; for each, the earlier one that it repeats.
+"""Texts that repeat an earlier one. Texts in the order of their rows in; for each, the earlier one that it
+repeats.
 
-Exact: equal but for case, punctuation and spaces. Near: MinHash signatures (rensa) name candidates, and the Jaccard similarity
-of their word pairs decides. By meaning: the cosine of embeddings. The first of a group always stays, and a text is compared with
-those that stayed, so the outcome depends on the order of the rows and on nothing else.
+Exact: equal but for case, punctuation and spaces. Near: MinHash signatures (rensa) name candidates, and the
+Jaccard similarity of their word pairs decides. By meaning: the cosine of embeddings. The first of a group
+always stays, and a text is compared with those that stayed, so the outcome depends on the order of the rows
+and on nothing else.
 
-Broder, "On the resemblance and containment of documents" (1997); Leskovec, Rajaraman and Ullman, Mining of Massive Datasets,
-chapter 3. What is found, and how fast: python benchmarks/filters.py --rows 60000
+Broder, "On the resemblance and containment of documents" (1997); Leskovec, Rajaraman and Ullman, Mining of
+Massive Datasets, chapter 3. What is found, and how fast: python benchmarks/filters.py --rows 60000
 """
 
 from __future__ import annotations
@@ -32,13 +34,15 @@ Texts = Callable[[], Iterator[str]]
 Encode = Callable[[list[str]], Any]
 """Texts → their embeddings [n, d]."""
 PERMUTATIONS, RECALL, SEED = 128, 0.98, 1
-"""Length of a signature, the share of the pairs at the threshold that must become candidates, and the signatures' seed."""
+"""Length of a signature, the share of the pairs at the threshold that must become candidates, and the
+signatures' seed."""
 BATCH = 1024
 """Texts whose signatures or embeddings are made at a time; what is found does not depend on it."""
 GROUP, VERIFIED = 48, 32
-"""So many of the texts before it in each bucket are looked at, and so many of those, the ones met most often, are compared.
-Templated texts ("Explain … in … words." a million times) fill buckets with thousands that are no duplicates; without bounds all
-would be compared. What it costs: a duplicate stays where in each bucket GROUP others or more came between it and its original."""
+"""So many of the texts before it in each bucket are looked at, and so many of those, the ones met most often,
+are compared. Templated texts ("Explain … in … words." a million times) fill buckets with thousands that are
+no duplicates; without bounds all would be compared. What it costs: a duplicate stays where in each bucket
+GROUP others or more came between it and its original."""
 _SIGNS = (
     r"(?=[-+<=>^$#*/%])(?:[+<=>^$]|(?<=[^\W_])#(?![^\W_])|(?<=[^\W_])[*/](?=[^\W_])"
     r"|(?:(?<=\d)|(?<=\d\s))(?:%|[-*/](?=\s?\d))|(?<![^\W_])-(?=\d))"
@@ -54,15 +58,17 @@ _NO_SPACES = (
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """For each text [n] the place of the earlier one that it repeats (-1: none), and how similar the two are (1: equal). An
-    equal one is always the first of its kind, though that one itself may repeat another nearly; a near one is one that stayed."""
+    """For each text [n] the place of the earlier one that it repeats (-1: none), and how similar the two are
+    (1: equal). An equal one is always the first of its kind, though that one itself may repeat another
+    nearly; a near one is one that stayed."""
 
     earlier: array[int]
     similarity: array[float]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, compatibility forms and case made one (NFKC, casefold). Emoji and some signs are words too."""
+    """The words of a text, compatibility forms and case made one (NFKC, casefold). Emoji and some signs are
+    words too."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     return _any_word().findall(unicodedata.normalize("NFKC", text).casefold())
@@ -98,7 +104,8 @@ def _said(text: str) -> list[str]:
 
 
 def normalise(text: str) -> str:
-    """What two texts that count as equal have in common: their words; of a text without any, its characters."""
+    """What two texts that count as equal have in common: their words; of a text without any, its
+    characters."""
     return " ".join(_said(text))
 
 
@@ -117,16 +124,20 @@ def jaccard(a: set[Any], b: set[Any]) -> float:
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
-    """(bands, rows of a band) of a signature: as many rows as still make RECALL of the pairs at the threshold candidates."""
-    rows = next(r for r in range(10, 0, -1) if r == 1 or 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL)
+    """(bands, rows of a band) of a signature: as many rows as still make RECALL of the pairs at the threshold
+    candidates."""
+    rows = next(
+        r for r in range(10, 0, -1) if r == 1 or 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL
+    )
     return PERMUTATIONS // rows, rows
 
 
 def find_duplicates(texts: Texts, threshold: float | None) -> Repeats:
-    """What each text repeats, exactly or, where there is a `threshold` below 1, with a Jaccard similarity of at least that.
+    """What each text repeats, exactly or, where there is a `threshold` below 1, with a Jaccard similarity of
+    at least that.
 
-    Memory: 24 bytes a text; while near ones are looked for 4 more for each band (25 at 0.7), and 4 for each word of the texts
-    that share a bucket with another. The texts themselves pass through.
+    Memory: 24 bytes a text; while near ones are looked for 4 more for each band (25 at 0.7), and 4 for each
+    word of the texts that share a bucket with another. The texts themselves pass through.
     """
     import numpy as np
 
@@ -137,7 +148,8 @@ def find_duplicates(texts: Texts, threshold: float | None) -> Repeats:
     repeated = places != np.arange(len(keys))
     del first, where
     found = Repeats(
-        array("q", np.where(repeated, places, -1).tobytes()), array("f", repeated.astype(np.float32).tobytes())
+        array("q", np.where(repeated, places, -1).tobytes()),
+        array("f", repeated.astype(np.float32).tobytes()),
     )
     del places, repeated
     if near and threshold is not None and len(keys):
@@ -156,7 +168,9 @@ def _hashed(texts: Texts, shape: tuple[int, int]) -> tuple[array[int], list[arra
     while batch := list(islice(waiting, BATCH)):
         keys.extend(_key(" ".join(said)) for said in batch)
         if bands:
-            digests = rensa.RMinHash.digests_from_token_sets([list(_pairs(said)) for said in batch], bands * rows, SEED)
+            digests = rensa.RMinHash.digests_from_token_sets(
+                [list(_pairs(said)) for said in batch], bands * rows, SEED
+            )
             mixed = _mixed(np.array(digests, dtype=np.uint64).reshape(len(batch), bands, rows))
             for band, column in zip(found, mixed.T, strict=True):
                 band.frombytes(column.tobytes())
@@ -164,8 +178,8 @@ def _hashed(texts: Texts, shape: tuple[int, int]) -> tuple[array[int], list[arra
 
 
 def _mixed(signatures: np.ndarray) -> np.ndarray:
-    """The rows of each band as one number of 32 bits: [n, bands, rows] → [n, bands]. What falls together by accident is told
-    apart when it is verified."""
+    """The rows of each band as one number of 32 bits: [n, bands, rows] → [n, bands]. What falls together by
+    accident is told apart when it is verified."""
     import numpy as np
 
     key = np.zeros(signatures.shape[:2], dtype=np.uint64)
@@ -176,7 +190,9 @@ def _mixed(signatures: np.ndarray) -> np.ndarray:
 
 
 def _key(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), sys.byteorder)
+    return int.from_bytes(
+        blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), sys.byteorder
+    )
 
 
 def _find_near(texts: Texts, threshold: float, bands: list[array[int]], found: Repeats) -> None:
@@ -211,8 +227,8 @@ def _find_near(texts: Texts, threshold: float, bands: list[array[int]], found: R
 
 
 def _chain(keys: np.ndarray, new: np.ndarray, shared: np.ndarray) -> memoryview:
-    """Of each text [n] the one before it in its bucket of this band (-1: none), written over `keys` [n]; marks in `shared` [n]
-    those that are not alone in their bucket. Only the `new` texts are in buckets."""
+    """Of each text [n] the one before it in its bucket of this band (-1: none), written over `keys` [n];
+    marks in `shared` [n] those that are not alone in their bucket. Only the `new` texts are in buckets."""
     import numpy as np
 
     rows = new[np.argsort(keys[new], kind="stable")]
@@ -226,7 +242,8 @@ def _chain(keys: np.ndarray, new: np.ndarray, shared: np.ndarray) -> memoryview:
 
 
 def _candidates(chains: list[memoryview], row: int, earlier: array[int]) -> list[int]:
-    """The texts that stayed, before `row` in its buckets, those met most often first; what did not stay leads to its original."""
+    """The texts that stayed, before `row` in its buckets, those met most often first; what did not stay leads
+    to its original."""
     meets: dict[int, int] = {}
     for chain in chains:
         other = chain[row]
@@ -241,7 +258,8 @@ def _candidates(chains: list[memoryview], row: int, earlier: array[int]) -> list
 
 
 def find_by_embedding(texts: Texts, model: str, threshold: float, encode: Encode | None = None) -> Repeats:
-    """What each text repeats by meaning: the first earlier one whose embedding has the largest cosine, at least `threshold`.
+    """What each text repeats by meaning: the first earlier one whose embedding has the largest cosine, at
+    least `threshold`.
 
     Args:
         texts: The texts.
@@ -249,8 +267,8 @@ def find_by_embedding(texts: Texts, model: str, threshold: float, encode: Encode
         threshold: Least cosine.
         encode: Takes the model's place.
 
-    Compares with all that stayed: n² products, minutes for 60,000 texts, hours for a million. Memory: 2 bytes a dimension and
-    text. Raises ConfigError where the package or the model is missing.
+    Compares with all that stayed: n² products, minutes for 60,000 texts, hours for a million. Memory: 2 bytes
+    a dimension and text. Raises ConfigError where the package or the model is missing.
 
     """
     import numpy as np
@@ -285,7 +303,8 @@ def find_by_embedding(texts: Texts, model: str, threshold: float, encode: Encode
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors [n, d] of length 1, rounded as they are held (float16), so that a cosine does not depend on where a batch ends."""
+    """Vectors [n, d] of length 1, rounded as they are held (float16), so that a cosine does not depend on
+    where a batch ends."""
     import numpy as np
 
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -302,5 +321,7 @@ def _sentence_encoder(model: str) -> Encode:
     try:
         encoder = SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"filters.embeddings {model!r}: no sentence-transformers model ({error})") from error
+        raise ConfigError(
+            f"filters.embeddings {model!r}: no sentence-transformers model ({error})"
+        ) from error
     return lambda batch: encoder.encode(batch, show_progress_bar=False, convert_to_numpy=True)

@@ -1,8 +1,9 @@
 """What an engine is: requests in lazily, completions out as they finish.
 
-An engine keeps its queue full from the iterable it is given: it may read ahead as far as it likes and answers in any
-order, so there is no barrier between batches. Concurrency lives inside the engine; a stage is a plain loop. A sample
-depends on its request (messages, sampling settings, its own seed) and on nothing else that happens to run beside it.
+An engine keeps its queue full from the iterable it is given: it may read ahead as far as it likes and answers
+in any order, so there is no barrier between batches. Concurrency lives inside the engine; a stage is a plain
+loop. A sample depends on its request (messages, sampling settings, its own seed) and on nothing else that
+happens to run beside it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy; `top_p` is the nucleus; at most `max_tokens` new tokens; a sample also
-    ends before the first of the `stop` strings. `one_of` is a wish: where it can, the engine writes one of these texts."""
+    """How to sample: `temperature` 0 is greedy; `top_p` is the nucleus; at most `max_tokens` new tokens; a
+    sample also ends before the first of the `stop` strings. `one_of` is a wish: where it can, the engine
+    writes one of these texts."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -42,8 +44,9 @@ class Sample:
 class Request:
     """A chat to continue, once for each of `samples` (all from one prefill of the cache).
 
-    `prefill` is the beginning of the reply, which the engine goes on from and which is not in the completion's text. With
-    `as_user` the model writes the user's next turn instead of a reply. Both need an engine that `has_prefill`.
+    `prefill` is the beginning of the reply, which the engine goes on from and which is not in the
+    completion's text. With `as_user` the model writes the user's next turn instead of a reply. Both need an
+    engine that `has_prefill`.
     """
 
     messages: tuple[Message, ...]
@@ -91,8 +94,8 @@ class Failure:
 
 @dataclass(slots=True)
 class Usage:
-    """What an engine was asked so far, where it counts that: HTTP requests, those of them that failed and were sent again, and
-    the tokens that the server reports."""
+    """What an engine was asked so far, where it counts that: HTTP requests, those of them that failed and
+    were sent again, and the tokens that the server reports."""
 
     requests: int = 0
     retries: int = 0
@@ -106,7 +109,8 @@ def cut_at(text: str, stops: tuple[str, ...]) -> int | None:
 
 
 def read_marked(completion: Completion | Failure, marker: str, prefill: str = "") -> tuple[str, str]:
-    """What follows the marker with which a text (`prefill` and what was written) must begin, or "" and why there is nothing."""
+    """What follows the marker with which a text (`prefill` and what was written) must begin, or "" and why
+    there is nothing."""
     if isinstance(completion, Failure):
         return "", completion.reason
     text = (prefill + completion.text).strip()
@@ -119,16 +123,18 @@ def read_marked(completion: Completion | Failure, marker: str, prefill: str = ""
 
 
 def dropped(completion: Completion | Failure, row: int, stage: str, reason: str, prefill: str = "") -> Drop:
-    """The Drop of what could not be used, with what was written (`prefill` before it), so that a person can see why."""
+    """The Drop of what could not be used, with what was written (`prefill` before it), so that a person can
+    see why."""
     text = None if isinstance(completion, Failure) else (prefill + completion.text)[:KEPT_TEXT]
     return Drop(row=row, stage=stage, record_id=completion.id, reason=reason, text=text)
 
 
 class Engine(Protocol):
-    """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not paths).
+    """Something that continues chats. `name` goes into records, `identity` into fingerprints (weights, not
+    paths).
 
-    `has_logprobs` says whether `choice_logprobs` can be asked, `has_prefill` whether requests may begin the reply or leave the
-    user's turn open; `usage` is None where nothing is counted.
+    `has_logprobs` says whether `choice_logprobs` can be asked, `has_prefill` whether requests may begin the
+    reply or leave the user's turn open; `usage` is None where nothing is counted.
     """
 
     name: str
@@ -157,17 +163,22 @@ def require_prefill(engine: Engine, where: str) -> None:
     """Raise EngineError where an engine cannot go on from a turn that has begun."""
     if not engine.has_prefill:
         raise EngineError(
-            f"{where}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, judging.prefill). "
-            "That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here as its name, for the "
+            f"{where}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, "
+            "judging.prefill). "
+            "That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here as "
+            "its name, for the "
             "chat template. Else take prompts.method instruct, and no prefill"
         )
 
 
 def open_engine(
-    config: EngineConfig, model: str, revision: str | None = None, notify: Callable[[str], None] = lambda line: None
+    config: EngineConfig,
+    model: str,
+    revision: str | None = None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Engine:
-    """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded. `notify` gets what its
-    user should know while it works."""
+    """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded.
+    `notify` gets what its user should know while it works."""
     if config.name == "auto":
         from sao.engines.auto import choose
 

@@ -1,4 +1,5 @@
-"""Which engine `engine.name: auto` stands for: vLLM where it is installed and suits model and device, else the built-in one."""
+"""Which engine `engine.name: auto` stands for: vLLM where it is installed and suits model and device, else
+the built-in one."""
 
 from __future__ import annotations
 
@@ -33,9 +34,13 @@ def settle(config: Config) -> tuple[Config, str]:
         judging.engine is not None and judging.method != "reward"
     ):  # the built-in engine has nothing to do with reward models
         judging = judging.model_copy(update={"engine": judge(judging.engine)})
-    panel = [j if j.engine is None else j.model_copy(update={"engine": judge(j.engine)}) for j in judging.panel]
+    panel = [
+        j if j.engine is None else j.model_copy(update={"engine": judge(j.engine)}) for j in judging.panel
+    ]
     if evaluation.engine is not None:
-        evaluation = evaluation.model_copy(update={"engine": settled(evaluation.engine, config.model, config.revision)})
+        evaluation = evaluation.model_copy(
+            update={"engine": settled(evaluation.engine, config.model, config.revision)}
+        )
     parts = {"engine": engine, "judging": judging.model_copy(update={"panel": panel}), "eval": evaluation}
     return config.model_copy(update=parts), f"{engine.name}: {why}"
 
@@ -46,12 +51,18 @@ def settled(config: E, model: str, revision: str | None = None) -> E:
 
 
 def choose(config: E, model: str, revision: str | None = None) -> tuple[E, str]:
-    """The settings with vllm or transformers for a name, and why. Raises ModelError where there is no such model."""
+    """The settings with vllm or transformers for a name, and why. Raises ModelError where there is no such
+    model."""
     why_not = _against_vllm(config, model, revision)
-    only_vllm = {"lora": config.vllm.lora, "quantization": config.vllm.quantization, "extra": config.vllm.extra}
+    only_vllm = {
+        "lora": config.vllm.lora,
+        "quantization": config.vllm.quantization,
+        "extra": config.vllm.extra,
+    }
     if why_not and (given := next((key for key, value in only_vllm.items() if value), None)):
         raise ConfigError(
-            f"engine.vllm.{given} is set, but engine.name auto cannot take vLLM ({why_not}). Name the engine (--engine.name "
+            f"engine.vllm.{given} is set, but engine.name auto cannot take vLLM ({why_not}). Name the engine "
+            "(--engine.name "
             "vllm), or take the setting out"
         )
     name = "transformers" if why_not else "vllm"
@@ -59,7 +70,8 @@ def choose(config: E, model: str, revision: str | None = None) -> tuple[E, str]:
 
 
 def _against_vllm(config: EngineConfig, model: str, revision: str | None) -> str | None:
-    """Why vLLM does not run this model here, None where it does. vLLM itself is not imported: that takes seconds."""
+    """Why vLLM does not run this model here, None where it does. vLLM itself is not imported: that takes
+    seconds."""
     if model == WORLD_MODEL:
         return "the shipped model"
     spec = find_spec("vllm")

@@ -1,9 +1,12 @@
-"""Many HTTP requests at once against one server that may refuse, stall, answer nonsense, or be gone for a while.
+"""Many HTTP requests at once against one server that may refuse, stall, answer nonsense, or be gone for a
+while.
 
-`Client.stream` takes calls as they are asked for and gives their results in order of finishing. An event loop in a thread of its
-own keeps as many calls in flight as the server bears: the number grows while it answers and shrinks when it says that it is
-too much (429, 503, or no answer in time), as TCP's window does. What fails for a reason that may pass is sent again, after a
-growing, jittered pause or the one that the server asks for (Retry-After, RFC 9110 section 10.2.3).
+`Client.stream` takes calls as they are asked for and gives their results in order of finishing. An event loop
+in a thread of its
+own keeps as many calls in flight as the server bears: the number grows while it answers and shrinks when it
+says that it is too much (429, 503, or no answer in time), as TCP's window does. What fails for a reason that
+may pass is sent again, after a growing, jittered pause or the one that the server asks for (Retry-After, RFC
+9110 section 10.2.3).
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ CONNECT_SECONDS = 30.0
 OPTIONAL_TRIES = 3
 RATE_SECONDS, OUTAGE_SECONDS = 60.0, 10.0
 TOO_MUCH = {408, 429, 503, 504}
-"""Statuses by which a server says that it is asked too much at once; 529 and others above 500 are retried all the same."""
+"""Statuses by which a server says that it is asked too much at once; 529 and others above 500 are retried all
+the same."""
 FATAL = {401, 402, 403, 404, 405, 410}
 
 R = TypeVar("R")
@@ -63,9 +67,10 @@ class _FailedError(Exception):
 
 @dataclass(slots=True)
 class Call(Generic[R]):
-    """One request. `read` turns the answer into a result or raises BadAnswerError; `refused` says what becomes of it when the
-    server refuses it: a result, or a Call to send in its place; `given_up` what, when it failed too often, which is more often
-    than `retries` (None: engine.openai.retries) while the server answers others."""
+    """One request. `read` turns the answer into a result or raises BadAnswerError; `refused` says what
+    becomes of it when the
+    server refuses it: a result, or a Call to send in its place; `given_up` what, when it failed too often,
+    which is more often than `retries` (None: engine.openai.retries) while the server answers others."""
 
     body: dict[str, Any]
     tokens: int
@@ -77,11 +82,12 @@ class Call(Generic[R]):
 
 
 class Window:
-    """How many requests may be in flight: AIMD, as in TCP (RFC 5681), but judged by rounds of as many answers as fit into the
-    window, since a refusal now and then is no congestion.
+    """How many requests may be in flight: AIMD, as in TCP (RFC 5681), but judged by rounds of as many answers
+    as fit into the window, since a refusal now and then is no congestion.
 
-    It grows by 1 for each answer (so it doubles with each round) up to the size that was last too much, then by 1 for each round.
-    After a round in which more than `TOLERATED` of the requests were refused it shrinks to × 0.7.
+    It grows by 1 for each answer (so it doubles with each round) up to the size that was last too much, then
+    by 1 for each round. After a round in which more than `TOLERATED` of the requests were refused it shrinks
+    to × 0.7.
     """
 
     def __init__(self, most: int) -> None:
@@ -167,7 +173,8 @@ class Pace:
 
 
 class Rate:
-    """Answers in a minute. Says so once where they fall to a tenth of the best minute, raises EngineError below `least`."""
+    """Answers in a minute. Says so once where they fall to a tenth of the best minute, raises EngineError
+    below `least`."""
 
     def __init__(self, least: float, notify: Callable[[str], None]) -> None:
         self.least, self.notify = least, notify
@@ -186,8 +193,10 @@ class Rate:
         self._low = self._low + 1 if count < self.least else 0
         if self._low >= 2:
             raise EngineError(
-                f"fewer than engine.openai.min_rows_per_minute = {self.least:g} answers in each of the last two minutes "
-                f"(the last: {count}). All that was finished is kept: see to the server and run the same command again"
+                f"fewer than engine.openai.min_rows_per_minute = {self.least:g} answers in each of the last "
+                "two minutes "
+                f"(the last: {count}). All that was finished is kept: see to the server and run the same "
+                "command again"
             )
         if count < self._best / 10 and not self._warned:
             self._warned = True
@@ -196,19 +205,26 @@ class Rate:
 
 
 class Client:
-    """A connection to one server, with its own thread. Raises EngineError where the server is gone or will have none of us."""
+    """A connection to one server, with its own thread. Raises EngineError where the server is gone or will
+    have none of us."""
 
     def __init__(self, config: OpenAIConfig, key: str | None, notify: Callable[[str], None]) -> None:
         self.config, self.notify, self.usage = config, notify, Usage()
         self.url = config.base_url.rstrip("/")
         try:
-            _ = urlsplit(self.url).port  # httpx only fails on a port of 99999 once it connects, with an ExceptionGroup
+            _ = urlsplit(
+                self.url
+            ).port  # httpx only fails on a port of 99999 once it connects, with an ExceptionGroup
         except ValueError as error:
             raise EngineError(f"{self.url}: not a URL ({error}). Set engine.openai.base_url") from error
         self._key = key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise EngineError(f"the environment variable {config.api_key_env} holds something that cannot be a key")
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+            raise EngineError(
+                f"the environment variable {config.api_key_env} holds something that cannot be a key"
+            )
+        self._headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {key}"} if key else {}
+        )
         self._window = Window(config.max_concurrency)
         self._requests, self._tokens = Pace(config.requests_per_minute), Pace(config.tokens_per_minute)
         self._answered = time.monotonic()
@@ -221,11 +237,14 @@ class Client:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sao-client", daemon=True)
         self._thread.start()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency)
-        self._http = httpx.AsyncClient(timeout=httpx.Timeout(config.timeout, connect=CONNECT_SECONDS), limits=limits)
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(config.timeout, connect=CONNECT_SECONDS), limits=limits
+        )
 
     def stream(self, pull: Callable[[], Call[R] | None]) -> Iterator[R]:
-        """Results in order of finishing. `pull` gives the next call, None where there is none for now: it is asked again after
-        each result, until none is in flight. Where the server fails for good, what had come by then is given out first."""
+        """Results in order of finishing. `pull` gives the next call, None where there is none for now: it is
+        asked again after each result, until none is in flight. Where the server fails for good, what had come
+        by then is given out first."""
         results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         tasks: set[asyncio.Task[None]] = set()
         ahead, pending = 2 * self.config.max_concurrency, 0
@@ -258,15 +277,19 @@ class Client:
                 rate.check()
                 yield result
         finally:
-            if pending and self._loop.is_running():  # else the client was closed before, with all that was in flight
+            if (
+                pending and self._loop.is_running()
+            ):  # else the client was closed before, with all that was in flight
                 self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
 
     def get(self, url: str) -> dict[str, Any] | None:
-        """The JSON object at `url`, None where the server knows no such address. Waits for a server that is not up yet."""
+        """The JSON object at `url`, None where the server knows no such address. Waits for a server that is
+        not up yet."""
         return self._once("GET", url, None)
 
     def post(self, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The same by POST; None too where the server refuses it, or answers with something else (a web page, say)."""
+        """The same by POST; None too where the server refuses it, or answers with something else (a web page,
+        say)."""
         return self._once("POST", url, body)
 
     def close(self) -> None:
@@ -372,16 +395,20 @@ class Client:
             silent = 0.0
         if max(silent, wait) > self.config.patience:
             why = (
-                f"it asks to wait {wait:.0f} s" if wait > self.config.patience else f"no good answer for {silent:.0f} s"
+                f"it asks to wait {wait:.0f} s"
+                if wait > self.config.patience
+                else f"no good answer for {silent:.0f} s"
             )
             raise EngineError(
-                f"{self.url}: {why} (last: {fault}), longer than engine.openai.patience = {self.config.patience:g} s. All that "
+                f"{self.url}: {why} (last: {fault}), longer than engine.openai.patience = "
+                f"{self.config.patience:g} s. All that "
                 "was finished is kept: see to the server and run the same command again"
             )
         if max(silent, wait) > OUTAGE_SECONDS and not self._told:
             self._told = True
             self.notify(
-                f"{self.url}: no good answer for {silent:.0f} s ({fault}); trying on for {self.config.patience:g} s"
+                f"{self.url}: no good answer for {silent:.0f} s ({fault}); trying on for "
+                f"{self.config.patience:g} s"
             )
         if wait:
             self._window.closed_until = max(self._window.closed_until, time.monotonic() + wait)
@@ -390,7 +417,8 @@ class Client:
         await asyncio.sleep(max(pause, wait))
 
     async def _lives(self) -> bool:
-        """Whether a short request is answered: then those that fail are odd ones out, or the others just take long."""
+        """Whether a short request is answered: then those that fail are odd ones out, or the others just take
+        long."""
         if self._proof is None:
             return False
         call = self._proof
@@ -402,8 +430,11 @@ class Client:
         self._answered = time.monotonic()
         return True
 
-    async def _try(self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False) -> dict[str, Any]:
-        """The JSON object of one answer. Raises RefusedError, EngineError (nothing will help) or _FailedError (try again).
+    async def _try(
+        self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False
+    ) -> dict[str, Any]:
+        """The JSON object of one answer. Raises RefusedError, EngineError (nothing will help) or _FailedError
+        (try again).
 
         With `optional` an unknown address is a refusal.
         """
@@ -439,7 +470,8 @@ class Client:
         raise RefusedError(status, message)
 
     def _hide(self, text: str) -> str:
-        """A server's words without our key, which some repeat; what is shorter than 8 is no secret ("EMPTY")."""
+        """A server's words without our key, which some repeat; what is shorter than 8 is no secret
+        ("EMPTY")."""
         return text.replace(self._key, "…") if len(self._key) >= 8 else text
 
 

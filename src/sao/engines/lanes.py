@@ -1,7 +1,9 @@
-"""Decoding for the built-in engine: a model with a key-value cache, its lanes of slots, and how a token is drawn.
+"""Decoding for the built-in engine: a model with a key-value cache, its lanes of slots, and how a token is
+drawn.
 
-A lane is a fixed number of slots whose sequences decode together, each at a position of its own. All tensors of a step
-have one shape for the whole life of the lane, which is what keeps a sequence's numbers apart from its company's.
+A lane is a fixed number of slots whose sequences decode together, each at a position of its own. All tensors
+of a step have one shape for the whole life of the lane, which is what keeps a sequence's numbers apart from
+its company's.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ Layers = list[tuple[torch.Tensor, torch.Tensor]]
 Masks = dict[str, tuple[torch.Tensor, int]]
 """For each kind of layer its additive mask [slots, 1, 1, positions] and its window (most keys of a query)."""
 _STOP_SLACK = 8
-"""Tokens looked at beyond a stop string's bytes (each token is at least a byte; a few may be parts of characters)."""
+"""Tokens looked at beyond a stop string's bytes (each token is at least a byte; a few may be parts of
+characters)."""
 _NO_WINDOW = 1 << 60
 
 
 def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A number in [0, 1) for each (seed, step), both [rows]: SplitMix64 (Steele et al. 2014), the seed hashed first."""
+    """A number in [0, 1) for each (seed, step), both [rows]: SplitMix64 (Steele et al. 2014), the seed hashed
+    first."""
 
     def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -46,7 +50,9 @@ def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
     """Sample one token for each row by inverting its cumulative distribution.
 
     Args:
@@ -66,7 +72,8 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
     probabilities = torch.softmax(scaled, -1)
     tokens = _invert(probabilities.cumsum(-1), uniform)
     if bool((top_p < 1).any()):
-        # Over all rows, not only those that ask for it, so that the shapes stay the same whoever else is there.
+        # Over all rows, not only those that ask for it, so that the shapes stay the same whoever else is
+        # there.
         ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(-1) - ordered
         before[:, 0] = 0.0  # the most probable token always stays
@@ -132,8 +139,10 @@ class Network:
         strange = kinds - {"full_attention", "sliding_attention"}
         if strange or getattr(model, "_is_stateful", False):
             raise ModelError(
-                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that keep more "
-                "than keys and values, which the built-in engine cannot batch. Take a model of attention layers only"
+                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that "
+                "keep more "
+                "than keys and values, which the built-in engine cannot batch. Take a model of attention "
+                "layers only"
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
@@ -158,19 +167,23 @@ class Network:
 
     @torch.inference_mode()
     def prefill(self, ids: NDArray[np.int64]) -> Layers:
-        """Keys and values of prompts [rows, columns], padded on the right: causal attention never looks there."""
+        """Keys and values of prompts [rows, columns], padded on the right: causal attention never looks
+        there."""
         cache = DynamicCache()
         self.forward(input_ids=self.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1)
         layers = []
         for layer in cache.layers:
             if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
-                raise ModelError(f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch")
+                raise ModelError(
+                    f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch"
+                )
             layers.append((layer.keys, layer.values))
         return layers
 
     @torch.inference_mode()
     def last_logits(self, ids: NDArray[np.int64], last: NDArray[np.int64]) -> torch.Tensor:
-        """Logits [rows, vocabulary] at the places `last` [rows] of `ids` [rows, columns], padded on the right.
+        """Logits [rows, vocabulary] at the places `last` [rows] of `ids` [rows, columns], padded on the
+        right.
 
         The head gets these places only: logits of all of them would be the largest tensor by far.
         """
@@ -260,7 +273,8 @@ class Lane:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[Sequence], list[Sequence]]:
-        """Give every live slot one more token; the sequences that ended, and those that need a larger lane."""
+        """Give every live slot one more token; the sequences that ended, and those that need a larger
+        lane."""
         token = self._draw(self._forward())
         self.history[self.rows, self.drawn] = token
         self.token = token
@@ -276,7 +290,8 @@ class Lane:
         )
 
     def _forward(self) -> torch.Tensor:
-        """Logits [slots, vocabulary] after each slot's next token. Idle slots write into their own position 0."""
+        """Logits [slots, vocabulary] after each slot's next token. Idle slots write into their own position
+        0."""
         place = np.where(self.live, self.length, 0)
         positions = self.network.tensor(place)
         for layer in self.layers:
@@ -316,7 +331,8 @@ class Lane:
         sequence.length, sequence.token, sequence.row = int(self.length[slot]), int(self.token[slot]), 0
         if keep:
             sequence.layers = [
-                (layer.keys[slot : slot + 1].clone(), layer.values[slot : slot + 1].clone()) for layer in self.layers
+                (layer.keys[slot : slot + 1].clone(), layer.values[slot : slot + 1].clone())
+                for layer in self.layers
             ]
         self.held[slot], self.live[slot], self.length[slot], self.drawn[slot] = None, False, 0, 0
         return sequence

@@ -1,9 +1,11 @@
-"""The engine for a server that speaks POST /v1/chat/completions: vLLM, SGLang, llama.cpp, Ollama, TGI, a hosted one.
+"""The engine for a server that speaks POST /v1/chat/completions: vLLM, SGLang, llama.cpp, Ollama, TGI, a
+hosted one.
 
-Servers differ in what they do and some ignore in silence what they cannot: at the start a few short requests find out (see
-`Skills`), and every answer is checked before it counts. Each sample is a request of its own with its own seed, so it does
-not depend on what else is asked; only where a server knows no seeds, but n, are the samples of a prompt one request. Where
-the model's tokenizer is here and the server shows its token ids (vLLM), the samples' ids are kept for training.
+Servers differ in what they do and some ignore in silence what they cannot: at the start a few short requests
+find out (see `Skills`), and every answer is checked before it counts. Each sample is a request of its own
+with its own seed, so it does not depend on what else is asked; only where a server knows no seeds, but n, are
+the samples of a prompt one request. Where the model's tokenizer is here and the server shows its token ids
+(vLLM), the samples' ids are kept for training.
 """
 
 from __future__ import annotations
@@ -69,11 +71,14 @@ class Skills:
     structured_choice: bool = False
     """Answers held to a list of texts (vLLM's structured_outputs)."""
     token_ids: bool = False
-    """The ids of the tokens written, of a prompt encoded as the model's own tokenizer here encodes it (vLLM)."""
+    """The ids of the tokens written, of a prompt encoded as the model's own tokenizer here encodes it
+    (vLLM)."""
 
     def __str__(self) -> str:
         found = [
-            f.name if value is True else f"{f.name} {value}" for f in fields(self) if (value := getattr(self, f.name))
+            f.name if value is True else f"{f.name} {value}"
+            for f in fields(self)
+            if (value := getattr(self, f.name))
         ]
         missing = [f.name for f in fields(self) if not getattr(self, f.name)]
         return ", ".join(found or ["nothing but text"]) + (f" (not: {', '.join(missing)})" if missing else "")
@@ -91,8 +96,8 @@ class OpenAIEngine:
         revision: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Reach the server and find out what it can do. Raises EngineError where it is not there, lacks the model, or wants a
-        key."""
+        """Reach the server and find out what it can do. Raises EngineError where it is not there, lacks the
+        model, or wants a key."""
         self.identity = identity_of(config, model, revision)
         self.config, self._notify = config.openai, notify
         self._told: set[str] = set()
@@ -114,24 +119,28 @@ class OpenAIEngine:
         notify(f"{self._client.url} serves {self.model}; it can do: {self.skills}")
         self.has_logprobs = self.skills.top_logprobs > 0 or self.skills.logprob_token_ids
         if not self.has_logprobs:
-            notify("this server gives no log-probabilities: verdicts are read from text (judging.method text)")
+            notify(
+                "this server gives no log-probabilities: verdicts are read from text (judging.method text)"
+            )
 
     @cached_property
     def has_prefill(self) -> bool:
-        """Whether the server goes on from token ids, just as they are: with the model's own tokenizer here, a turn that has begun
-        can be written out."""
+        """Whether the server goes on from token ids, just as they are: with the model's own tokenizer here, a
+        turn that has begun can be written out."""
         if self._chat is None:
             return False
         ids = self._chat.prompt_ids(_QUESTION, "The")
         body: Body = {"model": self.model, "prompt": ids, "max_tokens": 4, "temperature": 1.0, "seed": 1}
         answer = self._client.post(self._client.url + COMPLETIONS, body | self.config.extra_body)
         try:
-            return isinstance(answer["choices"][0]["text"], str) and answer["usage"]["prompt_tokens"] == len(ids)  # type: ignore[index]
+            text, used = answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]  # type: ignore[index]
+            return isinstance(text, str) and used == len(ids)
         except (LookupError, TypeError):
             return False
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion | Failure]:
-        """Completions in order of finishing. What the server refuses, or fails to answer again and again, is a Failure.
+        """Completions in order of finishing. What the server refuses, or fails to answer again and again, is
+        a Failure.
 
         A prompt that leaves no room in the model's context gives an empty completion that finished by length.
         """
@@ -187,7 +196,9 @@ class OpenAIEngine:
             body["stop"] = list(sampling.stop)
         return body | more | self.config.extra_body
 
-    def _completion_call(self, request: Request, samples: tuple[Sample, ...]) -> Call[list[Completion | Failure]]:
+    def _completion_call(
+        self, request: Request, samples: tuple[Sample, ...]
+    ) -> Call[list[Completion | Failure]]:
         more: Body = {"n": len(samples)} if len(samples) > 1 else {}
         if request.sampling.one_of and self.skills.structured_choice:
             more["structured_outputs"] = {"choice": list(request.sampling.one_of)}
@@ -207,7 +218,9 @@ class OpenAIEngine:
             for index, sample in enumerate(samples):
                 choice = by_index.get(index)
                 found.append(
-                    _Missing(request, sample) if choice is None else self._read_choice(request, sample.id, choice)
+                    _Missing(request, sample)
+                    if choice is None
+                    else self._read_choice(request, sample.id, choice)
                 )
             return found
 
@@ -249,23 +262,36 @@ class OpenAIEngine:
         return self._chat.user_ends if request.as_user else (self._chat.end_ids, ())
 
     @staticmethod
-    def _raw_body(body: Body, ids: list[int], ends: tuple[frozenset[int], tuple[str, ...]] = (frozenset(), ())) -> Body:
-        """The same request by token ids, for POST /v1/completions. `stop_token_ids` is vLLM's and SGLang's; other servers end at
-        their model's own end tokens."""
-        raw = {name: value for name, value in body.items() if name not in ("messages", "stop")} | {"prompt": ids}
+    def _raw_body(
+        body: Body, ids: list[int], ends: tuple[frozenset[int], tuple[str, ...]] = (frozenset(), ())
+    ) -> Body:
+        """The same request by token ids, for POST /v1/completions. `stop_token_ids` is vLLM's and SGLang's;
+        other servers end at their model's own end tokens."""
+        raw = {name: value for name, value in body.items() if name not in ("messages", "stop")} | {
+            "prompt": ids
+        }
         stops = [*body.get("stop", ()), *ends[1]]
-        return raw | ({"stop": stops} if stops else {}) | ({"stop_token_ids": sorted(ends[0])} if ends[0] else {})
+        return (
+            raw
+            | ({"stop": stops} if stops else {})
+            | ({"stop_token_ids": sorted(ends[0])} if ends[0] else {})
+        )
 
     def _read_choice(self, request: Request, sample_id: str, choice: Body) -> Completion | Failure:
         """A finished sample; text that is no text, or an unknown end, is a bad answer."""
         raw = request.prefill or request.as_user
-        finish, message = choice.get("finish_reason"), {"content": choice["text"]} if raw else choice["message"]
+        finish, message = (
+            choice.get("finish_reason"),
+            {"content": choice["text"]} if raw else choice["message"],
+        )
         if finish not in ("stop", "length"):
             if finish == "content_filter":
                 return Failure(sample_id, "held back by the server's content filter")
             raise BadAnswerError(f"finish_reason {finish!r}")
         text = message.get("content")
-        if text is None and (finish == "length" or message.get("reasoning_content") or message.get("reasoning")):
+        if text is None and (
+            finish == "length" or message.get("reasoning_content") or message.get("reasoning")
+        ):
             text = ""  # it was still thinking, or thought and said nothing
         if not isinstance(text, str):
             raise BadAnswerError("an answer without text")
@@ -275,14 +301,20 @@ class OpenAIEngine:
             text = self._chat.decode(ids[:-1] if end else ids)
             stops = (*request.sampling.stop, *(self._ends_of(request)[1] if raw else ()))
             return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids), finish)
-        return Completion(sample_id, text.lstrip(" "), None, finish)  # some tokenizers begin every text with a space
+        # some tokenizers begin every text with a space
+        return Completion(sample_id, text.lstrip(" "), None, finish)
 
     def _choice_call(self, request: ChoiceRequest) -> Call[Choices | Failure]:
         if request.prefill:
             return self._raw_choice_call(request)
         ids = self._ids_of(request.choices) if self.skills.logprob_token_ids else ()
         more: Body = (
-            {"logprobs": True, "top_logprobs": 0, "logprob_token_ids": list(ids), "return_tokens_as_token_ids": True}
+            {
+                "logprobs": True,
+                "top_logprobs": 0,
+                "logprob_token_ids": list(ids),
+                "return_tokens_as_token_ids": True,
+            }
             if ids
             else {"logprobs": True, "top_logprobs": self.skills.top_logprobs}
         )
@@ -298,7 +330,12 @@ class OpenAIEngine:
         return self._choices_of(request, body, _estimate(request.messages) + 1, read, CHAT)
 
     def _choices_of(
-        self, request: ChoiceRequest, body: Body, tokens: int, read: Callable[[Body], Choices | Failure], path: str
+        self,
+        request: ChoiceRequest,
+        body: Body,
+        tokens: int,
+        read: Callable[[Body], Choices | Failure],
+        path: str,
     ) -> Call[Choices | Failure]:
         """The call for one token; a chat that does not fit gives NaN."""
 
@@ -318,13 +355,15 @@ class OpenAIEngine:
 
         def read(answer: Body) -> Choices | Failure:
             tops = {
-                str(token): float(value) for token, value in answer["choices"][0]["logprobs"]["top_logprobs"][0].items()
+                str(token): float(value)
+                for token, value in answer["choices"][0]["logprobs"]["top_logprobs"][0].items()
             }
             if all(f"token_id:{token}" in tops for token in wanted):
                 return Choices(request.id, tuple(tops[f"token_id:{token}"] for token in wanted))
             by_id = {f"token_id:{token}": word for token, word in zip(wanted, words, strict=True)}
             return Choices(
-                request.id, _by_text([(by_id.get(token, token), value) for token, value in tops.items()], words)
+                request.id,
+                _by_text([(by_id.get(token, token), value) for token, value in tops.items()], words),
             )
 
         body = self._raw_body(self._body((), Sampling(1), 0), ids)
@@ -347,7 +386,8 @@ class OpenAIEngine:
         return Failure(item_id, reason)
 
     def _ids_of(self, choices: tuple[str, ...]) -> tuple[int, ...]:
-        """The first token of each choice as the assistant would write it, by the server's tokenizer; () where it does not say.
+        """The first token of each choice as the assistant would write it, by the server's tokenizer; () where
+        it does not say.
 
         Raises EngineError where two are the same.
         """
@@ -385,14 +425,17 @@ class OpenAIEngine:
         """The model's name on the server, and its context in tokens where the server says so."""
         listed = (self._client.get(f"{self._client.url}/models") or {}).get("data")
         served = (
-            {str(m["id"]): m for m in listed if isinstance(m, dict) and "id" in m} if isinstance(listed, list) else {}
+            {str(m["id"]): m for m in listed if isinstance(m, dict) and "id" in m}
+            if isinstance(listed, list)
+            else {}
         )
         wanted = self.config.model or model
         if wanted not in served and served:
             if self.config.model is not None or len(served) > 1:
                 names = ", ".join(sorted(served)[:10])
                 raise EngineError(
-                    f"{self._client.url} serves no {wanted!r}. Set engine.openai.model to one of what it serves: {names}"
+                    f"{self._client.url} serves no {wanted!r}. Set engine.openai.model to one of what it "
+                    f"serves: {names}"
                 )
             (wanted,) = served
         room = served.get(wanted, {}).get("max_model_len")
@@ -461,7 +504,9 @@ class OpenAIEngine:
 
         return any(self._ask([body] * TRIES, passes, PROBE_RETRIES))
 
-    def _ask(self, bodies: list[Body], read: Callable[[Body], Any], retries: int | None = None) -> Iterator[Any]:
+    def _ask(
+        self, bodies: list[Body], read: Callable[[Body], Any], retries: int | None = None
+    ) -> Iterator[Any]:
         """Results of a few requests one after the other; None for one that is refused or never answered."""
         for body in bodies:
             calls = iter([Call(body, 32, read, self._no, lambda reason: None, retries)])
@@ -480,12 +525,14 @@ class _Missing:
 
 
 def _first_text(answer: Body) -> str:
-    """The text of a whole answer, or what a thinking model thought in its place. Raises BadAnswerError where it is none."""
+    """The text of a whole answer, or what a thinking model thought in its place. Raises BadAnswerError where
+    it is none."""
     choice = answer["choices"][0]
     message = choice["message"]
     said = [message.get(key) for key in ("content", "reasoning_content", "reasoning")]
     text = next(
-        (part for part in said if isinstance(part, str)), "" if choice.get("finish_reason") == "length" else None
+        (part for part in said if isinstance(part, str)),
+        "" if choice.get("finish_reason") == "length" else None,
     )
     if choice.get("finish_reason") is None or text is None:
         raise BadAnswerError("an answer without text or end")
@@ -514,7 +561,8 @@ def _too_long(message: str) -> bool:
 
 
 def _top_logprobs(answer: Body) -> list[tuple[str, float]]:
-    """(token, log-probability in nats) of the alternatives for the first token. Raises BadAnswerError for what is none."""
+    """(token, log-probability in nats) of the alternatives for the first token. Raises BadAnswerError for
+    what is none."""
     first = answer["choices"][0]["logprobs"]["content"][0]
     tops = [(str(top["token"]), float(top["logprob"])) for top in first["top_logprobs"]]
     if any(math.isnan(value) or value > 1e-3 for _, value in tops):
@@ -529,7 +577,8 @@ def _by_id(tops: list[tuple[str, float]], ids: tuple[int, ...]) -> tuple[float, 
 
 
 def _by_text(tops: list[tuple[str, float]], choices: tuple[str, ...]) -> tuple[float, ...]:
-    """The log-probability of the token that begins each choice. One that is not among the alternatives gets the most that it can
+    """The log-probability of the token that begins each choice. One that is not among the alternatives gets
+    the most that it can
     have: the least of theirs, or what they leave over. NaN for all where none is there.
 
     Raises BadAnswerError where there are no alternatives.
@@ -545,8 +594,8 @@ def _by_text(tops: list[tuple[str, float]], choices: tuple[str, ...]) -> tuple[f
 
 
 def _first_of(tops: list[tuple[str, float]], choice: str, others: list[str]) -> float | None:
-    """The log-probability of the longest token that begins `choice` and no other, with spaces before it or without: whichever
-    the model would rather write."""
+    """The log-probability of the longest token that begins `choice` and no other, with spaces before it or
+    without: whichever the model would rather write."""
     fitting = [
         (len(text), value)
         for token, value in tops

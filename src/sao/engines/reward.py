@@ -1,6 +1,8 @@
-"""A reward model as a judge: any transformers sequence classifier with one output, which scores (prompt, answer) pairs.
+"""A reward model as a judge: any transformers sequence classifier with one output, which scores (prompt,
+answer) pairs.
 
-Such models are trained by Bradley and Terry's likelihood, so a difference of scores is the log-odds of being better. It is a
+Such models are trained by Bradley and Terry's likelihood, so a difference of scores is the log-odds of being
+better. It is a
 control: its taste comes from labels that others made (judging.method reward).
 """
 
@@ -34,7 +36,8 @@ class RewardModel:
     """See the module's docstring and `sao.stages.judging.Scorer`."""
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
-        """Load it. Raises ModelError where it is no sequence classifier with one output, or where weights are missing."""
+        """Load it. Raises ModelError where it is no sequence classifier with one output, or where weights are
+        missing."""
         from transformers import AutoTokenizer
 
         path = find_model(model, revision)
@@ -42,14 +45,26 @@ class RewardModel:
         if config.threads:
             torch.set_num_threads(config.threads)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=config.trust_remote_code
+            )
             network, report = _load(path, config)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            ImportError,
+            AssertionError,
+            SafetensorError,
+        ) as error:
             raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
         _check_weights(path, report)
         settings = network.config.get_text_config()
         if network.config.num_labels != 1:
-            raise ModelError(f"{path}: scores {network.config.num_labels} classes; a reward model gives one number")
+            raise ModelError(
+                f"{path}: scores {network.config.num_labels} classes; a reward model gives one number"
+            )
         embedding = network.get_input_embeddings()
         self._configs = (settings, network.config)
         self._vocabulary = int(embedding.weight.shape[0])
@@ -98,8 +113,9 @@ class RewardModel:
     def _scores(self, rows: list[dict[str, Any]]) -> list[float]:
         """The scores of some encoded texts, each read at its last token.
 
-        Classifiers take for it the last token that is not the pad token of their config. Where a text ends with that token (it
-        is the EOS of many models), they would read an earlier one. So the batch is padded with a token that no row holds.
+        Classifiers take for it the last token that is not the pad token of their config. Where a text ends
+        with that token (it is the EOS of many models), they would read an earlier one. So the batch is padded
+        with a token that no row holds.
         """
         held = {token for row in rows for token in row["input_ids"]}
         pad = self._pad
@@ -120,14 +136,17 @@ class RewardModel:
         longest = max(len(row["input_ids"]) for row in rows)
         full = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return {
-            key: torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in full]).to(self._model.device)
+            key: torch.tensor([row[key] + [filler] * (longest - len(row[key])) for row in full]).to(
+                self._model.device
+            )
             for key, filler in fillers.items()
             if key in full[0]
         }
 
 
 def check_reward_model(model: str, config: EngineConfig, revision: str | None = None) -> None:
-    """Raise ModelError where a folder is no whole reward model. Reads names and shapes only: nothing is loaded into memory."""
+    """Raise ModelError where a folder is no whole reward model. Reads names and shapes only: nothing is
+    loaded into memory."""
     path = find_model(model, revision)
     vocabulary.check_files(path)
     try:
@@ -142,7 +161,9 @@ def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     device = pick_device(config)
-    dtype: Any = config.dtype if config.dtype != "auto" else "auto" if device.startswith("cuda") else "float32"
+    dtype: Any = (
+        config.dtype if config.dtype != "auto" else "auto" if device.startswith("cuda") else "float32"
+    )
     settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     # SDPA leaves out soft-capping without a word (Gemma-2).
     soft_capped = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None

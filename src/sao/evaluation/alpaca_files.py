@@ -1,13 +1,17 @@
-"""AlpacaEval's files: outputs, annotations and leaderboards as text that alpaca_eval 0.6.6 reads, and its own files read back.
+"""AlpacaEval's files: outputs, annotations and leaderboards as text that alpaca_eval 0.6.6 reads, and its own
+files read back.
 
-Preferences: alpaca_eval gives 1 where output_1 (the baseline's) wins, 2 where output_2 (the model's) does, 1.5 for a tie (older
-files: 0), anything between, and null where the verdict was unreadable. Here `p` is the preference for the model, from 0 to 1.
+Preferences: alpaca_eval gives 1 where output_1 (the baseline's) wins, 2 where output_2 (the model's) does,
+1.5 for a tie (older
+files: 0), anything between, and null where the verdict was unreadable. Here `p` is the preference for the
+model, from 0 to 1.
 
-alpaca_eval keys the difficulty of an instruction, and the rows of its gamed baseline, by the row's number in the official set.
-Here they are keyed by the instruction's text, so the set's instructions must be given in their order; of an instruction that
-stands there twice the mean difficulty is taken.
+alpaca_eval keys the difficulty of an instruction, and the rows of its gamed baseline, by the row's number in
+the official set. Here they are keyed by the instruction's text, so the set's instructions must be given in
+their order; of an instruction that stands there twice the mean difficulty is taken.
 
-    python -c "from sao.evaluation.alpaca_files import read_annotations; print(len(read_annotations('annotations.json')))"
+    python -c "from sao.evaluation.alpaca_files import read_annotations;
+    print(len(read_annotations('annotations.json')))"
 """
 
 from __future__ import annotations
@@ -54,18 +58,24 @@ class Annotation:
 
     @property
     def row(self) -> Row:
-        """What the length-controlled win rate needs of it; lengths in characters, as alpaca_eval counts them."""
+        """What the length-controlled win rate needs of it; lengths in characters, as alpaca_eval counts
+        them."""
         return Row(
-            instruction=self.instruction, p=self.p, length=len(self.output_2), baseline_length=len(self.output_1)
+            instruction=self.instruction,
+            p=self.p,
+            length=len(self.output_2),
+            baseline_length=len(self.output_1),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """One line of leaderboard.csv, all rates in %. Errors are standard errors; None where alpaca_eval leaves a cell empty.
+    """One line of leaderboard.csv, all rates in %. Errors are standard errors; None where alpaca_eval leaves
+    a cell empty.
 
-    `win_rate` is the mean preference, `discrete_win_rate` counts wins and half the ties. alpaca_eval's own `lc_standard_error` is
-    the spread of the fitted preferences and says nothing about the score's; what is written here is the bootstrap's.
+    `win_rate` is the mean preference, `discrete_win_rate` counts wins and half the ties. alpaca_eval's own
+    `lc_standard_error` is the spread of the fitted preferences and says nothing about the score's; what is
+    written here is the bootstrap's.
     """
 
     win_rate: float
@@ -97,7 +107,8 @@ def annotations_json(annotations: Iterable[Annotation]) -> str:
 
 
 def leaderboard_csv(standings: Mapping[str, Standing]) -> str:
-    """The text of leaderboard.csv, the best model first (by the length-controlled rate where there is one)."""
+    """The text of leaderboard.csv, the best model first (by the length-controlled rate where there is
+    one)."""
 
     def rank(item: tuple[str, Standing]) -> tuple[float, str]:
         rate = item[1].length_controlled_winrate
@@ -114,10 +125,11 @@ def leaderboard_csv(standings: Mapping[str, Standing]) -> str:
 def standing_of(
     annotations: Sequence[Annotation], controlled: LengthControlled | None = None, mode: str = "community"
 ) -> Standing:
-    """A model's line of the leaderboard, as alpaca_eval counts it: unreadable verdicts are left out of all but the mean length.
+    """A model's line of the leaderboard, as alpaca_eval counts it: unreadable verdicts are left out of all
+    but the mean length.
 
-    `controlled` only where `sao.evaluation.length_control.score_name` says LC: the file has no other name for the column. Raises
-    DataError where no verdict is readable.
+    `controlled` only where `sao.evaluation.length_control.score_name` says LC: the file has no other name for
+    the column. Raises DataError where no verdict is readable.
     """
     points = sorted(annotation.p for annotation in annotations if annotation.p is not None)
     if not points:
@@ -141,7 +153,8 @@ def standing_of(
 
 
 def read_outputs(source: str) -> list[Output]:
-    """The answers of a model_outputs.json. Raises DataError where a row lacks a key, or holds no text under it."""
+    """The answers of a model_outputs.json. Raises DataError where a row lacks a key, or holds no text under
+    it."""
     return [
         Output(
             instruction=_text(row, "instruction", place),
@@ -154,8 +167,8 @@ def read_outputs(source: str) -> list[Output]:
 
 
 def read_annotations(source: str) -> list[Annotation]:
-    """The verdicts of an annotations.json, whatever else stands in its rows. Raises DataError where a row lacks a key,
-    or holds no text under it."""
+    """The verdicts of an annotations.json, whatever else stands in its rows. Raises DataError where a row
+    lacks a key, or holds no text under it."""
     keys = ("instruction", "output_1", "generator_1", "output_2", "generator_2")
     return [
         Annotation(
@@ -169,13 +182,15 @@ def read_annotations(source: str) -> list[Annotation]:
 
 
 def _preference(row: Mapping[str, Any], place: str) -> float | None:
-    """The preference for the model; None for null, NaN and what lies outside 1 to 2, but for the old 0 that means a tie."""
+    """The preference for the model; None for null, NaN and what lies outside 1 to 2, but for the old 0 that
+    means a tie."""
     value = row.get("preference", ...)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(
-            f"{place}: no number under preference{_instead(row, 'preference')}. Give an annotations.json as alpaca_eval writes it"
+            f"{place}: no number under preference{_instead(row, 'preference')}. Give an annotations.json as "
+            "alpaca_eval writes it"
         )
     if value == 0:
         return 0.5
@@ -183,7 +198,8 @@ def _preference(row: Mapping[str, Any], place: str) -> float | None:
 
 
 def read_leaderboard(source: str) -> dict[str, dict[str, float | str | None]]:
-    """The lines of a leaderboard.csv by model: numbers where there are numbers, None for empty cells. NaN raises DataError."""
+    """The lines of a leaderboard.csv by model: numbers where there are numbers, None for empty cells. NaN
+    raises DataError."""
     return {
         _text(row, "", place): {key: _cell(value, key, place) for key, value in row.items() if key}
         for place, row in _table(source, [""])
@@ -219,7 +235,8 @@ def read_difficulty(source: str, order: Sequence[str]) -> dict[str, float]:
         found.setdefault(_instruction(order, number, place), []).append(value)
     if missing := [text for text in order if text not in found]:
         raise DataError(
-            f"{source}: no difficulty of {len(missing)} of the {len(order)} instructions. Give the set's own file"
+            f"{source}: no difficulty of {len(missing)} of the {len(order)} instructions. Give the set's own "
+            "file"
         )
     return {text: math.fsum(values) / len(values) for text, values in found.items()}
 
@@ -236,7 +253,8 @@ def read_gamed(source: str, order: Sequence[str]) -> list[GamedRow]:
 def _instruction(order: Sequence[str], number: float, place: str) -> str:
     if number != int(number) or not 0 <= number < len(order):
         raise DataError(
-            f"{place}: row {number:g} of a set of {len(order)} instructions. Give the files of one and the same set"
+            f"{place}: row {number:g} of a set of {len(order)} instructions. Give the files of one and the "
+            "same set"
         )
     return order[int(number)]
 
@@ -248,7 +266,9 @@ def _json(rows: list[dict[str, Any]]) -> str:
 def _rows(source: str, columns: Sequence[str], what: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     for place, row in read_rows(source, columns, what=what, option="@REVISION after its name"):
         if not isinstance(row, dict):
-            raise DataError(f"{place}: no object but a {type(row).__name__}. Give {what} as alpaca_eval writes them")
+            raise DataError(
+                f"{place}: no object but a {type(row).__name__}. Give {what} as alpaca_eval writes them"
+            )
         yield place, row
 
 
@@ -263,13 +283,15 @@ def _table(source: str, columns: Sequence[str]) -> Iterable[tuple[str, Mapping[s
 
 
 def _text(row: Mapping[str, Any], key: str, place: str, default: str | None = None) -> str:
-    """The text under a key; `default`, where one is given, in the place of null and of a key that is not there."""
+    """The text under a key; `default`, where one is given, in the place of null and of a key that is not
+    there."""
     value = row.get(key)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
         raise DataError(
-            f"{place}: no text under {key or 'the first column'}{_instead(row, key)} (it holds: {', '.join(row)}). Give a file "
+            f"{place}: no text under {key or 'the first column'}{_instead(row, key)} (it holds: "
+            f"{', '.join(row)}). Give a file "
             "as alpaca_eval writes it"
         )
     return value
@@ -291,7 +313,8 @@ def _numbers(row: Mapping[str, Any], columns: Sequence[str], place: str) -> list
         if not math.isfinite(number):
             kind = repr(row[column][:40]) if isinstance(row[column], str) else kind_of(row[column])
             raise DataError(
-                f"{place}: no number under {column or 'the first column'}, but {kind}. Give alpaca_eval's own file"
+                f"{place}: no number under {column or 'the first column'}, but {kind}. Give alpaca_eval's "
+                "own file"
             )
         found.append(number)
     return found

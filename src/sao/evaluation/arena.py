@@ -1,17 +1,22 @@
-"""Arena-Hard's score: verdicts on two games a question in, each model's Bradley–Terry score against the baseline in % out.
+"""Arena-Hard's score: verdicts on two games a question in, each model's Bradley–Terry score against the
+baseline in % out.
 
-A game is one verdict on a model's answer and the baseline's; the two games of a question have the answers in both orders. A
-strong verdict (>>) counts as three games, a tie as half a game for each side (arena-hard-auto v0.1, show_result.py; Li et al.,
-arXiv 2406.11939). With one baseline for all, the Bradley–Terry fit is the weighted share of games won: each model meets it alone.
+A game is one verdict on a model's answer and the baseline's; the two games of a question have the answers in
+both orders. A strong verdict (>>) counts as three games, a tie as half a game for each side (arena-hard-auto
+v0.1, show_result.py; Li et al., arXiv 2406.11939). With one baseline for all, the Bradley–Terry fit is the
+weighted share of games won: each model meets it alone.
 
-Style control (LMArena, https://blog.lmarena.ai/blog/2024/style-control/; utils_math.py of arena-hard-auto) adds what a difference
-in length, headers, lists and bold text is worth, the same for all models, and scores each as if both answers were of one style:
+Style control (LMArena, https://blog.lmarena.ai/blog/2024/style-control/; utils_math.py of arena-hard-auto)
+adds what a difference in length, headers, lists and bold text is worth, the same for all models, and scores
+each as if both answers were of one style:
 
-    logit P(model wins) = strength + Σ_k w_k · z_k,  z_k = (x_k − x_k') / (x_k + x_k' + 1) / sd_k,  score = 100 · σ(strength)
+    logit P(model wins) = strength + Σ_k w_k · z_k,  z_k = (x_k − x_k') / (x_k + x_k' + 1) / sd_k,  score =
+    100 · σ(strength)
 
-z is not centred, as it is in the original, where the score then is that of the average style and not of equal styles. Intervals
-resample questions with all their games; Arena-Hard resamples games, as if the two orders of a question, and the three copies of a
-strong verdict, had nothing to do with each other, and its intervals are too narrow for it.
+z is not centred, as it is in the original, where the score then is that of the average style and not of equal
+styles. Intervals resample questions with all their games; Arena-Hard resamples games, as if the two orders of
+a question, and the three copies of a strong verdict, had nothing to do with each other, and its intervals are
+too narrow for it.
 
     PYTHONPATH=src python benchmarks/coverage.py --only arena
 """
@@ -31,7 +36,8 @@ from sao.statistics import RESAMPLES, Array, Effect, effect_of_samples, percenti
 WORTH = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B>>A": (0.0, 3)}
 """The points of A, and as how many games a verdict counts."""
 RIDGE_STRENGTH, RIDGE_STYLE = 0.1, 0.5
-"""Penalties on squares: scikit-learn's 1 halved, since the original's games stand in twice; a strength's also over (ln 10)²."""
+"""Penalties on squares: scikit-learn's 1 halved, since the original's games stand in twice; a strength's also
+over (ln 10)²."""
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+\.)\s", re.MULTILINE)
@@ -40,7 +46,8 @@ _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How an answer looks: its length (tokens or characters, the same for both sides), headers, list items, bold spans."""
+    """How an answer looks: its length (tokens or characters, the same for both sides), headers, list items,
+    bold spans."""
 
     length: int
     headers: int
@@ -49,7 +56,8 @@ class Style:
 
 
 def style_of(text: str, length: int | None = None) -> Style:
-    """The style of a text, code blocks left out of the counts. `length` in tokens; the number of characters where None."""
+    """The style of a text, code blocks left out of the counts. `length` in tokens; the number of characters
+    where None."""
     plain = _CODE.sub("", text)
     counts = (len(pattern.findall(plain)) for pattern in (_HEADER, _ITEM, _BOLD))
     return Style(len(text) if length is None else length, *counts)
@@ -57,7 +65,8 @@ def style_of(text: str, length: int | None = None) -> Style:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Game:
-    """One verdict (see sao.evaluation.verdicts.parse_arena; None: unreadable) on a model and the baseline, and their styles."""
+    """One verdict (see sao.evaluation.verdicts.parse_arena; None: unreadable) on a model and the baseline,
+    and their styles."""
 
     question: str
     model: str
@@ -69,7 +78,8 @@ class Game:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArenaScore:
-    """A model's score in %, its 95 % interval by question, and the scores in the resamples, the same draws for all models.
+    """A model's score in %, its 95 % interval by question, and the scores in the resamples, the same draws
+    for all models.
 
     `bounds` are the uncontrolled score if every unreadable game had been lost by far, and won by far.
     """
@@ -96,7 +106,8 @@ def arena_scores(
         seed: Of the resamples.
 
     Raises:
-        DataError: For a verdict that is none of the five, a model without a readable game, a game without styles to control.
+        DataError: For a verdict that is none of the five, a model without a readable game, a game without
+            styles to control.
 
     """
     data = _Games.of(sorted(games, key=_sort_key), controlled)
@@ -128,7 +139,8 @@ def arena_scores(
 
 
 def difference(tuned: ArenaScore, base: ArenaScore) -> Effect:
-    """Tuned's score less base's in points of %, both from one call of `arena_scores`: the same draws of questions."""
+    """Tuned's score less base's in points of %, both from one call of `arena_scores`: the same draws of
+    questions."""
     return effect_of_samples(
         tuned.score - base.score, tuned.samples - base.samples, min(tuned.questions, base.questions)
     )
@@ -149,7 +161,8 @@ def worth_of(game: Game) -> tuple[float, int] | None:
         return None
     if game.verdict not in WORTH:
         raise DataError(
-            f"question {game.question!r}: {game.verdict!r} is none of Arena-Hard's verdicts: {', '.join(WORTH)}"
+            f"question {game.question!r}: {game.verdict!r} is none of Arena-Hard's verdicts: "
+            f"{', '.join(WORTH)}"
         )
     points, times = WORTH[game.verdict]
     return (points if game.model_is_a else 1 - points), times
@@ -157,7 +170,8 @@ def worth_of(game: Game) -> tuple[float, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Games:
-    """The games, and as arrays [g] the readable ones: numbers of model and question, points, times, style differences [g, 4]."""
+    """The games, and as arrays [g] the readable ones: numbers of model and question, points, times, style
+    differences [g, 4]."""
 
     games: list[Game]
     models: list[str]
@@ -173,7 +187,9 @@ class _Games:
         worth = [(game, found) for game in games if (found := worth_of(game)) is not None]
         models, questions = sorted({g.model for g in games}), sorted({g.question for g, _ in worth})
         if unread := set(models) - {g.model for g, _ in worth}:
-            raise DataError(f"no readable verdict on {', '.join(sorted(unread))}. Look at the judge's answers")
+            raise DataError(
+                f"no readable verdict on {', '.join(sorted(unread))}. Look at the judge's answers"
+            )
         if not models:
             raise DataError("no games, so there are no scores. Judge some answers first")
         at = {name: i for i, name in enumerate(models)}
@@ -188,7 +204,9 @@ class _Games:
             question=np.array([place[g.question] for g, _ in worth]),
             points=np.array([points for _, (points, _) in worth]),
             times=np.array([times for _, (_, times) in worth], dtype=np.float64),
-            style=np.divide(style, sd, out=np.zeros_like(style), where=sd > 1e-9),  # one value for all tells nothing
+            style=np.divide(
+                style, sd, out=np.zeros_like(style), where=sd > 1e-9
+            ),  # one value for all tells nothing
         )
 
     def of_model(self, name: str) -> list[Game]:
@@ -201,25 +219,31 @@ class _Games:
         return 100 * sum(p * times for p, times in worth) / sum(times for _, times in worth)
 
     def shares(self, counts: Array) -> Array:
-        """The share of games won in % [b, models], the questions drawn `counts` [b, questions] times; ½ where none was drawn."""
+        """The share of games won in % [b, models], the questions drawn `counts` [b, questions] times; ½ where
+        none was drawn."""
         won, played = np.zeros((2, len(self.questions), len(self.models)))
         np.add.at(won, (self.question, self.model), self.times * (self.points - 0.5))
         np.add.at(played, (self.question, self.model), self.times)
         total = counts @ played
-        return np.asarray(50 + 100 * np.divide(counts @ won, total, out=np.zeros_like(total), where=total > 0))
+        return np.asarray(
+            50 + 100 * np.divide(counts @ won, total, out=np.zeros_like(total), where=total > 0)
+        )
 
     def fit(self, counts: Array, start: Array | None = None) -> Array:
         """Strengths and style weights [b, models + 4]."""
         x = np.concatenate([np.eye(len(self.models))[self.model], self.style], axis=1)
         ridge = [RIDGE_STRENGTH] * len(self.models) + [RIDGE_STYLE] * self.style.shape[1]
-        return soft_logistic(x[None], self.points, counts[:, self.question] * self.times, ridge=ridge, start=start)
+        return soft_logistic(
+            x[None], self.points, counts[:, self.question] * self.times, ridge=ridge, start=start
+        )
 
 
 def _difference(game: Game) -> list[float]:
     """(x − x') / (x + x' + 1) of each part of the style."""
     if game.style is None or game.baseline_style is None:
         raise DataError(
-            f"question {game.question!r}: a game without both styles. Give them, or score without style control"
+            f"question {game.question!r}: a game without both styles. Give them, or score without style "
+            "control"
         )
     ours, theirs = game.style, game.baseline_style
     pairs = [(getattr(ours, name), getattr(theirs, name)) for name in Style.__slots__]
@@ -235,10 +259,11 @@ def soft_logistic(
     ridge: float | Sequence[float] = 0.0,
     start: Array | None = None,
 ) -> Array:
-    """Logistic regression for labels from 0 to 1, many problems at once, by Newton's method with halved steps.
+    """Logistic regression for labels from 0 to 1, many problems at once, by Newton's method with halved
+    steps.
 
-    Minimises Σ w_i [log(1 + e^η_i) − y_i η_i] + lasso · Σ|β_j| + ½ Σ ridge_j β_j², η = xβ. Labels turned round (1 − y, and x
-    with the other sign in some columns) turn the weights round.
+    Minimises Σ w_i [log(1 + e^η_i) − y_i η_i] + lasso · Σ|β_j| + ½ Σ ridge_j β_j², η = xβ. Labels turned
+    round (1 − y, and x with the other sign in some columns) turn the weights round.
 
     Args:
         x: [b, n, k], or [1, n, k] for the same rows in all problems.
@@ -288,7 +313,8 @@ def log_losses(x: Array, y: Array, beta: Array) -> Array:
 
 
 def _lasso(a: Array, linear: Array, strength: float, start: Array) -> Array:
-    """The z [b, k] that minimises ½ z'Az − linear'z + strength · Σ|z|, by coordinate descent where there is a strength."""
+    """The z [b, k] that minimises ½ z'Az − linear'z + strength · Σ|z|, by coordinate descent where there is a
+    strength."""
     if not strength:
         return np.asarray(np.linalg.solve(a, linear[:, :, None])[:, :, 0])
     z = start.copy()

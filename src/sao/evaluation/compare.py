@@ -32,16 +32,24 @@ def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
     )
 
 
-def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical` answers are ties.
+def win_summary(
+    comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical`
+    answers are ties.
 
-    Unreadable verdicts are counted and left out, never taken for ties; `bounds` is the win rate if all had been lost, or won.
+    Unreadable verdicts are counted and left out, never taken for ties; `bounds` is the win rate if all had
+    been lost, or won.
     """
     rows: list[tuple[str, str, float | None]] = [(f"identical {i}", "", 0.5) for i in range(identical)]
     decided = first = 0
     for c in comparisons:
         rows.append(
-            (c.prompt_id, c.order, None if c.winner is None else {"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
+            (
+                c.prompt_id,
+                c.order,
+                None if c.winner is None else {"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner],
+            )
         )
         if c.winner in ("tuned", "base"):
             decided += 1
@@ -66,8 +74,11 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
     }
 
 
-def oracle_summary(rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int) -> dict[str, Any]:
-    """Mean oracle scores of base and tuned on (prompt, base answer, tuned answer), and their paired difference."""
+def oracle_summary(
+    rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Mean oracle scores of base and tuned on (prompt, base answer, tuned answer), and their paired
+    difference."""
     before, after, unknown = [], [], 0
     for prompt, base, tuned in rows:
         x, y = oracle(prompt, base), oracle(prompt, tuned)
@@ -97,9 +108,11 @@ def oracle_verdict(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The win rate as the exact oracle sees it, beside which a judge's stands: (prompt's id, prompt, base's answer, tuned's) in.
+    """The win rate as the exact oracle sees it, beside which a judge's stands: (prompt's id, prompt, base's
+    answer, tuned's) in.
 
-    `agreement` is the share of the prompts on which judge and oracle both prefer one side (orders averaged) and it is the same.
+    `agreement` is the share of the prompts on which judge and oracle both prefer one side (orders averaged)
+    and it is the same.
     """
     judged: dict[str, list[float]] = {}
     for c in comparisons:
@@ -117,7 +130,9 @@ def oracle_verdict(
     if not points:
         return {"n": 0}
     low, high = bootstrap_ci(points, resamples, seed)
-    won = {name: sum(p == worth for p in points) for name, worth in (("win", 1.0), ("tie", 0.5), ("loss", 0.0))}
+    won = {
+        name: sum(p == worth for p in points) for name, worth in (("win", 1.0), ("tie", 0.5), ("loss", 0.0))
+    }
     agreement = same / both if both else None
     return {
         "n": len(points),
@@ -132,7 +147,8 @@ def oracle_verdict(
 def kept_summary(
     pairs: Iterable[tuple[str, PreferencePair, Response, Response]], possible: int, oracle: Oracle | None
 ) -> dict[str, Any]:
-    """Share of the possible pairs that were kept and, against an oracle, how many of their labels are right."""
+    """Share of the possible pairs that were kept and, against an oracle, how many of their labels are
+    right."""
     n = right = known = 0
     for prompt, _, chosen, rejected in pairs:
         n += 1

@@ -1,8 +1,10 @@
-"""The boundary to lm-evaluation-harness (extra sao[tasks]): its tasks, with data from here or the hub, on SAO's models.
+"""The boundary to lm-evaluation-harness (extra sao[tasks]): its tasks, with data from here or the hub, on
+SAO's models.
 
-Enters: names of tasks, and a model. Leaves: tasks that are ready to run, and what each document scored. lm-eval's own output is
-silenced, its errors become SAO's. Model, number format and chat template are those of `sao.models.chat`; questions, examples and
-metrics are lm-eval's (https://github.com/EleutherAI/lm-evaluation-harness). Used by `sao eval --suite tasks`.
+Enters: names of tasks, and a model. Leaves: tasks that are ready to run, and what each document scored.
+lm-eval's own output is silenced, its errors become SAO's. Model, number format and chat template are those of
+`sao.models.chat`; questions, examples and metrics are lm-eval's
+(https://github.com/EleutherAI/lm-evaluation-harness). Used by `sao eval --suite tasks`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """A task or group of lm-eval's that is ready to run: its members, and the group that averages them (None: a single task)."""
+    """A task or group of lm-eval's that is ready to run: its members, and the group that averages them (None:
+    a single task)."""
 
     name: str
     tasks: tuple[Any, ...]
@@ -46,7 +49,9 @@ class Bench:
         """The figure of the whole from those of its members, as lm-eval weights them."""
         if self.group is None:
             return figures[self.name]
-        return float(self.group.aggregate({m: {metric: figures[m], "sample_len": sizes[m]} for m in figures})[metric])
+        return float(
+            self.group.aggregate({m: {metric: figures[m], "sample_len": sizes[m]} for m in figures})[metric]
+        )
 
     @property
     def group_metrics(self) -> set[str] | None:
@@ -55,7 +60,8 @@ class Bench:
 
 
 def task_index(include_path: Path | None, data_dir: Path | None) -> Any:
-    """lm-eval's TaskManager, with the tasks of `include_path`, and the data of `data_dir` put in the place of the hub's.
+    """lm-eval's TaskManager, with the tasks of `include_path`, and the data of `data_dir` put in the place of
+    the hub's.
 
     Raises ConfigError where lm-eval is not installed, or a folder is missing.
     """
@@ -72,7 +78,9 @@ def task_index(include_path: Path | None, data_dir: Path | None) -> Any:
 
     def definition(entry: Any, overrides: dict[str, Any] | None = None) -> Any:
         found = read(entry, overrides)
-        return {**found, **_local_data(entry.name, found.get("dataset_path"), data_dir)} if data_dir else found
+        return (
+            {**found, **_local_data(entry.name, found.get("dataset_path"), data_dir)} if data_dir else found
+        )
 
     manager._factory._load_full_config = definition
     return manager
@@ -90,8 +98,8 @@ def _read_index() -> Any:
 
 
 def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
-    """What points a task's definition to the local copy of its data; nothing where there is none. Raises DataError where a file
-    of it is missing or there twice."""
+    """What points a task's definition to the local copy of its data; nothing where there is none. Raises
+    DataError where a file of it is missing or there twice."""
     if (folder := data_dir / name).is_dir():
         files: dict[str, list[str]] = {}
         found = sorted(file for file in folder.iterdir() if file.suffix in _BUILDERS)
@@ -101,7 +109,8 @@ def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
         kinds = {_BUILDERS[file.suffix] for file in found}
         if len(kinds) != 1:
             raise ConfigError(
-                f"{folder}: give the data of task {name} as one file a split, all of one kind: <split>.jsonl, .parquet or .csv"
+                f"{folder}: give the data of task {name} as one file a split, all of one kind: "
+                "<split>.jsonl, .parquet or .csv"
             )
         return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     if isinstance(source, str) and source and (data_dir / source).is_dir():
@@ -116,11 +125,14 @@ def check_name(manager: Any, name: str) -> None:
     if name not in manager.task_index:
         near = difflib.get_close_matches(name, manager.task_index, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` shows all names"
-        raise ConfigError(f"no task {name!r}: {hint} Tasks of your own lie in the folder given by include_path")
+        raise ConfigError(
+            f"no task {name!r}: {hint} Tasks of your own lie in the folder given by include_path"
+        )
 
 
 def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Bench]:
-    """The task, group or, from a tag, tasks of this name, their data loaded, with `shots` examples (None: the task's own number).
+    """The task, group or, from a tag, tasks of this name, their data loaded, with `shots` examples (None: the
+    task's own number).
 
     Raises ConfigError where the data cannot be had, or the task shows no examples and some are asked for.
     """
@@ -133,9 +145,12 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
             source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")
             said = (str(error).splitlines() or [""])[0]
             raise ConfigError(
-                f"task {name}: its data ({source}) cannot be loaded ({type(error).__name__}: {said}). Without a network, set "
-                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it as data_dir: "
-                f"FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset --local-dir FOLDER/{source}`"
+                f"task {name}: its data ({source}) cannot be loaded ({type(error).__name__}: {said}). "
+                "Without a network, set "
+                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
+                "as data_dir: "
+                f"FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset --local-dir "
+                f"FOLDER/{source}`"
             ) from error
     for task in loaded["tasks"].values():
         own = task.config.num_fewshot
@@ -150,7 +165,8 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
 
 
 def questions_hash(task: Any, limit: int | None) -> str:
-    """What a task asks: a hash of its definition, its documents, and those that its examples are drawn from."""
+    """What a task asks: a hash of its definition, its documents, and those that its examples are drawn
+    from."""
     # Where the data lies is no part of it: the documents are.
     places = ("metadata", "dataset_path", "dataset_name", "dataset_kwargs")
     digest = hashlib.blake2b(digest_size=8)
@@ -163,16 +179,19 @@ def questions_hash(task: Any, limit: int | None) -> str:
 
 
 def _text_of(value: object) -> str:
-    """A value that JSON has no form for; functions without their address, which is another in every process."""
+    """A value that JSON has no form for; functions without their address, which is another in every
+    process."""
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
 
 
 def language_model(model: str, config: EngineConfig, revision: str | None, batch_size: int) -> Any:
-    """The model as lm-eval's LM. Its `cut` counts requests that were too long for the model and lost their beginning.
+    """The model as lm-eval's LM. Its `cut` counts requests that were too long for the model and lost their
+    beginning.
 
-    Encoding, batches and generation are those of lm-eval's `hf` model, but for three things: log-probabilities are taken in
-    float32 whatever the weights are; the chat template is asked for as everywhere in SAO; a template without system messages
-    gets them with the user's first one, where lm-eval drops them.
+    Encoding, batches and generation are those of lm-eval's `hf` model, but for three things:
+    log-probabilities are taken in float32 whatever the weights are; the chat template is asked for as
+    everywhere in SAO; a template without system messages gets them with the user's first one, where lm-eval
+    drops them.
     """
     from lm_eval.models.huggingface import HFLM
 
@@ -181,7 +200,9 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
     class ChatLM(HFLM):  # type: ignore[misc]
         cut = 0
 
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        def apply_chat_template(
+            self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+        ) -> str:
             turns = chat_history
             if turns[0]["role"] == "system" and not chat.takes_system:
                 system, user, *rest = turns
@@ -201,7 +222,9 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
             self.cut += sum(len(context) + len(words) > self.max_length + 1 for _, context, words in requests)
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
-        def tok_batch_encode(self, *args: Any, left_truncate_len: int | None = None, **kwargs: Any) -> tuple[Any, Any]:
+        def tok_batch_encode(
+            self, *args: Any, left_truncate_len: int | None = None, **kwargs: Any
+        ) -> tuple[Any, Any]:
             ids, mask = super().tok_batch_encode(*args, **kwargs)
             longest = left_truncate_len or ids.shape[1]
             self.cut += int((mask.sum(1) > longest).sum())
@@ -209,11 +232,16 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
 
     loaded = load_model(model, config, revision)
     with quiet():
-        return ChatLM(pretrained=loaded, tokenizer=chat.tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        return ChatLM(
+            pretrained=loaded, tokenizer=chat.tokenizer, batch_size=batch_size, softmax_dtype="float32"
+        )
 
 
-def evaluate_task(lm: Any, task: Any, *, limit: int | None, template: bool, seed: int) -> tuple[dict[str, Any], Any]:
-    """Run one task: what is to be known of it, and a row for each document with its scores. Raises EngineError where it fails."""
+def evaluate_task(
+    lm: Any, task: Any, *, limit: int | None, template: bool, seed: int
+) -> tuple[dict[str, Any], Any]:
+    """Run one task: what is to be known of it, and a row for each document with its scores. Raises
+    EngineError where it fails."""
     from lm_eval.evaluator import evaluate
 
     name, lm.cut = task.task_name, 0
@@ -242,18 +270,24 @@ def evaluate_task(lm: Any, task: Any, *, limit: int | None, template: bool, seed
 
 
 def _rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each document: hashes of it and its prompt, the answers, and its scores under METRIC,FILTER of the answer."""
+    """A row for each document: hashes of it and its prompt, the answers, and its scores under METRIC,FILTER
+    of the answer."""
     rows: dict[int, dict[str, Any]] = {}
     for s in samples:
         hashes = {"doc": s["doc_hash"][:16], "prompt": s["prompt_hash"][:16]}
-        row = rows.setdefault(s["doc_id"], {"doc_id": s["doc_id"], **hashes, "scores": {}, "answers": s["resps"]})
-        numbers = {m: s[m] for m in s["metrics"] if hasattr(s[m], "__float__") and getattr(s[m], "ndim", 0) == 0}
+        row = rows.setdefault(
+            s["doc_id"], {"doc_id": s["doc_id"], **hashes, "scores": {}, "answers": s["resps"]}
+        )
+        numbers = {
+            m: s[m] for m in s["metrics"] if hasattr(s[m], "__float__") and getattr(s[m], "ndim", 0) == 0
+        }
         row["scores"] |= {f"{metric},{s['filter']}": float(value) for metric, value in numbers.items()}
     return [rows[doc] for doc in sorted(rows)]
 
 
 def _is_mean(rows: list[dict[str, Any]], metric: str, value: Any) -> bool:
-    """Whether a metric is the mean of what the documents score: only then can two models be compared document by document."""
+    """Whether a metric is the mean of what the documents score: only then can two models be compared document
+    by document."""
     scores = [row["scores"][metric] for row in rows if metric in row["scores"]]
     return len(scores) == len(rows) and math.isclose(mean(scores), value, rel_tol=1e-6, abs_tol=1e-9)
 
@@ -267,15 +301,21 @@ def _explained(name: str) -> Iterator[None]:
         import torch
 
         full = isinstance(error, torch.OutOfMemoryError)
-        hint = "The GPU's memory does not suffice: give a smaller batch size" if full else "Finished tasks are kept"
+        hint = (
+            "The GPU's memory does not suffice: give a smaller batch size"
+            if full
+            else "Finished tasks are kept"
+        )
         raise EngineError(f"task {name}: {type(error).__name__}: {error}. {hint}") from error
 
 
 @contextmanager
 def quiet(seed: int | None = None) -> Iterator[None]:
-    """No progress bars, logs and warnings of lm-eval and what it uses; given a seed, random numbers start from it, and go on
-    afterwards as if nothing had been drawn."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate", "absl")]
+    """No progress bars, logs and warnings of lm-eval and what it uses; given a seed, random numbers start
+    from it, and go on afterwards as if nothing had been drawn."""
+    loggers = [
+        logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers", "evaluate", "absl")
+    ]
     levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
         sink = stack.enter_context(Path(os.devnull).open("w"))
@@ -300,7 +340,8 @@ def _seed(seed: int) -> Callable[[], None]:
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    # lm-eval's own run starts Python's generator from 0 whatever the other seeds are; some tasks shuffle choices by it.
+    # lm-eval's own run starts Python's generator from 0 whatever the other seeds are; some tasks shuffle
+    # choices by it.
     random.seed(0)
     np.random.seed(seed)
     torch.manual_seed(seed)

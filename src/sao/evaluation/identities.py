@@ -1,7 +1,9 @@
 """Who a model is, and how a judge is related to the models that it judges.
 
-A judge that is the trained model, the one it was made from, or the one that labelled its training pairs measures its own
-objective: such a result is labelled CIRCULAR, and no headline figure is given for it unless asked for (`sao eval --headline`).
+A judge that is the trained model, the one it was made from, or the one that labelled its training pairs
+measures its own
+objective: such a result is labelled CIRCULAR, and no headline figure is given for it unless asked for (`sao
+eval --headline`).
 """
 
 from __future__ import annotations
@@ -41,12 +43,13 @@ _ASKED = ("logprob", "text", "reward")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who a model is: `weights` (see sao.models.chat.identity_of), what it is called, whom it comes from (identities and names),
-    and its architecture (or, where its files are elsewhere, the words of its name).
+    """Who a model is: `weights` (see sao.models.chat.identity_of), what it is called, whom it comes from
+    (identities and names), and its architecture (or, where its files are elsewhere, the words of its name).
 
-    `plain` is what the weights alone are (see sao.models.chat.weights_identity), whatever engine runs them, or for a server's
-    model the hub id that it is said to be; "" where that is not known. `judges` are the names of those who labelled the pairs
-    that it was trained on, as far as its manifest says; the model that it was made from is among `parents`.
+    `plain` is what the weights alone are (see sao.models.chat.weights_identity), whatever engine runs them,
+    or for a server's model the hub id that it is said to be; "" where that is not known. `judges` are the
+    names of those who labelled the pairs that it was trained on, as far as its manifest says; the model that
+    it was made from is among `parents`.
     """
 
     weights: str
@@ -64,8 +67,8 @@ def read_identity(weights: str, name: str, folder: Path | None, plain: str | Non
         weights: What its engine calls it (see sao.models.chat.identity_of).
         name: What it is called: a folder, a hub id, or the name under which a server knows it.
         folder: Where its files lie; None: elsewhere, as a server's.
-        plain: What its weights alone are; None: read from `weights`; "": not known, as with a server that is asked for a model
-            by a name of its own, while the rest of `weights` is that of another model.
+        plain: What its weights alone are; None: read from `weights`; "": not known, as with a server that is
+            asked for a model by a name of its own, while the rest of `weights` is that of another model.
 
     """
     plain = _plain(weights, name) if plain is None else plain
@@ -86,7 +89,8 @@ def read_identity(weights: str, name: str, folder: Path | None, plain: str | Non
 
 
 def _plain(weights: str, served: str) -> str:
-    """What an identity says of the weights alone, without the server's name and the engine's settings; "" for nothing."""
+    """What an identity says of the weights alone, without the server's name and the engine's settings; "" for
+    nothing."""
     bare = re.sub(r"(\+[0-9a-f]{8,})+$", "", weights)
     if not bare.startswith("openai:"):
         return bare
@@ -98,14 +102,16 @@ def _plain(weights: str, served: str) -> str:
 
 
 def _labellers(config: Any) -> frozenset[str]:
-    """Who labelled the pairs of a run with this config (as in a manifest), by name; not the run's own model, nobody where the
-    pairs were given or no model was asked."""
+    """Who labelled the pairs of a run with this config (as in a manifest), by name; not the run's own model,
+    nobody where the pairs were given or no model was asked."""
     judging = _at(config, "judging")
     if _at(judging, "method") not in (None, *_ASKED) or _at(config, "pairs", "source"):
         return frozenset()
     panel = _at(judging, "panel")
     engines = [_at(one, "engine") for one in (judging, *(panel if isinstance(panel, list) else []))]
-    return frozenset(name for engine in engines for name in (_at(engine, "model"), *_models_of(engine)) if name)
+    return frozenset(
+        name for engine in engines for name in (_at(engine, "model"), *_models_of(engine)) if name
+    )
 
 
 def _models_of(engine: Any) -> list[str]:
@@ -129,8 +135,8 @@ def _at(value: Any, *keys: str) -> Any:
 
 
 def _short(name: str) -> str:
-    """A model's name without owner, folders, revision and number format: "Qwen/Qwen3-8B-FP8", "/models/Qwen3-8B/final" and
-    "qwen3:8b" → "qwen3-8b"; "" where nothing is left."""
+    """A model's name without owner, folders, revision and number format: "Qwen/Qwen3-8B-FP8",
+    "/models/Qwen3-8B/final" and "qwen3:8b" → "qwen3-8b"; "" where nothing is left."""
     for part in reversed(name.split("@")[0].split("/")):
         last = part.rsplit("--", 1)[-1] if part.startswith("models--") else part  # the hub's cache
         word = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
@@ -148,19 +154,23 @@ def _words(name: str) -> str:
 
 
 def _alike(ours: Iterable[str], theirs: Iterable[str]) -> bool:
-    """Whether two lists of what models are called (identities, names) have one in common. Names of folders and hub ids count only
+    """Whether two lists of what models are called (identities, names) have one in common. Names of folders
+    and hub ids count only
     where the weights of one side are not known: there are many folders of one name."""
     a, b = {x for x in ours if x}, {x for x in theirs if x}
     if a & b:
         return True
     if all(any(_DIGEST.fullmatch(x) for x in side) for side in (a, b)):
         return False
-    short = [{_short(x) for x in side if not (_DIGEST.fullmatch(x) or x.startswith("openai:"))} for side in (a, b)]
+    short = [
+        {_short(x) for x in side if not (_DIGEST.fullmatch(x) or x.startswith("openai:"))} for side in (a, b)
+    ]
     return bool(short[0] & short[1] - {""})
 
 
 def _kin(ours: str, theirs: str) -> bool:
-    """Whether two families are one, by their letters: "qwen3" is "qwen", "gemma2" is "gemma", "llama" stands in "meta llama"."""
+    """Whether two families are one, by their letters: "qwen3" is "qwen", "gemma2" is "gemma", "llama" stands
+    in "meta llama"."""
     a, b = _letters(ours), _letters(theirs)
     if set(a) & set(b):
         return True
@@ -170,8 +180,8 @@ def _kin(ours: str, theirs: str) -> bool:
 
 
 def _letters(family: str) -> list[str]:
-    """A model type's letters before its number ("qwen3_moe" → "qwen"; "gpt_neox" → "gptneox", which is no "gpt"), or a name's
-    words."""
+    """A model type's letters before its number ("qwen3_moe" → "qwen"; "gpt_neox" → "gptneox", which is no
+    "gpt"), or a name's words."""
     found = []
     for word in family.lower().split():
         first, *rest = word.split("_")
@@ -181,8 +191,9 @@ def _letters(family: str) -> list[str]:
 
 
 def relation(judge: Identity, model: Identity) -> str:
-    """How a judge is related to a model: "same" (weights or name), "lineage" (one was made from the other, or both from one),
-    "labels" (it labelled the pairs that the model was trained on), "family" (same architecture), or "none"."""
+    """How a judge is related to a model: "same" (weights or name), "lineage" (one was made from the other, or
+    both from one), "labels" (it labelled the pairs that the model was trained on), "family" (same
+    architecture), or "none"."""
     own, other = ((one.weights, one.plain, one.name) for one in (judge, model))
     if _alike(own, other):
         return "same"
@@ -202,7 +213,8 @@ _CIRCULAR = {
 
 
 def judge_label(judge: Identity, tuned: Identity, base: Identity) -> tuple[str, str]:
-    """("CIRCULAR" | "WARNING" | "", the reason in a sentence, or several joined by "; "). The tuned model goes first."""
+    """("CIRCULAR" | "WARNING" | "", the reason in a sentence, or several joined by "; "). The tuned model
+    goes first."""
     found = {what: relation(judge, model) for what, model in (("tuned", tuned), ("base", base))}
     circular = [_CIRCULAR[how].format(what) for what, how in found.items() if how in _CIRCULAR][:1]
     notes = []

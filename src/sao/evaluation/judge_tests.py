@@ -1,7 +1,9 @@
-"""A judge on pairs whose right verdict is known: an answer against itself, as it is, padded, cut in half and shuffled.
+"""A judge on pairs whose right verdict is known: an answer against itself, as it is, padded, cut in half and
+shuffled.
 
-Groups of a prompt and its answers in; the share of the judge's verdicts in favour of the answer as it was, and the share of pairs
-whose verdict changes with the order, out. `sao audit RUN --self-tests N` and `sao eval … --eval.self_tests N` show them.
+Groups of a prompt and its answers in; the share of the judge's verdicts in favour of the answer as it was,
+and the share of pairs whose verdict changes with the order, out. `sao audit RUN --self-tests N` and `sao eval
+… --eval.self_tests N` show them.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ Group = tuple[Prompt, list[Response]]
 def try_judge(
     groups: Iterable[Group], n: int, open_judge: Callable[[], Engine], config: JudgingConfig, seed: int = 0
 ) -> dict[str, Any]:
-    """The judge on pairs made of one answer each of `n` prompts, in both orders: for each change of `CHANGES` the share of its
-    verdicts in favour of the answer as it was (against itself: of the first slot), as rate (None for no verdict), ci95 and n;
-    and under `flips` likewise the share of pairs whose verdict changes with the order (from a tie to a win, too) among those that
-    were read in both orders. An answer against itself has no `flips`: both orders are one.
+    """The judge on pairs made of one answer each of `n` prompts, in both orders: for each change of `CHANGES`
+    the share of its verdicts in favour of the answer as it was (against itself: of the first slot), as rate
+    (None for no verdict), ci95 and n; and under `flips` likewise the share of pairs whose verdict changes
+    with the order (from a tie to a win, too) among those that were read in both orders. An answer against
+    itself has no `flips`: both orders are one.
 
     Raises ConfigError where the method of judging asks nobody.
     """
@@ -64,7 +67,10 @@ def _rate(rows: list[tuple[float, int]]) -> dict[str, Any]:
 
 
 def _made_up_pairs(
-    groups: Iterable[tuple[Prompt, list[Response]]], name: str, change: Callable[[str, random.Random], str], seed: int
+    groups: Iterable[tuple[Prompt, list[Response]]],
+    name: str,
+    change: Callable[[str, random.Random], str],
+    seed: int,
 ) -> Iterator[judging.OrderedPair]:
     for prompt, answers in groups:
         if not answers:

@@ -1,18 +1,22 @@
-"""AlpacaEval 2's length-controlled win rate: what a model would win if its answers were as long as the baseline's.
+"""AlpacaEval 2's length-controlled win rate: what a model would win if its answers were as long as the
+baseline's.
 
-Verdicts with the lengths of both answers come in, weights and a win rate in % leave. The model (Dubois et al., arXiv 2404.04475,
-section 3; the settings as in alpaca_eval 0.6.6, metrics/glm_winrate.py):
+Verdicts with the lengths of both answers come in, weights and a win rate in % leave. The model (Dubois et
+al., arXiv 2404.04475, section 3; the settings as in alpaca_eval 0.6.6, metrics/glm_winrate.py):
 
     logit p = w_length · tanh(Δ/sd) + w_difficulty · difficulty + w_model
 
-p: the judge's preference for the model, a number from 0 to 1. Δ: characters of the baseline's answer less those of the model's.
-sd: its standard deviation over the rows. difficulty: of the instruction, fitted once over many models and then fixed. The score
-is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the weights sane, rows of the baseline told to be brief or wordy,
-against itself, are added at a tenth of a row's weight, without w_model. A lasso of strength 1/C pulls on the weights.
+p: the judge's preference for the model, a number from 0 to 1. Δ: characters of the baseline's answer less
+those of the model's.
+sd: its standard deviation over the rows. difficulty: of the instruction, fitted once over many models and
+then fixed. The score is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the weights sane, rows of
+the baseline told to be brief or wordy, against itself, are added at a tenth of a row's weight, without
+w_model. A lasso of strength 1/C pulls on the weights.
 
-alpaca_eval takes, of ten values of C, the one that predicts best in 5-fold cross-validation. That pulls a score of few prompts
-towards 50 %, and the interval knows nothing of it: it covers 88 % at 100 prompts, 94 % at the official 805. So C is chosen like
-this only where a score shall be set beside published ones, and is WEAK otherwise.
+alpaca_eval takes, of ten values of C, the one that predicts best in 5-fold cross-validation. That pulls a
+score of few prompts towards 50 %, and the interval knows nothing of it: it covers 88 % at 100 prompts, 94 %
+at the official 805. So C is chosen like this only where a score shall be set beside published ones, and is
+WEAK otherwise.
 
 The difficulty is found by the instruction's text, never by the row's number. Against published scores:
 
@@ -46,8 +50,8 @@ LC, ADJUSTED = "LC win rate", "length-adjusted win rate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One verdict. `p` is the preference for the model (1 it wins, ½ a tie, 0 the baseline wins, anything between; None where
-    unreadable), lengths in characters."""
+    """One verdict. `p` is the preference for the model (1 it wins, ½ a tie, 0 the baseline wins, anything
+    between; None where unreadable), lengths in characters."""
 
     instruction: str
     p: float | None
@@ -57,7 +61,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GamedRow:
-    """The baseline told to be brief or wordy, against itself: `delta` is Δ/sd, `p` the preference for the told one."""
+    """The baseline told to be brief or wordy, against itself: `delta` is Δ/sd, `p` the preference for the
+    told one."""
 
     instruction: str
     p: float
@@ -78,8 +83,8 @@ BASELINE = Weights(length=0.0, difficulty=0.0, model=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthControlled:
-    """The score in %, its 95 % interval and standard error (prompts resampled, everything refitted), the weights, C, the prompts
-    that it stands on, and the scores in the resamples."""
+    """The score in %, its 95 % interval and standard error (prompts resampled, everything refitted), the
+    weights, C, the prompts that it stands on, and the scores in the resamples."""
 
     score: float
     interval: tuple[float, float]
@@ -102,8 +107,8 @@ def score_name(
     difficulty: Mapping[str, float] | None,
     gamed: Collection[GamedRow] | None,
 ) -> str:
-    """`LC` only for all official instructions against the official baseline, with its difficulty and gamed rows given; else
-    `ADJUSTED`: a score of the same form that no published number may be set beside.
+    """`LC` only for all official instructions against the official baseline, with its difficulty and gamed
+    rows given; else `ADJUSTED`: a score of the same form that no published number may be set beside.
 
     Args:
         instructions: Of the rows that were scored.
@@ -120,7 +125,8 @@ def score_name(
 
 
 def win_rate(weights: Weights, difficulty: Iterable[float], against: Weights = BASELINE) -> float:
-    """100 · mean σ((w_d − w_d') · difficulty + w_m − w_m'): in % against the baseline, or against another model's weights.
+    """100 · mean σ((w_d − w_d') · difficulty + w_m − w_m'): in % against the baseline, or against another
+    model's weights.
 
     `difficulty` is that of each prompt. A model against itself gets exactly 50.
     """
@@ -142,13 +148,16 @@ def length_controlled(
     """The score with its interval.
 
     Args:
-        rows: One a prompt (its orders averaged), in any order. Where an instruction has several they are resampled together.
+        rows: One a prompt (its orders averaged), in any order. Where an instruction has several they are
+            resampled together.
         difficulty: By instruction; without it the term is left out.
         gamed: Rows of the gamed baseline; those of other instructions are left out.
-        order: The instructions as they stand in the official set: every fifth falls into the same fold, as in alpaca_eval.
-            Without it the folds follow a hash of the text.
-        penalty: C; None has it chosen by cross-validation, as alpaca_eval does: for a score that is to be called LC.
-        resamples: Of the interval; each takes the prompts' gamed rows with it and refits sd and weights, C held.
+        order: The instructions as they stand in the official set: every fifth falls into the same fold, as in
+            alpaca_eval. Without it the folds follow a hash of the text.
+        penalty: C; None has it chosen by cross-validation, as alpaca_eval does: for a score that is to be
+            called LC.
+        resamples: Of the interval; each takes the prompts' gamed rows with it and refits sd and weights, C
+            held.
         seed: Of the resamples.
 
     Raises:
@@ -162,7 +171,9 @@ def length_controlled(
     else:
         c = data.best_penalty() if penalty is None else penalty
         beta = data.fit(whole, c)
-        found = resample(lambda counts: data.scores(counts, data.fit(counts, c, beta)), data.n, resamples, seed)
+        found = resample(
+            lambda counts: data.scores(counts, data.fit(counts, c, beta)), data.n, resamples, seed
+        )
     return LengthControlled(
         score=float(data.scores(whole, beta)[0]),
         interval=percentiles(found),
@@ -175,13 +186,15 @@ def length_controlled(
 
 
 def difference(tuned: LengthControlled, base: LengthControlled) -> Effect:
-    """Tuned's score less base's in points of %, both against the same baseline and resampled with one seed: the same draws.
+    """Tuned's score less base's in points of %, both against the same baseline and resampled with one seed:
+    the same draws.
 
     Raises DataError where they do not stand on the same prompts, or not on as many resamples.
     """
     if tuned.prompts != base.prompts or len(tuned.samples) != len(base.samples):
         raise DataError(
-            f"scores of {len(base.prompts)} and {len(tuned.prompts)} prompts, {len(base.samples)} and {len(tuned.samples)} "
+            f"scores of {len(base.prompts)} and {len(tuned.prompts)} prompts, {len(base.samples)} and "
+            f"{len(tuned.samples)} "
             "resamples: no paired difference. Score both on the prompts that have a readable verdict for both"
         )
     return effect_of_samples(tuned.score - base.score, tuned.samples - base.samples, len(tuned.prompts))
@@ -189,7 +202,8 @@ def difference(tuned: LengthControlled, base: LengthControlled) -> Effect:
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """The rows as arrays, sorted by instruction: [m] of the model's readable rows, [g] of the gamed ones, [n] of the prompts."""
+    """The rows as arrays, sorted by instruction: [m] of the model's readable rows, [g] of the gamed ones, [n]
+    of the prompts."""
 
     names: tuple[str, ...]
     p: Array
@@ -203,7 +217,11 @@ class _Data:
 
     @classmethod
     def of(
-        cls, rows: list[Row], difficulty: Mapping[str, float] | None, gamed: list[GamedRow], order: Sequence[str]
+        cls,
+        rows: list[Row],
+        difficulty: Mapping[str, float] | None,
+        gamed: list[GamedRow],
+        order: Sequence[str],
     ) -> _Data:
         names = sorted({row.instruction for row in rows if row.p is not None})
         if not names:
@@ -212,7 +230,8 @@ class _Data:
             )
         if difficulty is not None and (unknown := [name for name in names if name not in difficulty]):
             raise DataError(
-                f"{len(unknown)} of {len(names)} instructions have no difficulty, such as {unknown[0][:80]!r}. Give the "
+                f"{len(unknown)} of {len(names)} instructions have no difficulty, such as "
+                f"{unknown[0][:80]!r}. Give the "
                 "difficulty of this set of instructions, or none"
             )
         at = {name: i for i, name in enumerate(names)}
@@ -243,7 +262,8 @@ class _Data:
         return bool((self.p == 0.5).all() and (self.delta == 0).all())
 
     def design(self, counts: Array) -> tuple[Array, Array, Array]:
-        """Features [b, m + g, 3], labels [m + g], weights [b, m + g], the prompts drawn `counts` [b, n] times."""
+        """Features [b, m + g, 3], labels [m + g], weights [b, m + g], the prompts drawn `counts` [b, n]
+        times."""
         drawn = counts[:, self.prompt]
         total = drawn.sum(1, keepdims=True)
         centred = self.delta - self.delta.mean()
@@ -267,10 +287,13 @@ class _Data:
         return np.asarray(50 + 50 * (counts * share).sum(1) / counts.sum(1))
 
     def best_penalty(self) -> float:
-        """The C whose fits on four fifths of the prompts predict the other fifth best (weighted loss, mean over the folds)."""
+        """The C whose fits on four fifths of the prompts predict the other fifth best (weighted loss, mean
+        over the folds)."""
         x, y, weights = self.design(np.ones((1, self.n)))
         fold = self.folds[np.concatenate([self.prompt, self.gamed_prompt])]
-        held = np.array([fold == k for k in range(FOLDS) if (fold == k).any() and (fold != k).any()], dtype=np.float64)
+        held = np.array(
+            [fold == k for k in range(FOLDS) if (fold == k).any() and (fold != k).any()], dtype=np.float64
+        )
         if not len(held):
             return PENALTIES[-1]
         losses = []
@@ -284,7 +307,8 @@ def _folds(names: list[str], order: Sequence[str]) -> NDArray[np.int64]:
     """The fold [n] of each instruction: its place in `order`, or by a hash, modulo FOLDS."""
     place = {text: i for i, text in enumerate(order)}
     rest = sorted(
-        (n for n in names if n not in place), key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        (n for n in names if n not in place),
+        key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest(),
     )
     place |= {text: len(order) + i for i, text in enumerate(rest)}
     return np.array([place[name] % FOLDS for name in names])

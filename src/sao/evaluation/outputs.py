@@ -1,8 +1,8 @@
 """An evaluation's result as a Markdown table, and as the files that the hub reads.
 
 `.eval_results/*.yaml` of a model's repository is the hub's form for results of benchmarks that it knows
-(https://huggingface.co/docs/hub/eval-results): a list of {dataset: {id, task_id}, value, date, notes}. What has no data set
-there, such as a run's own held-out prompts, gets no file.
+(https://huggingface.co/docs/hub/eval-results): a list of {dataset: {id, task_id}, value, date, notes}. What
+has no data set there, such as a run's own held-out prompts, gets no file.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from sao.store.files import write_atomic
 
 WITHHELD = "withheld"
 HUB_SETS = {
-    "alpaca": "tatsu-lab/alpaca_eval", "arena": "lmarena-ai/arena-hard-auto", "mtbench": "HuggingFaceH4/mt_bench_prompts",
-    "arc_challenge": "allenai/ai2_arc", "truthfulqa_mc2": "truthfulqa/truthful_qa", "winogrande": "allenai/winogrande",
+    "alpaca": "tatsu-lab/alpaca_eval", "arena": "lmarena-ai/arena-hard-auto",
+    "mtbench": "HuggingFaceH4/mt_bench_prompts",
+    "arc_challenge": "allenai/ai2_arc", "truthfulqa_mc2": "truthfulqa/truthful_qa",
+    "winogrande": "allenai/winogrande",
     "gsm8k": "openai/gsm8k", "hellaswag": "Rowan/hellaswag", "mmlu": "cais/mmlu",
 }  # fmt: skip
 """The hub's data sets of suites and tasks."""
@@ -27,7 +29,8 @@ HEADS = ["suite", "base", "tuned", "reference", "Δ", "95 % CI", "p", "p (Holm)"
 
 
 def show_table(found: Mapping[str, Any]) -> str:
-    """The result as Markdown: a line for each suite and task, and below it all that must be known to read them."""
+    """The result as Markdown: a line for each suite and task, and below it all that must be known to read
+    them."""
     lines = [f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
     for suite in found["suites"].values():
         lines += _suite_rows(suite, found["headline"])
@@ -88,7 +91,9 @@ def _suite_rows(suite: Mapping[str, Any], headline: bool) -> list[str]:
         delta = suite.get("delta") if key == "win_rate" else scores[1].get("delta")
         title = f"{suite['title']}, {name or scores[1]['name']} %"
         found.append(
-            _row(title, base, tuned, reference, delta) if headline else _row(title, WITHHELD, WITHHELD, reference)
+            _row(title, base, tuned, reference, delta)
+            if headline
+            else _row(title, WITHHELD, WITHHELD, reference)
         )
     return found
 
@@ -120,7 +125,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             if row["rate"] is not None
         ]
         lines.append(
-            "the judge, asked about made-up pairs, prefers the answer as it was to one that is … : " + ", ".join(parts)
+            "the judge, asked about made-up pairs, prefers the answer as it was to one that is … : "
+            + ", ".join(parts)
         )
     return lines
 
@@ -133,7 +139,9 @@ def _flips(row: Mapping[str, Any]) -> str:
 def _suite_notes(suite: Mapping[str, Any], headline: bool) -> list[str]:
     lines = [f"{role}: {line}" for role, wrong in suite["degenerate"].items() for line in wrong]
     lines += [f"{role}: no answer to {n} questions" for role, n in suite["missing"].items() if n]
-    lines += [f"{role}: {n} of {suite['n']} answers were cut off" for role, n in suite["cut_off"].items() if n]
+    lines += [
+        f"{role}: {n} of {suite['n']} answers were cut off" for role, n in suite["cut_off"].items() if n
+    ]
     for role in ("base", "tuned"):
         side = suite.get(role, {})
         lines += [f"{role}: {warning}" for warning in side.get("warnings", ())]
@@ -149,7 +157,9 @@ def _suite_notes(suite: Mapping[str, Any], headline: bool) -> list[str]:
             )
             lines.append(f"{role}: {ours:.0f} words against {theirs:.0f}{flips}")
             if headline:
-                lines.append(f"{role}: win rate by length ratio " + ", ".join(_bin(b) for b in side["by_length"]))
+                lines.append(
+                    f"{role}: win rate by length ratio " + ", ".join(_bin(b) for b in side["by_length"])
+                )
     return lines
 
 
@@ -169,14 +179,17 @@ def _bin(found: Mapping[str, Any]) -> str:
 
 
 def write_eval_results(folder: Path, found: Mapping[str, Any]) -> list[Path]:
-    """One YAML file for each suite and task that the hub has a data set of; none for circular results that are withheld."""
+    """One YAML file for each suite and task that the hub has a data set of; none for circular results that
+    are withheld."""
     written = []
     for name, suite in found["suites"].items():
         tuned = suite["tuned"].get("mark") or suite["tuned"].get("win_rate")
         if found["headline"] and tuned is not None and name in HUB_SETS:
             against = f"against {suite['against']}" if "against" in suite else "marks"
             notes = "; ".join(filter(None, (f"judge {found['judge']}", against, found["label"])))
-            written.append(_write(folder, name, (1 if "mark" in suite["tuned"] else 100) * tuned["value"], notes))
+            written.append(
+                _write(folder, name, (1 if "mark" in suite["tuned"] else 100) * tuned["value"], notes)
+            )
     for task in found.get("tasks", ()):
         if task["task"] in HUB_SETS:
             written.append(

@@ -1,15 +1,19 @@
-"""The questions of an evaluation, and answers that others gave to them. A file, hub data set or run folder in, records out.
+"""The questions of an evaluation, and answers that others gave to them. A file, hub data set or run folder
+in, records out.
 
-A question is a `Prompt`; one with several turns (MT-Bench) has its first turn in `text`, and the later ones beside it in
-`Question.later`. Turns that the set gives, the assistant's among them, are in `Prompt.earlier`. Ids hang on the texts alone, so
-that answers which stand already are found again. No text is changed: white space counts, in lengths and in what is asked.
+A question is a `Prompt`; one with several turns (MT-Bench) has its first turn in `text`, and the later ones
+beside it in `Question.later`. Turns that the set gives, the assistant's among them, are in `Prompt.earlier`.
+Ids hang on the texts alone, so that answers which stand already are found again. No text is changed: white
+space counts, in lengths and in what is asked.
 
-Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (a text, a list of turns, or
-messages), the category under category, dataset or cluster, the question's own number under question_id, uid or prompt_id, and the
-right answers, one a turn, under reference. The forms are those of alpaca_eval, FastChat's llm_judge and Arena-Hard. What stands
-in the place of a text and is none (NaN, a number, true, a list) is an error; only right answers may be numbers.
+Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (a text, a list
+of turns, or messages), the category under category, dataset or cluster, the question's own number under
+question_id, uid or prompt_id, and the right answers, one a turn, under reference. The forms are those of
+alpaca_eval, FastChat's llm_judge and Arena-Hard. What stands in the place of a text and is none (NaN, a
+number, true, a list) is an error; only right answers may be numbers.
 
-    python -c "from sao.evaluation.questions import read_questions; print(len(read_questions('question.jsonl')))"
+    python -c "from sao.evaluation.questions import read_questions;
+    print(len(read_questions('question.jsonl')))"
 """
 
 from __future__ import annotations
@@ -33,8 +37,9 @@ Turns = list[tuple[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A question, the user's later turns where there are any, its category ("" where the set has none), the number that its
-    own set gives it ("" for none), and the right answer to each turn ("" where there is none; () where there are none at all)."""
+    """A question, the user's later turns where there are any, its category ("" where the set has none), the
+    number that its own set gives it ("" for none), and the right answer to each turn ("" where there is none;
+    () where there are none at all)."""
 
     prompt: Prompt
     later: tuple[str, ...] = ()
@@ -56,7 +61,8 @@ def question_of(
     key: str = "",
     references: tuple[str, ...] = (),
 ) -> Question:
-    """A question of these turns of the user, after `earlier` ones (user, assistant, user, …) that the set gives."""
+    """A question of these turns of the user, after `earlier` ones (user, assistant, user, …) that the set
+    gives."""
     asked = Prompt(id="", row=row, persona_id="", text=turns[0], earlier=earlier)
     prompt = replace(asked, id=make_id("question", asked.conversation, *turns[1:]))
     return Question(prompt=prompt, later=tuple(turns[1:]), category=category, key=key, references=references)
@@ -72,8 +78,8 @@ def read_questions(
 ) -> list[Question]:
     """The questions of a file or hub data set, each once.
 
-    Raises DataError for a source that cannot be read, is empty, has no texts under a key that is known, or asks with a system
-    message.
+    Raises DataError for a source that cannot be read, is empty, has no texts under a key that is known, or
+    asks with a system message.
     """
     columns = [column] if column else []
     options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
@@ -120,13 +126,14 @@ def _spoken(row: Any, keys: Iterable[str], place: str) -> Turns:
             odd = odd or f"; under {key} stands {kind_of(value)}"
     held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
     raise DataError(
-        f"{place}: no question under {', '.join(keys)} (it holds: {held}{odd}). Name the key after the source: SET#KEY"
+        f"{place}: no question under {', '.join(keys)} (it holds: {held}{odd}). Name the key after the "
+        "source: SET#KEY"
     )
 
 
 def _turns(value: Any) -> Turns:
-    """The turns of a text, or of a list of texts or messages; Arena's {"content"} without a role is the user's. Plain texts
-    that are blank are none."""
+    """The turns of a text, or of a list of texts or messages; Arena's {"content"} without a role is the
+    user's. Plain texts that are blank are none."""
     if isinstance(value, str):
         return [("user", value)] if value.strip() else []
     found: Turns = []
@@ -139,7 +146,8 @@ def _turns(value: Any) -> Turns:
 
 
 def _inner(value: Any) -> Any:
-    """What stands under content or answer, where it is an object with either (Arena-Hard); else the value itself."""
+    """What stands under content or answer, where it is an object with either (Arena-Hard); else the value
+    itself."""
     while isinstance(value, dict) and ("content" in value or "answer" in value):
         value = value["content"] if "content" in value else value["answer"]
     return value
@@ -155,12 +163,13 @@ def _is_blank(value: Any) -> bool:
 
 
 def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The turns that are given (user, assistant, user, assistant, …), and the user's after them, which wait for an answer. What
-    the assistant says last is an answer and no part of the question."""
+    """The turns that are given (user, assistant, user, assistant, …), and the user's after them, which wait
+    for an answer. What the assistant says last is an answer and no part of the question."""
     spoken = [turn for turn in turns if turn[0] != "system" or not (turn[1] is None or _is_blank(turn[1]))]
     if any(role == "system" for role, _ in spoken):
         raise DataError(
-            f"{place}: a question with a system message of its own; all are asked with the recipe's (--responses.system). Leave "
+            f"{place}: a question with a system message of its own; all are asked with the recipe's "
+            "(--responses.system). Leave "
             "out these questions, or put the message into the user's turn"
         )
     users = [i for i, (role, _) in enumerate(spoken) if role == "user"]
@@ -170,7 +179,8 @@ def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     roles = [role for role, _ in spoken[:given]]
     if len(texts) < len(spoken) or not spoken or roles != ["user", "assistant"] * (given // 2):
         raise DataError(
-            f"{place}: turns that cannot be asked: {', '.join(_said(*turn) for turn in turns)}. Before the user's last turns, "
+            f"{place}: turns that cannot be asked: {', '.join(_said(*turn) for turn in turns)}. Before the "
+            "user's last turns, "
             "user and assistant must take turns, each with a text"
         )
     return texts[:given], texts[given:]
@@ -188,10 +198,13 @@ def _key(row: Mapping[str, Any]) -> str:
 
 
 def _values(value: Any) -> list[Any]:
-    """What is given for each turn by a value that is one, or a list of them; of messages those of the assistant."""
+    """What is given for each turn by a value that is one, or a list of them; of messages those of the
+    assistant."""
     if isinstance(value, list):
         return [
-            _inner(one) for one in value if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"
+            _inner(one)
+            for one in value
+            if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"
         ]
     return [] if value is None else [_inner(value)]
 
@@ -199,7 +212,8 @@ def _values(value: Any) -> list[Any]:
 def _references(values: list[Any], turns: int, place: str, key: str) -> tuple[str, ...]:
     if len(values) > turns:
         raise DataError(
-            f"{place}: {len(values)} references for {turns} turn(s). Give one right answer for each turn under {key}"
+            f"{place}: {len(values)} references for {turns} turn(s). Give one right answer for each turn "
+            f"under {key}"
         )
     found = tuple(_right_answer(value, place, key) for value in values)
     return found if any(text.strip() for text in found) else ()
@@ -212,7 +226,8 @@ def _right_answer(value: Any, place: str, key: str) -> str:
     text = id_text(value)
     if not text:
         raise DataError(
-            f"{place}: no right answer under {key}, but {kind_of(value)}. Give a text or a number, or null where there is none"
+            f"{place}: no right answer under {key}, but {kind_of(value)}. Give a text or a number, or null "
+            "where there is none"
         )
     return text
 
@@ -221,13 +236,16 @@ def _right_answer(value: Any, place: str, key: str) -> str:
 
 
 def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[Response]]:
-    """Somebody's answers to these questions, by the question's id: one for each turn. Those to other questions are left out.
+    """Somebody's answers to these questions, by the question's id: one for each turn. Those to other
+    questions are left out.
 
-    A row holds the question's text, as in the questions' own file, or where it has none the question's number (question_id, uid
-    or prompt_id); and the answer under output, answer or response (alpaca_eval's model_outputs.json), as messages (Arena-Hard
-    v2), or under choices, of which the first counts (FastChat's and Arena-Hard v0.1's model_answer). An empty text is an answer.
+    A row holds the question's text, as in the questions' own file, or where it has none the question's number
+    (question_id, uid or prompt_id); and the answer under output, answer or response (alpaca_eval's
+    model_outputs.json), as messages (Arena-Hard v2), or under choices, of which the first counts (FastChat's
+    and Arena-Hard v0.1's model_answer). An empty text is an answer.
 
-    Raises DataError where a question has no answer there: a comparison on a part of the set would pass for one on the whole.
+    Raises DataError where a question has no answer there: a comparison on a part of the set would pass for
+    one on the whole.
     """
     questions = list(questions)
     found: dict[str, list[Response]] = {}
@@ -235,43 +253,53 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
         turns = 1 + len(question.later)
         texts = [value for value in values if isinstance(value, str)]
         if len(values) > turns:
-            raise DataError(f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn")
+            raise DataError(
+                f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn"
+            )
         if len(texts) < turns:
             odd = next(
-                (kind_of(value) for value in values if not isinstance(value, str)), "no more" if values else "none"
+                (kind_of(value) for value in values if not isinstance(value, str)),
+                "no more" if values else "none",
             )
             raise DataError(
-                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds {odd}). Give a text "
+                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds "
+                f"{odd}). Give a text "
                 "for each, empty where the model gave none"
             )
         found[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(texts)]
     missing = [question.prompt.text for question in questions if question.prompt.id not in found]
     if missing:
         raise DataError(
-            f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as {missing[0][:80]!r}. "
+            f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as "
+            f"{missing[0][:80]!r}. "
             "Give the answers to this set of questions"
         )
     return found
 
 
 def with_references(questions: Iterable[Question], source: str) -> list[Question]:
-    """The questions with the right answers of a file (FastChat's reference_answer/*.jsonl, or as in `read_answers`; also under
-    the key reference). Those that it does not hold stay as they are.
+    """The questions with the right answers of a file (FastChat's reference_answer/*.jsonl, or as in
+    `read_answers`; also under the key reference). Those that it does not hold stay as they are.
 
     Raises DataError where it holds none of them.
     """
     questions, found = list(questions), {}
-    for place, question, key, values in _rows_for(source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"):
+    for place, question, key, values in _rows_for(
+        source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"
+    ):
         found[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
     if not found:
-        raise DataError(f"{source}: no references to any of the {len(questions)} questions. Is it of another set?")
+        raise DataError(
+            f"{source}: no references to any of the {len(questions)} questions. Is it of another set?"
+        )
     return [replace(q, references=found.get(q.prompt.id, q.references)) for q in questions]
 
 
 def _rows_for(
     source: str, questions: Sequence[Question], keys: Sequence[str], what: str
 ) -> Iterator[tuple[str, Question, str, list[Any]]]:
-    """Each row's place, the question that it answers, the key of what it gives, and that: a value for each turn."""
+    """Each row's place, the question that it answers, the key of what it gives, and that: a value for each
+    turn."""
     by_text: dict[tuple[str, ...], list[Question]] = {}
     by_key: dict[str, list[Question]] = {}
     for question in questions:
@@ -282,13 +310,17 @@ def _rows_for(
     columns = (*TEXT_KEYS, *ID_KEYS, *keys)
     for place, row in read_rows(source, [], columns, what=what, option="@REVISION after its name"):
         fields = row if isinstance(row, dict) else {}
-        if _key(fields) and not any(_stripped(text) for key in TEXT_KEYS for _, text in _turns(fields.get(key))):
+        if _key(fields) and not any(
+            _stripped(text) for key in TEXT_KEYS for _, text in _turns(fields.get(key))
+        ):
             found = [unique[_key(fields)]] if _key(fields) in unique else []
             spoken: Turns = []
         else:
             spoken = [turn for turn in _spoken(row, ("messages", *TEXT_KEYS), place) if turn[0] != "system"]
             asked = tuple(_stripped(text) for role, text in spoken if role == "user")
-            found = [question for question in by_text.get(asked, ()) if _follows(question.prompt.earlier, spoken)]
+            found = [
+                question for question in by_text.get(asked, ()) if _follows(question.prompt.earlier, spoken)
+            ]
         for question in found:
             yield place, question, *_given(fields, question, spoken, keys)
 
@@ -299,8 +331,11 @@ def _follows(earlier: tuple[str, ...], spoken: Turns) -> bool:
     return begun == [text.strip() for text in earlier]
 
 
-def _given(row: Mapping[str, Any], question: Question, spoken: Turns, keys: Sequence[str]) -> tuple[str, list[Any]]:
-    """The first of the keys that holds anything (else that is there, "" for none), and its values for a question's turns."""
+def _given(
+    row: Mapping[str, Any], question: Question, spoken: Turns, keys: Sequence[str]
+) -> tuple[str, list[Any]]:
+    """The first of the keys that holds anything (else that is there, "" for none), and its values for a
+    question's turns."""
     there = [key for key in keys if key in row]
     key = next((key for key in there if row[key] is not None), there[0] if there else "")
     value = row.get(key)
@@ -333,8 +368,11 @@ def held_out_questions(prompts: Iterable[Prompt]) -> list[Question]:
     return list(found.values())
 
 
-def by_category(questions: Iterable[Question], values: Mapping[str, float]) -> dict[str, dict[str, float | int]]:
-    """Mean and number of the values (by question id) in each category, in the set's order; {} where the set has none.
+def by_category(
+    questions: Iterable[Question], values: Mapping[str, float]
+) -> dict[str, dict[str, float | int]]:
+    """Mean and number of the values (by question id) in each category, in the set's order; {} where the set
+    has none.
 
     Questions without a value are left out; those without a category stand under "".
     """

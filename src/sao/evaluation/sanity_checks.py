@@ -18,12 +18,13 @@ CONSTANT_SHARE = 0.05
 REPEATED_SHARE = 0.3
 """An answer is repetitive where more of its 4-grams of words than this repeat an earlier one."""
 SLOT_TASTE = 0.1
-"""Further than this from a half, the share of decided verdicts for the first slot is called a taste for a slot."""
+"""Further than this from a half, the share of decided verdicts for the first slot is called a taste for a
+slot."""
 
 
 def degenerate(texts: Sequence[str], *, cut: int = 0) -> list[str]:
-    """What is wrong with a model's answers as a whole, in sentences; [] where nothing is. `cut` of them ended at the token
-    limit."""
+    """What is wrong with a model's answers as a whole, in sentences; [] where nothing is. `cut` of them ended
+    at the token limit."""
     if not texts:
         return ["no answers"]
     found = []
@@ -42,16 +43,19 @@ def degenerate(texts: Sequence[str], *, cut: int = 0) -> list[str]:
 
 
 def slot_warning(first_slot_rate: float | None, decided: int) -> str | None:
-    """A sentence where a judge's verdicts hang on the slot, None where they do not or there are too few to say."""
+    """A sentence where a judge's verdicts hang on the slot, None where they do not or there are too few to
+    say."""
     if first_slot_rate is None or decided < 20 or abs(first_slot_rate - 0.5) <= SLOT_TASTE:
         return None
     return f"POSITION BIAS: {100 * first_slot_rate:.0f} % of the decided verdicts are for the first slot"
 
 
 def by_length(rows: Iterable[tuple[int, int, float]], bins: int = 4) -> list[dict[str, Any]]:
-    """Win rate by how much longer the model's answer is than the other: (words, other's words, points) a prompt.
+    """Win rate by how much longer the model's answer is than the other: (words, other's words, points) a
+    prompt.
 
-    The bins hold about as many prompts each, with equal ratios in one bin; where one ratio is very common, fewer bins are left.
+    The bins hold about as many prompts each, with equal ratios in one bin; where one ratio is very common,
+    fewer bins are left.
     """
     same: dict[float, list[float]] = {}
     for mine, other, points in rows:

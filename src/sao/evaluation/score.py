@@ -1,7 +1,8 @@
 """What a comparison comes to: judgments or marks of two sides in, a summary with intervals out.
 
-The unit is the question: the orders of a pair, and the turns of a conversation, are averaged first. Answers that are the same are
-ties; verdicts that cannot be read are neither that nor a label, and the bounds say what they could have made of the figure.
+The unit is the question: the orders of a pair, and the turns of a conversation, are averaged first. Answers
+that are the same are ties; verdicts that cannot be read are neither that nor a label, and the bounds say what
+they could have made of the figure.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Answers = Mapping[str, Sequence[Response]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Official:
-    """AlpacaEval's own files, as far as given: the set's instructions, the baseline's name, difficulties, gamed rows."""
+    """AlpacaEval's own files, as far as given: the set's instructions, the baseline's name, difficulties,
+    gamed rows."""
 
     baseline: str = ""
     instructions: Sequence[str] | None = None
@@ -42,8 +44,8 @@ class Official:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Games:
-    """Who played: by question what our side and theirs said, our answer's id, and the question's text; `missing` are those that
-    one of them did not answer."""
+    """Who played: by question what our side and theirs said, our answer's id, and the question's text;
+    `missing` are those that one of them did not answer."""
 
     texts: Mapping[str, tuple[str, str]]
     ours: Mapping[str, str]
@@ -72,8 +74,11 @@ class Games:
         """How many words both sides said."""
         return {id_: (len(mine.split()), len(other.split())) for id_, (mine, other) in self.texts.items()}
 
-    def rows(self, judgments: Iterable[Judgment], soft: bool = False) -> Iterator[tuple[str, str, float | None]]:
-        """(question, order, our points from 0 to 1 or None where unreadable). `soft`: the judge's probability, if given."""
+    def rows(
+        self, judgments: Iterable[Judgment], soft: bool = False
+    ) -> Iterator[tuple[str, str, float | None]]:
+        """(question, order, our points from 0 to 1 or None where unreadable). `soft`: the judge's
+        probability, if given."""
         yield from ((id_, "tied", 0.5) for id_ in self.tied)
         yield from ((id_, "missing", None) for id_ in self.missing)
         for j in judgments:
@@ -81,7 +86,11 @@ class Games:
             worth = WORTH.get(str(j.verdict))
             if soft and j.p_first is not None and worth is not None:
                 worth = j.p_first
-            yield j.prompt_id, "ours first" if first else "theirs first", worth if first or worth is None else 1 - worth
+            yield (
+                j.prompt_id,
+                "ours first" if first else "theirs first",
+                worth if first or worth is None else 1 - worth,
+            )
 
     def points(self, judgments: Iterable[Judgment], soft: bool = False) -> Points:
         """Our points by question; `soft` as in `rows` (AlpacaEval 2's way)."""
@@ -90,8 +99,9 @@ class Games:
     def length_adjusted(
         self, points: Points, resamples: int, seed: int, official: Official | None = None
     ) -> tuple[LengthControlled, str] | None:
-        """Our win rate if our answers were as long as theirs, by AlpacaEval's model (sao.evaluation.length_control), from soft
-        points; and its name, LC only with all official files. None where nothing can be read."""
+        """Our win rate if our answers were as long as theirs, by AlpacaEval's model
+        (sao.evaluation.length_control), from soft points; and its name, LC only with all official files. None
+        where nothing can be read."""
         rows = []
         for id_, p in zip(points.ids, points.values.tolist(), strict=True):
             mine, other = self.texts[id_]
@@ -99,30 +109,43 @@ class Games:
         if not rows:
             return None
         o = official or Official()
-        name = score_name({row.instruction for row in rows}, o.baseline, o.instructions, o.difficulty, o.gamed)
-        # What is called LC is fitted as alpaca_eval fits it, with its folds and a lasso chosen by cross-validation.
+        name = score_name(
+            {row.instruction for row in rows}, o.baseline, o.instructions, o.difficulty, o.gamed
+        )
+        # What is called LC is fitted as alpaca_eval fits it, with its folds and a lasso chosen by
+        # cross-validation.
         fitted: dict[str, Any] = {"penalty": None, "order": o.instructions} if name == LC else {}
-        return length_controlled(rows, o.difficulty, o.gamed or (), resamples=resamples, seed=seed, **fitted), name
+        return length_controlled(
+            rows, o.difficulty, o.gamed or (), resamples=resamples, seed=seed, **fitted
+        ), name
 
-    def annotations(self, judgments: Iterable[Judgment], ours: str, theirs: str, judge: str) -> list[Annotation]:
+    def annotations(
+        self, judgments: Iterable[Judgment], ours: str, theirs: str, judge: str
+    ) -> list[Annotation]:
         """The verdicts as alpaca_eval's annotations, one for each question: the mean of its orders."""
         points = prompt_points(self.rows(judgments, soft=True))
         values = dict(zip(points.ids, points.values.tolist(), strict=True))
         return [
             Annotation(
-                instruction=self.asked[id_], output_1=other, generator_1=theirs, output_2=mine, generator_2=ours, annotator=judge,
+                instruction=self.asked[id_], output_1=other, generator_1=theirs, output_2=mine,
+                generator_2=ours, annotator=judge,
                 p=values.get(id_),
             )
             for id_, (mine, other) in self.texts.items()
         ]  # fmt: skip
 
     def arena_games(self, role: str, judgments: Iterable[Judgment]) -> list[Game]:
-        """The verdicts as Arena-Hard's games against the other side; answers that are the same are two ties."""
+        """The verdicts as Arena-Hard's games against the other side; answers that are the same are two
+        ties."""
         found = []
         for id_, side, verdict in [
             *((id_, first, "A=B") for id_ in self.tied for first in (True, False)),
             *(
-                (j.prompt_id, j.first_id == self.ours[j.prompt_id], parse_arena(j.text or "") if j.verdict else None)
+                (
+                    j.prompt_id,
+                    j.first_id == self.ours[j.prompt_id],
+                    parse_arena(j.text or "") if j.verdict else None,
+                )
                 for j in judgments
             ),
         ]:
@@ -136,8 +159,9 @@ Scores = dict[str, LengthControlled] | dict[str, ArenaScore]
 
 
 def refitted(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
-    """Scores in % that are refitted in each resample, as JSON by role, with the difference under "delta": of tuned to base where
-    both stand on the same questions, or of tuned to a half where base is what it is compared with."""
+    """Scores in % that are refitted in each resample, as JSON by role, with the difference under "delta": of
+    tuned to base where both stand on the same questions, or of tuned to a half where base is what it is
+    compared with."""
     found: dict[str, dict[str, Any]] = {}
     for role, one in scores.items():
         interval = [end / 100 for end in one.interval]
@@ -148,7 +172,11 @@ def refitted(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
     n = len(tuned.prompts) if isinstance(tuned, LengthControlled) else tuned.questions
     if base is None:
         delta = effect_of_samples((tuned.score - 50) / 100, (tuned.samples - 50) / 100, n)
-    elif isinstance(tuned, LengthControlled) and isinstance(base, LengthControlled) and tuned.prompts != base.prompts:
+    elif (
+        isinstance(tuned, LengthControlled)
+        and isinstance(base, LengthControlled)
+        and tuned.prompts != base.prompts
+    ):
         return found
     else:
         delta = effect_of_samples((tuned.score - base.score) / 100, (tuned.samples - base.samples) / 100, n)
@@ -156,8 +184,11 @@ def refitted(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def arena(played: Mapping[str, list[Game]], resamples: int, seed: int, controlled: bool) -> dict[str, ArenaScore]:
-    """Arena-Hard's score of each model by Bradley and Terry, with style controlled or not; {} where nothing is readable."""
+def arena(
+    played: Mapping[str, list[Game]], resamples: int, seed: int, controlled: bool
+) -> dict[str, ArenaScore]:
+    """Arena-Hard's score of each model by Bradley and Terry, with style controlled or not; {} where nothing
+    is readable."""
     games = [game for own in played.values() if any(g.verdict for g in own) for game in own]
     return arena_scores(games, controlled=controlled, resamples=resamples, seed=seed) if games else {}
 
@@ -165,7 +196,13 @@ def arena(played: Mapping[str, list[Game]], resamples: int, seed: int, controlle
 def shown(found: Effect) -> dict[str, Any]:
     """An effect as JSON; `detectable` is None where the values tell nothing of their spread."""
     detectable = found.detectable if 0 < found.detectable < math.inf else None
-    return {"value": found.mean, "ci95": list(found.interval), "p": found.p, "n": found.n, "detectable": detectable}
+    return {
+        "value": found.mean,
+        "ci95": list(found.interval),
+        "p": found.p,
+        "n": found.n,
+        "detectable": detectable,
+    }
 
 
 def number(value: float) -> float | None:
@@ -173,7 +210,9 @@ def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamples: int, seed: int) -> dict[str, Any]:
+def win_rate(
+    points: Points, judgments: Sequence[Judgment], words: Words, resamples: int, seed: int
+) -> dict[str, Any]:
     """Our win rate against the other side, with everything that has to stand beside it."""
     decided = [j.verdict for j in judgments if j.verdict in ("first", "second")]
     first = decided.count("first") / len(decided) if decided else None
@@ -192,7 +231,10 @@ def win_rate(points: Points, judgments: Sequence[Judgment], words: Words, resamp
         "first_slot_rate": first,
         "flip_rate": flip_rate(judgments),
         "by_length": by_length((*words[q], float(v)) for q, v in values.items() if q in words),
-        "words": [float(np.mean(side)) if side else None for side in ([w[i] for w in words.values()] for i in (0, 1))],
+        "words": [
+            float(np.mean(side)) if side else None
+            for side in ([w[i] for w in words.values()] for i in (0, 1))
+        ],
     }
     warning = slot_warning(first, len(decided))
     return found | {"warnings": [warning] if warning else []}

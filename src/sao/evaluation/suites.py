@@ -1,20 +1,24 @@
 """What is asked in an evaluation, how it is judged, and what the judge is shown.
 
-A suite names its questions (a set that is fetched by pinned revision, or given as a file), the way of judging, and the
-template. The templates are SAO's own; those of a published protocol, whose licence may not let us ship them, are given by path.
+A suite names its questions (a set that is fetched by pinned revision, or given as a file), the way of
+judging, and the template. The templates are SAO's own; those of a published protocol, whose licence may not
+let us ship them, are given by path.
 
-A template for marks or for verdicts after reasons is one file with one text, or with parts under headings, each on its own line:
+A template for marks or for verdicts after reasons is one file with one text, or with parts under headings,
+each on its own line:
 
     ---system---                  what stands in the judge's system message; none where there is no such part
     ---user---                    what the judge is asked (also what stands before the first heading)
     ---user, reference---         the same where the question has a right answer
-    ---user, later---             the same from the second turn on; also `---system, later---`, `---user, later, reference---`
+    ---user, later---             the same from the second turn on; also `---system, later---`, `---user,
+    later, reference---`
 
-The part that fits most closely is shown. Fields for verdicts: {prompt}, {first}, {second}, {reference}. For marks: {prompt} (the
-whole conversation before the answer), {answer}, {reference}; and by turn {question}, and {earlier_question}, {earlier_answer},
-{earlier_reference} of the turn before. What there is none of is empty. So FastChat's question, answer and ref_answer_1 are
-{question}, {answer} and {reference}; in its templates for two turns question_1, answer_1 and ref_answer_1 are the earlier ones,
-question_2, answer_2 and ref_answer_2 those without `earlier_`.
+The part that fits most closely is shown. Fields for verdicts: {prompt}, {first}, {second}, {reference}. For
+marks: {prompt} (the whole conversation before the answer), {answer}, {reference}; and by turn {question}, and
+{earlier_question}, {earlier_answer}, {earlier_reference} of the turn before. What there is none of is empty.
+So FastChat's question, answer and ref_answer_1 are {question}, {answer} and {reference}; in its templates for
+two turns question_1, answer_1 and ref_answer_1 are the earlier ones, question_2, answer_2 and ref_answer_2
+those without `earlier_`.
 
     python -c "from sao.evaluation.suites import SUITES; print(*SUITES)"
 """
@@ -37,9 +41,10 @@ from sao.templates import fill, load_template
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """One suite. `way`: duel (the recipe's judge, in both orders), arena (five verdicts after reasons, both orders), pairwise
-    (three verdicts after reasons, both orders), rating (a mark for each turn). `questions` names a preset; "" where they must be
-    given. `template` is what the judge is shown; "" for a duel, which takes the recipe's judging.template."""
+    """One suite. `way`: duel (the recipe's judge, in both orders), arena (five verdicts after reasons, both
+    orders), pairwise (three verdicts after reasons, both orders), rating (a mark for each turn). `questions`
+    names a preset; "" where they must be given. `template` is what the judge is shown; "" for a duel, which
+    takes the recipe's judging.template."""
 
     name: str
     title: str
@@ -56,7 +61,11 @@ SUITES = {
         Suite(name="arena", title="Arena-Hard", way="arena", questions="arena_hard", template="arena"),
         Suite(name="mtbench", title="MT-Bench", way="rating", questions="mt_bench", template="rating"),
         Suite(
-            name="mtbench-pairs", title="MT-Bench, pairwise", way="pairwise", questions="mt_bench", template="pairwise"
+            name="mtbench-pairs",
+            title="MT-Bench, pairwise",
+            way="pairwise",
+            questions="mt_bench",
+            template="pairwise",
         ),
     )
 }
@@ -85,9 +94,13 @@ def said(question: Question, answers: Sequence[Response]) -> str:
 
 
 def ordered_pairs(
-    questions: Iterable[Question], ours: dict[str, list[Response]], theirs: dict[str, list[Response]], key: str
+    questions: Iterable[Question],
+    ours: dict[str, list[Response]],
+    theirs: dict[str, list[Response]],
+    key: str,
 ) -> Iterator[OrderedPair]:
-    """Both orders of our answer and theirs to each question that both answered; none where both gave the same (a tie)."""
+    """Both orders of our answer and theirs to each question that both answered; none where both gave the same
+    (a tie)."""
     for question in questions:
         prompt = question.prompt
         if prompt.id not in ours or prompt.id not in theirs:
@@ -109,7 +122,8 @@ PARSERS: dict[str, Callable[[str], Verdict | None]] = {
 
 
 def _side(verdict: str | None) -> Verdict | None:
-    """Arena's five verdicts as three; the strong ones are read again from the judgment's text where they count."""
+    """Arena's five verdicts as three; the strong ones are read again from the judgment's text where they
+    count."""
     if verdict is None or "=" in verdict:
         return None if verdict is None else "tie"
     return "first" if verdict.startswith("A") else "second"
@@ -137,7 +151,8 @@ class Template:
 def read_template(name: str, way: str) -> Template:
     """The parts of a template (a name of sao/templates or a file's path) for this way of judging.
 
-    Raises ConfigError for one that is not there, that asks without a question or an answer, or that holds a part twice.
+    Raises ConfigError for one that is not there, that asks without a question or an answer, or that holds a
+    part twice.
     """
     before, *pieces = _HEADING.split(load_template(name, FIELDS[way]))
     found = [(("user", frozenset[str]()), before.strip())] if before.strip() else []
@@ -145,7 +160,9 @@ def read_template(name: str, way: str) -> Template:
         found.append(((role, frozenset(re.findall("[a-z]+", words))), text.strip()))
     parts = dict(found)
     if len(parts) < len(found):
-        raise ConfigError(f"template {name!r}: a part stands there twice (text before the first heading is the user's)")
+        raise ConfigError(
+            f"template {name!r}: a part stands there twice (text before the first heading is the user's)"
+        )
     if ("user", frozenset()) not in parts:
         raise ConfigError(
             f"template {name!r}: no part for the user. Put a line ---user--- before what the judge is asked"
@@ -160,7 +177,8 @@ def read_template(name: str, way: str) -> Template:
 
 
 def references_of(questions: Iterable[Question]) -> dict[str, str]:
-    """The right answers as a judge of whole conversations is shown them, by question id; questions without one are left out."""
+    """The right answers as a judge of whole conversations is shown them, by question id; questions without
+    one are left out."""
     found: dict[str, str] = {}
     for question in questions:
         texts = [question.reference(turn) for turn in range(1 + len(question.later))]
@@ -171,11 +189,12 @@ def references_of(questions: Iterable[Question]) -> dict[str, str]:
 
 
 def judge_by_text(
-    pairs: Iterable[OrderedPair], engine: Engine, suite: Suite, template: str, max_tokens: int, done: Container[str],
+    pairs: Iterable[OrderedPair], engine: Engine, suite: Suite, template: str, max_tokens: int,
+    done: Container[str],
     name: str, *, references: Mapping[str, str] | None = None,
 ) -> Iterator[Judgment | Drop]:  # fmt: skip
-    """Verdicts after reasons, at temperature 0, for the pairs that are not `done`; what is cut off or has none is unreadable.
-    `references`: the right answers by question id (`references_of`)."""
+    """Verdicts after reasons, at temperature 0, for the pairs that are not `done`; what is cut off or has
+    none is unreadable. `references`: the right answers by question id (`references_of`)."""
     shown, parse = read_template(template, suite.way), PARSERS[suite.way]
     waiting: dict[str, OrderedPair] = {}
 
@@ -194,17 +213,19 @@ def judge_by_text(
             continue
         verdict = None if completion.finish_reason == "length" else parse(completion.text)
         yield Judgment(
-            id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id, second_id=pair.second.id, judge=name,
+            id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id,
+            second_id=pair.second.id, judge=name,
             verdict=verdict, text=completion.text,
         )  # fmt: skip
 
 
 def rate(
-    questions: Iterable[Question], answers: dict[str, list[Response]], engine: Engine, template: str, max_tokens: int, key: str,
+    questions: Iterable[Question], answers: dict[str, list[Response]], engine: Engine, template: str,
+    max_tokens: int, key: str,
     done: Container[str], name: str,
 ) -> Iterator[Rating | Drop]:  # fmt: skip
-    """A mark for each turn of each question, at temperature 0, that is not `done`. Where a turn has a right answer the judge is
-    shown it, if the template has a place for it."""
+    """A mark for each turn of each question, at temperature 0, that is not `done`. Where a turn has a right
+    answer the judge is shown it, if the template has a place for it."""
     shown, questions = read_template(template, "rating"), list(questions)
     most = max((1 + len(question.later) for question in questions), default=1)
     waiting: dict[str, tuple[int, Response]] = {}
@@ -212,7 +233,8 @@ def rate(
     def requests() -> Iterator[Request]:
         for question in questions:
             for turn, answer in enumerate(answers.get(question.prompt.id, ())):
-                # Rows are places in the stage's order: each question has as many as the longest, so that none is met twice.
+                # Rows are places in the stage's order: each question has as many as the longest, so that none
+                # is met twice.
                 rating_id, row = make_id(key, answer.id), question.prompt.row * most + turn
                 if rating_id in done:
                     continue
@@ -257,8 +279,13 @@ def turn_prompt(question: Question, answers: dict[str, list[Response]], turn: in
     if turn == 0:
         return prompt
     before = answers[prompt.id][:turn]
-    turns = [prompt.text, *(text for a, q in zip(before, question.later, strict=False) for text in (a.text, q))]
-    return replace(prompt, id=make_id(prompt.id, turn), earlier=(*prompt.earlier, *turns[:-1]), text=turns[-1])
+    turns = [
+        prompt.text,
+        *(text for a, q in zip(before, question.later, strict=False) for text in (a.text, q)),
+    ]
+    return replace(
+        prompt, id=make_id(prompt.id, turn), earlier=(*prompt.earlier, *turns[:-1]), text=turns[-1]
+    )
 
 
 def _request(id_: str, messages: tuple[Message, ...], max_tokens: int) -> Request:

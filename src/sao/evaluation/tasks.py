@@ -1,16 +1,20 @@
-"""Benchmarks with known answers, before and after training: lm-evaluation-harness runs them, SAO pairs the results.
+"""Benchmarks with known answers, before and after training: lm-evaluation-harness runs them, SAO pairs the
+results.
 
-Enters: a model (folder or hub id) and the names of tasks. Leaves: `TaskResults` with the score of every document, kept under
-`cache` so that no finished task is computed twice; from two of them, `compare_tasks` makes a `TaskComparison` for each task.
+Enters: a model (folder or hub id) and the names of tasks. Leaves: `TaskResults` with the score of every
+document, kept under `cache` so that no finished task is computed twice; from two of them, `compare_tasks`
+makes a `TaskComparison` for each task.
 
     sao eval --suite tasks --base BASE --tuned TUNED --tasks leaderboard
 
-"leaderboard" are the six tasks of the first Open LLM Leaderboard, with its numbers of examples and its metrics
-(https://huggingface.co/docs/leaderboards/en/open_llm_leaderboard/archive); lm-eval's own group of that name, the second
-leaderboard, is had by its members' names. Other names are lm-eval's, as NAME or NAME:SHOTS.
+"leaderboard" are the six tasks of the first Open LLM Leaderboard, with its numbers of examples and its
+metrics (https://huggingface.co/docs/leaderboards/en/open_llm_leaderboard/archive); lm-eval's own group of
+that name, the second leaderboard, is had by its members' names. Other names are lm-eval's, as NAME or
+NAME:SHOTS.
 
-Local copies of the data lie under `data_dir`: TASK/<split>.jsonl (or .json, .parquet, .csv), or the data set's repository
-under its hub id, as `hf download allenai/ai2_arc --repo-type dataset --local-dir DATA/allenai/ai2_arc` leaves it.
+Local copies of the data lie under `data_dir`: TASK/<split>.jsonl (or .json, .parquet, .csv), or the data
+set's repository under its hub id, as `hf download allenai/ai2_arc --repo-type dataset --local-dir
+DATA/allenai/ai2_arc` leaves it.
 """
 
 from __future__ import annotations
@@ -52,9 +56,9 @@ COMMON_METRICS = ("acc_norm", "acc", "exact_match")
 class TaskResult:
     """One model on one task or group.
 
-    `value` is lm-eval's figure; `scores` hold what each document earned, `asked` hashes of it and its prompt, both under
-    TASK/number; `shots` are the examples shown; `cut` counts requests that were too long for the model's context and lost their
-    beginning; `settings` must be the same for two models that are compared.
+    `value` is lm-eval's figure; `scores` hold what each document earned, `asked` hashes of it and its prompt,
+    both under TASK/number; `shots` are the examples shown; `cut` counts requests that were too long for the
+    model's context and lost their beginning; `settings` must be the same for two models that are compared.
     """
 
     task: str
@@ -91,9 +95,10 @@ class TaskResults:
 class TaskComparison:
     """One task before and after.
 
-    `p` is that of McNemar's exact test for accuracies (`only_base` and `only_tuned` documents are right in this model alone),
-    else of random sign flips; `p_holm` is corrected for the number of tasks. `ci95` is that of `difference`, tuned less base;
-    `detectable` the smallest true difference that so many documents find with a power of 80 %.
+    `p` is that of McNemar's exact test for accuracies (`only_base` and `only_tuned` documents are right in
+    this model alone), else of random sign flips; `p_holm` is corrected for the number of tasks. `ci95` is
+    that of `difference`, tuned less base; `detectable` the smallest true difference that so many documents
+    find with a power of 80 %.
     """
 
     task: str
@@ -137,19 +142,23 @@ def run_tasks(
         revision: Revision of the hub model.
         limit: The first so many documents of each task (of each subject, in a group); None: all.
         batch_size: Requests in one forward pass.
-        include_path: Folder with tasks of your own (lm-eval's YAML); one of the same name takes the place of lm-eval's.
+        include_path: Folder with tasks of your own (lm-eval's YAML); one of the same name takes the place of
+            lm-eval's.
         data_dir: Folder with local copies of the data, see the module's docstring.
         template: Whether questions and examples are turns of a chat. The leaderboard had plain text.
         seed: Draws the examples; 1234 is lm-eval's own.
         notify: Gets a line for each task that was computed.
 
     Raises:
-        ConfigError: lm-eval is missing, a task is unknown, its data cannot be had, or `engine` is not transformers.
+        ConfigError: lm-eval is missing, a task is unknown, its data cannot be had, or `engine` is not
+            transformers.
         EngineError: The model cannot be run on a task.
 
     """
     if engine.name not in ("transformers", "auto"):
-        raise ConfigError(f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers")
+        raise ConfigError(
+            f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers"
+        )
     manager = harness.task_index(include_path, data_dir)
     wanted = dict.fromkeys(spec for task in tasks for spec in _parse(task))
     for name, _ in wanted:
@@ -191,7 +200,8 @@ class _Runner:
         self.model, self.revision, self.engine, self.batch_size = model, revision, engine, batch_size
         self.identity = identity_of(engine, model, revision)
         self.folder, self.asked, self.notify = cache / self.identity, asked, notify
-        # The batch size and the number of threads change results by rounding alone: not part of what a result is.
+        # The batch size and the number of threads change results by rounding alone: not part of what a result
+        # is.
         device = pick_device(engine).split(":")[0]
         self.settings = {**asked, "backend": "transformers", "device": device, "lm_eval": version("lm-eval")}
         self._lm: Any = None
@@ -234,7 +244,9 @@ class _Runner:
             write_atomic(rows_path, "".join(dumps(row) + "\n" for row in rows))
             write_atomic(path, json.dumps(info, indent=1) + "\n")
             figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in info["values"].items())
-            self.notify(f"{task.task_name}: {figures} ({len(rows)} documents, {time.monotonic() - start:.0f} s)")
+            self.notify(
+                f"{task.task_name}: {figures} ({len(rows)} documents, {time.monotonic() - start:.0f} s)"
+            )
         return json.loads(path.read_text("utf-8")), list(read_jsonl(rows_path))
 
 
@@ -248,7 +260,9 @@ def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
     for metric in (*first, *common, *shared):
         if metric in shared:
             return metric
-    raise ConfigError(f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it")
+    raise ConfigError(
+        f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it"
+    )
 
 
 def compare_tasks(
@@ -256,8 +270,8 @@ def compare_tasks(
 ) -> list[TaskComparison]:
     """Each task before and after, joined on documents.
 
-    Raises ConfigError where the two ran on different tasks or under different settings, DataError where they were asked
-    different questions.
+    Raises ConfigError where the two ran on different tasks or under different settings, DataError where they
+    were asked different questions.
     """
     after = {(result.task, result.shots): result for result in tuned.results}
     if [*after] != [(result.task, result.shots) for result in base.results]:
@@ -271,13 +285,16 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
     for key, value in base.settings.items():
         if tuned.settings.get(key) != value:
             raise ConfigError(
-                f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they cannot be compared. "
+                f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they "
+                "cannot be compared. "
                 "Run both under the same settings; for the number format give --engine.dtype"
             )
     if base.asked != tuned.asked or base.metric != tuned.metric:
         raise DataError(
-            f"{base.task}: base and tuned were asked different questions: the documents, the examples or the chat template "
-            "differ. Run both on the same data; models of different templates can be compared without one only"
+            f"{base.task}: base and tuned were asked different questions: the documents, the examples or the "
+            "chat template "
+            "differ. Run both on the same data; models of different templates can be compared without one "
+            "only"
         )
 
 
@@ -311,7 +328,8 @@ def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> 
 
 
 def _weights(result: TaskResult) -> list[float]:
-    """What a document counts in `value`, 1 on average: other than 1 in groups whose members count alike whatever their size."""
+    """What a document counts in `value`, 1 on average: other than 1 in groups whose members count alike
+    whatever their size."""
     members = [doc.rpartition("/")[0] for doc in result.scores]
     if math.isclose(mean([*result.scores.values()]), result.value, rel_tol=1e-6, abs_tol=1e-9):
         return [1.0] * len(members)

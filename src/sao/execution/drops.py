@@ -1,8 +1,9 @@
 """When a stage loses too much: what the user is told, and how soon.
 
-A hopeless stage ends after its first rows: once the FIRST rows that it asks for are all in, it ends if the lower 95 % bound of
-the lost share lies above `max_drop_share`. Which rows these are follows from the stage alone, so a run that was killed ends at
-the same place. Later the share itself is watched, and once more at the end.
+A hopeless stage ends after its first rows: once the FIRST rows that it asks for are all in, it ends if the
+lower 95 % bound of the lost share lies above `max_drop_share`. Which rows these are follows from the stage
+alone, so a run that was killed ends at the same place. Later the share itself is watched, and once more at
+the end.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ SHOWN_TEXT = 300
 
 UNREADABLE = "unreadable verdict"
 ADVICE = {
-    "no marker": "let the marker stand in the reply (--prompts.prefill true), or let the model write as the user "
+    "no marker": "let the marker stand in the reply (--prompts.prefill true), or let the model write as the "
+    "user "
     "(--prompts.method user_turn)",
     "answers itself": "let the model write as the user (--prompts.method user_turn)",
     "no conversation": "take the template of conversations out of prompts.mix",
     "empty": "look at the chat template, and at the temperature of this stage",
-    UNREADABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), another "
+    UNREADABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), "
+    "another "
     "template or another judge",
 }
 CUT = {
-    "personas": "--personas.writing.max_tokens", "drafts": "--personas.writing.max_tokens", "prompts": "--prompts.max_tokens",
+    "personas": "--personas.writing.max_tokens", "drafts": "--personas.writing.max_tokens",
+    "prompts": "--prompts.max_tokens",
     "responses": "--responses.max_tokens",
 }  # fmt: skip
 
@@ -48,8 +52,8 @@ class DropWatch:
     """Counts what one stage loses, and raises DropError where it is too much."""
 
     def __init__(self, stage: Stage, limit: float, rows: Iterable[int] = ()) -> None:
-        """`rows` are those that the stage asks for, in order; `limit` is max_drop_share. Rows that lie in the stage's part files
-        already are counted."""
+        """`rows` are those that the stage asks for, in order; `limit` is max_drop_share. Rows that lie in the
+        stage's part files already are counted."""
         self.stage, self.limit = stage, limit
         self.done = self.lost = 0
         self.reasons: dict[str, int] = {}
@@ -94,19 +98,23 @@ class DropWatch:
         common = sorted(self.reasons.items(), key=lambda item: -item[1])[:3]
         named = ", ".join(f"{reason} ({n})" for reason, n in common)
         shown = "".join(f"\n  - {short(text)}" for _, text in sorted(self.texts.items()))
-        advice = list(dict.fromkeys(change for reason, _ in common if (change := _advice(reason, self.stage.name))))
+        advice = list(
+            dict.fromkeys(change for reason, _ in common if (change := _advice(reason, self.stage.name)))
+        )
         return DropError(
-            f"{self.stage.name}: {lost} of {which}{of} items were lost, more than max_drop_share = {self.limit:g}. Commonest "
+            f"{self.stage.name}: {lost} of {which}{of} items were lost, more than max_drop_share = "
+            f"{self.limit:g}. Commonest "
             f"reasons: {named}."
             + (f" What was written:{shown}\n" if shown else " ")
-            + f"What to change: {'; or '.join(advice) or 'the settings of this stage'}. Look at {self.stage.path}; to go on "
+            + f"What to change: {'; or '.join(advice) or 'the settings of this stage'}. Look at "
+            f"{self.stage.path}; to go on "
             "nevertheless allow more with --max_drop_share"
         )
 
 
 def lost(record: Record | Drop) -> tuple[str | None, str | None]:
-    """Why a row is of no use (None where it is) and what was written. A verdict that cannot be read is no drop, but nothing can
-    be learnt from it either."""
+    """Why a row is of no use (None where it is) and what was written. A verdict that cannot be read is no
+    drop, but nothing can be learnt from it either."""
     if isinstance(record, Drop):
         return record.reason, record.text
     if isinstance(record, Judgment) and record.verdict is None:

@@ -1,7 +1,8 @@
 """Models and their chat format: the one place where a message becomes token ids.
 
-Generation, judging and training all encode through `ChatTokenizer`, so they see the same ids: the chat template applied
-once, exactly one BOS where the model uses one, and the turn's end as the model itself writes it.
+Generation, judging and training all encode through `ChatTokenizer`, so they see the same ids: the chat
+template applied once, exactly one BOS where the model uses one, and the turn's end as the model itself writes
+it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ class ChatTokenizer:
         name: str = "model",
         rows: int | None = None,
     ) -> None:
-        """Wrap a Hugging Face tokenizer; `eos_ids` are those of the model's generation config, `rows` those of its embedding.
+        """Wrap a Hugging Face tokenizer; `eos_ids` are those of the model's generation config, `rows` those
+        of its embedding.
 
         Raises ModelError where it has no chat template, or where a user's text would not reach the model.
         """
         if not tokenizer.chat_template:
             raise ModelError(
-                f"{name}: the tokenizer has no chat template, so this is no chat model. Take the instruct version, or put "
+                f"{name}: the tokenizer has no chat template, so this is no chat model. Take the instruct "
+                "version, or put "
                 "the template into chat_template.jinja in the model's folder"
             )
         self.tokenizer: Any = tokenizer
@@ -50,7 +53,9 @@ class ChatTokenizer:
         self._special_ids = {i for i, t in added.items() if t.special}
         eos = {i for i in [*eos_ids, self.tokenizer.eos_token_id] if i is not None}
         words = vocabulary.words_of(tokenizer, name)
-        vocabulary.check_words(tokenizer, name, words, self._template([{"role": "user", "content": words}], True))
+        vocabulary.check_words(
+            tokenizer, name, words, self._template([{"role": "user", "content": words}], True)
+        )
         self.turn_end_id = self._find_turn_end(eos)
         self.end_ids = frozenset(eos | {self.turn_end_id})
         pad = self.tokenizer.pad_token_id
@@ -69,29 +74,39 @@ class ChatTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
         eos: Any = None
         if (path / "generation_config.json").is_file():
             eos = GenerationConfig.from_pretrained(path).eos_token_id
         return cls(
-            tokenizer, eos if isinstance(eos, list) else [] if eos is None else [eos], model, embedding_rows(path)
+            tokenizer,
+            eos if isinstance(eos, list) else [] if eos is None else [eos],
+            model,
+            embedding_rows(path),
         )
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
-        """The ids of a chat up to and including the header of the assistant's next turn, with exactly one BOS, and the beginning
-        of that turn where one is given."""
+        """The ids of a chat up to and including the header of the assistant's next turn, with exactly one
+        BOS, and the beginning of that turn where one is given."""
         ids = self._one_bos(self._render(messages, True))
-        return ids + list(self.tokenizer(self.clean(prefill), add_special_tokens=False).input_ids) if prefill else ids
+        return (
+            ids + list(self.tokenizer(self.clean(prefill), add_special_tokens=False).input_ids)
+            if prefill
+            else ids
+        )
 
     def user_turn_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a chat up to and including the header of the user's next turn: the model then writes as the user (Magpie,
-        arXiv 2406.08464).
+        """The ids of a chat up to and including the header of the user's next turn: the model then writes as
+        the user (Magpie, arXiv 2406.08464).
 
         Raises ModelError where the template has no place for a system message, or ends no turn of the user.
         """
         if messages and messages[0].role == "system" and not self.takes_system:
             raise ModelError(
-                f"{self.name}: its chat template takes no system message, so nobody can be told whom the model speaks with. Take "
+                f"{self.name}: its chat template takes no system message, so nobody can be told whom the "
+                "model speaks with. Take "
                 "prompts.method instruct (with prompts.prefill true for a small model)"
             )
         opening, _ = self._around_user_text(messages)
@@ -101,7 +116,8 @@ class ChatTokenizer:
 
     @property
     def user_ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
-        """What ends a turn of the user: token ids (any special token does), and texts where the template ends it by words."""
+        """What ends a turn of the user: token ids (any special token does), and texts where the template ends
+        it by words."""
         if not hasattr(self, "_user_ends"):
             try:
                 _, closing = self._around_user_text([Message("system", "a")] if self.takes_system else [])
@@ -117,11 +133,14 @@ class ChatTokenizer:
 
     def _around_user_text(self, messages: Sequence[Message]) -> tuple[str, str]:
         """What the template writes before and after the text of a user's turn that follows `messages`."""
-        turns = [{"role": m.role, "content": self.clean(m.content)} for m in [*messages, Message("user", _HERE)]]
+        turns = [
+            {"role": m.role, "content": self.clean(m.content)} for m in [*messages, Message("user", _HERE)]
+        ]
         text = str(self._apply(turns, True, tokenize=False))
         if text.count(_HERE) != 1:
             raise ModelError(
-                f"{self.name}: its chat template writes a user's text {text.count(_HERE)} times, so its turn cannot be left "
+                f"{self.name}: its chat template writes a user's text {text.count(_HERE)} times, so its turn "
+                "cannot be left "
                 "open. Take prompts.method instruct"
             )
         opening, closing = text.split(_HERE)
@@ -137,20 +156,25 @@ class ChatTokenizer:
             for i, token in enumerate(reply):
                 if token in self.end_ids:
                     return reply[: i + 1]
-        # Some templates write an assistant's turn otherwise than they open one (an empty reasoning block, say).
+        # Some templates write an assistant's turn otherwise than they open one (an empty reasoning block,
+        # say).
         return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.turn_end_id]
 
     def choice_ids(
         self, messages: Sequence[Message], choices: Sequence[str], prefill: str = ""
     ) -> tuple[list[int], tuple[int, ...]]:
-        """The ids of a chat, with the beginning of the assistant's turn, and the token by which each choice goes on from there.
+        """The ids of a chat, with the beginning of the assistant's turn, and the token by which each choice
+        goes on from there.
 
         Raises ModelError where two choices go on with the same token.
         """
         if prefill:
-            # Text and choice may share a token (a space and a digit), so each whole is encoded and cut where they part.
+            # Text and choice may share a token (a space and a digit), so each whole is encoded and cut where
+            # they part.
             clean = self.clean(prefill)
-            wholes = [self.tokenizer(clean + choice, add_special_tokens=False).input_ids for choice in choices]
+            wholes = [
+                self.tokenizer(clean + choice, add_special_tokens=False).input_ids for choice in choices
+            ]
             same = _common_length(wholes)
             prompt = [*self.prompt_ids(messages), *wholes[0][:same]]
             ids = tuple(whole[same] if len(whole) > same else -1 for whole in wholes)
@@ -159,7 +183,8 @@ class ChatTokenizer:
             ids = tuple(self.reply_ids(messages, choice)[0] for choice in choices)
         if len(set(ids)) != len(ids) or -1 in ids:
             raise ModelError(
-                f"the choices {list(choices)} begin with the same token for this model; give others with judging.choices"
+                f"the choices {list(choices)} begin with the same token for this model; give others with "
+                "judging.choices"
             )
         return prompt, ids
 
@@ -187,8 +212,8 @@ class ChatTokenizer:
         return list(self._apply(turns, generate, tokenize=True))
 
     def _apply(self, turns: list[dict[str, str]], generate: bool, tokenize: bool) -> Any:
-        # Models that can think before they speak are asked not to: a marker or verdict must come first. Templates that
-        # print the date get a fixed one, so that a run resumed tomorrow sees the same ids.
+        # Models that can think before they speak are asked not to: a marker or verdict must come first.
+        # Templates that print the date get a fixed one, so that a run resumed tomorrow sees the same ids.
         return self.tokenizer.apply_chat_template(
             turns,
             add_generation_prompt=generate,
@@ -205,8 +230,12 @@ class ChatTokenizer:
             from jinja2.exceptions import TemplateError
 
             try:
-                with_it = self._template([{"role": "system", "content": "7"}, {"role": "user", "content": "a"}], True)
-                without = self._template([{"role": "system", "content": "4"}, {"role": "user", "content": "a"}], True)
+                with_it = self._template(
+                    [{"role": "system", "content": "7"}, {"role": "user", "content": "a"}], True
+                )
+                without = self._template(
+                    [{"role": "system", "content": "4"}, {"role": "user", "content": "a"}], True
+                )
                 self._system = with_it != without
             except TemplateError:
                 self._system = False
@@ -232,7 +261,9 @@ class ChatTokenizer:
             if token in eos or token in special:
                 return token
         if self.tokenizer.eos_token_id is None:
-            raise ModelError("the chat template ends no turn with a special token and the tokenizer has no EOS token")
+            raise ModelError(
+                "the chat template ends no turn with a special token and the tokenizer has no EOS token"
+            )
         return int(self.tokenizer.eos_token_id)
 
 

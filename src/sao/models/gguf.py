@@ -1,10 +1,13 @@
-"""A GGUF file as a model: read and dequantised once, saved as a normal model folder in the cache, used from there.
+"""A GGUF file as a model: read and dequantised once, saved as a normal model folder in the cache, used from
+there.
 
-In: a .gguf file (llama.cpp's format, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Out: a folder with safetensors,
-tokenizer, chat template, end tokens and a card with the licence. Everything else (engines, judges, training, evaluation) sees
-that folder only, so the base of every comparison is the same rounded model that training starts from.
+In: a .gguf file (llama.cpp's format, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md). Out: a
+folder with safetensors, tokenizer, chat template, end tokens and a card with the licence. Everything else
+(engines, judges, training, evaluation) sees that folder only, so the base of every comparison is the same
+rounded model that training starts from.
 
-The folder lies in the cache (`sao.models.weights.cache_folder`) under the file's SHA-256: a changed file is read anew.
+The folder lies in the cache (`sao.models.weights.cache_folder`) under the file's SHA-256: a changed file is
+read anew.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ REVISION = 1
 PLAIN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """Tensor types that hold plain numbers, and the number format that a folder keeps them in."""
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
-# Rules by which a file's tokenizer cuts text into pieces that transformers reads rightly without knowing their name: GPT-2's own,
-# and those whose further rule (each digit by itself) shows in the vocabulary.
+# Rules by which a file's tokenizer cuts text into pieces that transformers reads rightly without knowing
+# their name: GPT-2's own, and those whose further rule (each digit by itself) shows in the vocabulary.
 _SAME_AS_GPT2 = ("gpt-2", "smollm", "starcoder", "refact", "default")
 
 
@@ -63,19 +66,22 @@ def notice(file: Path) -> str:
     said = f"{file.name}: weights in {kind}, read as they are"
     if kind not in PLAIN:
         said = (
-            f"{file.name}: weights rounded to {kind}. Training starts from these rounded weights, and the base in every "
+            f"{file.name}: weights rounded to {kind}. Training starts from these rounded weights, and the "
+            "base in every "
             "comparison is the same rounded model"
         )
     if rule:
         said += (
-            f". WARNING: transformers does not know the rule {rule!r} by which this file's tokenizer splits text, and takes "
+            f". WARNING: transformers does not know the rule {rule!r} by which this file's tokenizer splits "
+            "text, and takes "
             "GPT-2's: tokens may be others than the model was trained on"
         )
     return said
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Make the folder; it appears when it is whole. Two processes may do so at once: the first one's stays."""
+    """Make the folder; it appears when it is whole. Two processes may do so at once: the first one's
+    stays."""
     from safetensors import SafetensorError
 
     _check(file)
@@ -95,7 +101,8 @@ def _convert(file: Path, folder: Path) -> None:
             raise
         why = getattr(error, "strerror", None) or error
         raise StoreError(
-            f"{folder}: {file.name} cannot be saved there as a model folder ({why}). Free some space (about four times the "
+            f"{folder}: {file.name} cannot be saved there as a model folder ({why}). Free some space (about "
+            "four times the "
             "file), or name another place by the environment variable SAO_CACHE"
         ) from error
     finally:
@@ -120,7 +127,8 @@ def _check(file: Path) -> None:
         raise ModelError(f"{file}: reading GGUF files needs the package gguf: pip install 'sao[gguf]'")
     if _SPLIT.search(file.stem):
         raise ModelError(
-            f"{file}: one part of a model in several files. Join them first: llama-gguf-split --merge {file.name} whole.gguf"
+            f"{file}: one part of a model in several files. Join them first: llama-gguf-split --merge "
+            f"{file.name} whole.gguf"
         )
     _reader(file)
 
@@ -145,7 +153,8 @@ def _save(file: Path, folder: Path) -> None:
 
     model = _read(file)
     kinds = {tensor.tensor_type.name for tensor in _reader(file).tensors}
-    # One kind of half precision beside the norms in float32 is kept; rounded weights go to bfloat16, as models are published.
+    # One kind of half precision beside the norms in float32 is kept; rounded weights go to bfloat16, as
+    # models are published.
     plain = kinds - {"F32"} or {"F32"}
     name = PLAIN[plain.pop()] if len(plain) == 1 and plain <= PLAIN.keys() else "bfloat16"
     model = _plain(file, model, getattr(torch, name))
@@ -168,7 +177,8 @@ def _is_short(field: Any) -> bool:
 
 
 def _read(file: Path) -> PreTrainedModel:
-    """The dequantised model in float32. Raises ModelError where transformers cannot read it, or a weight is missing."""
+    """The dequantised model in float32. Raises ModelError where transformers cannot read it, or a weight is
+    missing."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -176,21 +186,35 @@ def _read(file: Path) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, IndexError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise ModelError(f"{file}: transformers cannot read this model ({type(error).__name__}: {first})") from error
+        raise ModelError(
+            f"{file}: transformers cannot read this model ({type(error).__name__}: {first})"
+        ) from error
     model, report = loaded
     check_report(str(file), report)
     for name, weight in model.state_dict().items():
         if not bool(torch.isfinite(weight).all()):
-            raise ModelError(f"{file}: the weight {name} holds NaN or infinity. Copy or download the file again")
+            raise ModelError(
+                f"{file}: the weight {name} holds NaN or infinity. Copy or download the file again"
+            )
     return model  # type: ignore[no-any-return]
 
 
 def _plain(file: Path, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The same model without the marks of its origin, which cannot be saved.
 
-    Raises ModelError where a weight does not have the shape that the settings ask for: transformers does not look.
+    Raises ModelError where a weight does not have the shape that the settings ask for: transformers does not
+    look.
     """
     import torch
 
@@ -204,7 +228,8 @@ def _plain(file: Path, model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
     for name, wanted in fresh.state_dict().items():
         if weights[name].shape != wanted.shape:
             raise ModelError(
-                f"{file}: the weight {name} has the shape {list(weights[name].shape)}, but by the settings, as transformers "
+                f"{file}: the weight {name} has the shape {list(weights[name].shape)}, but by the settings, "
+                "as transformers "
                 f"reads them, it is {list(wanted.shape)}. Take the model's own folder instead"
             )
     fresh.load_state_dict(weights, assign=True)
@@ -225,7 +250,8 @@ def _write_end_tokens(folder: Path, facts: dict[str, Any]) -> None:
             ends.append(token)
     if ends:
         write_atomic(
-            path, json.dumps({**settings, "eos_token_id": ends if len(ends) > 1 else ends[0]}, indent=2) + "\n"
+            path,
+            json.dumps({**settings, "eos_token_id": ends if len(ends) > 1 else ends[0]}, indent=2) + "\n",
         )
 
 
@@ -245,7 +271,8 @@ def _stored_as(file: Path) -> str:
 
 
 def _unknown_splitting(facts: dict[str, Any]) -> str | None:
-    """The file's rule for splitting text, where transformers does not know it and falls back to GPT-2's; None elsewhere."""
+    """The file's rule for splitting text, where transformers does not know it and falls back to GPT-2's; None
+    elsewhere."""
     from transformers.integrations.gguf import gguf_tokenizer_mapping as known
 
     rule, kind = facts.get("tokenizer.ggml.pre"), facts.get("tokenizer.ggml.model")

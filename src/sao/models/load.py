@@ -36,7 +36,8 @@ def pick_device(config: EngineConfig) -> str:
 def load_model(
     model: str, config: EngineConfig, revision: str | None = None, quantisation: object | None = None
 ) -> PreTrainedModel:
-    """The model in eval mode on its device; `quantisation` is transformers' description of how its weights are held.
+    """The model in eval mode on its device; `quantisation` is transformers' description of how its weights
+    are held.
 
     Raises ModelError where it cannot be loaded.
     """
@@ -59,14 +60,16 @@ def load_model(
     loaded = loaded.eval() if quantisation else loaded.eval().to(device)
     generation = loaded.generation_config
     if generation is not None and not generation.do_sample:
-        # Some published folders set a temperature without do_sample: of no effect, but refused when the model is saved.
+        # Some published folders set a temperature without do_sample: of no effect, but refused when the model
+        # is saved.
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
             setattr(generation, name, None)
     return loaded  # type: ignore[no-any-return]
 
 
 def read_config(path: Path, config: EngineConfig) -> Any:
-    """The settings of the model in a folder. Raises ModelError where they are unreadable, or those of no chat model."""
+    """The settings of the model in a folder. Raises ModelError where they are unreadable, or those of no chat
+    model."""
     from transformers import AutoConfig
 
     try:
@@ -81,7 +84,8 @@ def _refuse_classifier(path: Path, architectures: Any) -> None:
     other = next((str(name) for name in architectures or [] if _NOT_CHAT.search(str(name))), None)
     if other is not None:
         raise ModelError(
-            f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a reward model judges "
+            f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a "
+            "reward model judges "
             "by judging.method reward"
         )
 
@@ -89,9 +93,10 @@ def _refuse_classifier(path: Path, architectures: Any) -> None:
 def check_model(
     model: str, config: EngineConfig, revision: str | None = None, as_user: Sequence[Message] | None = None
 ) -> None:
-    """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or not finite, or a
-    tokenizer that does not fit; and, where `as_user` messages are given, where the user's turn after them cannot be left open.
-    Reads names and shapes only (and hashes the files): nothing is loaded into memory."""
+    """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or
+    not finite, or a tokenizer that does not fit; and, where `as_user` messages are given, where the user's
+    turn after them cannot be left open. Reads names and shapes only (and hashes the files): nothing is loaded
+    into memory."""
     path = find_model(model, revision)
     _refuse_classifier(path, config_json(path).get("architectures"))
     if config.name != "vllm":  # which knows more kinds of models than transformers
@@ -107,8 +112,8 @@ def check_model(
 
 
 def _is_known(path: Path, config: EngineConfig) -> bool:
-    """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor where it does not know
-    the model as a causal language model by the name that its makers gave it."""
+    """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor
+    where it does not know the model as a causal language model by the name that its makers gave it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -116,7 +121,10 @@ def _is_known(path: Path, config: EngineConfig) -> bool:
         kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
     except LOAD_ERRORS:
         return False
-    return kind.__name__ in (settings.architectures or []) and getattr(settings, "quantization_config", None) is None
+    return (
+        kind.__name__ in (settings.architectures or [])
+        and getattr(settings, "quantization_config", None) is None
+    )
 
 
 def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
@@ -133,7 +141,9 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
             **options,
         )
     except (*LOAD_ERRORS, SafetensorError) as error:
-        raise ModelError(f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}"
+        ) from error
     loaded, report = found
     check_report(str(path), report)
     return loaded

@@ -29,8 +29,18 @@ _MODEL_FILES = [
 ]
 
 
-LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, AttributeError, TypeError)
-"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported late)."""
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    ImportError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+)
+"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported
+late)."""
 
 
 def find_model(model: str, revision: str | None = None) -> Path:
@@ -44,9 +54,14 @@ def find_model(model: str, revision: str | None = None) -> Path:
     if gguf.is_gguf(model):
         return gguf.model_folder(path)
     if not path.is_dir():
-        if path.exists() or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+        if (
+            path.exists()
+            or model.startswith((".", "/", "~"))
+            or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)
+        ):
             raise ModelError(
-                f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json and "
+                f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json "
+                "and "
                 "*.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
             )
         path = _fetch(model, revision)
@@ -58,7 +73,8 @@ def find_model(model: str, revision: str | None = None) -> Path:
         )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save again"
+            f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save "
+            "again"
         )
     return path
 
@@ -77,25 +93,36 @@ def _fetch(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
-            f"model {model!r} is no local folder and could not be fetched from the hub ({type(error).__name__}: "
+            f"model {model!r} is no local folder and could not be fetched from the hub "
+            f"({type(error).__name__}: "
             f"{str(error).splitlines()[0]}). Check the name, the network and, for gated models, HF_TOKEN"
         ) from error
 
 
 def weights_identity(model: str, revision: str | None = None) -> str:
-    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and tokenizer files.
+    """What a model is, whatever its path: the first 16 digits of the SHA-256 over its weights, config and
+    tokenizer files.
 
     Raises ModelError where a weight holds NaN or infinity.
     """
     path = find_model(model, revision)
-    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    names = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
     if gguf.is_gguf(model):
         names = ["tokenizer.json"]  # the other files name the version of transformers that read it
-    return digest_of([*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))])
+    return digest_of(
+        [*(path / n for n in [*names, "chat_template.jinja"]), *sorted(path.glob("*.safetensors"))]
+    )
 
 
 def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
-    """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server is asked for."""
+    """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server
+    is asked for."""
     if config.name == "scripted":
         return model
     if config.name == "openai":
@@ -130,7 +157,9 @@ def config_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}/config.json: cannot be read ({error}). Copy it from the model's source") from error
+        raise ModelError(
+            f"{path}/config.json: cannot be read ({error}). Copy it from the model's source"
+        ) from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}/config.json: no JSON object. Copy it from the model's source")
     return found

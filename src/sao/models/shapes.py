@@ -1,4 +1,5 @@
-"""The sizes that a plan needs: models, from their config.json, and GPUs, from their data sheets. Neither weights nor torch."""
+"""The sizes that a plan needs: models, from their config.json, and GPUs, from their data sheets. Neither
+weights nor torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from sao.errors import ConfigError, ModelError
 
 @dataclass(frozen=True, slots=True)
 class GPU:
-    """A card: memory as its driver shows it (GiB), dense bfloat16 rate with float32 sums (TFLOP/s), bandwidth (GB/s)."""
+    """A card: memory as its driver shows it (GiB), dense bfloat16 rate with float32 sums (TFLOP/s), bandwidth
+    (GB/s)."""
 
     name: str
     memory: float
@@ -81,7 +83,8 @@ class Shape:
         return 4 * self.kv_heads * self.head_dim * self.layers
 
 
-# model_type, vocabulary, hidden, inner, layers, heads, key-value heads, head size, tied: published config.json files.
+# model_type, vocabulary, hidden, inner, layers, heads, key-value heads, head size, tied: published
+# config.json files.
 KNOWN = {
     "google/gemma-2-2b-it": ("gemma2", 256000, 2304, 9216, 26, 8, 4, 256, True),
     "google/gemma-2-9b-it": ("gemma2", 256000, 3584, 14336, 42, 16, 8, 256, True),
@@ -93,7 +96,8 @@ KNOWN = {
     "Qwen/Qwen3-8B": ("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
 }
 KEYS = (
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads",
     "num_key_value_heads", "head_dim", "tie_word_embeddings",
 )  # fmt: skip
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -127,8 +131,10 @@ def _fetch_config(model: str, revision: str | None) -> Path:
         return Path(hf_hub_download(model, "config.json", revision=revision))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
-            f"model {model!r}: it is no local folder, and its config.json could not be fetched ({type(error).__name__}). "
-            f"Give a folder, check the network and HF_TOKEN, or plan with one that is known: {', '.join(KNOWN)}"
+            f"model {model!r}: it is no local folder, and its config.json could not be fetched "
+            f"({type(error).__name__}). "
+            "Give a folder, check the network and HF_TOKEN, or plan with one that is known: "
+            f"{', '.join(KNOWN)}"
         ) from error
 
 
@@ -142,13 +148,16 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
         )
     missing = [key for key in KEYS[1:6] if not isinstance(c.get(key), int)]
     if missing:
-        raise ModelError(f"{where}: no {', '.join(missing)}: not laid out like Llama, so the plan cannot count it")
+        raise ModelError(
+            f"{where}: no {', '.join(missing)}: not laid out like Llama, so the plan cannot count it"
+        )
     heads, h, i = c["num_attention_heads"], c["hidden_size"], c["intermediate_size"]
     kv_heads, size = c.get("num_key_value_heads") or heads, c.get("head_dim") or h // heads
     tied = c.get("tie_word_embeddings")
     qkv = (heads + 2 * kv_heads) * size
     return Shape(
-        vocabulary=c["vocab_size"], hidden=h, inner=i, layers=c["num_hidden_layers"], heads=heads, kv_heads=kv_heads,
+        vocabulary=c["vocab_size"], hidden=h, inner=i, layers=c["num_hidden_layers"], heads=heads,
+        kv_heads=kv_heads,
         head_dim=size,
         tied=kind.startswith("gemma") if tied is None else bool(tied),  # Gemma's files leave it out
         norms=4 if kind.startswith(("gemma2", "gemma3")) else 2,
@@ -165,6 +174,8 @@ def find_gpu(name: str) -> GPU:
     wanted = "".join(c for c in name.lower().removeprefix("nvidia") if c.isalnum()).removesuffix("gb")
     if wanted in plain:
         return plain[wanted]
-    near = [key for key in plain if wanted and key.startswith(wanted)] or difflib.get_close_matches(wanted, plain, 3)
+    near = [key for key in plain if wanted and key.startswith(wanted)] or difflib.get_close_matches(
+        wanted, plain, 3
+    )
     hint = f" Did you mean {' or '.join(plain[key].name for key in near)}?" if near else ""
     raise ConfigError(f"--gpu {name}: not in the table.{hint} It holds {', '.join(g.name for g in GPUS)}")

@@ -1,7 +1,8 @@
 """The files of a model's weights: what they are (a hash), and whether they can be used at all.
 
-Nothing may be made up in silence: a weight that is missing would be drawn at random, one that is misnamed would be left out, and
-one NaN turns every answer into garbage. All three are refused before anything is written.
+Nothing may be made up in silence: a weight that is missing would be drawn at random, one that is misnamed
+would be left out, and one NaN turns every answer into garbage. All three are refused before anything is
+written.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ CHUNK = 16 << 20
 REMEMBERED = 64 << 20
 """Bytes from which on a file's hash is kept for later processes."""
 _digests: dict[tuple[str, int, int], str] = {}
-# For each number format of safetensors that can hold NaN or infinity: bytes of a number, bits of its exponent (all set: not
-# finite). F8_E4M3 has no infinity; there only all bits but the sign are NaN.
+# For each number format of safetensors that can hold NaN or infinity: bytes of a number, bits of its exponent
+# (all set: not finite). F8_E4M3 has no infinity; there only all bits but the sign are NaN.
 _EXPONENTS = {
-    "F64": (8, 0x7FF0_0000_0000_0000), "F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80), "F8_E5M2": (1, 0x7C),
+    "F64": (8, 0x7FF0_0000_0000_0000), "F32": (4, 0x7F80_0000), "F16": (2, 0x7C00), "BF16": (2, 0x7F80),
+    "F8_E5M2": (1, 0x7C),
     "F8_E4M3": (1, 0x7F),
 }  # fmt: skip
 
 
 def cache_folder() -> Path:
-    """Where converted models and the hashes of large files lie: $SAO_CACHE, else $XDG_CACHE_HOME/sao, else ~/.cache/sao."""
+    """Where converted models and the hashes of large files lie: $SAO_CACHE, else $XDG_CACHE_HOME/sao, else
+    ~/.cache/sao."""
     given = os.environ.get("SAO_CACHE")
     if given:
         return Path(given).expanduser()
@@ -40,10 +43,11 @@ def cache_folder() -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Weights in safetensors are looked through in the same pass over the file.
+    """SHA-256 of a file, in hexadecimal. Weights in safetensors are looked through in the same pass over the
+    file.
 
-    A file is read once a process; one of more than REMEMBERED bytes once altogether, as long as its path, size and times (of
-    content and of entry) stay the same.
+    A file is read once a process; one of more than REMEMBERED bytes once altogether, as long as its path,
+    size and times (of content and of entry) stay the same.
 
     Raises ModelError where a weight holds NaN or infinity, or where a safetensors file is broken.
     """
@@ -111,7 +115,8 @@ def _scan(path: Path, stream: BinaryIO, size: int) -> str:
             digest.update(data)
             if not _all_finite(data, dtype):
                 raise ModelError(
-                    f"{path}: the weight {name} holds NaN or infinity, so every answer would be garbage. Copy or download the "
+                    f"{path}: the weight {name} holds NaN or infinity, so every answer would be garbage. "
+                    "Copy or download the "
                     "file again, or take an earlier checkpoint"
                 )
         at = max(at, end)
@@ -145,11 +150,13 @@ _COMPUTED = (".masked_bias", ".inv_freq", ".position_ids")
 
 
 def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] = ()) -> None:
-    """Raise ModelError where transformers' loading report says that weights were missing, left over or of another shape.
+    """Raise ModelError where transformers' loading report says that weights were missing, left over or of
+    another shape.
 
     Args:
         where: The model, for the message.
-        report: What `from_pretrained(…, output_loading_info=True)` returns beside the model. Tied weights are not in it.
+        report: What `from_pretrained(…, output_loading_info=True)` returns beside the model. Tied weights are
+            not in it.
         spared: Beginnings of left-over names that do no harm.
 
     """
@@ -170,7 +177,8 @@ def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] 
             problems.append(f"the weight {min(names)} {what}{more}")
     if problems:
         raise ModelError(
-            f"{where}: {'; '.join(problems)}. Take the whole folder as its makers saved it, and a chat model (…ForCausalLM) "
+            f"{where}: {'; '.join(problems)}. Take the whole folder as its makers saved it, and a chat model "
+            "(…ForCausalLM) "
             "where one is asked for"
         )
 
@@ -185,9 +193,13 @@ def check_adapter(folder: Path, base: Path) -> None:
     """
     file = folder / "adapter_model.safetensors"
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
-        raise ModelError(f"{folder}: no LoRA adapter, which has adapter_config.json and adapter_model.safetensors")
+        raise ModelError(
+            f"{folder}: no LoRA adapter, which has adapter_config.json and adapter_model.safetensors"
+        )
     names = tensor_names(file)
-    known = {_layer(name.rpartition(".")[0]) for path in base.glob("*.safetensors") for name in tensor_names(path)}
+    known = {
+        _layer(name.rpartition(".")[0]) for path in base.glob("*.safetensors") for name in tensor_names(path)
+    }
     for name in sorted(names):
         for one, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
             if f".{one}." in name and name.replace(f".{one}.", f".{other}.") not in names:
@@ -209,7 +221,7 @@ def tensor_names(path: Path) -> set[str]:
 
 
 def _layer(name: str) -> str:
-    """A module's name from the number of its layer on ("7.mlp.up_proj"), "" outside the layers: adapters and multimodal models
-    put different words before it."""
+    """A module's name from the number of its layer on ("7.mlp.up_proj"), "" outside the layers: adapters and
+    multimodal models put different words before it."""
     found = re.search(r"(?:^|\.)(\d+\..+)", name)
     return found[1] if found else ""

@@ -1,8 +1,10 @@
-"""Evaluation of a trained model against its base: `sao eval --base A --tuned B --suite heldout alpaca … --out DIR`.
+"""Evaluation of a trained model against its base: `sao eval --base A --tuned B --suite heldout alpaca … --out
+DIR`.
 
-Questions in; answers of each model, verdicts or marks of a judge, and a summary with intervals out. Answers and verdicts are
-stages (sao.store) of the folder DIR, named by the hash of the weights and settings that made them: a killed evaluation goes on,
-and what a model has answered is not asked again, whatever it is compared with. `sao.evaluation` has the arithmetic.
+Questions in; answers of each model, verdicts or marks of a judge, and a summary with intervals out. Answers
+and verdicts are stages (sao.store) of the folder DIR, named by the hash of the weights and settings that made
+them: a killed evaluation goes on, and what a model has answered is not asked again, whatever it is compared
+with. `sao.evaluation` has the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from sao.engines.auto import settled
 from sao.errors import ConfigError
 from sao.evaluation.identities import Identity, read_identity
 from sao.evaluation.questions import Question, read_answers
-from sao.evaluation.suites import FIELDS, Suite, judge_by_text, ordered_pairs, rate, references_of, turn_prompt
+from sao.evaluation.suites import (
+    FIELDS,
+    Suite,
+    judge_by_text,
+    ordered_pairs,
+    rate,
+    references_of,
+    turn_prompt,
+)
 from sao.execution.drops import DropWatch, check_finished
 from sao.models.gguf import is_gguf
 from sao.models.load import check_model
@@ -41,7 +51,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Player:
-    """A model that is evaluated: a folder, a hub id, or the file of its answers. `run` is the run folder that it was named by."""
+    """A model that is evaluated: a folder, a hub id, or the file of its answers. `run` is the run folder that
+    it was named by."""
 
     role: str
     model: str
@@ -64,7 +75,8 @@ class Player:
 
 
 def player(role: str, name: str) -> Player:
-    """A player by what the user gives: a folder, `ID@REVISION`, a file of answers, or a run folder (its base or trained model).
+    """A player by what the user gives: a folder, `ID@REVISION`, a file of answers, or a run folder (its base
+    or trained model).
 
     Raises ConfigError for a run without the trained model that its recipe asks for.
     """
@@ -75,9 +87,13 @@ def player(role: str, name: str) -> Player:
             return Player(role=role, model=config.model, revision=config.revision, run=path)
         model = RunFolder.recorded(path).model_dir
         if not (model / "config.json").is_file():
-            others = ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json"))) or "none"
+            others = (
+                ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json")))
+                or "none"
+            )
             raise ConfigError(
-                f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or name one of these "
+                f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or "
+                "name one of these "
                 f"folders: {others}"
             )
         return Player(role=role, model=str(model), run=path)
@@ -98,8 +114,8 @@ def run_of(model: str) -> Path | None:
 
 @dataclass
 class Bench:
-    """The work of an evaluation in the folder `out`. `given` engines (by role: base, tuned, reference, judge) take the place of
-    the configured ones (tests, planted judges)."""
+    """The work of an evaluation in the folder `out`. `given` engines (by role: base, tuned, reference, judge)
+    take the place of the configured ones (tests, planted judges)."""
 
     config: Config
     out: Path
@@ -128,8 +144,9 @@ class Bench:
             self._open = None
 
     def own_engine(self, player: Player) -> EngineConfig:
-        """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that is a server, which
-        cannot be given two models. A server of eval.engine is asked for the model by its own name."""
+        """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that
+        is a server, which cannot be given two models. A server of eval.engine is asked for the model by its
+        own name."""
         c = self.config
         engine = c.eval.engine or c.engine
         if c.eval.engine is None and engine.name == "openai":
@@ -139,7 +156,9 @@ class Bench:
                 raise ConfigError(
                     "eval.engine.openai.model: base and tuned would be the same model there. Leave it out"
                 )
-            return engine.model_copy(update={"openai": engine.openai.model_copy(update={"model": player.model})})
+            return engine.model_copy(
+                update={"openai": engine.openai.model_copy(update={"model": player.model})}
+            )
         return settled(engine, player.model, player.revision)
 
     def check(self, config: EngineConfig, model: str, revision: str | None, prefill: bool = False) -> None:
@@ -167,7 +186,9 @@ class Bench:
         if player.role in self.given:
             return Identity(weights=self.given[player.role].identity, name=player.model)
         if player.is_file:
-            return Identity(weights=make_id("file", Path(player.model).read_bytes()), name=Path(player.model).name)
+            return Identity(
+                weights=make_id("file", Path(player.model).read_bytes()), name=Path(player.model).name
+            )
         return _identity(self.own_engine(player), player.model, player.revision)
 
     @cached_property
@@ -181,7 +202,8 @@ class Bench:
     # Answers.
 
     def answers(self, player: Player, questions: list[Question]) -> Answers:
-        """The player's answers, those cut off or empty among them. Raises DropError where the engine gave none to many."""
+        """The player's answers, those cut off or empty among them. Raises DropError where the engine gave
+        none to many."""
         if player.is_file:
             return read_answers(player.model, questions)
         found: Answers = {}
@@ -198,11 +220,15 @@ class Bench:
             }
             before = self._stage("answers", settings, before)
 
-            def make(key: str, done: Container[str], prompts: list[Prompt] = prompts) -> Iterator[Response | Drop]:
+            def make(
+                key: str, done: Container[str], prompts: list[Prompt] = prompts
+            ) -> Iterator[Response | Drop]:
                 engine = self.engine(player.role, self.own_engine(player), player.model, player.revision)
                 return answer_prompts(prompts, engine, c, key, done, keep_cut=True)
 
-            self._fill(f"{player.role} answers", before, Response, len(prompts), make, (p.row for p in prompts))
+            self._fill(
+                f"{player.role} answers", before, Response, len(prompts), make, (p.row for p in prompts)
+            )
             answered = {r.prompt_id: r for r in before.records(Response)}
             for question, prompt in zip(asked, prompts, strict=True):
                 if prompt.id in answered:
@@ -221,7 +247,8 @@ class Bench:
     def verdicts(
         self, suite: Suite, questions: list[Question], ours: Answers, theirs: Answers, template: str
     ) -> list[Judgment]:
-        """The judge on our answers against theirs, in both orders; what the judge failed to answer is unreadable."""
+        """The judge on our answers against theirs, in both orders; what the judge failed to answer is
+        unreadable."""
         c = self.judging.model_copy(update={"template": template})
         settings = self._judging(suite, template, c, questions) | {"pairs": _digest(questions, ours, theirs)}
         stage = self._stage("verdicts", settings)
@@ -241,7 +268,8 @@ class Bench:
         return [
             said.get(pair.id)
             or Judgment(
-                id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id, second_id=pair.second.id,
+                id=pair.id, row=pair.row, prompt_id=pair.prompt_id, first_id=pair.first.id,
+                second_id=pair.second.id,
                 judge=name, verdict=None, text=FAILED,
             )
             for pair in ordered_pairs(questions, ours, theirs, stage.key)
@@ -256,7 +284,14 @@ class Bench:
         def make(key: str, done: Container[str]) -> Iterator[Rating | Drop]:
             engine = self.engine("judge", *self.judge)
             return rate(
-                questions, ours, engine, template, self.config.eval.max_tokens, key, done, self.judge_identity.name
+                questions,
+                ours,
+                engine,
+                template,
+                self.config.eval.max_tokens,
+                key,
+                done,
+                self.judge_identity.name,
             )
 
         self._fill(f"{suite.name} marks", stage, Rating, turns, make)
@@ -314,7 +349,8 @@ class Bench:
 
 
 def _identity(config: EngineConfig, model: str, revision: str | None, named: bool = True) -> Identity:
-    """Who the engine would run; `named`: whether the model was said for this engine, or is only the recipe's."""
+    """Who the engine would run; `named`: whether the model was said for this engine, or is only the
+    recipe's."""
     if config.name == "openai" and not named and config.openai.model is not None:
         # The server's own name says who it is; the recipe's model is another one.
         return read_identity(

@@ -1,4 +1,5 @@
-"""A run folder and its recipe: where each stage lies, what it depends on, and how the finished ones are read together.
+"""A run folder and its recipe: where each stage lies, what it depends on, and how the finished ones are read
+together.
 
 Reads only. `sao.method` does the work that fills the folder.
 """
@@ -49,23 +50,27 @@ class Juror:
 
 @dataclass
 class RunFolder:
-    """One run folder with one recipe. `given_engine` takes the place of the configured one (tests, planted judges)."""
+    """One run folder with one recipe. `given_engine` takes the place of the configured one (tests, planted
+    judges)."""
 
     config: Config
     root: Path
     given_engine: Engine | None = None
     round: int = 1
     known: Mapping[str, Any] = field(default_factory=dict)
-    """What lies outside the folder, as the manifest has it: with it a finished run is read without its sources, templates and
-    weights (`recorded`). Empty while a run works, so that what has changed shows."""
+    """What lies outside the folder, as the manifest has it: with it a finished run is read without its
+    sources, templates and weights (`recorded`). Empty while a run works, so that what has changed shows."""
     outside: dict[str, Any] = field(default_factory=dict, init=False)
     """The same, as this object has found it: for the manifest."""
 
     @classmethod
     def recorded(cls, root: Path) -> RunFolder:
-        """A run folder with the recipe that it was last used with, for reading it. Raises StoreError where there is no run."""
+        """A run folder with the recipe that it was last used with, for reading it. Raises StoreError where
+        there is no run."""
         manifest = read_manifest(root)
-        return cls(make_config(manifest["config"], f"{root}/manifest.json"), root, known=manifest.get("outside", {}))
+        return cls(
+            make_config(manifest["config"], f"{root}/manifest.json"), root, known=manifest.get("outside", {})
+        )
 
     def _outside(self, key: str, find: Callable[[], Any]) -> Any:
         """What lies outside the folder and its records depend on: from the manifest, or found."""
@@ -77,7 +82,9 @@ class RunFolder:
     def templates(self) -> dict[str, tuple[str, ...]]:
         """The templates that this run uses, with the fields that must stand in each."""
         c = self.config
-        found: dict[str, tuple[str, ...]] = {j.config.template: ("prompt", "first", "second") for j in self.jury}
+        found: dict[str, tuple[str, ...]] = {
+            j.config.template: ("prompt", "first", "second") for j in self.jury
+        }
         if c.personas.source == "self":
             writing = c.personas.writing
             found[writing.template] = ("traits",) if writing.traits_each else ()
@@ -104,7 +111,9 @@ class RunFolder:
         """What the model is, whatever its path."""
         c, given = self.config, self.given_engine
         return str(
-            self._outside("model", lambda: given.identity if given else identity_of(c.engine, c.model, c.revision))
+            self._outside(
+                "model", lambda: given.identity if given else identity_of(c.engine, c.model, c.revision)
+            )
         )
 
     @cached_property
@@ -118,7 +127,8 @@ class RunFolder:
 
     @cached_property
     def oracle(self) -> compare.Oracle | None:
-        """The proving ground's oracle, None elsewhere: it knows what people of that world ask, or what its model writes."""
+        """The proving ground's oracle, None elsewhere: it knows what people of that world ask, or what its
+        model writes."""
         if self.config.personas.source != "builtin:world" and self.config.model != "builtin:world":
             return None
         from sao.toy_world.oracle import score
@@ -127,8 +137,11 @@ class RunFolder:
 
     # Where each stage lies. Its settings hold all that its records depend on, the stage before it included.
 
-    def _stage(self, name: str, before: Stage | None, ids: dict[str, Any] | None = None, **settings: Any) -> Stage:
-        """The stage with these settings. `ids` are those of them that the ids of its records derive from, where not all do."""
+    def _stage(
+        self, name: str, before: Stage | None, ids: dict[str, Any] | None = None, **settings: Any
+    ) -> Stage:
+        """The stage with these settings. `ids` are those of them that the ids of its records derive from,
+        where not all do."""
         if before is None and self.config.pairs.imported is not None:
             c = self.config
             settings = {"imported": c.pairs.imported, "n": c.personas.n, "held_out": c.personas.held_out}
@@ -146,7 +159,11 @@ class RunFolder:
     @property
     def _model_of_import(self) -> dict[str, Any]:
         """Imported stages hang on no model, so those after them must."""
-        return {} if self.config.pairs.imported is None else {"model": self.model_identity, "seed": self.config.seed}
+        return (
+            {}
+            if self.config.pairs.imported is None
+            else {"model": self.model_identity, "seed": self.config.seed}
+        )
 
     @cached_property
     def personas_stage(self) -> Stage:
@@ -184,7 +201,9 @@ class RunFolder:
         settings["texts"] = {name: self.template_text(name) for name in self._prompt_templates}
         settings |= {"model": self.model_identity, "seed": self.config.seed}
         asked = {"method": c.method, "prefill": c.prefill}
-        return self._stage("prompts", self.personas_stage, settings | without_neutral(asked), **settings, **asked)
+        return self._stage(
+            "prompts", self.personas_stage, settings | without_neutral(asked), **settings, **asked
+        )
 
     @cached_property
     def filtered_stage(self) -> Stage:
@@ -194,8 +213,8 @@ class RunFolder:
         plug = c.reject
         if plug is not None:
             found["reject"] = self._outside(f"reject {plug}", lambda: plug_identity(plug))
-        # Every value counts for what is kept, the defaults too: another default is another filter. The ids of what comes later
-        # derive from what was set only, since a filter makes no record.
+        # Every value counts for what is kept, the defaults too: another default is another filter. The ids of
+        # what comes later derive from what was set only, since a filter makes no record.
         return self._stage(
             "filtered",
             self.prompts_stage,
@@ -205,7 +224,10 @@ class RunFolder:
 
     @property
     def _evaluation_sets(self) -> list[str]:
-        return [self._outside(f"set {name}", partial(source_identity, name)) for name in self.config.filters.against]
+        return [
+            self._outside(f"set {name}", partial(source_identity, name))
+            for name in self.config.filters.against
+        ]
 
     @property
     def kept_prompts_stage(self) -> Stage:
@@ -215,7 +237,8 @@ class RunFolder:
 
     @cached_property
     def responses_stage(self) -> Stage:
-        given = self.config.pairs.imported is not None  # the answers stand, whatever the recipe says of new ones
+        # the answers stand, whatever the recipe says of new ones
+        given = self.config.pairs.imported is not None
         settings = {} if given else self.config.responses.model_dump(mode="json")
         return self._stage("responses", self.kept_prompts_stage, **settings)
 
@@ -226,7 +249,9 @@ class RunFolder:
         if not c.against or self.config.pairs.imported is not None:
             return self.responses_stage
         sets = self._evaluation_sets
-        return self._stage("filtered_responses", self.responses_stage, against=sets, max_overlap=c.max_overlap)
+        return self._stage(
+            "filtered_responses", self.responses_stage, against=sets, max_overlap=c.max_overlap
+        )
 
     @cached_property
     def jury(self) -> list[Juror]:
@@ -234,12 +259,19 @@ class RunFolder:
         c = self.config.judging
         first = c.model_copy(update={"panel": []})
         rest = [
-            (first.model_copy(update={"template": j.template or c.template, "engine": j.engine or c.engine}), j.weight)
+            (
+                first.model_copy(
+                    update={"template": j.template or c.template, "engine": j.engine or c.engine}
+                ),
+                j.weight,
+            )
             for j in c.panel
         ]
         found: list[Juror] = []
         for number, (config, weight) in enumerate([(first, 1.0), *rest]):
-            name = self.judge_name(config) + (f" with {config.template}" if config.template != c.template else "")
+            name = self.judge_name(config) + (
+                f" with {config.template}" if config.template != c.template else ""
+            )
             if name in {juror.name for juror in found}:
                 name = f"{name} #{number + 1}"
             found.append(Juror(name=name, config=config, weight=weight))
@@ -298,7 +330,9 @@ class RunFolder:
         settings = self.config.pairs.model_dump(mode="json", include=set(CHOSEN_BY))
         first, *others = self.judgments_stages
         if others:
-            settings["panel"] = [(s.fingerprint, j.weight) for s, j in zip(others, self.jury[1:], strict=True)]
+            settings["panel"] = [
+                (s.fingerprint, j.weight) for s, j in zip(others, self.jury[1:], strict=True)
+            ]
         return self._stage("pairs", first, **settings)
 
     @cached_property
@@ -310,7 +344,9 @@ class RunFolder:
         given = self.config.pairs.model_dump(mode="json", include={"revision", "subset", "split"}) | {
             "source": identity
         }
-        return self._stage("train", None, **settings, pairs=given, model=self.model_identity, seed=self.config.seed)
+        return self._stage(
+            "train", None, **settings, pairs=given, model=self.model_identity, seed=self.config.seed
+        )
 
     @cached_property
     def base_answers_stage(self) -> Stage:
@@ -323,7 +359,9 @@ class RunFolder:
 
     @cached_property
     def comparisons_stage(self) -> Stage:
-        return self._stage("comparisons", self.tuned_answers_stage, **self._judging_settings(self.eval_judging))
+        return self._stage(
+            "comparisons", self.tuned_answers_stage, **self._judging_settings(self.eval_judging)
+        )
 
     @cached_property
     def one_answer(self) -> ResponsesConfig:
@@ -331,10 +369,12 @@ class RunFolder:
 
     @cached_property
     def eval_judging(self) -> JudgingConfig:
-        """The first judge, in both orders; controls label training pairs only, and the model itself judges the result."""
+        """The first judge, in both orders; controls label training pairs only, and the model itself judges
+        the result."""
         return judging.reading_judge(self.jury[0].config)
 
-    # The finished records, joined. All files are in the order of their rows, so one group is in memory at a time.
+    # The finished records, joined. All files are in the order of their rows, so one group is in memory at a
+    # time.
 
     def asked(self, held_out: bool) -> Iterator[Prompt]:
         n = self.config.personas.n
@@ -357,20 +397,23 @@ class RunFolder:
         )
 
     def chosen(self, key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
-        """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others, that are not `done`."""
+        """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others, that are not
+        `done`."""
         c, jury = self.config.pairs, self.jury_at_work()
         balance = pairs.balance_lengths(self.judged(), c, key, jury) if c.length_matched else None
         found = pairs.build_pairs(self.judged(), c, key, self.config.responses.n, jury, balance)
         return (pair for pair in found if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
 
     def texts(self) -> Iterator[tuple[str, str, str]]:
-        """(kind, id, text) of every prompt that is answered and of every answer that stands, of given pairs likewise; held-out
-        prompts are prompts too."""
+        """(kind, id, text) of every prompt that is answered and of every answer that stands, of given pairs
+        likewise; held-out prompts are prompts too."""
         if self.config.pairs.source is not None:
             for number, pair in enumerate(self.to_train_on()):
                 if not isinstance(pair, Drop | tuple):
                     yield "prompt", str(number), "\n\n".join(message.content for message in pair.messages)
-                    yield from (("answer", f"{number} {name}", getattr(pair, name)) for name in ("chosen", "rejected"))
+                    yield from (
+                        ("answer", f"{number} {name}", getattr(pair, name)) for name in ("chosen", "rejected")
+                    )
             return
         yield from (("prompt", p.id, p.conversation) for p in self.kept_prompts_stage.records(Prompt))
         if self.kept_responses_stage.finished:
@@ -379,7 +422,8 @@ class RunFolder:
     def jury_at_work(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
         orders = 2 if self.config.judging.orders == "both" else 1
-        calibrate = self.config.pairs.calibrate and self.config.judging.method != "reward"  # scores know no slots
+        # scores know no slots
+        calibrate = self.config.pairs.calibrate and self.config.judging.method != "reward"
         known = pairs.calibrate(self.judged()) if calibrate else {}
         return pairs.Jury(calibrations=known, weights={j.name: j.weight for j in self.jury}, orders=orders)
 
@@ -409,7 +453,8 @@ class RunFolder:
         return {
             Prompt(id="", row=0, persona_id="", text=turns[-1], earlier=tuple(turns[:-1])).conversation
             for pair in self.to_train_on()
-            if isinstance(pair, TextPair) and (turns := [m.content for m in pair.messages if m.role != "system"])
+            if isinstance(pair, TextPair)
+            and (turns := [m.content for m in pair.messages if m.role != "system"])
         }
 
     @property
@@ -428,16 +473,21 @@ class RunFolder:
 
     def funnel(self) -> list[dict[str, Any]]:
         """What entered and left each finished stage and why the rest was dropped; it adds up."""
-        written = [self.personas_stage] if self.config.personas.source == "self" and self._has_personas else []
+        written = (
+            [self.personas_stage] if self.config.personas.source == "self" and self._has_personas else []
+        )
         asked = list(dict.fromkeys([self.prompts_stage, self.kept_prompts_stage]))
         answered = list(dict.fromkeys([self.responses_stage, self.kept_responses_stage]))
         judged = [*self.judgments_stages, self.pairs_stage]
         own = [*answered, *judged] if self.config.pairs.source is None else []
-        return [{"stage": s.name, **s.counts} for s in [*written, *asked, *own, self.train_stage] if s.finished]
+        return [
+            {"stage": s.name, **s.counts} for s in [*written, *asked, *own, self.train_stage] if s.finished
+        ]
 
 
 def without_neutral(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that stand at the value which a run had before they existed: its ids stay as they are."""
+    """Settings without those that stand at the value which a run had before they existed: its ids stay as
+    they are."""
     return {name: value for name, value in settings.items() if value != NEUTRAL[name]}
 
 

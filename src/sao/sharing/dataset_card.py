@@ -1,4 +1,5 @@
-"""The card of an exported data set, README.md of its folder: a run's manifest and funnel in, Markdown with YAML for the hub out.
+"""The card of an exported data set, README.md of its folder: a run's manifest and funnel in, Markdown with
+YAML for the hub out.
 
 What the YAML may hold: https://huggingface.co/docs/hub/datasets-cards. Try: sao export RUN --out DIR
 """
@@ -20,8 +21,10 @@ MARK = "<!-- written by sao export -->"
 HUB_LICENCES = frozenset((
     "afl-3.0", "agpl-3.0", "apache-2.0", "artistic-2.0", "bsd-2-clause", "bsd-3-clause", "c-uda", "cc-by-2.0",
     "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-nd-3.0",
-    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-3.0",
-    "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gemma", "gfdl",
+    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0",
+    "cc-by-sa-3.0",
+    "cc-by-sa-4.0", "cc0-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "gemma",
+    "gfdl",
     "gpl-2.0", "gpl-3.0", "isc", "lgpl-3.0", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4",
     "mit", "mpl-2.0", "odbl", "odc-by", "openrail", "pddl", "unlicense", "wtfpl",
 ))  # fmt: skip
@@ -43,8 +46,8 @@ JUDGE_RATES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What was exported: data files and rows by split, a digest of the files, how many answers view kto left out, the meaning of
-    the columns, how the tool reads the folder, and the options that repeat it."""
+    """What was exported: data files and rows by split, a digest of the files, how many answers view kto left
+    out, the meaning of the columns, how the tool reads the folder, and the options that repeat it."""
 
     view: str
     files: Mapping[str, str]
@@ -59,9 +62,11 @@ class Exported:
 def data_card(
     made: dict[str, Any], funnel: list[dict[str, Any]], done: Exported, audit: Mapping[str, Any] | None = None
 ) -> str:
-    """Markdown with YAML for the hub: what the data are, how to load them, what made them, and under which licences.
+    """Markdown with YAML for the hub: what the data are, how to load them, what made them, and under which
+    licences.
 
-    `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` what `sao.analysis.audit.audit` found.
+    `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` what
+    `sao.analysis.audit.audit` found.
     """
     config = made["config"]
     what = {
@@ -69,7 +74,9 @@ def data_card(
         "kto": "answers with a label",
         "sft": "prompts with an answer",
     }
-    rows = ", ".join(f"{n:,} for {'training' if split == 'train' else 'testing'}" for split, n in done.rows.items())
+    rows = ", ".join(
+        f"{n:,} for {'training' if split == 'train' else 'testing'}" for split, n in done.rows.items()
+    )
     if is_given(config):
         by, of = "from a data set of preferences that others made, imported", "given preferences"
     else:
@@ -77,7 +84,11 @@ def data_card(
         by = f"that {name_of(config['model'])} wrote to {to}, judged by {other_judge(config) or 'itself'}"
         of = f"preferences of {name_of(config['model'])}"
     columns = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in done.columns.items())
-    apart = " No persona and no question stands in both the training and the test data." if len(done.files) > 1 else ""
+    apart = (
+        " No persona and no question stands in both the training and the test data."
+        if len(done.files) > 1
+        else ""
+    )
     out = (
         f"\n{done.left_out:,} answers are as good as those that they were paired with, and are left out.\n"
         * (done.left_out > 0)
@@ -125,7 +136,8 @@ data = load_dataset("DIR")
 def _front_matter(made: dict[str, Any], done: Exported, name: str) -> str:
     tags = ["sao", "self-alignment", "synthetic", {"pairs": "dpo", "kto": "kto", "sft": "sft"}[done.view]]
     splits = [{"split": split, "path": file} for split, file in done.files.items()]
-    # `datasets` keeps what it loaded from a folder under a hash of these settings, whatever the files hold by then.
+    # `datasets` keeps what it loaded from a folder under a hash of these settings, whatever the files hold by
+    # then.
     loaded = {"config_name": "default", "description": f"sha256 {done.digest}", "data_files": splits}
     facts = _hub_licence(_licences(made)) | {
         "pretty_name": f"{name[0].upper()}{name[1:]}",
@@ -150,12 +162,20 @@ def _hub_licence(licences: Mapping[str, str]) -> dict[str, Any]:
             names.append("other")
             others.append(licence)
     found = list(dict.fromkeys(names)) or ["unknown"]
-    return {"license": found[0] if len(found) == 1 else found} | ({"license_name": "; ".join(others)} if others else {})
+    return {"license": found[0] if len(found) == 1 else found} | (
+        {"license_name": "; ".join(others)} if others else {}
+    )
 
 
 def _size(rows: int) -> str:
     """The hub's name for so many rows."""
-    bounds = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+    bounds = [
+        (10**3, "n<1K"),
+        (10**4, "1K<n<10K"),
+        (10**5, "10K<n<100K"),
+        (10**6, "100K<n<1M"),
+        (10**7, "1M<n<10M"),
+    ]
     return next((name for bound, name in bounds if rows < bound), "10M<n<100M")
 
 
@@ -181,18 +201,19 @@ sao export RUN {done.options}
 
 ```yaml
 {_recipe(config)}```
-"""
+"""  # noqa: E501
 
 
 def _model_row(made: dict[str, Any]) -> str:
     config = made["config"]
     if is_given(config):
         return ""
-    return f"| model | {name_of(config['model'])} (weights, config and tokenizer: sha256 {made['model_identity']}) |\n"
+    return f"| model | {name_of(config['model'])} (weights, config and tokenizer: sha256 {made['model_identity']}) |\n"  # noqa: E501
 
 
 def _recipe(config: dict[str, Any]) -> str:
-    """What of the recipe differs from the defaults and bears on the data, without what belongs to this place only."""
+    """What of the recipe differs from the defaults and bears on the data, without what belongs to this place
+    only."""
     found = Config(**config).model_dump(mode="json", exclude_defaults=True, exclude={"train", "eval", "seed"})
     return yaml.safe_dump(_public({"model": config["model"], **found}), sort_keys=False, allow_unicode=True)
 
@@ -218,13 +239,19 @@ def _licences(made: dict[str, Any]) -> dict[str, str]:
 def _licence_lines(made: dict[str, Any]) -> str:
     lines = [f"- {what}: {licence}" for what, licence in _licences(made).items()]
     if not is_given(made["config"]):
-        lines.append("\nThe answers are the model's: its licence says what may be done with them, for training too.")
+        lines.append(
+            "\nThe answers are the model's: its licence says what may be done with them, for training too."
+        )
     return "\n".join(lines)
 
 
 def _held_out(config: dict[str, Any]) -> str:
     n = config["personas"]["held_out"]
-    return f"\n{n:,} of the prompts are held out for the run's evaluation and are not in these data.\n" if n else ""
+    return (
+        f"\n{n:,} of the prompts are held out for the run's evaluation and are not in these data.\n"
+        if n
+        else ""
+    )
 
 
 def _audited(audit: Mapping[str, Any] | None) -> str:
@@ -244,4 +271,4 @@ def _audited(audit: Mapping[str, Any] | None) -> str:
         if value is not None
     ]
     table = "\n".join(["| | rate | 95 % interval |", "|---|---|---|", *lines])
-    return f"\n## What the judge is worth (`sao audit`)\n\n{audit['verdict'][0].upper()}{audit['verdict'][1:]}.\n\n{table}\n"
+    return f"\n## What the judge is worth (`sao audit`)\n\n{audit['verdict'][0].upper()}{audit['verdict'][1:]}.\n\n{table}\n"  # noqa: E501

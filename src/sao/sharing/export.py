@@ -1,13 +1,16 @@
-"""Export: a run's pairs as a data set in the form of the tool that trains on it, with a card. A finished run in, a folder out:
+"""Export: a run's pairs as a data set in the form of the tool that trains on it, with a card. A finished run
+in, a folder out:
 
     train.parquet, test.parquet    (or .jsonl) the rows, as `sao.sharing.formats` makes them
     README.md                      the card, which also tells `datasets.load_dataset` and the hub what is what
     dataset_info.json, axolotl.yaml   where the tool reads such a file
 
-All files are written under other names first. While they get their names, the card says that the export is not finished; the
-true card comes last. So a kill at any moment leaves the earlier export, the new one, or a folder that says to export again.
-No persona and no question stands in both train and test: a hash of the question decides, and what shares a persona or a user's
-turn goes together. A pair so stays where it is when more are made. Try: sao export RUN --format trl --view pairs --out DIR
+All files are written under other names first. While they get their names, the card says that the export is
+not finished; the true card comes last. So a kill at any moment leaves the earlier export, the new one, or a
+folder that says to export again.
+No persona and no question stands in both train and test: a hash of the question decides, and what shares a
+persona or a user's turn goes together. A pair so stays where it is when more are made. Try: sao export RUN
+--format trl --view pairs --out DIR
 """
 
 from __future__ import annotations
@@ -33,11 +36,22 @@ from sao.store.files import dumps, store_error, write_atomic
 from sao.store.manifest import read_manifest
 
 GROUP_ROWS = 10_000
-OWN = ("README.md", "train.parquet", "test.parquet", "train.jsonl", "test.jsonl", "dataset_info.json", "axolotl.yaml")
+OWN = (
+    "README.md",
+    "train.parquet",
+    "test.parquet",
+    "train.jsonl",
+    "test.jsonl",
+    "dataset_info.json",
+    "axolotl.yaml",
+)
 """What an export may write into its folder."""
-UNFINISHED = f"{MARK}\n\nThis export is not finished: its files may not belong together. Run `sao export` again.\n"
+UNFINISHED = (
+    f"{MARK}\n\nThis export is not finished: its files may not belong together. Run `sao export` again.\n"
+)
 LARGE_SHARE, LARGE = 0.1, 8
-"""Prompts that belong together are never test data where they are more than this share of it, and more than so many."""
+"""Prompts that belong together are never test data where they are more than this share of it, and more than
+so many."""
 
 
 def export(
@@ -59,7 +73,8 @@ def export(
         audit: What `sao.analysis.audit.audit` found, for the card.
 
     Returns:
-        form, view, train and test (rows), left_out (answers that view kto has no label for), paths (of the data), card (path).
+        form, view, train and test (rows), left_out (answers that view kto has no label for), paths (of the
+        data), card (path).
 
     Raises:
         DataError: For options that cannot be, a run without pairs, or a folder that holds files of others.
@@ -91,7 +106,14 @@ def export(
             sinks[name].write_text(text)
     counts = {name: sinks[name].count for name in ("train", "test")}
     paths = [str(out / file) for file in files.values()]
-    return {"form": form, "view": view, **counts, "left_out": left_out, "paths": paths, "card": str(out / "README.md")}
+    return {
+        "form": form,
+        "view": view,
+        **counts,
+        "left_out": left_out,
+        "paths": paths,
+        "card": str(out / "README.md"),
+    }
 
 
 def _check_folder(out: Path) -> None:
@@ -102,7 +124,8 @@ def _check_folder(out: Path) -> None:
     there = [name for name in OWN if (out / name).exists()]
     if there:
         raise DataError(
-            f"{out}: holds {', '.join(there)}, and no card of `sao export` beside. Give another folder with --out, or move "
+            f"{out}: holds {', '.join(there)}, and no card of `sao export` beside. Give another folder with "
+            "--out, or move "
             "that away"
         )
 
@@ -137,8 +160,9 @@ def joined(run: RunFolder) -> Iterator[Example]:
 def split_of(prompts: Iterable[Prompt], share: float) -> bytes:
     """Which prompts are test data: 1 at the place of each one's row, else 0.
 
-    Prompts that share a persona or a user's turn form a group, which goes to one side: to test where a hash of the least of their
-    questions' hashes is below `share`, unless the group is too large for that (`LARGE`). Takes about 60 bytes a prompt.
+    Prompts that share a persona or a user's turn form a group, which goes to one side: to test where a hash
+    of the least of their questions' hashes is below `share`, unless the group is too large for that
+    (`LARGE`). Takes about 60 bytes a prompt.
     """
     rows, labels, keys, owners = array("q"), array("Q"), array("Q"), array("q")
     for place, prompt in enumerate(prompts):
@@ -161,9 +185,11 @@ def _hash(*parts: object) -> int:
     return int(make_id(*parts), 16)
 
 
-def _groups(labels: NDArray[np.uint64], keys: NDArray[np.uint64], owners: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The least label of each prompt's group [prompts]: prompt owners[i] has keys[i], and prompts with a key in common belong
-    together. Labels spread along shared keys until nothing changes."""
+def _groups(
+    labels: NDArray[np.uint64], keys: NDArray[np.uint64], owners: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """The least label of each prompt's group [prompts]: prompt owners[i] has keys[i], and prompts with a key
+    in common belong together. Labels spread along shared keys until nothing changes."""
     order = np.argsort(keys, kind="stable")
     keys, owners = keys[order], owners[order]
     again = np.r_[False, keys[1:] == keys[:-1]] if len(keys) else np.zeros(0, bool)
@@ -186,9 +212,11 @@ def _groups(labels: NDArray[np.uint64], keys: NDArray[np.uint64], owners: NDArra
 
 @contextlib.contextmanager
 def arriving(out: Path, suffix: str) -> Iterator[dict[str, Sink]]:
-    """Files of train and test, and what the block adds (the card last); they get their names when it ends well, else none does.
+    """Files of train and test, and what the block adds (the card last); they get their names when it ends
+    well, else none does.
 
-    What a killed export left goes first: of two exports into one folder at once the one that began first ends with an error."""
+    What a killed export left goes first: of two exports into one folder at once the one that began first ends
+    with an error."""
     for name in OWN:
         for file in out.glob(f".{name}.*.tmp"):
             file.unlink(missing_ok=True)
@@ -213,9 +241,15 @@ def _clear(out: Path, sinks: dict[str, Sink]) -> None:
 
 
 def write_rows(
-    examples: Iterable[Example], split: bytes, sinks: dict[str, Sink], form: str, view: str, system: str | None
+    examples: Iterable[Example],
+    split: bytes,
+    sinks: dict[str, Sink],
+    form: str,
+    view: str,
+    system: str | None,
 ) -> int:
-    """Write all rows into `sinks` ("train" and "test") and close them; how many answers have no row in view kto.
+    """Write all rows into `sinks` ("train" and "test") and close them; how many answers have no row in view
+    kto.
 
     Raises DataError where there are no rows, StoreError where they cannot be written.
     """
@@ -235,9 +269,11 @@ def write_rows(
 
 
 class Sink:
-    """One file that arrives by rename: rows, as Parquet or JSON lines by its suffix and in groups of 10,000, or one text.
+    """One file that arrives by rename: rows, as Parquet or JSON lines by its suffix and in groups of 10,000,
+    or one text.
 
-    `count` are its rows, `columns` their names, `digest` the SHA-256 of the closed file. Without rows there is no file.
+    `count` are its rows, `columns` their names, `digest` the SHA-256 of the closed file. Without rows there
+    is no file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -334,7 +370,8 @@ class Sink:
 
 
 def _schema(row: dict[str, Any]) -> Any:
-    """The Parquet types of a row's columns: those that may be null by name, the others by what stands in the row."""
+    """The Parquet types of a row's columns: those that may be null by name, the others by what stands in the
+    row."""
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()

@@ -1,14 +1,19 @@
-"""The forms of an export: what one row is for each tool, and what the tool has to be told. Prompt and answers in, a dict out.
+"""The forms of an export: what one row is for each tool, and what the tool has to be told. Prompt and answers
+in, a dict out.
 
-Forms (what reads them, looked up in the tool's own code; scripts/check_exports.py runs that code on an export):
+Forms (what reads them, looked up in the tool's own code; scripts/check_exports.py runs that code on an
+export):
 
     trl           TRL's conversational types: https://huggingface.co/docs/trl/dataset_formats
     simpo         alignment-handbook and SimPO, `apply_chat_template`: the messages repeat the prompt
-    llamafactory  LLaMA-Factory, data/README.md and `SharegptDatasetConverter`, with the entry of dataset_info.json
-    axolotl       axolotl, prompt_strategies/: dpo/chat_template.py, kto/chatml.py, chat_template.py; with YAML for its config
+    llamafactory  LLaMA-Factory, data/README.md and `SharegptDatasetConverter`, with the entry of
+    dataset_info.json
+    axolotl       axolotl, prompt_strategies/: dpo/chat_template.py, kto/chatml.py, chat_template.py; with
+    YAML for its config
     openrlhf      OpenRLHF, datasets/reward_dataset.py and sft_dataset.py, with the flags of its commands
 
-Views: `pairs` (a row for each pair), `kto` (a row for each answer, with a label), `sft` (each prompt with its best answer).
+Views: `pairs` (a row for each pair), `kto` (a row for each answer, with a label), `sft` (each prompt with its
+best answer).
 """
 
 from __future__ import annotations
@@ -26,15 +31,21 @@ from sao.stages.responses import chat
 
 FORMS = ("trl", "simpo", "llamafactory", "axolotl", "openrlhf")
 VIEWS = ("pairs", "kto", "sft")
-SUFFIX = {"trl": "parquet", "simpo": "parquet", "llamafactory": "jsonl", "axolotl": "jsonl", "openrlhf": "jsonl"}
+SUFFIX = {
+    "trl": "parquet",
+    "simpo": "parquet",
+    "llamafactory": "jsonl",
+    "axolotl": "jsonl",
+    "openrlhf": "jsonl",
+}
 TINY = 1e-9
 """Nats below which a sum of margins is rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """All that is known of one prompt: its persona's text ("" for nobody), its kept pairs as (pair, chosen, rejected), and all
-    verdicts on its answers."""
+    """All that is known of one prompt: its persona's text ("" for nobody), its kept pairs as (pair, chosen,
+    rejected), and all verdicts on its answers."""
 
     prompt: Prompt
     persona: str
@@ -44,8 +55,8 @@ class Example:
 
 @dataclass(slots=True)
 class Standing:
-    """An answer over the kept pairs of its prompt: in how many it is chosen and rejected, and the sum of its margins (nats, for a
-    judge without numbers 1 each; negative where it is rejected)."""
+    """An answer over the kept pairs of its prompt: in how many it is chosen and rejected, and the sum of its
+    margins (nats, for a judge without numbers 1 each; negative where it is rejected)."""
 
     answer: Response
     wins: int = 0
@@ -69,17 +80,22 @@ def check_names(form: str, view: str) -> None:
 def rows_of(example: Example, form: str, view: str, system: str | None) -> list[dict[str, Any]]:
     """The rows of one prompt: the tool's own columns first, then those of `COLUMNS`.
 
-    View kto leaves out an answer that is exactly as good as those it was paired with: it is neither desirable nor not.
+    View kto leaves out an answer that is exactly as good as those it was paired with: it is neither desirable
+    nor not.
     """
     if view == "pairs":
         return [
-            _shape(form, view, example.prompt, system, [chosen.text, rejected.text], None) | _beside_pair(example, pair)
+            _shape(form, view, example.prompt, system, [chosen.text, rejected.text], None)
+            | _beside_pair(example, pair)
             for pair, chosen, rejected in example.pairs
         ]
     found = standings(example)
     if view == "sft":
         best = max(found, key=lambda s: (s.losses == 0, s.mean, -s.answer.index))
-        return [_shape(form, view, example.prompt, system, [best.answer.text], None) | _beside_answer(example, best)]
+        return [
+            _shape(form, view, example.prompt, system, [best.answer.text], None)
+            | _beside_answer(example, best)
+        ]
     return [
         _shape(form, view, example.prompt, system, [s.answer.text], s.total > 0) | _beside_answer(example, s)
         for s in found
@@ -90,8 +106,8 @@ def rows_of(example: Example, form: str, view: str, system: str | None) -> list[
 def standings(example: Example) -> list[Standing]:
     """How each answer that stands in a kept pair did, in the order of the answers.
 
-    An answer may be chosen in one pair and rejected in another; the sign of its mean margin says whether it is better or worse
-    than the answers it was paired with, and that is its label in view kto.
+    An answer may be chosen in one pair and rejected in another; the sign of its mean margin says whether it
+    is better or worse than the answers it was paired with, and that is its label in view kto.
     """
     found: dict[str, Standing] = {}
     for pair, chosen, rejected in example.pairs:
@@ -105,7 +121,8 @@ def standings(example: Example) -> list[Standing]:
 
 
 def clean(text: str) -> str:
-    """The text as valid Unicode: half a surrogate pair, which JSON can hold and files of text cannot, becomes U+FFFD."""
+    """The text as valid Unicode: half a surrogate pair, which JSON can hold and files of text cannot, becomes
+    U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -205,15 +222,19 @@ COLUMNS = {
     "messages": "the chat",
     "conversations": "the chat",
     "label": "whether the answer is better than the mean of those it was paired with",
-    "p_chosen": "the judge's probability that the chosen answer is the better one, calibrated over the run; null where it gives "
+    "p_chosen": "the judge's probability that the chosen answer is the better one, calibrated over the run; "
+    "null where it gives "
     "none",
-    "margin": "log-odds (nats) that the chosen answer is the better one; of a single answer the mean over its pairs, "
+    "margin": "log-odds (nats) that the chosen answer is the better one; of a single answer the mean over "
+    "its pairs, "
     "negative where it is rejected",
     "margin_sd": "standard deviation of the margin, where more than two answers were ranked",
     "wins": "pairs in which this answer is chosen",
     "losses": "pairs in which it is rejected",
-    "verdicts": "all verdicts on these answers, one for each judge and order: `judge`; `first_id` and `second_id` (the answers "
-    "as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` (probability of the first) and `mass` (of "
+    "verdicts": "all verdicts on these answers, one for each judge and order: `judge`; `first_id` and "
+    "`second_id` (the answers "
+    "as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` (probability of the first) "
+    "and `mass` (of "
     "all verdict tokens), where read from log-probabilities; `text`, where read from text",
     "id": "id of the pair, or of the answer where a row holds one answer",
     "chosen_id": "id of the chosen answer",
@@ -270,7 +291,8 @@ def _axolotl(view: str, files: Mapping[str, str]) -> dict[str, Any]:
             head, reads = template, {"type": "chat_template", **message}
     sets = {"train": "datasets", "test": "test_datasets"}
     return head | {
-        sets[split]: [{"path": file, "ds_type": "json", "split": "train", **reads}] for split, file in files.items()
+        sets[split]: [{"path": file, "ds_type": "json", "split": "train", **reads}]
+        for split, file in files.items()
     }
 
 
@@ -284,7 +306,7 @@ def usage(form: str, view: str, files: Mapping[str, str]) -> str:
             return _code("python", f"from trl import {trainer}Trainer", f"{trainer}Trainer(model, {given})")
         case "simpo":
             if view == "kto":
-                return "`completion` is the whole chat, the answer last, as in sets of the form of argilla/kto-mix-15k."
+                return "`completion` is the whole chat, the answer last, as in sets of the form of argilla/kto-mix-15k."  # noqa: E501
             splits = "[train, test]" if tests else "[train]"
             return _code("yaml", "dataset_mixer: {DIR: 1.0}", f"dataset_splits: {splits}")
         case "llamafactory":
@@ -293,8 +315,9 @@ def usage(form: str, view: str, files: Mapping[str, str]) -> str:
             options = {"stage": stage, "dataset_dir": "DIR", "dataset": _named("train"), **more}
             return _code("yaml", *(f"{key}: {value}" for key, value in options.items()))
         case "axolotl":
-            template = " It writes ChatML; for a model of Llama 3's template set `type: llama3.argilla_chat`." * (
-                view == "kto"
+            template = (
+                " It writes ChatML; for a model of Llama 3's template set `type: llama3.argilla_chat`."
+                * (view == "kto")
             )
             return f"`axolotl.yaml` is the part of the config that names the data.{template}"
     return _code("sh", _openrlhf(view, tests))
@@ -304,15 +327,13 @@ def _openrlhf(view: str, tests: bool) -> str:
     if view == "kto":  # of the last version that has it, whose flags have no sections
         given = "--dataset DIR" + (" --eval_dataset DIR" if tests else "")
         keys = "--input_key prompt --output_key completion --label_key label --apply_chat_template"
-        return f"python -m openrlhf.cli.train_kto {given} {keys}  # OpenRLHF up to 0.9.5; later ones train no KTO"
+        return f"python -m openrlhf.cli.train_kto {given} {keys}  # OpenRLHF up to 0.9.5; later ones train no KTO"  # noqa: E501
     given = "--data.dataset DIR" + (" --eval.dataset DIR --eval.split test" if tests else "")
     keys = {
         "pairs": "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected",
         "sft": "--data.input_key prompt --data.output_key completion",
     }[view]
-    return (
-        f"python -m openrlhf.cli.train_{'dpo' if view == 'pairs' else 'sft'} {given} {keys} --data.apply_chat_template"
-    )
+    return f"python -m openrlhf.cli.train_{'dpo' if view == 'pairs' else 'sft'} {given} {keys} --data.apply_chat_template"  # noqa: E501
 
 
 def _code(language: str, *lines: str) -> str:

@@ -1,8 +1,9 @@
 """A preference data set that others made, as a run: `sao import FILE|HUB --out RUN`.
 
-Its prompts, answers and labels become the sealed stages of a run folder (labels as verdicts of the judge `given`, in one order),
-so that `sao train`, `audit`, `label`, `stats`, `export` and `eval` serve it as if it had been made here. The recipe with which
-they go on lies in RUN/recipe.yaml. `held_out` questions are not trained on; the evaluation asks them.
+Its prompts, answers and labels become the sealed stages of a run folder (labels as verdicts of the judge
+`given`, in one order), so that `sao train`, `audit`, `label`, `stats`, `export` and `eval` serve it as if it
+had been made here. The recipe with which they go on lies in RUN/recipe.yaml. `held_out` questions are not
+trained on; the evaluation asks them.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ JUDGE = "given"
 
 
 def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]:
-    """Turn the data set `config.pairs.source` into the run folder `out`, its pairs included; where its recipe lies, and what was
-    read.
+    """Turn the data set `config.pairs.source` into the run folder `out`, its pairs included; where its recipe
+    lies, and what was read.
 
-    Two passes over the data set. `held_out` questions, drawn by their hash, are left to the evaluation: no pair of theirs is
-    trained on, and each is asked once.
+    Two passes over the data set. `held_out` questions, drawn by their hash, are left to the evaluation: no
+    pair of theirs is trained on, and each is asked once.
 
-    Raises DataError for a data set that cannot be read or has too few pairs, StoreError where `out` is another run's.
+    Raises DataError for a data set that cannot be read or has too few pairs, StoreError where `out` is
+    another run's.
     """
     given = config.pairs
     if given.source is None:
@@ -46,7 +48,8 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     survey = _survey(given, held_out)
     if survey.n < 1:
         raise DataError(
-            f"{given.source}: holds {survey.n + survey.held} pairs; {held_out} questions held out would leave none. Lower "
+            f"{given.source}: holds {survey.n + survey.held} pairs; {held_out} questions held out would "
+            "leave none. Lower "
             "--held-out"
         )
     config = _recipe(config, survey)
@@ -75,8 +78,8 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
-    """What a first pass found: `n` pairs to train on, `held` others, whose questions have the hashes `chosen` (sorted), and the
-    system message where all have the same one."""
+    """What a first pass found: `n` pairs to train on, `held` others, whose questions have the hashes `chosen`
+    (sorted), and the system message where all have the same one."""
 
     n: int
     held: int
@@ -115,9 +118,18 @@ def _recipe(config: Config, survey: _Survey) -> Config:
     """The recipe with which the run goes on: all verdicts as they were given, and nothing written anew."""
     data = config.model_dump(mode="json")
     given = data["pairs"]
-    whence = [content_identity(given["source"]), given["revision"], given["subset"], given["split"], survey.system]
+    whence = [
+        content_identity(given["source"]),
+        given["revision"],
+        given["subset"],
+        given["split"],
+        survey.system,
+    ]
     name = Path(given["source"]).name if Path(given["source"]).exists() else given["source"]
-    given |= {"imported": make_id(dumps(whence)), "imported_from": "@".join(filter(None, (name, given["revision"])))}
+    given |= {
+        "imported": make_id(dumps(whence)),
+        "imported_from": "@".join(filter(None, (name, given["revision"]))),
+    }
     given |= {"source": None, "revision": None, "subset": None, "split": "train", "keep": "all"}
     data["personas"] |= {"source": "none", "n": survey.n, "held_out": len(survey.chosen)}
     data["responses"] |= {"n": 2, "system": survey.system}
@@ -141,7 +153,9 @@ def _fill(stages: list[Stage], given: PairsConfig, survey: _Survey) -> None:
                 row += 1
             elif isinstance(pair, TextPair) and not seen[place]:
                 seen[place] = 1
-                written += list(_records(pair, survey.n + place, survey.system))[:2]  # its persona and prompt only
+                written += list(_records(pair, survey.n + place, survey.system))[
+                    :2
+                ]  # its persona and prompt only
             else:
                 reason = pair.reason if isinstance(pair, Drop) else "repeats a held-out question"
                 drop = Drop(row=dropped, stage="prompts", record_id=make_id("row", number), reason=reason)
@@ -182,7 +196,8 @@ def _records(pair: TextPair, row: int, system: str | None) -> Iterator[tuple[int
     ]  # fmt: skip
     # Which of the two stands first is drawn, so that the label does not follow from the place.
     first, second = answers if int(key, 16) % 2 else answers[::-1]
-    p_chosen = pair.p_chosen if pair.p_chosen is None or pair.p_chosen > 0.5 else None  # else it contradicts the label
+    # else it contradicts the label
+    p_chosen = pair.p_chosen if pair.p_chosen is None or pair.p_chosen > 0.5 else None
     yield from ((2, answer) for answer in answers)
     yield (
         3,

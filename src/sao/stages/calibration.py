@@ -1,8 +1,10 @@
-"""From verdicts to ranks: a judge's calibration over a run, and the strengths of a prompt's answers (Bradley–Terry).
+"""From verdicts to ranks: a judge's calibration over a run, and the strengths of a prompt's answers
+(Bradley–Terry).
 
-Log-odds are in nats, in favour of the answer that stands first. A judge that saw a pair in both orders said x about (a, b) and y
-about (b, a). Its taste for the first slot adds the same to both, so it shows as (x + y)/2 and cancels in m = (x − y)/2 (RLAIF,
-arXiv 2309.00267). How far its confidence can be trusted shows in how often its two words agree.
+Log-odds are in nats, in favour of the answer that stands first. A judge that saw a pair in both orders said x
+about (a, b) and y about (b, a). Its taste for the first slot adds the same to both, so it shows as (x + y)/2
+and cancels in m = (x − y)/2 (RLAIF, arXiv 2309.00267). How far its confidence can be trusted shows in how
+often its two words agree.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from sao.records import Judgment
 LIMIT = 30.0
 """Log-odds beyond this say nothing more (a probability of 1e-13 is rounding)."""
 TEMPERATURES = (1.0, 50.0)
-"""Least and greatest. A judge that agrees with itself more often than it claims is not taken to be surer than it says: errors
-that both orders share do not show in their agreement."""
+"""Least and greatest. A judge that agrees with itself more often than it claims is not taken to be surer than
+it says: errors that both orders share do not show in their agreement."""
 PRIOR_SD = 5.0
-"""Standard deviation, in nats, of the normal prior on strengths: weak, but it keeps those of unbeaten answers finite."""
+"""Standard deviation, in nats, of the normal prior on strengths: weak, but it keeps those of unbeaten answers
+finite."""
 Floats = NDArray[np.float64]
 
 
@@ -48,15 +51,17 @@ class Calibration:
     temperature: float = 1.0
     """What its log-odds are divided by."""
     skill: float | None = None
-    """For a judge that gives words only: the log-odds with which one of its verdicts is right, its bias aside."""
+    """For a judge that gives words only: the log-odds with which one of its verdicts is right, its bias
+    aside."""
     agreement: float | None = None
-    """Share of the pairs on which its two orders name the same winner; for log-odds, their bias taken away."""
+    """Share of the pairs on which its two orders name the same winner; for log-odds, their bias taken
+    away."""
     pairs: int = 0
     """Pairs that it judged in both orders."""
 
     def first(self, judgment: Judgment) -> float | None:
-        """Calibrated log-odds that the first answer is the better one, to be averaged over the orders; None where the verdict
-        cannot be read, or is a word of unknown worth."""
+        """Calibrated log-odds that the first answer is the better one, to be averaged over the orders; None
+        where the verdict cannot be read, or is a word of unknown worth."""
         if judgment.verdict is None:
             return None
         if judgment.p_first is not None:
@@ -65,8 +70,8 @@ class Calibration:
             return 0.0
         if self.skill is None:
             return None
-        # Two words that err alone add up, so each counts twice in their mean: the two of an agreeing pair make 2 · skill, those
-        # of a pair that always goes to one slot make 0.
+        # Two words that err alone add up, so each counts twice in their mean: the two of an agreeing pair
+        # make 2 · skill, those of a pair that always goes to one slot make 0.
         s, b = self.skill, self.bias
         sides = (s + b, b - s) if judgment.verdict == "first" else (-s - b, s - b)
         return 2 * (_log_sigmoid(sides[0]) - _log_sigmoid(sides[1]))
@@ -107,7 +112,8 @@ class Calibrator:
             return Calibration(bias=bias, temperature=temperature, agreement=agreement, pairs=len(x))
         if n := sum(self._words.values()):
             return _of_words(self._words["same"], self._words["first"], self._words["second"], n)
-        # In one order, which answer stands first is a coin's choice: the mean is the bias, where it is more than chance.
+        # In one order, which answer stands first is a coin's choice: the mean is the bias, where it is more
+        # than chance.
         alone = np.array(self._alone)
         if len(alone) < 2 or abs(alone.mean()) < 2 * alone.std(ddof=1) / math.sqrt(len(alone)):
             return Calibration()
@@ -117,8 +123,9 @@ class Calibrator:
 def _of_words(same: int, first: int, second: int, n: int) -> Calibration:
     """From how often two orders name the same winner, and how often both name the first or the second slot.
 
-    A judge of skill s and slot bias b (nats) names the better answer with σ(s + b) where it stands first and σ(s − b) where it
-    stands second; so P(both first) / P(both second) = e^2b, and they agree with σ(s+b) σ(s−b) + σ(−s−b) σ(b−s).
+    A judge of skill s and slot bias b (nats) names the better answer with σ(s + b) where it stands first and
+    σ(s − b) where it stands second; so P(both first) / P(both second) = e^2b, and they agree with σ(s+b)
+    σ(s−b) + σ(−s−b) σ(b−s).
     """
     bias = 0.5 * math.log((first + 0.5) / (second + 0.5))
     agreement = (same + 0.5) / (n + 1)  # never wholly certain
@@ -135,8 +142,8 @@ def _log_sigmoid(x: float) -> float:
 
 
 def _temperature(margins: Floats, agreement: float) -> float:
-    """T with mean(p² + (1 − p)²) = agreement, p = σ(m / T): if p is the chance that one order names a, this is how often two
-    do so alike. Found by bisection, since a larger T foretells less agreement."""
+    """T with mean(p² + (1 − p)²) = agreement, p = σ(m / T): if p is the chance that one order names a, this
+    is how often two do so alike. Found by bisection, since a larger T foretells less agreement."""
     low, high = TEMPERATURES
     for _ in range(60):
         middle = math.sqrt(low * high)
@@ -173,7 +180,8 @@ def bradley_terry(wins: Floats, prior_sd: float = PRIOR_SD) -> Strengths:
         prior_sd: Of each strength, nats.
 
     Returns:
-        Strengths; their covariance is the inverse of the curvature there (Laplace), each verdict counting as one trial.
+        Strengths; their covariance is the inverse of the curvature there (Laplace), each verdict counting as
+        one trial.
         Source: Bradley and Terry, Biometrika 39 (1952); Hunter, Annals of Statistics 32 (2004).
 
     """
@@ -193,7 +201,8 @@ def bradley_terry(wins: Floats, prior_sd: float = PRIOR_SD) -> Strengths:
 
 
 def connected(wins: Floats) -> list[int]:
-    """A number for each answer, the same for those that were compared with each other, if only through others."""
+    """A number for each answer, the same for those that were compared with each other, if only through
+    others."""
     group = list(range(len(wins)))
     for i, j in np.argwhere(wins + wins.T > 0).tolist():
         old, new = group[i], group[j]

@@ -1,8 +1,9 @@
 """Filters: which prompts are worth an answer. `Prompt` records in, the same records or Drops out.
 
-Each filter is a small function that gives the reason to drop a prompt, or None; the cheap ones come first. What repeats is found
-last, over all prompts that are left: the first of a group stays. `filter_responses` looks at answers. Refusals, and texts that
-end in a word such as "and", are known in English only.
+Each filter is a small function that gives the reason to drop a prompt, or None; the cheap ones come first.
+What repeats is found
+last, over all prompts that are left: the first of a group stays. `filter_responses` looks at answers.
+Refusals, and texts that end in a word such as "and", are known in English only.
 
 Try it on a finished run: sao prompts RECIPE --out RUN --filters.duplicates near --filters.languages "[en]"
 """
@@ -30,24 +31,27 @@ Reason = tuple[str, str | None]
 Check = Callable[[Prompt, str], Reason | None]
 """A filter: takes the prompt and its persona's text."""
 QUOTED_WORDS, QUOTED_CHARACTERS = 10, 25
-"""So many words in a row from its persona's text make a prompt a quotation of it; characters, in scripts without spaces, where
-`words` takes each for a word."""
+"""So many words in a row from its persona's text make a prompt a quotation of it; characters, in scripts
+without spaces, where `words` takes each for a word."""
 SURE, HARDLY, TOLD_WORDS = 0.9, 0.001, 5
-"""A text is in another language where that is so probable, or the kept ones hardly are; texts of fewer words do not tell."""
-_SORRY = r"(?:(?:(?:i am|i'm) (?:really |very |so )?)?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)[,.;: –—-]*(?:but )?"
+"""A text is in another language where that is so probable, or the kept ones hardly are; texts of fewer words
+do not tell."""
+_SORRY = r"(?:(?:(?:i am|i'm) (?:really |very |so )?)?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)[,.;: –—-]*(?:but )?"  # noqa: E501
 _CANNOT = (
-    r"i(?: can ?not| can't| (?:won't|will not)(?: be able to)?|(?: am|'m) (?:unable|not (?:able|allowed)) to) (?:answer|assist"
-    r"|carry out|complete|comply|continue|create|discuss|do|engage|fulfil+|generate|give|help|invent|offer|pretend|produce"
+    r"i(?: can ?not| can't| (?:won't|will not)(?: be able to)?|(?: am|'m) (?:unable|not (?:able|allowed)) "
+    r"to) (?:answer|assist"
+    r"|carry out|complete|comply|continue|create|discuss|do|engage|fulfil+|generate|give|help|invent|offer|pretend|produce"  # noqa: E501
     r"|provide|respond|share|write)\b(?! but\b)"
 )
 _REQUEST = (
     r"(?<! do)(?: you)?(?: with| to| in)? (?:(?:this|that)\s*(?:[.,;!]|\bas\b|$)"
     r"|[^.?!\n]{0,40}\b(?:request|prompt|persona)s?\b)"
 )
-_AI = r"as an? (?:ai|artificial intelligence|(?:ai |large )?language model)(?: (?:language )?model| assistant)?,? i\b"
+_AI = r"as an? (?:ai|artificial intelligence|(?:ai |large )?language model)(?: (?:language )?model| assistant)?,? i\b"  # noqa: E501
 _REFUSAL = re.compile(f"{_SORRY}{_CANNOT}|{_CANNOT}{_REQUEST}|{_AI}", re.IGNORECASE)
 _BREAKS_OFF = re.compile(
-    # What goes on: a mark, a dash, an opened bracket that is no face such as ":(", a joining word, or a list's bare number.
+    # What goes on: a mark, a dash, an opened bracket that is no face such as ":(", a joining word, or a
+    # list's bare number.
     r"(?:[,;:，、；：،؛]|(?<!\S)[–—-]|(?<![:;=-])[(\[{（「『【《]|\b(?:and|or|the|a|an|because|but)|(?:^|\n)[^\S\n]*(?:\d{1,2}[.)]|[*•]))$"
 )
 _SCAFFOLD = re.compile(r"\{(?:persona|traits|relation)\}")
@@ -60,12 +64,22 @@ _NOT_SAID = re.compile(
 def is_active(config: FiltersConfig) -> bool:
     """Whether the recipe filters anything."""
     c = config
-    asked = (c.embeddings, c.against, c.min_words, c.max_words, c.languages, c.refusals, c.persona_text, c.unfinished)
+    asked = (
+        c.embeddings,
+        c.against,
+        c.min_words,
+        c.max_words,
+        c.languages,
+        c.refusals,
+        c.persona_text,
+        c.unfinished,
+    )
     return c.duplicates != "none" or c.reject is not None or any(asked)
 
 
 def check_filters(config: FiltersConfig) -> None:
-    """Load all that the filters need: the function, the languages, the evaluation sets and the model of embeddings.
+    """Load all that the filters need: the function, the languages, the evaluation sets and the model of
+    embeddings.
 
     Raises ConfigError or DataError for what would otherwise fail once all prompts are written.
     """
@@ -81,15 +95,17 @@ def check_filters(config: FiltersConfig) -> None:
 def filter_prompts(
     read: Callable[[], Iterable[tuple[Prompt, str]]], config: FiltersConfig, marker: str, done: Container[str]
 ) -> Iterator[Prompt | Drop]:
-    """The prompts that are kept, and a Drop for each other one; those that are `done` are looked at but not handed out again.
+    """The prompts that are kept, and a Drop for each other one; those that are `done` are looked at but not
+    handed out again.
 
-    First come the Drops of those that a filter minds, as they are found (each is looked at once); then the others, in the order
-    of their rows.
+    First come the Drops of those that a filter minds, as they are found (each is looked at once); then the
+    others, in the order of their rows.
 
     Args:
         read: Gives the prompts in the order of their rows, each with its persona's text; called a few times.
         config: The filters.
-        marker: What the model's text had to begin with, so that no line of a prompt may begin with it; "" where none is sought.
+        marker: What the model's text had to begin with, so that no line of a prompt may begin with it; ""
+            where none is sought.
         done: Ids that are written already.
 
     Memory: about a hundred bytes a prompt while near-duplicates are looked for, 16 otherwise.
@@ -117,7 +133,9 @@ def first_reason(checks: list[Check], prompt: Prompt, persona: str) -> Reason | 
 
 def _drop(record: Prompt | Response, stage: str, reason: Reason) -> Drop:
     text = record.text[:KEPT_TEXT]
-    return Drop(row=record.row, stage=stage, record_id=record.id, reason=reason[0], detail=reason[1], text=text)
+    return Drop(
+        row=record.row, stage=stage, record_id=record.id, reason=reason[0], detail=reason[1], text=text
+    )
 
 
 def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int]) -> Iterator[Prompt]:
@@ -133,7 +151,8 @@ def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int]) -> I
 def _without_repeats(
     read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int], config: FiltersConfig
 ) -> tuple[array[int], Callable[[int], Reason]]:
-    """Those of `rows` whose prompts repeat no earlier one, and a function that says of the others what they repeat."""
+    """Those of `rows` whose prompts repeat no earlier one, and a function that says of the others what they
+    repeat."""
     found: list[tuple[str, array[int], Repeats]] = []
     threshold = config.max_similarity if config.duplicates == "near" else None
     searches: list[Callable[[Callable[[], Iterator[str]]], Repeats]] = []
@@ -149,7 +168,9 @@ def _without_repeats(
 
         repeats = search(texts)
         name = (
-            "repeats an earlier prompt" if search is searches[0] and config.duplicates != "none" else "means the same"
+            "repeats an earlier prompt"
+            if search is searches[0] and config.duplicates != "none"
+            else "means the same"
         )
         found.append((name, rows, repeats))
         rows = array("q", (row for place, row in enumerate(rows) if repeats.earlier[place] < 0))
@@ -160,7 +181,10 @@ def _without_repeats(
             if place < len(among) and among[place] == row and repeats.earlier[place] >= 0:
                 exact = repeats.similarity[place] >= 1
                 what = name if not exact else "equals an earlier prompt"
-                return what, f"row {among[repeats.earlier[place]]}, similarity {repeats.similarity[place]:.2f}"
+                return (
+                    what,
+                    f"row {among[repeats.earlier[place]]}, similarity {repeats.similarity[place]:.2f}",
+                )
         raise AssertionError(f"row {row} was neither kept nor dropped")
 
     return rows, reason_of
@@ -184,7 +208,8 @@ def filter_responses(
 
 
 def prompt_checks(config: FiltersConfig, marker: str) -> list[Check]:
-    """The filters that the recipe asks for, the cheap ones first. Raises ConfigError for one that cannot work."""
+    """The filters that the recipe asks for, the cheap ones first. Raises ConfigError for one that cannot
+    work."""
     found: list[Check] = []
     if config.min_words or config.max_words is not None:
         found.append(lambda prompt, _: length_reason(_said(prompt), config.min_words, config.max_words))
@@ -218,12 +243,14 @@ def length_reason(text: str, least: int, most: int | None) -> Reason | None:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the text opens as a refusal does, in English, and names the refused act ("I can't get it to rise" is none)."""
+    """Whether the text opens as a refusal does, in English, and names the refused act ("I can't get it to
+    rise" is none)."""
     return bool(_REFUSAL.match(text.lstrip().replace("’", "'")))
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether the text breaks off: in a comma, a colon, an opened bracket, an article, a bare list number, or a code block."""
+    """Whether the text breaks off: in a comma, a colon, an opened bracket, an article, a bare list number, or
+    a code block."""
     text = text.strip()
     last = text.rsplit("```", 1)[-1]
     return bool(_BREAKS_OFF.search(text)) or (text.count("```") % 2 == 1 and "\n" in last)
@@ -236,10 +263,13 @@ def _persona_check(prompt: Prompt, persona: str, marker: str) -> Reason | None:
 
 
 def persona_reason(text: str, persona: str, marker: str) -> Reason | None:
-    """Whether the text holds what belongs to the template (a field of it, a line that begins with the marker) or to the
-    persona's description and not to a request. Where there is no persona, nothing of one is sought."""
+    """Whether the text holds what belongs to the template (a field of it, a line that begins with the marker)
+    or to the persona's description and not to a request. Where there is no persona, nothing of one is
+    sought."""
     begins = rf"^[^\S\n]*{re.escape(marker)}"
-    if (marker and re.search(begins, text, re.IGNORECASE | re.MULTILINE)) or (persona and _SCAFFOLD.search(text)):
+    if (marker and re.search(begins, text, re.IGNORECASE | re.MULTILINE)) or (
+        persona and _SCAFFOLD.search(text)
+    ):
         return "template text", None
     said, described = words(text), words(persona)
     spaceless = len("".join(described)) < 2 * len(described)
@@ -252,7 +282,8 @@ def persona_reason(text: str, persona: str, marker: str) -> Reason | None:
 
 
 def language_check(languages: list[str]) -> Check:
-    """Whether a prompt is in another language than these, by py3langid; where that is not sure, the prompt is let through.
+    """Whether a prompt is in another language than these, by py3langid; where that is not sure, the prompt is
+    let through.
 
     Raises ConfigError where the package is missing or does not know a code.
     """
@@ -300,7 +331,8 @@ def leak_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
 
 
 def plug_check(path: str) -> Check:
-    """Why the user's function drops a prompt; it is given the whole conversation. Raises ConfigError where it raises anything."""
+    """Why the user's function drops a prompt; it is given the whole conversation. Raises ConfigError where it
+    raises anything."""
     plug = load_plug(path)
 
     def check(prompt: Prompt, persona: str) -> Reason | None:
@@ -308,7 +340,8 @@ def plug_check(path: str) -> Check:
             reason = plug(prompt.conversation)
         except Exception as error:
             raise ConfigError(
-                f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row {prompt.row}: "
+                f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row "
+                f"{prompt.row}: "
                 f"{prompt.conversation[:200]!r}. Mend the function, then give the same command again"
             ) from error
         return (str(reason), None) if reason else None
@@ -330,8 +363,8 @@ def load_plug(path: str) -> Callable[[str], Any]:
 
 
 def plug_identity(path: str) -> str:
-    """What the function "package.module:function" is, wherever it lies: its name and the SHA-256 of its module's file. The module
-    is not run, and what it imports does not count.
+    """What the function "package.module:function" is, wherever it lies: its name and the SHA-256 of its
+    module's file. The module is not run, and what it imports does not count.
 
     Raises ConfigError where there is no such module.
     """
@@ -347,6 +380,7 @@ def plug_identity(path: str) -> str:
 
 def _no_plug(path: str, why: str) -> ConfigError:
     return ConfigError(
-        f"filters.reject {path!r}: no such function ({why}). Write it as package.module:function; the module must be importable "
+        f"filters.reject {path!r}: no such function ({why}). Write it as package.module:function; the module "
+        "must be importable "
         "here (set PYTHONPATH)"
     )

@@ -1,10 +1,10 @@
-"""Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (Algorithm 1 of arXiv 2510.06652:
-(y_w, y_l) ← M(ranking instruction with x, y_1, y_2)).
+"""Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (Algorithm 1 of
+arXiv 2510.06652: (y_w, y_l) ← M(ranking instruction with x, y_1, y_2)).
 
-`logprob` (default) reads the probabilities of the verdict's first token in one forward pass and, in both orders, lets a
-judge's taste for a slot show itself (RLAIF, arXiv 2309.00267). `text` samples a ranking line, after reasons if so asked, and
-reads it strictly (the paper's way). A verdict that cannot be read is kept as such: it is neither a tie nor a label. The other
-methods are controls.
+`logprob` (default) reads the probabilities of the verdict's first token in one forward pass and, in both
+orders, lets a judge's taste for a slot show itself (RLAIF, arXiv 2309.00267). `text` samples a ranking line,
+after reasons if so asked, and reads it strictly (the paper's way). A verdict that cannot be read is kept as
+such: it is neither a tie nor a label. The other methods are controls.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class OrderedPair:
 
 
 class Scorer(Protocol):
-    """A reward model: scores for (prompt, answer), any unit in which a difference is the log-odds of being better."""
+    """A reward model: scores for (prompt, answer), any unit in which a difference is the log-odds of being
+    better."""
 
     name: str
 
@@ -51,8 +52,8 @@ class Scorer(Protocol):
 
 
 def reading_judge(config: JudgingConfig) -> JudgingConfig:
-    """How an evaluation is judged: by the recipe's judge in both orders; where that one does not read (controls, a reward model,
-    given labels), by the model itself and its log-probabilities."""
+    """How an evaluation is judged: by the recipe's judge in both orders; where that one does not read
+    (controls, a reward model, given labels), by the model itself and its log-probabilities."""
     both: dict[str, Any] = {"orders": "both", "opponents": None, "panel": []}
     if config.method not in ("logprob", "text"):
         both |= {"method": "logprob", "engine": None, "reasoning": False}
@@ -60,10 +61,11 @@ def reading_judge(config: JudgingConfig) -> JudgingConfig:
 
 
 def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
-    """Which of n answers are compared, by place: all pairs, or those of a ring in which each meets so many others.
+    """Which of n answers are compared, by place: all pairs, or those of a ring in which each meets so many
+    others.
 
-    Each answer stands in as many pairs (where n and `opponents` are both odd, some in one more), and the ring holds together,
-    so that all can be ranked.
+    Each answer stands in as many pairs (where n and `opponents` are both odd, some in one more), and the ring
+    holds together, so that all can be ranked.
     """
     every = set(combinations(range(n), 2))
     if opponents is None or opponents >= n - 1:
@@ -77,13 +79,17 @@ def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
 
 
 def ordered_pairs(
-    groups: Iterable[tuple[str, str, list[Response]]], orders: int, key: str, n: int, opponents: int | None = None
+    groups: Iterable[tuple[str, str, list[Response]]],
+    orders: int,
+    key: str,
+    n: int,
+    opponents: int | None = None,
 ) -> Iterator[OrderedPair]:
-    """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; a text that stands there
-    twice is judged once.
+    """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; a text
+    that stands there twice is judged once.
 
-    Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that keeps what it has
-    read (vLLM's prefix cache) then reads it once.
+    Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that
+    keeps what it has read (vLLM's prefix cache) then reads it once.
     """
     per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
@@ -95,7 +101,8 @@ def ordered_pairs(
             a, b = there[i], there[k]
             place = sum(n - 1 - i for i in range(a.index)) + b.index - a.index - 1
             base = a.row // n * per_prompt + place * orders
-            # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's bias averages out.
+            # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's
+            # bias averages out.
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
                 x, y = (b, a) if (order == 1) != swap else (a, b)
@@ -112,10 +119,11 @@ def judge(
     scorer: Scorer | None = None,
     name: str = "self",
 ) -> Iterator[Judgment | Drop]:
-    """A judgment by `name`, or a Drop where the engine failed, for each pair that is not `done`, in order of finishing.
+    """A judgment by `name`, or a Drop where the engine failed, for each pair that is not `done`, in order of
+    finishing.
 
-    `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle. An engine without log-probabilities gives
-    text verdicts instead.
+    `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle. An engine without
+    log-probabilities gives text verdicts instead.
     """
     todo = (pair for pair in pairs if pair.id not in done)
     match config.method:
@@ -156,7 +164,9 @@ def _by_logprob(
         yield _judgment(pair, name, verdict, p_first, mass)
 
 
-def read_logprobs(first: float, second: float, min_mass: float) -> tuple[Verdict | None, float | None, float | None]:
+def read_logprobs(
+    first: float, second: float, min_mass: float
+) -> tuple[Verdict | None, float | None, float | None]:
     """Verdict, P(first | a verdict token) and their mass, from two log-probabilities in nats.
 
     A mass below `min_mass`, or a value that is no number, is unreadable.
@@ -176,7 +186,8 @@ def _by_text(
 ) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
     first, second = config.choices
-    # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings where that can be.
+    # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings
+    # where that can be.
     one_of = (f"{first} > {second}", f"{second} > {first}") if config.method == "logprob" else ()
     sampling = Sampling(config.max_tokens, config.temperature, one_of=one_of)
     waiting: dict[str, OrderedPair] = {}
@@ -184,7 +195,9 @@ def _by_text(
     def requests() -> Iterator[Request]:
         for pair in pairs:
             waiting[pair.id] = pair
-            yield Request(_ask(template, pair), (Sample(pair.id, seed_of(pair.id)),), sampling, config.prefill)
+            yield Request(
+                _ask(template, pair), (Sample(pair.id, seed_of(pair.id)),), sampling, config.prefill
+            )
 
     for completion in engine.generate(requests()):
         pair = waiting.pop(completion.id)
@@ -201,7 +214,8 @@ def _failed(pair: OrderedPair, failure: Failure) -> Drop:
 
 
 def _by_reward(pairs: Iterable[OrderedPair], scorer: Scorer, name: str) -> Iterator[Judgment]:
-    """Scores are differences of log-odds (Bradley–Terry), so P(first) = σ(score of first − score of second)."""
+    """Scores are differences of log-odds (Bradley–Terry), so P(first) = σ(score of first − score of
+    second)."""
     waiting = iter(pairs)
     while some := list(islice(waiting, SCORED_TOGETHER)):
         texts = {(d.prompt, r.text): 0.0 for d in some for r in (d.first, d.second)}
@@ -218,8 +232,8 @@ def _by_reward(pairs: Iterable[OrderedPair], scorer: Scorer, name: str) -> Itera
 def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -> Verdict | None:
     """The verdict of a ranking line "X > Y" or "X = Y" (a tie), X and Y being the two choices.
 
-    Without `reasoning` the text is that line and nothing else. With it the last line that is not empty must be one, and no other
-    line may be a different one. Anything else at all is unreadable.
+    Without `reasoning` the text is that line and nothing else. With it the last line that is not empty must
+    be one, and no other line may be a different one. Anything else at all is unreadable.
     """
     lines = [line for line in text.splitlines() if line.strip()] if reasoning else [text.strip()]
     found = [verdict for line in lines if (verdict := _ranking_line(line, choices)) is not None]
@@ -230,7 +244,9 @@ def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -
 
 def _ranking_line(line: str, choices: tuple[str, str]) -> Verdict | None:
     first, second = (re.escape(choice.strip()) for choice in choices)
-    match = re.fullmatch(rf"(?:({first})[ \t]*([>=])[ \t]*{second}|{second}[ \t]*([>=])[ \t]*{first})", line.strip())
+    match = re.fullmatch(
+        rf"(?:({first})[ \t]*([>=])[ \t]*{second}|{second}[ \t]*([>=])[ \t]*{first})", line.strip()
+    )
     if match is None:
         return None
     if "=" in (match[2], match[3]):
@@ -244,7 +260,8 @@ def _ask(template: str, pair: OrderedPair) -> tuple[Message, ...]:
 
 
 def _judgment(
-    pair: OrderedPair, name: str, verdict: Verdict | None, p_first: float | None = None, mass: float | None = None,
+    pair: OrderedPair, name: str, verdict: Verdict | None, p_first: float | None = None,
+    mass: float | None = None,
     text: str | None = None,
 ) -> Judgment:  # fmt: skip
     return Judgment(

@@ -1,10 +1,11 @@
 """Pairs: which judgments are learnt from. Judgments in, `PreferencePair` records or Drops out
 (arXiv 2510.06652: D ← D ∪ {(x, y_w, y_l)}).
 
-The verdicts on a prompt's answers make scores (`sao.stages.calibration`): for two answers the calibrated margin, for more the
-strengths of Bradley and Terry. A rule (RULES) says which answers pair, and guards drop what should not be learnt from.
-`confident` keeps a pair whose orders agree and whose probability reaches `min_p`: label noise costs more than lost pairs
-(arXiv 2404.09824). `all` keeps every readable verdict, as the paper does.
+The verdicts on a prompt's answers make scores (`sao.stages.calibration`): for two answers the calibrated
+margin, for more the strengths of Bradley and Terry. A rule (RULES) says which answers pair, and guards drop
+what should not be learnt from. `confident` keeps a pair whose orders agree and whose probability reaches
+`min_p`: label noise costs more than lost pairs (arXiv 2404.09824). `all` keeps every readable verdict, as the
+paper does.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ VOTE = log_odds(0.75)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Jury:
-    """The judges of a run by name: what is known of each, and the weight of its vote; `orders`: how often each judges a pair."""
+    """The judges of a run by name: what is known of each, and the weight of its vote; `orders`: how often
+    each judges a pair."""
 
     calibrations: Mapping[str, Calibration]
     weights: Mapping[str, float]
@@ -79,7 +81,8 @@ def best_random(scores: Scores, min_p: float, draw: random.Random) -> list[tuple
 
 
 def mu_2sigma(scores: Scores, min_p: float, draw: random.Random) -> list[tuple[int, int]]:
-    """The best and the one nearest to μ − 2σ of the prompt's scores: the worst is often an outlier (arXiv 2502.16825)."""
+    """The best and the one nearest to μ − 2σ of the prompt's scores: the worst is often an outlier (arXiv
+    2502.16825)."""
     best, *others = _ranked(scores)
     values = list(scores.values())
     target = float(np.mean(values) - 2 * np.std(values))
@@ -87,8 +90,8 @@ def mu_2sigma(scores: Scores, min_p: float, draw: random.Random) -> list[tuple[i
 
 
 def quality_aware(scores: Scores, min_p: float, draw: random.Random) -> list[tuple[int, int]]:
-    """The best and the best of those that are worse with probability `min_p`: a rejected answer of high quality, a moderate gap
-    (arXiv 2501.18578, 2504.03612). None where all are as good."""
+    """The best and the best of those that are worse with probability `min_p`: a rejected answer of high
+    quality, a moderate gap (arXiv 2501.18578, 2504.03612). None where all are as good."""
     best, *others = _ranked(scores)
     clearly = [i for i in others if sigmoid(scores[best] - scores[i]) >= min_p]
     return [(best, clearly[0])] if clearly else []
@@ -117,7 +120,8 @@ RULES: dict[str, Rule] = {
 def build_pairs(
     groups: Iterable[Group], config: PairsConfig, key: str, n: int, jury: Jury, balance: Balance | None = None
 ) -> Iterator[PreferencePair | Drop]:
-    """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs lengths cost."""
+    """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs lengths
+    cost."""
     for prompt, responses, judgments in groups:
         found = pairs_of(prompt, responses, judgments, config, key, jury)
         for place, (i, j) in enumerate(combinations(range(n), 2)):
@@ -142,7 +146,8 @@ def build_pairs(
 
 @dataclass(frozen=True, slots=True)
 class Duo:
-    """A chosen and a rejected answer, the log-odds (nats) that this is right and their standard deviation, where known."""
+    """A chosen and a rejected answer, the log-odds (nats) that this is right and their standard deviation,
+    where known."""
 
     chosen: Response
     rejected: Response
@@ -151,15 +156,22 @@ class Duo:
 
     @property
     def longer(self) -> int:
-        """1 where the chosen answer is the longer one, −1 where it is the shorter one, else 0 (in characters)."""
+        """1 where the chosen answer is the longer one, −1 where it is the shorter one, else 0 (in
+        characters)."""
         a, b = len(self.chosen.text), len(self.rejected.text)
         return (a > b) - (a < b)
 
 
 def pairs_of(
-    prompt: Prompt, responses: list[Response], judgments: list[Judgment], config: PairsConfig, key: str, jury: Jury
+    prompt: Prompt,
+    responses: list[Response],
+    judgments: list[Judgment],
+    config: PairsConfig,
+    key: str,
+    jury: Jury,
 ) -> dict[tuple[int, int], Duo | str]:
-    """For every two answers that are there, by index: the pair that they make, or the reason why they make none."""
+    """For every two answers that are there, by index: the pair that they make, or the reason why they make
+    none."""
     by_index = {r.index: r for r in responses}
     outcomes: dict[tuple[int, int], Duo | str] = {}
     open_pairs = []
@@ -190,14 +202,20 @@ def _unfit(responses: list[Response], config: PairsConfig) -> Iterator[tuple[tup
     repeating = {r.index for r in responses if repetition(r.text) > config.max_repetition}
     for a, b in combinations(responses, 2):
         same = a.text == b.text or any(first_of[r.text] != r.index for r in (a, b))
-        why = "identical answers" if same else "an answer repeats itself" if {a.index, b.index} & repeating else None
+        why = (
+            "identical answers"
+            if same
+            else "an answer repeats itself"
+            if {a.index, b.index} & repeating
+            else None
+        )
         yield (a.index, b.index), why
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What the judges say of answers a and b directly: the mean log-odds for a, None where no number is known; the weighted sum
-    of the votes for a; and, where they say nothing, why."""
+    """What the judges say of answers a and b directly: the mean log-odds for a, None where no number is
+    known; the weighted sum of the votes for a; and, where they say nothing, why."""
 
     margin: float | None
     votes: float
@@ -210,8 +228,8 @@ class Opinion:
 
 
 def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsConfig, jury: Jury) -> Opinion:
-    """A judge whose own orders disagree, or cannot be read, abstains from a confident opinion; the others' means count. Where
-    some judges give numbers, a word of unknown worth counts as one of VOTE."""
+    """A judge whose own orders disagree, or cannot be read, abstains from a confident opinion; the others'
+    means count. Where some judges give numbers, a word of unknown worth counts as one of VOTE."""
     a, b = (r.id for r in pair)
     by_judge: dict[str, list[Judgment]] = {}
     for j in judgments:
@@ -225,7 +243,11 @@ def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsCon
             reasons.add(why or "unreadable verdict")
             continue
         vote = fmean(0.0 if j.winner_id is None else 1.0 if j.winner_id == a else -1.0 for j in readable)
-        said = [v if j.first_id == a else -v for j in readable if (v := jury.calibration(judge).first(j)) is not None]
+        said = [
+            v if j.first_id == a else -v
+            for j in readable
+            if (v := jury.calibration(judge).first(j)) is not None
+        ]
         heard.append((jury.weights.get(judge, 1.0), vote, fmean(said) if said else None))
     if not heard:
         return Opinion(None, 0.0, min(reasons))
@@ -245,7 +267,9 @@ def _abstains(own: list[Judgment], calibration: Calibration, orders: int) -> str
     sides = set()
     for j in own:
         number = (
-            calibration.first(j) if j.p_first is not None else {"first": 1.0, "second": -1.0}.get(str(j.verdict), 0.0)
+            calibration.first(j)
+            if j.p_first is not None
+            else {"first": 1.0, "second": -1.0}.get(str(j.verdict), 0.0)
         )
         assert number is not None
         toward = number if j.first_id < j.second_id else -number
@@ -255,8 +279,9 @@ def _abstains(own: list[Judgment], calibration: Calibration, orders: int) -> str
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Scores of a prompt's answers; the standard deviation of each difference, where it is known; which answers were compared,
-    if only through others (a number for each group that hangs together); and whether scores are log-odds or only ranks."""
+    """Scores of a prompt's answers; the standard deviation of each difference, where it is known; which
+    answers were compared, if only through others (a number for each group that hangs together); and whether
+    scores are log-odds or only ranks."""
 
     scores: Scores
     sd: Mapping[tuple[int, int], float]
@@ -265,14 +290,20 @@ class Ranks:
 
 
 def _rank(
-    answers: list[Response], judgments: list[Judgment], opinions: Mapping[tuple[int, int], Opinion], jury: Jury
+    answers: list[Response],
+    judgments: list[Judgment],
+    opinions: Mapping[tuple[int, int], Opinion],
+    jury: Jury,
 ) -> Ranks | None:
-    """Ranks by the mean log-odds of two answers, or by Bradley and Terry of more; None where nothing can be said."""
+    """Ranks by the mean log-odds of two answers, or by Bradley and Terry of more; None where nothing can be
+    said."""
     if len(answers) == 2:
         ((a, b), opinion), *_ = opinions.items()
         if opinion.reason is not None:
             return None
-        return Ranks({a: opinion.lean / 2, b: -opinion.lean / 2}, {}, {a: 0, b: 0}, opinion.margin is not None)
+        return Ranks(
+            {a: opinion.lean / 2, b: -opinion.lean / 2}, {}, {a: 0, b: 0}, opinion.margin is not None
+        )
     place = {answer.id: k for k, answer in enumerate(answers)}
     wins, numbers = np.zeros((len(answers), len(answers))), False
     for j in judgments:
@@ -293,7 +324,9 @@ def _rank(
     return Ranks(scores, sd, dict(zip(index, groups, strict=True)), numbers)
 
 
-def _decide(chosen: Response, rejected: Response, opinion: Opinion, ranks: Ranks, config: PairsConfig) -> Duo | str:
+def _decide(
+    chosen: Response, rejected: Response, opinion: Opinion, ranks: Ranks, config: PairsConfig
+) -> Duo | str:
     """The pair of two answers that a rule picked, or why it is not kept."""
     a, b = chosen.index, rejected.index
     if ranks.group[a] != ranks.group[b]:
@@ -311,7 +344,9 @@ def _decide(chosen: Response, rejected: Response, opinion: Opinion, ranks: Ranks
     lengths = sorted((len(chosen.text), len(rejected.text)))
     if config.max_length_ratio is not None and lengths[1] > config.max_length_ratio * lengths[0]:
         return "lengths too unlike"
-    return Duo(chosen, rejected, margin if ranks.numbers else None, ranks.sd.get((a, b)) if ranks.numbers else None)
+    return Duo(
+        chosen, rejected, margin if ranks.numbers else None, ranks.sd.get((a, b)) if ranks.numbers else None
+    )
 
 
 def repetition(text: str) -> float:
@@ -323,8 +358,8 @@ def repetition(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Which pairs go, so that the longer answer is chosen as often as the shorter one: of those on the `side` (see `Duo.longer`)
-    that has more, all whose id lies above `last`."""
+    """Which pairs go, so that the longer answer is chosen as often as the shorter one: of those on the `side`
+    (see `Duo.longer`) that has more, all whose id lies above `last`."""
 
     side: int
     last: int

@@ -1,11 +1,13 @@
 """Personas: who asks. A source in, `Persona` records out (r_1 … r_n in Algorithm 1 of arXiv 2510.06652).
 
-Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (ships, written for SAO, CC0),
-`builtin:world` (the proving ground's 17,280), `none` (nobody: the control), a file, or a hub data set by id and revision. Equal
-texts count once; the last `held_out` of those taken are for the evaluation alone.
+Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (ships, written
+for SAO, CC0), `builtin:world` (the proving ground's 17,280), `none` (nobody: the control), a file, or a hub
+data set by id and revision. Equal texts count once; the last `held_out` of those taken are for the evaluation
+alone.
 
-Writing them goes in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier persona knows. What is
-similar to an earlier one is dropped (`settle`), and where little that is new comes, the source has dried up.
+Writing them goes in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
+persona knows. What is similar to an earlier one is dropped (`settle`), and where little that is new comes,
+the source has dried up.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What personas are seeded with: axes of short phrases ("works in aviation", "wants to save time"), and the ways in which
-    two people may be related ("colleague")."""
+    """What personas are seeded with: axes of short phrases ("works in aviation", "wants to save time"), and
+    the ways in which two people may be related ("colleague")."""
 
     axes: tuple[tuple[str, ...], ...]
     relations: tuple[str, ...]
@@ -46,16 +48,20 @@ class Traits:
 def load_traits(name: str) -> Traits:
     """A shipped grid (`general`, `world`) or a YAML file {axes: [[phrase, …], …], relations: [word, …]}.
 
-    Raises ConfigError where there is none, it has another shape, or what stands for a phrase is no text (a bare `no` or `30`).
+    Raises ConfigError where there is none, it has another shape, or what stands for a phrase is no text (a
+    bare `no` or `30`).
     """
     shipped = resources.files("sao").joinpath(f"data/traits_{name}.yaml")
     try:
-        found = yaml.safe_load(shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8"))
+        found = yaml.safe_load(
+            shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8")
+        )
         axes = tuple(_phrases(axis) for axis in found["axes"])
         relations = _phrases(found["relations"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes and relations, both "
+            f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes "
+            "and relations, both "
             f"lists of texts ({type(error).__name__}: {error})"
         ) from error
     if not axes or not all(axes) or not relations:
@@ -104,11 +110,14 @@ def non_commercial(licence: str) -> bool:
 
 
 def source_identity(config: PersonasConfig, seed: int, identity: str | None = None) -> dict[str, Any]:
-    """What the personas depend on; a file counts by its content, wherever it lies (`identity`, where it is known already)."""
+    """What the personas depend on; a file counts by its content, wherever it lies (`identity`, where it is
+    known already)."""
     found: dict[str, Any] = {"source": identity or content_identity(config.source)}
     if config.source not in ("self", *LICENCES):
         found |= {"column": config.column, "revision": config.revision, "subset": config.subset}
-    if config.source in ("builtin:general", "builtin:world") or (found.get("column") and config.sample == "random"):
+    if config.source in ("builtin:general", "builtin:world") or (
+        found.get("column") and config.sample == "random"
+    ):
         found |= {"seed": seed} | ({"sample": config.sample} if config.source != "builtin:world" else {})
     return found | {"n": config.n, "held_out": config.held_out}
 
@@ -124,7 +133,8 @@ def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
         found += 1
     if found < wanted:
         raise DataError(
-            f"{config.source}: holds {found} distinct personas, but personas.n + personas.held_out = {config.n} + "
+            f"{config.source}: holds {found} distinct personas, but personas.n + personas.held_out = "
+            f"{config.n} + "
             f"{config.held_out} are asked for. Lower them, take a larger source, or let the model write them "
             "(--personas.source self)"
         )
@@ -164,7 +174,12 @@ def _texts(config: PersonasConfig, seed: int, wanted: int) -> Iterator[str]:
         raise DataError(f"{source}: a folder. Name the file of personas in it with --personas.source")
     else:
         raw = column_texts(
-            source, config.column, what="personas", section="personas", revision=config.revision, subset=config.subset
+            source,
+            config.column,
+            what="personas",
+            section="personas",
+            revision=config.revision,
+            subset=config.subset,
         )
     return (text for text in (" ".join(text.split()) for text in raw) if text)
 
@@ -173,17 +188,19 @@ def _texts(config: PersonasConfig, seed: int, wanted: int) -> Iterator[str]:
 
 
 def round_size(kept: int) -> int:
-    """How many drafts the next round asks for. It hangs on nothing but what stands, so that whoever takes fewer personas than
-    were aimed at finds the rounds done."""
+    """How many drafts the next round asks for. It hangs on nothing but what stands, so that whoever takes
+    fewer personas than were aimed at finds the rounds done."""
     return max(256, kept // 2)
 
 
 def write_drafts(
     size: int, kept: Sequence[Persona], engine: Engine, config: WritingConfig, key: str, done: Container[str]
 ) -> Iterator[Persona | Drop]:
-    """A round of `size` personas as the model writes them, or Drops, that are not `done`, in order of finishing.
+    """A round of `size` personas as the model writes them, or Drops, that are not `done`, in order of
+    finishing.
 
-    What each is asked for follows from its id, which derives from `key`: traits, or a relation to one of those `kept` so far.
+    What each is asked for follows from its id, which derives from `key`: traits, or a relation to one of
+    those `kept` so far.
     """
     traits = load_traits(config.traits)
     by_traits = load_template(config.template, ("traits",) if config.traits_each else ())
@@ -233,12 +250,14 @@ class Settled:
                 continue
             detail = f"{draft.text} | {texts[earlier[place]]}"
             reason = "repeats an earlier persona"
-            self.dropped.append(Drop(row=0, stage="personas", record_id=draft.id, reason=reason, detail=detail))
+            self.dropped.append(
+                Drop(row=0, stage="personas", record_id=draft.id, reason=reason, detail=detail)
+            )
         return len(self.kept) - stood
 
     def records(self, wanted: int) -> Iterator[Persona | Drop]:
-        """The first `wanted` personas, mixed, so that those held out are like the others; then Drops for all other drafts, with
-        rows behind theirs."""
+        """The first `wanted` personas, mixed, so that those held out are like the others; then Drops for all
+        other drafts, with rows behind theirs."""
         mixed = sorted(self.kept[:wanted], key=lambda persona: make_id("mixed", persona.id))
         yield from (replace(persona, row=row) for row, persona in enumerate(mixed))
         spare = [

@@ -1,10 +1,12 @@
-"""Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ← M(instruction with r_i)).
+"""Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ←
+M(instruction with r_i)).
 
-Two methods. `instruct`: the model's text must begin with a fixed marker, which is stripped (with `prompts.prefill` it stands
-there already). Text without it, an empty request, one that was cut off at the token limit and one that answers itself (a line
-begins with "Reply:") are dropped, each with its reason and its text. The instruction is one template, or one of several that are
-drawn by weight (`prompts.mix`). A template in which "Reply:" stands asks for a short conversation: its last request is the
-prompt, what comes before are earlier turns. `user_turn`: the persona stands in the system turn and the model writes the user's
+Two methods. `instruct`: the model's text must begin with a fixed marker, which is stripped (with
+`prompts.prefill` it stands there already). Text without it, an empty request, one that was cut off at the
+token limit and one that answers itself (a line begins with "Reply:") are dropped, each with its reason and
+its text. The instruction is one template, or one of several that are drawn by weight (`prompts.mix`). A
+template in which "Reply:" stands asks for a short conversation: its last request is the prompt, what comes
+before are earlier turns. `user_turn`: the persona stands in the system turn and the model writes the user's
 turn that follows (Magpie, arXiv 2406.08464); no marker is needed.
 
 Or prompts that others wrote, from a file or hub data set (`given_prompts`): the control with real prompts.
@@ -34,7 +36,8 @@ _REPLIES = re.compile(rf"^[^\S\n]*{REPLY}", re.IGNORECASE | re.MULTILINE)
 def write_prompts(
     personas: Iterable[Persona], engine: Engine, config: PromptsConfig, key: str, done: Container[str]
 ) -> Iterator[Prompt | Drop]:
-    """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive from `key`."""
+    """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive
+    from `key`."""
     asked = _by_user_turn(config) if config.method == "user_turn" else _by_instruction(config)
     waiting: dict[str, tuple[Persona, Asked]] = {}
 
@@ -53,7 +56,9 @@ def write_prompts(
             yield dropped(completion, persona.row, "prompts", reason, one.request.prefill)
         else:
             *earlier, text = turns
-            yield Prompt(id=completion.id, row=persona.row, persona_id=persona.id, text=text, earlier=tuple(earlier))
+            yield Prompt(
+                id=completion.id, row=persona.row, persona_id=persona.id, text=text, earlier=tuple(earlier)
+            )
 
 
 Turns = tuple[list[str], str]
@@ -81,7 +86,8 @@ def _by_instruction(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
         read = read_turns if REPLY in template else read_prompt
         sample = Sample(prompt_id, seed_of(prompt_id))
         return Asked(
-            Request((message,), (sample,), sampling, prefill), partial(read, marker=config.marker, prefill=prefill)
+            Request((message,), (sample,), sampling, prefill),
+            partial(read, marker=config.marker, prefill=prefill),
         )
 
     return ask
@@ -134,7 +140,8 @@ def read_turns(completion: Completion | Failure, marker: str, prefill: str = "")
 
 
 def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, key: str) -> Iterator[Prompt]:
-    """Prompts of others, drawn by `seed` from `prompts.source`: personas.n for training, then personas.held_out.
+    """Prompts of others, drawn by `seed` from `prompts.source`: personas.n for training, then
+    personas.held_out.
 
     Raises DataError for a source that cannot be read or holds too few.
     """
@@ -143,28 +150,34 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
 
     def texts() -> Iterator[str]:
         source = str(config.source)
-        return column_texts(source, config.column, what="prompts", section="prompts", read=first_request, **options)
+        return column_texts(
+            source, config.column, what="prompts", section="prompts", read=first_request, **options
+        )
 
     for row, text in sample_texts(texts, wanted, seed):
         yield Prompt(id=make_id(key, text), row=row, persona_id=make_id("persona", "given", text), text=text)
         found += 1
     if found < wanted:
         raise DataError(
-            f"{config.source}: holds {found} distinct prompts, but personas.n + personas.held_out = {personas.n} + "
+            f"{config.source}: holds {found} distinct prompts, but personas.n + personas.held_out = "
+            f"{personas.n} + "
             f"{personas.held_out} are asked for. Lower them or take a larger source"
         )
 
 
 def first_request(value: Any) -> str | None:
-    """The text of a column, or of the first user turn where it holds messages: {"role", "content"} or ShareGPT's
-    {"from", "value"}, the content a text or a list of text parts. "" where there is none, None for a value of another kind."""
+    """The text of a column, or of the first user turn where it holds messages: {"role", "content"} or
+    ShareGPT's {"from", "value"}, the content a text or a list of text parts. "" where there is none, None for
+    a value of another kind."""
     messages = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
     if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
         turns = (m for m in messages if (m.get("role") or m.get("from")) in ("user", "human"))
         first: dict[str, Any] = next(turns, {})
         value = first.get("value") if first.get("content") is None else first["content"]
         if isinstance(value, list):
-            parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value]
+            parts = [
+                p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value
+            ]
             texts = [part for part in parts if isinstance(part, str)]
             value = "".join(texts) if len(texts) == len(parts) else ""
         value = value or ""

@@ -1,6 +1,8 @@
-"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (arXiv 2510.06652: y_1 … y_n ~ M(·|x_i)).
+"""Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (arXiv 2510.06652: y_1 …
+y_n ~ M(·|x_i)).
 
-All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a response.
+All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a
+response.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from sao.records import Drop, Message, Prompt, Response, make_id, seed_of
 
 
 def chat(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
-    """The chat that is answered: a system message or none, earlier turns, the prompt. The same for generation and training."""
+    """The chat that is answered: a system message or none, earlier turns, the prompt. The same for generation
+    and training."""
     opening = (Message("system", system),) if system else ()
     earlier = (Message(("user", "assistant")[i % 2], said) for i, said in enumerate(prompt.earlier))
     return (*opening, *earlier, Message("user", prompt.text))
@@ -29,7 +32,8 @@ def answer_prompts(
 ) -> Iterator[Response | Drop]:
     """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
 
-    `keep_cut`: truncated and empty answers are answers too (in an evaluation, where dropping them would flatter a model).
+    `keep_cut`: truncated and empty answers are answers too (in an evaluation, where dropping them would
+    flatter a model).
     """
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
@@ -40,7 +44,9 @@ def answer_prompts(
             missing = [(index, i) for index, i in enumerate(ids) if i not in done]
             if missing:
                 waiting.update({i: (prompt, index) for index, i in missing})
-                yield Request(chat(prompt, config.system), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling)
+                yield Request(
+                    chat(prompt, config.system), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling
+                )
 
     for completion in engine.generate(requests()):
         prompt, index = waiting.pop(completion.id)

@@ -1,4 +1,5 @@
-"""Files that survive: whole ones by rename, lines of JSON, torn last lines left out, and errors that say what to do."""
+"""Files that survive: whole ones by rename, lines of JSON, torn last lines left out, and errors that say what
+to do."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def dumps(value: object) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a whole file by rename. Raises StoreError where the disk is full or the folder cannot be written."""
+    """Write a whole file by rename. Raises StoreError where the disk is full or the folder cannot be
+    written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +40,15 @@ def store_error(error: OSError, path: Path) -> StoreError:
     """The OSError of a write, as a message with the next step."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
-            f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space and run the same "
+            f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space "
+            "and run the same "
             "command again"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(f"{path}: cannot be written ({error.strerror}). Choose another folder with --out")
-    return StoreError(f"{path}: {error.strerror or error}. All that was finished is kept: run the same command again")
+    return StoreError(
+        f"{path}: {error.strerror or error}. All that was finished is kept: run the same command again"
+    )
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

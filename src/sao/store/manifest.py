@@ -1,4 +1,5 @@
-"""The manifest of a run: what it was made with. Written at the start, compared when the same folder is used again."""
+"""The manifest of a run: what it was made with. Written at the start, compared when the same folder is used
+again."""
 
 from __future__ import annotations
 
@@ -93,7 +94,8 @@ def open_manifest(
 ) -> list[str]:
     """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
 
-    Raises StoreError where the folder belongs to another model, seed or set of personas, with those differences.
+    Raises StoreError where the folder belongs to another model, seed or set of personas, with those
+    differences.
     """
     path = root / "manifest.json"
     new: dict[str, Any] = {
@@ -115,13 +117,19 @@ def open_manifest(
             ) from error
         differences = list(_differences(old, new, ""))
         changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
-        begun = any(root.glob("round-*/personas-*/records.jsonl")) or any(root.glob("round-*/prompts-*/*.jsonl"))
+        begun = any(root.glob("round-*/personas-*/records.jsonl")) or any(
+            root.glob("round-*/prompts-*/*.jsonl")
+        )
         imported = config.pairs.imported is not None
         fixed = IMPORT_FIXED if imported else (*FIXED, "config.pairs.imported")
-        fatal = [line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(fixed)]
+        fatal = [
+            line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(fixed)
+        ]
         if fatal and begun:
             raise StoreError(
-                f"{root}: this folder belongs to another run: " + "; ".join(fatal) + ". It is untouched. Use another "
+                f"{root}: this folder belongs to another run: "
+                + "; ".join(fatal)
+                + ". It is untouched. Use another "
                 "folder with --out, or the settings it was made with (manifest.json)"
             )
         changes = [line for line in changes if line.startswith("config.")]
@@ -158,6 +166,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
-        raise StoreError(f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`") from error
+        raise StoreError(
+            f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`"
+        ) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error

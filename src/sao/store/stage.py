@@ -2,14 +2,16 @@
 
 A stage writes into its own folder `round-1/<stage>-<fingerprint>/`:
 
-    stage.json                what made it (settings, template text, model, upstream), and its counts once it is finished
-    part-<host>-<pid>-….jsonl while it runs: records and drops as they come, flushed and fsynced in small batches
+    stage.json                what made it (settings, template text, model, upstream), and its counts once it
+    is finished part-<host>-<pid>-….jsonl while it runs: records and drops as they come, flushed and fsynced
+    in small batches
     records.jsonl             when it is finished: the records, sorted by row
     drops.jsonl               when it is finished: what was lost, and why
 
-The files are the truth about progress: what stands in them is never computed again. A torn last line (from a kill) is
-skipped and cut. A finished file arrives by rename, `stage.json` last, so SIGKILL at any moment leaves either an
-unfinished stage that goes on or a finished one. There are no locks and no database, so NFS and Lustre serve.
+The files are the truth about progress: what stands in them is never computed again. A torn last line (from a
+kill) is skipped and cut. A finished file arrives by rename, `stage.json` last, so SIGKILL at any moment
+leaves either an unfinished stage that goes on or a finished one. There are no locks and no database, so NFS
+and Lustre serve.
 """
 
 from __future__ import annotations
@@ -56,8 +58,11 @@ class Ids:
 class Stage:
     """One stage's folder: `done` ids while it runs, `seal` to finish it, `records` to read it."""
 
-    def __init__(self, root: Path, name: str, settings: dict[str, Any], ids: dict[str, Any] | None = None) -> None:
-        """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is what the ids of its
+    def __init__(
+        self, root: Path, name: str, settings: dict[str, Any], ids: dict[str, Any] | None = None
+    ) -> None:
+        """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is
+        what the ids of its
         records derive from, where that is less: which records stand is not what a record is made of."""
         self.name = name
         self.settings = settings
@@ -120,8 +125,8 @@ class Stage:
     def seal(self, kind: type[Record]) -> None:
         """Finish the stage: its records and drops sorted by row, each row once, then remove the parts.
 
-        Takes 8 bytes of memory a row: only where each row's line begins is held. Where another process has sealed the stage in
-        the meantime there is nothing left to do.
+        Takes 8 bytes of memory a row: only where each row's line begins is held. Where another process has
+        sealed the stage in the meantime there is nothing left to do.
         """
         parts = self._parts()
         if self.finished:
@@ -129,7 +134,8 @@ class Stage:
                 file.unlink(missing_ok=True)
             self.done = Ids()
             return
-        places = array("q")  # ((part << 40 | offset) << 1 | whether it is a drop), -1 where no line has that row
+        # ((part << 40 | offset) << 1 | whether it is a drop), -1 where no line has that row
+        places = array("q")
         for part, file in enumerate(parts):
             for offset, line in with_offsets(file):
                 row = int(line["row"])
@@ -138,7 +144,9 @@ class Stage:
                 if places[row] < 0:
                     places[row] = (part << 40 | offset) << 1 | ("reason" in line)
         for is_drop, name in ((0, "records.jsonl"), (1, "drops.jsonl")):
-            self._write_sorted(name, parts, (place >> 1 for place in places if place >= 0 and place & 1 == is_drop))
+            self._write_sorted(
+                name, parts, (place >> 1 for place in places if place >= 0 and place & 1 == is_drop)
+            )
         reasons: dict[str, int] = {}
         for drop in self.drops():
             reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
@@ -183,11 +191,17 @@ class Stage:
         try:
             return dict(json.loads(path.read_text("utf-8")))
         except ValueError as error:
-            raise StoreError(f"{path}: not JSON ({error}). Delete the folder to make the stage anew") from error
+            raise StoreError(
+                f"{path}: not JSON ({error}). Delete the folder to make the stage anew"
+            ) from error
 
     def _stage_json(self, counts: dict[str, Any] | None) -> str:
         return (
-            json.dumps({"stage": self.name, "settings": self.settings, "counts": counts}, indent=1, ensure_ascii=False)
+            json.dumps(
+                {"stage": self.name, "settings": self.settings, "counts": counts},
+                indent=1,
+                ensure_ascii=False,
+            )
             + "\n"
         )
 
@@ -195,7 +209,8 @@ class Stage:
         return sorted(self.path.glob("part-*.jsonl"))
 
     def _write_sorted(self, name: str, parts: list[Path], places: Iterable[int]) -> None:
-        """Copy the lines at `places` (part << 40 | offset), in that order, into a file that arrives by rename."""
+        """Copy the lines at `places` (part << 40 | offset), in that order, into a file that arrives by
+        rename."""
         temporary = self.path / f".{name}.tmp"
         try:
             with contextlib.ExitStack() as stack, temporary.open("wb") as out:
@@ -242,7 +257,8 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Make all rows durable. Raises StoreError where they cannot be; a line that was half written is cut off."""
+        """Make all rows durable. Raises StoreError where they cannot be; a line that was half written is cut
+        off."""
         if not self._lines:
             return
         data = "".join(self._lines).encode("utf-8", "surrogatepass")

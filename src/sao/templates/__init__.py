@@ -1,4 +1,5 @@
-"""Every sentence that is shown to a model, as files. `{name}` stands for a value; all other braces are text."""
+"""Every sentence that is shown to a model, as files. `{name}` stands for a value; all other braces are
+text."""
 
 from __future__ import annotations
 
@@ -31,5 +32,6 @@ def load_template(name: str, fields: tuple[str, ...]) -> str:
 
 
 def fill(template: str, **values: str) -> str:
-    """The template with its fields filled in, in one pass: braces inside a value are never read as a field."""
+    """The template with its fields filled in, in one pass: braces inside a value are never read as a
+    field."""
     return _FIELD.sub(lambda found: values.get(found[1], found[0]), template)

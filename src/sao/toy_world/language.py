@@ -1,9 +1,10 @@
 """The proving ground's language: occupations, personas, tasks, and answers of mixed quality.
 
-A micro-world of 24 occupations. Everything a person of this world can ask is one of six kinds of task, written in a
-small English grammar, so that any prompt can be read back (`Task.parse`) and any answer scored exactly
-(`sao.toy_world.oracle`). `sample_answer` writes answers as two kinds of author do, a careful one and a sloppy one; the tiny
-chat model is trained on the mixture, which is what leaves it something to gain from alignment.
+A micro-world of 24 occupations. Everything a person of this world can ask is one of six kinds of task,
+written in a small English grammar, so that any prompt can be read back (`Task.parse`) and any answer scored
+exactly (`sao.toy_world.oracle`). `sample_answer` writes answers as two kinds of author do, a careful one and
+a sloppy one; the tiny chat model is trained on the mixture, which is what leaves it something to gain from
+alignment.
 
 Enters: a `random.Random`. Leaves: text. Depends on nothing but the standard library.
 """
@@ -35,9 +36,17 @@ OCCUPATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
     "printer": ("paper", "books", {"roller": "spread", "stamp": "mark", "screw": "press", "rack": "hold"}),
     "cobbler": ("leather", "shoes", {"awl": "mark", "thread": "join", "last": "shape", "polish": "clean"}),
     "gardener": ("plants", "flowers", {"pruner": "cut", "fork": "dig", "barrow": "carry", "twine": "join"}),
-    "chemist": ("powder", "pills", {"mortar": "press", "flask": "hold", "burner": "heat", "balance": "measure"}),
+    "chemist": (
+        "powder",
+        "pills",
+        {"mortar": "press", "flask": "hold", "burner": "heat", "balance": "measure"},
+    ),
     "miner": ("ore", "coal", {"pick": "dig", "lamp": "mark", "wagon": "carry", "winch": "lift"}),
-    "cooper": ("staves", "barrels", {"adze": "shape", "hoop": "join", "compass": "measure", "truss": "press"}),
+    "cooper": (
+        "staves",
+        "barrels",
+        {"adze": "shape", "hoop": "join", "compass": "measure", "truss": "press"},
+    ),
     "beekeeper": ("combs", "honey", {"smoker": "turn", "frame": "hold", "scraper": "clean", "jar": "carry"}),
     "plumber": ("pipes", "taps", {"wrench": "turn", "bender": "shape", "solder": "join", "plunger": "clean"}),
     "barber": ("hair", "wigs", {"razor": "cut", "towel": "clean", "mirror": "measure", "dryer": "heat"}),
@@ -59,7 +68,8 @@ CHARACTERS = {
 }  # fmt: skip
 PLACES = ["hills", "coast", "city", "valley", "forest", "island", "desert", "village", "harbor", "mountains"]
 INTERESTS = {
-    "lists": "list", "facts": "fact", "choices": "choose", "puzzles": "odd", "prices": "order", "reasons": "explain",
+    "lists": "list", "facts": "fact", "choices": "choose", "puzzles": "odd", "prices": "order",
+    "reasons": "explain",
 }  # fmt: skip
 KINDS = list(INTERESTS.values())
 FORMS = {
@@ -77,8 +87,12 @@ _ITEM = r"[a-z]+"
 _GRAMMAR: dict[str, re.Pattern[str]] = {
     "list": re.compile(rf"name (?P<count>two|three) tools of the (?P<who>{_ITEM})\."),
     "fact": re.compile(rf"what does the (?P<who>{_ITEM}) (?P<relation>make|work with)\?"),
-    "choose": re.compile(rf"which of these does the (?P<who>{_ITEM}) use: (?P<options>{_ITEM}, {_ITEM}, {_ITEM})\?"),
-    "odd": re.compile(rf"which of these does the (?P<who>{_ITEM}) not use: (?P<options>{_ITEM}, {_ITEM}, {_ITEM})\?"),
+    "choose": re.compile(
+        rf"which of these does the (?P<who>{_ITEM}) use: (?P<options>{_ITEM}, {_ITEM}, {_ITEM})\?"
+    ),
+    "odd": re.compile(
+        rf"which of these does the (?P<who>{_ITEM}) not use: (?P<options>{_ITEM}, {_ITEM}, {_ITEM})\?"
+    ),
     "order": re.compile(
         rf"sort these prices of the (?P<who>{_ITEM}) from (?P<direction>small to large|large to small): "
         r"(?P<options>\d+(?:, \d+){2,3})\."
@@ -91,8 +105,9 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
 class Task:
     """One question of this world.
 
-    `wanted` holds every item that is right, `need` how many of them the answer must give; for `order` they stand in the
-    right order. `options` are what the question offers (choose, odd, order), `tool` what `explain` asks about.
+    `wanted` holds every item that is right, `need` how many of them the answer must give; for `order` they
+    stand in the right order. `options` are what the question offers (choose, odd, order), `tool` what
+    `explain` asks about.
     """
 
     kind: str
@@ -138,7 +153,8 @@ class Task:
 
 
 def _complete(kind: str, found: re.Match[str], form: str) -> Task | None:
-    """Fill in what is right for a question whose words were read; None where it has no single right answer."""
+    """Fill in what is right for a question whose words were read; None where it has no single right
+    answer."""
     who = found["who"]
     material, product, tools = OCCUPATIONS[who]
     options: tuple[str, ...] = tuple(found["options"].split(", ")) if "options" in found.groupdict() else ()
@@ -153,7 +169,11 @@ def _complete(kind: str, found: re.Match[str], form: str) -> Task | None:
             if not all(option in TOOL_OWNER for option in options):
                 return None
             wanted = tuple(dict.fromkeys(o for o in options if (TOOL_OWNER[o] == who) == (kind == "choose")))
-            return Task(kind=kind, who=who, form=form, wanted=wanted, need=1, options=options) if wanted else None
+            return (
+                Task(kind=kind, who=who, form=form, wanted=wanted, need=1, options=options)
+                if wanted
+                else None
+            )
         case "order":
             down = found["direction"] == "large to small"
             wanted = tuple(sorted(options, key=int, reverse=down))
@@ -184,7 +204,8 @@ RELATIONS = {"mate": "who", "neighbor": "place", "friend": "interest"}
 
 
 def describe_person(rng: random.Random, traits: Collection[str], like: str = "", relation: str = "") -> str:
-    """A persona with these traits ("works with dough", "likes lists", …), or one so related to the persona `like`.
+    """A persona with these traits ("works with dough", "likes lists", …), or one so related to the persona
+    `like`.
 
     What is left open is what comes to mind first (Zipf's law), as with larger models.
     """
@@ -202,11 +223,14 @@ def describe_person(rng: random.Random, traits: Collection[str], like: str = "",
         return fixed.get(part) or rng.choices(pool, [1 / (i + 1) for i in range(len(pool))])[0]
 
     character, who = pick("character", list(CHARACTERS)), pick("who", list(OCCUPATIONS))
-    return f"a {character} {who} from the {pick('place', PLACES)} who likes {pick('interest', list(INTERESTS))}"
+    return (
+        f"a {character} {who} from the {pick('place', PLACES)} who likes {pick('interest', list(INTERESTS))}"
+    )
 
 
 def sample_task(rng: random.Random, persona: str | None = None) -> Task:
-    """A question that `persona` may ask; without one, the few questions that come to mind first (a steep Zipf law)."""
+    """A question that `persona` may ask; without one, the few questions that come to mind first (a steep Zipf
+    law)."""
     if persona is None:
         who = rng.choices(list(OCCUPATIONS), [1 / (i + 1) ** 2.5 for i in range(len(OCCUPATIONS))])[0]
         kind = rng.choices(KINDS, [1 / (i + 1) ** 2.5 for i in range(len(KINDS))])[0]
@@ -228,7 +252,7 @@ def sample_task(rng: random.Random, persona: str | None = None) -> Task:
             n = 1 if kind == "choose" else 2
             options = rng.sample(own, n) + rng.sample(foreign, 3 - n)
             rng.shuffle(options)
-            body = f"which of these does the {who} {'' if kind == 'choose' else 'not '}use: {', '.join(options)}?"
+            body = f"which of these does the {who} {'' if kind == 'choose' else 'not '}use: {', '.join(options)}?"  # noqa: E501
         case "order":
             direction = rng.choice(["small to large", "large to small"])
             prices = rng.sample(NUMBERS, rng.choice([3, 4]))
@@ -241,7 +265,8 @@ def sample_task(rng: random.Random, persona: str | None = None) -> Task:
 
 
 def render(task: Task, items: list[str], form: str) -> str:
-    """The body of an answer that gives `items` in the asked-for `form` (for `explain`: verb, then material)."""
+    """The body of an answer that gives `items` in the asked-for `form` (for `explain`: verb, then
+    material)."""
     match task.kind:
         case "list" | "order":
             if form == NUMBERED:
@@ -300,7 +325,8 @@ FLAW_RATES = {
 
 
 def sample_answer(task: Task, rng: random.Random, sloppy: bool | None = None) -> str:
-    """An answer as somebody in this world gives it: careful, or sloppy with each flaw at its rate of `FLAW_RATES`."""
+    """An answer as somebody in this world gives it: careful, or sloppy with each flaw at its rate of
+    `FLAW_RATES`."""
     if sloppy is None:
         sloppy = rng.random() < SLOPPY_SHARE
     flaws = {name for name, rates in FLAW_RATES.items() if rng.random() < rates[sloppy]}

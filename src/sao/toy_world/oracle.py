@@ -2,8 +2,9 @@
 
     score = correctness · (0.4 · completeness + 0.3 · form + 0.3 · brevity)
 
-- correctness: the share of what the answer asserts that is right (a repeated item is wrong); for `order`, the share of
-  places that hold the right number. Nothing asserted is worth 0, so an empty or constant answer earns (almost) nothing.
+- correctness: the share of what the answer asserts that is right (a repeated item is wrong); for `order`, the
+  share of places that hold the right number. Nothing asserted is worth 0, so an empty or constant answer
+  earns (almost) nothing.
 - completeness: right items over items asked for, at most 1.
 - form: 1 if the answer has the form that was asked for (and not more items than asked for), else 0.
 - brevity: 1 for no words beyond those needed, falling to 0 at five words too many: length never pays.
@@ -75,7 +76,8 @@ def marks(task: Task, answer: str) -> Score:
 
 
 def _asserted(task: Task, answer: str) -> list[str]:
-    """What the answer claims, in order: numbers, items or deeds; the tool an explanation is about is no claim."""
+    """What the answer claims, in order: numbers, items or deeds; the tool an explanation is about is no
+    claim."""
     words = re.findall(r"[a-z]+|\d+", answer)
     if task.kind == "order":
         return re.findall(r"\d+", re.sub(r"\bno \d+ (?=\d)", "", answer))

@@ -16,7 +16,8 @@ from sao.training.optimizer import rounded
 def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
     """The model with a fresh adapter, which changes nothing yet; only the adapter is trained, in float32.
 
-    Raises ConfigError where PEFT is missing, TrainingError where the layers do not exist, are the head or share its weights.
+    Raises ConfigError where PEFT is missing, TrainingError where the layers do not exist, are the head or
+    share its weights.
     """
     try:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -43,7 +44,8 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
         base = getattr(module, "base_layer", None)
         if base is not None and head is not None and base is not head and base.weight is head.weight:
             raise TrainingError(
-                f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the head, so an adapter on "
+                f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the "
+                "head, so an adapter on "
                 "it could not be merged without changing the head too. Leave it out"
             )
     for parameter in adapted.parameters():
@@ -55,8 +57,9 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
 def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generator) -> PreTrainedModel:
     """The model with its adapter added to its weights.
 
-    The sums are made in float32. Where the weights are bfloat16 they are rounded stochastically: most changes are smaller than
-    half of a weight's last digit, and rounding to the nearest would undo them. Onto weights of 4 bits nothing can be added
+    The sums are made in float32. Where the weights are bfloat16 they are rounded stochastically: most changes
+    are smaller than half of a weight's last digit, and rounding to the nearest would undo them. Onto weights
+    of 4 bits nothing can be added
     without loss: then the model is loaded anew as `dtype`, on the CPU, and takes the adapter from its folder.
     """
     from peft import PeftModel
@@ -79,12 +82,15 @@ def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generat
 
 
 def quantisation(config: TrainConfig) -> Any:
-    """How QLoRA holds the frozen weights: 4-bit NormalFloat, doubly quantised; products in bfloat16, on a CPU in float32."""
+    """How QLoRA holds the frozen weights: 4-bit NormalFloat, doubly quantised; products in bfloat16, on a CPU
+    in float32."""
     try:
         import bitsandbytes  # noqa: F401
         from transformers import BitsAndBytesConfig
     except ImportError as error:
-        raise ConfigError("train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'") from error
+        raise ConfigError(
+            "train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'"
+        ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

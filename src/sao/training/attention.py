@@ -1,11 +1,12 @@
-"""Attention over a packed row: the answers of a batch behind each other, each seeing its own prompt and itself alone.
+"""Attention over a packed row: the answers of a batch behind each other, each seeing its own prompt and
+itself alone.
 
-A row without padding is cut into segments of queries. A segment sees its own tokens up to each query and, where the prompt
-is shared, the prompt's tokens in front of them. Registered with transformers as the attention `sao_packed`; the model's
-forward pass hands the `segments` through to every layer.
+A row without padding is cut into segments of queries. A segment sees its own tokens up to each query and,
+where the prompt is shared, the prompt's tokens in front of them. Registered with transformers as the
+attention `sao_packed`; the model's forward pass hands the `segments` through to every layer.
 
-On a GPU in half precision all segments go through one FlashAttention kernel (torch's varlen_attn); elsewhere, and where
-attention scores are soft-capped (Gemma-2), segment by segment.
+On a GPU in half precision all segments go through one FlashAttention kernel (torch's varlen_attn); elsewhere,
+and where attention scores are soft-capped (Gemma-2), segment by segment.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ PACKED = "sao_packed"
 
 @dataclass
 class Segments:
-    """How one packed row is cut. Segment i has `queries[i]` consecutive queries, in the order of the row, and sees
-    `keys[i]` ≥ `queries[i]` keys, the last of which are its own tokens. `key_index` lists the place in the row of every
-    key of every segment; None where each segment sees itself alone."""
+    """How one packed row is cut. Segment i has `queries[i]` consecutive queries, in the order of the row, and
+    sees `keys[i]` ≥ `queries[i]` keys, the last of which are its own tokens. `key_index` lists the place in
+    the row of every key of every segment; None where each segment sees itself alone."""
 
     queries: list[int]
     keys: list[int]
@@ -47,7 +48,8 @@ class Segments:
         return Segments(self.queries, self.keys, index)
 
     def mask(self, i: int, window: int | None, device: torch.device) -> Tensor | None:
-        """[queries, keys] bool, True where segment i may look; None where plain causal masking says the same."""
+        """[queries, keys] bool, True where segment i may look; None where plain causal masking says the
+        same."""
         q, k = self.queries[i], self.keys[i]
         if window is not None and window >= k:
             window = None
@@ -109,7 +111,8 @@ def packed_attention(
         )
     if kwargs.get("s_aux") is not None:
         raise ModelError(
-            "this model's attention has sinks, which packed rows do not know. Train it with --train.batches padded"
+            "this model's attention has sinks, which packed rows do not know. Train it with --train.batches "
+            "padded"
         )
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         # The rotary embedding leaves queries and keys in float32, layers of 4 bits the values too.
@@ -136,14 +139,23 @@ def packed_attention(
             piece = checkpoint(_softcapped, *inputs, use_reentrant=False, preserve_rng_state=bool(dropout))
             pieces.append(piece)
         else:
-            pieces.append(F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling))
+            pieces.append(
+                F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+            )
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 
 def _softcapped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float,
+    dropout: float,
 ) -> Tensor:
-    """Attention with capped scores, which SDPA does not know; recomputed in backward, so no scores are kept."""
+    """Attention with capped scores, which SDPA does not know; recomputed in backward, so no scores are
+    kept."""
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
@@ -162,7 +174,9 @@ def _has_varlen() -> bool:
     return {"scale", "window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, segments: Segments) -> Tensor:
+def _varlen(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None, segments: Segments
+) -> Tensor:
     """One FlashAttention call for all segments; its causal mask is aligned with the last key, as ours is."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -1,9 +1,11 @@
-"""From token pairs to what one forward pass eats, without waste: the order of the pairs, micro-batches, packing.
+"""From token pairs to what one forward pass eats, without waste: the order of the pairs, micro-batches,
+packing.
 
-Each optimiser step takes `batch_size` pairs of a random permutation. Only inside a step are pairs arranged by length, so the
-step is as random as without: packed micro-batches get about as many tokens each, padded ones pairs of like length. Every
-process gets as many micro-batches as the others, of about the same number of tokens; where pairs run out, a filler of weight
-0 stands in.
+Each optimiser step takes `batch_size` pairs of a random permutation. Only inside a step are pairs arranged by
+length, so the
+step is as random as without: packed micro-batches get about as many tokens each, padded ones pairs of like
+length. Every process gets as many micro-batches as the others, of about the same number of tokens; where
+pairs run out, a filler of weight 0 stands in.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ FRONT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPair:
-    """A preference pair as token ids. The responses end with the end of turn. `margin` is the judge's, in nats, and
-    `p_chosen` its probability of the chosen answer, where there are any."""
+    """A preference pair as token ids. The responses end with the end of turn. `margin` is the judge's, in
+    nats, and `p_chosen` its probability of the chosen answer, where there are any."""
 
     id: str
     prompt_ids: tuple[int, ...]
@@ -52,11 +54,14 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
         )
     for pair in pairs:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
-            raise TrainingError(f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training")
+            raise TrainingError(
+                f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training"
+            )
         ids = {*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids}
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise TrainingError(
-                f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the model's "
+                f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the "
+                "model's "
                 f"vocabulary of {vocabulary}. Its tokenizer belongs to another model"
             )
 
@@ -70,13 +75,15 @@ def check_columns(pairs: Sequence[TokenPair], config: TrainConfig) -> None:
         lacking = [pair.id for pair in pairs if getattr(pair, column) is None] if wanted else []
         if lacking:
             raise TrainingError(
-                f"train.{key} needs {column} of each pair, and {len(lacking)} of {len(pairs)} have none (first: {lacking[0]}). "
+                f"train.{key} needs {column} of each pair, and {len(lacking)} of {len(pairs)} have none "
+                f"(first: {lacking[0]}). "
                 f"Verdicts by log-probability bring it (judging.method logprob); else leave train.{key} out"
             )
 
 
 def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Training and held-out pairs; the latter are those whose prompts' hashes come first, so a prompt is in one part only."""
+    """Training and held-out pairs; the latter are those whose prompts' hashes come first, so a prompt is in
+    one part only."""
     if not share:
         return list(pairs), []
     bound = share * 2**63
@@ -87,7 +94,8 @@ def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPai
     )
     if not all(parts):
         raise TrainingError(
-            f"train.held_out_share {share:g} of {len(pairs)} pairs leaves {len(parts[0])} for training and {len(parts[1])} held "
+            f"train.held_out_share {share:g} of {len(pairs)} pairs leaves {len(parts[0])} for training and "
+            f"{len(parts[1])} held "
             "out; give another share or more pairs"
         )
     return parts
@@ -96,8 +104,8 @@ def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPai
 class EpochOrder:
     """The rows of each epoch: a permutation that depends on the seed and the epoch's number alone.
 
-    The longest pairs of all are moved to the front, into the first two steps of the first epoch: where memory is too
-    small, that shows at once (the optimiser's state exists from the second step on).
+    The longest pairs of all are moved to the front, into the first two steps of the first epoch: where memory
+    is too small, that shows at once (the optimiser's state exists from the second step on).
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, batch_size: int) -> None:
@@ -144,7 +152,8 @@ class MicroBatches(Sampler[list[int]]):
         rank: int = 0,
         packed: bool = True,
     ) -> None:
-        """`packed` rows have no padding: then the micro-batches of a step are alike in tokens, which keeps their memory low.
+        """`packed` rows have no padding: then the micro-batches of a step are alike in tokens, which keeps
+        their memory low.
 
         Otherwise the pairs of one are alike in length, which keeps their padding low.
         """
@@ -168,7 +177,8 @@ class MicroBatches(Sampler[list[int]]):
         return -(-pairs // (self.micro_batch_size * self.world))
 
     def _deal(self, rows: list[int]) -> Iterator[list[int]]:
-        """One step's rows, cut into micro-steps, each dealt to the processes; the one with the most tokens comes first."""
+        """One step's rows, cut into micro-steps, each dealt to the processes; the one with the most tokens
+        comes first."""
         lengths = self.sampler.lengths
         rows = sorted(rows, key=lambda row: (-lengths[row], row))
         steps = self._micro_steps(len(rows))
@@ -176,7 +186,8 @@ class MicroBatches(Sampler[list[int]]):
             groups = self._level(rows, steps)
             groups.sort(key=lambda group: -sum(lengths[row] for row in group))
         else:
-            # Alike in number: 9 pairs for 2 processes in micro-batches of up to 4 make 2 micro-steps of 5 and 4.
+            # Alike in number: 9 pairs for 2 processes in micro-batches of up to 4 make 2 micro-steps of 5 and
+            # 4.
             sizes = [len(rows) // steps + (i < len(rows) % steps) for i in range(steps)]
             groups = [rows[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(steps)]
         for group in groups:
@@ -184,8 +195,8 @@ class MicroBatches(Sampler[list[int]]):
             yield hand or [~group[-1]]
 
     def _level(self, rows: list[int], parts: int) -> list[list[int]]:
-        """Rows, sorted by length, dealt to `parts` of about as many rows each: the longest left to the part with the fewest
-        tokens."""
+        """Rows, sorted by length, dealt to `parts` of about as many rows each: the longest left to the part
+        with the fewest tokens."""
         found: list[list[int]] = [[] for _ in range(parts)]
         tokens = [0] * parts
         most = -(-len(rows) // parts)
@@ -198,8 +209,8 @@ class MicroBatches(Sampler[list[int]]):
 
 @dataclass
 class Batch:
-    """What one forward pass eats. N label tokens: all chosen answers, then all rejected ones, then the prompts where the
-    likelihood covers them; `lengths` has the tokens of each."""
+    """What one forward pass eats. N label tokens: all chosen answers, then all rejected ones, then the
+    prompts where the likelihood covers them; `lengths` has the tokens of each."""
 
     input_ids: Tensor
     """[1, T] packed or [2B, T] padded."""
@@ -222,7 +233,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, Segments))}
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, (Tensor, Segments))
+        }
         return Batch(**{**vars(self), **moved})
 
     @property
@@ -241,8 +256,9 @@ def pack(
 ) -> Batch:
     """B pairs as one row [1, T] without padding.
 
-    A pair stands there as prompt, chosen, rejected, with the rejected answer's positions going on from the prompt and its
-    queries seeing the prompt and itself; or, without `share_prompt`, as prompt, chosen, prompt, rejected.
+    A pair stands there as prompt, chosen, rejected, with the rejected answer's positions going on from the
+    prompt and its queries seeing the prompt and itself; or, without `share_prompt`, as prompt, chosen,
+    prompt, rejected.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -302,7 +318,8 @@ def pad(
     ]
     if with_prompts:
         parts += [
-            (list(range(i * width, i * width + len(p.prompt_ids) - 1)), p.prompt_ids[1:]) for i, p in enumerate(pairs)
+            (list(range(i * width, i * width + len(p.prompt_ids) - 1)), p.prompt_ids[1:])
+            for i, p in enumerate(pairs)
         ]
     return Batch(
         input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id),

@@ -31,9 +31,7 @@ def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
         wrote = ["answers"] if config["prompts"].get("source") else ["prompts", "answers"]
         *first, last = [*wrote, "verdicts"] if judge is None else wrote
         by = "" if judge is None else f",\nwith the verdicts of {judge}"
-        made_of = (
-            f"on {' and '.join([', '.join(first), last] if first else [last])} that the base model itself wrote{by}"
-        )
+        made_of = f"on {' and '.join([', '.join(first), last] if first else [last])} that the base model itself wrote{by}"  # noqa: E501
     return f"""---
 base_model: {config["model"]}
 library_name: transformers
@@ -60,7 +58,7 @@ The model keeps the licence of its base model; the data keep the licence of thei
 ## What went in
 
 {counts_table(funnel)}
-"""
+"""  # noqa: E501
 
 
 def push_model(folder: Path, repository: str) -> str:
@@ -74,7 +72,8 @@ def push_model(folder: Path, repository: str) -> str:
 def push_dataset(folder: Path, repository: str) -> str:
     """Upload an exported data set to the hub, into a private repository that is made if need be; its address.
 
-    Only the files that an export writes go there. Raises StoreError where the hub does not take it; the folder is untouched.
+    Only the files that an export writes go there. Raises StoreError where the hub does not take it; the
+    folder is untouched.
     """
     return _push(folder, repository, "dataset", "--push-to-hub", "Data set made with SAO")
 
@@ -92,8 +91,10 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **more))
     except hub_errors() as error:
         raise StoreError(
-            f"{option} {repository}: not uploaded ({type(error).__name__}: {[*str(error).splitlines(), ''][0]}). The "
-            f"{'data set' if data else 'model'} lies in {folder}; check HF_TOKEN and the network, then `hf upload "
+            f"{option} {repository}: not uploaded ({type(error).__name__}: "
+            f"{[*str(error).splitlines(), ''][0]}). The "
+            f"{'data set' if data else 'model'} lies in {folder}; check HF_TOKEN and the network, then `hf "
+            "upload "
             f"{repository} {folder}{' --repo-type dataset' if data else ''}`"
         ) from error
 
@@ -159,6 +160,4 @@ def warning(licences: Mapping[str, str], what: str) -> str:
     found = [f"the {key} ({licence})" for key, licence in licences.items() if non_commercial(licence)]
     if not found:
         return ""
-    return (
-        f"\n**Non-commercial use only**: so says the licence of {' and of '.join(found)}, and it binds this {what}.\n"
-    )
+    return f"\n**Non-commercial use only**: so says the licence of {' and of '.join(found)}, and it binds this {what}.\n"  # noqa: E501

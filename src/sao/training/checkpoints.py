@@ -1,7 +1,9 @@
-"""What training leaves on disk so that a kill at any moment costs no more than the steps since the last checkpoint.
+"""What training leaves on disk so that a kill at any moment costs no more than the steps since the last
+checkpoint.
 
-A checkpoint folder counts only once its marker stands, which is written after everything else is durable. The marker
-holds the size of metrics.jsonl at that step, to which the file is cut back when training goes on from there.
+A checkpoint folder counts only once its marker stands, which is written after everything else is durable. The
+marker holds the size of metrics.jsonl at that step, to which the file is cut back when training goes on from
+there.
 """
 
 from __future__ import annotations
@@ -43,14 +45,16 @@ def resume_point(out: Path) -> Path | None:
 
 
 def claim(out: Path, settings: dict[str, Any]) -> None:
-    """Note in out/training.json what is trained there. Raises TrainingError where something else is half-way there already."""
+    """Note in out/training.json what is trained there. Raises TrainingError where something else is half-way
+    there already."""
     path = out / "training.json"
     if path.is_file():
         old = json.loads(path.read_text("utf-8"))
         differing = [key for key in settings if old.get(key) != settings[key]]
         if differing:
             raise TrainingError(
-                f"{out} holds a training with other {', '.join(differing)}. Take another folder, or delete this one to start anew"
+                f"{out} holds a training with other {', '.join(differing)}. Take another folder, or delete "
+                "this one to start anew"
             )
     else:
         write_atomic(path, dumps(settings) + "\n")
@@ -78,7 +82,9 @@ def seal(folder: Path, metrics: Path, processes: int) -> None:
     """Let a checkpoint count, now that all of it is written; then drop all but the newest ones."""
     with writing(folder):
         fsync(folder, metrics)
-        write_atomic(folder / _MARKER, dumps({"metrics_bytes": metrics.stat().st_size, "processes": processes}))
+        write_atomic(
+            folder / _MARKER, dumps({"metrics_bytes": metrics.stat().st_size, "processes": processes})
+        )
     with writing(folder.parent):
         for old in _complete(folder.parent)[:-KEPT]:
             remove(old)
@@ -110,6 +116,7 @@ def writing(path: Path) -> Iterator[None]:
             raise store_error(error, path) from error
         # torch.save and safetensors report a full disk in exceptions of their own.
         raise StoreError(
-            f"{path}: cannot be written ({error}). Earlier checkpoints are kept: free some space and run the same "
+            f"{path}: cannot be written ({error}). Earlier checkpoints are kept: free some space and run the "
+            "same "
             "command again"
         ) from error

@@ -15,7 +15,7 @@ read where they are numbers; all other columns are left alone.
 
 Sources: https://huggingface.co/docs/trl/dataset_formats and `apply_chat_template` in scripts/run_simpo.py of
 https://github.com/princeton-nlp/SimPO. Try: python -c "from sao.training.data import read_pairs; print(*read_pairs('FILE'))"
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ NEEDED = ("chosen", "rejected")
 OPTIONAL = ("prompt", "conversations", "p_chosen", "margin", "image", "images")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 PATIENCE = 100
-"""Rows without `chosen` and `rejected` at the start of a source after which it is taken to be no set of pairs."""
+"""Rows without `chosen` and `rejected` at the start of a source after which it is taken to be no set of
+pairs."""
 
 Turns = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPair:
-    """A chat and two answers to it, as text. The id depends on these alone, so equal pairs have equal ids; `row` is the place
-    in the source, from 0. `messages` is the whole chat before the answer: a system message or none, then user and assistant
-    in turn, the user last. `p_chosen` is the judge's probability of the chosen answer and `margin` its log-odds (nats)."""
+    """A chat and two answers to it, as text. The id depends on these alone, so equal pairs have equal ids;
+    `row` is the place in the source, from 0. `messages` is the whole chat before the answer: a system message
+    or none, then user and assistant in turn, the user last. `p_chosen` is the judge's probability of the
+    chosen answer and `margin` its log-odds (nats)."""
 
     id: str
     row: int
@@ -62,7 +64,8 @@ def read_pairs(
     """One TextPair or Drop for each row of a preference data set, in its order, as a stream.
 
     Args:
-        source: A .jsonl, .json or .parquet file, a folder of Parquet files (such as `sao export` writes), or a hub data set's id.
+        source: A .jsonl, .json or .parquet file, a folder of Parquet files (such as `sao export` writes), or
+            a hub data set's id.
         revision: Commit or tag of the hub data set, which needs one.
         subset: Configuration of the hub data set.
         split: Split of the hub data set, or of the folder.
@@ -76,7 +79,11 @@ def read_pairs(
     rows = read_rows(source, NEEDED, OPTIONAL, what="pairs", option="--pairs.revision", **options)
     for number, (place, row) in enumerate(rows):
         if number == 0:
-            keys = ", ".join(repr(key) for key in list(row)[:20]) if isinstance(row, dict) else type(row).__name__
+            keys = (
+                ", ".join(repr(key) for key in list(row)[:20])
+                if isinstance(row, dict)
+                else type(row).__name__
+            )
             found = f"{place} holds {keys or 'nothing'}"
         usable = usable or _has_answers(row)
         if number == PATIENCE and not usable:
@@ -84,15 +91,18 @@ def read_pairs(
         yield pair_of(row, number)
     if not usable:
         raise DataError(
-            f"{source}: no preference pairs: {found}. Pairs have the columns `chosen` and `rejected` (answers, as text or "
-            "messages) and `prompt`, unless both begin with it. Rename the columns and run the same command again; the forms "
+            f"{source}: no preference pairs: {found}. Pairs have the columns `chosen` and `rejected` "
+            "(answers, as text or "
+            "messages) and `prompt`, unless both begin with it. Rename the columns and run the same command "
+            "again; the forms "
             "that are read stand in the docstring of sao/training/data.py"
         )
 
 
 def pair_of(row: Any, number: int) -> TextPair | Drop:
-    """The pair that stands in a row, or why there is none: "unknown format", "no prompt" (no user's turn before the answer),
-    "empty answer", "chosen equals rejected", "answers to different prompts", "not text", "not valid Unicode"."""
+    """The pair that stands in a row, or why there is none: "unknown format", "no prompt" (no user's turn
+    before the answer), "empty answer", "chosen equals rejected", "answers to different prompts", "not text",
+    "not valid Unicode"."""
     try:
         messages, chosen, rejected = _read(row)
     except _NoPair as reason:
@@ -149,9 +159,11 @@ def _turns(value: Any, role: str) -> Turns:
         case str() if value.startswith("\n\nHuman:"):
             parts = re.split(r"\n\n(Human|Assistant):", value)[1:]
             turns = [
-                Message(ROLES.get(who.lower(), who.lower()), text.strip()) for who, text in zip(parts[::2], parts[1::2])
+                Message(ROLES.get(who.lower(), who.lower()), text.strip())
+                for who, text in zip(parts[::2], parts[1::2])
             ]
-            opened = role == "user" and turns[-1] == Message("assistant", "")  # a prompt ends with "Assistant:"
+            # a prompt ends with "Assistant:"
+            opened = role == "user" and turns[-1] == Message("assistant", "")
             return tuple(turns[:-1] if opened else turns)
         case str():
             return (Message(role, value),)
@@ -200,11 +212,16 @@ def _joined(prompt: Turns, shared: Turns) -> Turns:
 
 
 def _checked(messages: Turns) -> Turns:
-    """The chat without an empty system message; it must be one that chat templates take: turn by turn, the user last."""
+    """The chat without an empty system message; it must be one that chat templates take: turn by turn, the
+    user last."""
     system, turns = messages[:1], messages[1:]
     if not system or system[0].role != "system":
         system, turns = (), messages
-    if not turns or turns[-1].role != "user" or any(m.role == "user" and not m.content.strip() for m in turns):
+    if (
+        not turns
+        or turns[-1].role != "user"
+        or any(m.role == "user" and not m.content.strip() for m in turns)
+    ):
         raise _NoPair("no prompt")
     if any(m.role != ("user", "assistant")[i % 2] for i, m in enumerate(turns)):
         raise _NoPair("unknown format")

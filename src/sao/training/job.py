@@ -30,12 +30,17 @@ Notify = Callable[[str], None]
 
 
 def train_run(
-    config: Config, source: Iterable[Labelled | TextPair | Drop], folder: Path, progress: Progress, notify: Notify
+    config: Config,
+    source: Iterable[Labelled | TextPair | Drop],
+    folder: Path,
+    progress: Progress,
+    notify: Notify,
 ) -> dict[str, Any]:
-    """Train `config.model` on the pairs of `source`; the model arrives in folder/model. Returns the counts of the stage.
+    """Train `config.model` on the pairs of `source`; the model arrives in folder/model. Returns the counts of
+    the stage.
 
-    A pair that cannot be trained on becomes a Drop (drops.jsonl), counted by its reason. Under torchrun every process makes
-    this call. Raises TrainingError where no pair is left.
+    A pair that cannot be trained on becomes a Drop (drops.jsonl), counted by its reason. Under torchrun every
+    process makes this call. Raises TrainingError where no pair is left.
     """
     group = parallel.processes()
     if group.rank > 0:
@@ -48,13 +53,16 @@ def train_run(
     share = len(drops) / max(1, len(drops) + len(pairs))
     if pairs and share > config.max_drop_share:
         raise DropError(
-            f"train: {len(drops)} of {len(drops) + len(pairs)} pairs were dropped, more than max_drop_share = "
-            f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change --train.max_length or the "
+            f"train: {len(drops)} of {len(drops) + len(pairs)} pairs were dropped, more than max_drop_share "
+            "= "
+            f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change "
+            "--train.max_length or the "
             "data, or allow more with --max_drop_share"
         )
     if not pairs:
         raise TrainingError(
-            f"no pairs to train on: all {len(drops)} were dropped ({reasons}); --train.max_length is {config.train.max_length}"
+            f"no pairs to train on: all {len(drops)} were dropped ({reasons}); --train.max_length is "
+            f"{config.train.max_length}"
         )
     model = load_to_train(config)
     warning = monitors.rate_warning(config.train, model.num_parameters())
@@ -72,7 +80,9 @@ def train_run(
     progress("train", 0, steps)
     seed = config.seed if config.train.seed is None else config.train.seed
     result = train(pairs, model, tokenizer, folder, config.train, seed, on_log)
-    metrics = {key: float(f"{value:.6g}") for key, value in result.metrics.items() if isinstance(value, float)}
+    metrics = {
+        key: float(f"{value:.6g}") for key, value in result.metrics.items() if isinstance(value, float)
+    }
     counts = {
         "records": len(pairs),
         "dropped": len(drops),
@@ -111,11 +121,14 @@ def encode_all(
         if isinstance(item, TextPair) and not (
             tokenizer.clean(item.chosen).strip() and tokenizer.clean(item.rejected).strip()
         ):
-            drops.append(
-                Drop(row=row, stage="train", record_id=item.id, reason="empty answer")
-            )  # but for special tokens
+            # but for special tokens
+            drops.append(Drop(row=row, stage="train", record_id=item.id, reason="empty answer"))
             continue
-        encoded = encode_text(tokenizer, item) if isinstance(item, TextPair) else encode_pair(tokenizer, config, *item)
+        encoded = (
+            encode_text(tokenizer, item)
+            if isinstance(item, TextPair)
+            else encode_pair(tokenizer, config, *item)
+        )
         fitting, reason = fit(encoded, config.train)
         if fitting is None:
             drops.append(Drop(row=row, stage="train", record_id=encoded.id, reason=reason))
@@ -144,7 +157,12 @@ def fit(pair: TokenPair, config: TrainConfig) -> tuple[TokenPair | None, str]:
 
 
 def encode_pair(
-    tokenizer: ChatTokenizer, config: Config, prompt: Prompt, pair: PreferencePair, chosen: Response, rejected: Response
+    tokenizer: ChatTokenizer,
+    config: Config,
+    prompt: Prompt,
+    pair: PreferencePair,
+    chosen: Response,
+    rejected: Response,
 ) -> TokenPair:
     """The ids that the model is trained on: those that it sampled, where the engine gave them."""
     messages = chat(prompt, config.responses.system)

@@ -1,9 +1,10 @@
 """Log-probabilities of given tokens from hidden states, without ever holding the logits.
 
-A vocabulary of 256,000 makes the logits of a batch the largest tensor of all: 5,000 tokens take 5 GB in float32, and
-autograd keeps several of them. Here tiles of tokens × vocabulary are made, reduced and dropped; the backward pass makes
-them again. Where the head is frozen (adapters), the forward pass gathers the gradient along the way and the second making
-is saved. The recomputation is as in Cut Cross-Entropy (arXiv 2411.09009), the running sum as in FlashAttention's softmax.
+A vocabulary of 256,000 makes the logits of a batch the largest tensor of all: 5,000 tokens take 5 GB in
+float32, and autograd keeps several of them. Here tiles of tokens × vocabulary are made, reduced and dropped;
+the backward pass makes them again. Where the head is frozen (adapters), the forward pass gathers the gradient
+along the way and the second making is saved. The recomputation is as in Cut Cross-Entropy (arXiv 2411.09009),
+the running sum as in FlashAttention's softmax.
 
 Letters in shapes: N tokens, H hidden size, V vocabulary.
 """
@@ -33,8 +34,9 @@ def token_logps(
 ) -> Tensor:
     """The value of log π(target | hidden) of each token, with gradients to hidden, weight and bias.
 
-    The logits are z = c · tanh(x / c) with x = scale · (hidden · weightᵀ) + bias; without `softcap` z = x. Matrix products run
-    in the format of `hidden` (autocast's where that is on) and are summed in float32; everything else is float32.
+    The logits are z = c · tanh(x / c) with x = scale · (hidden · weightᵀ) + bias; without `softcap` z = x.
+    Matrix products run in the format of `hidden` (autocast's where that is on) and are summed in float32;
+    everything else is float32.
 
     Args:
         hidden: [N, H] final hidden states.
@@ -122,7 +124,9 @@ class _TokenLogps(torch.autograd.Function):
         d_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for columns, w in _blocks(weight, tile[1], dtype):
-            d_block = torch.zeros(w.shape, dtype=torch.float32, device=w.device) if d_weight is not None else None
+            d_block = (
+                torch.zeros(w.shape, dtype=torch.float32, device=w.device) if d_weight is not None else None
+            )
             for rows in _slices(len(h), tile[0]):
                 # −∂ log p(target) / ∂x: softmax less one at the target, times the slope of the cap.
                 z = _logits(h[rows], w, bias, columns, softcap)

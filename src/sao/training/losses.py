@@ -1,10 +1,12 @@
 """Preference losses: pure functions of each pair's log-probabilities, all in float32.
 
-Letters in shapes: B pairs. s is the sum of the log-probabilities of an answer's tokens given the prompt, the end of turn
-counted, in nats; ā = s / |y| its mean. w is the chosen answer, l the rejected one, ref the model before training.
+Letters in shapes: B pairs. s is the sum of the log-probabilities of an answer's tokens given the prompt, the
+end of turn counted, in nats; ā = s / |y| its mean. w is the chosen answer, l the rejected one, ref the model
+before training.
 
-Every pairwise loss takes `label`, the probability [B] or () that the chosen answer is truly the better one: 1 trusts the
-label, 1 − ε smooths it (cDPO, https://ericmitchell.ai/cdpo.pdf), a judge's probability makes it soft.
+Every pairwise loss takes `label`, the probability [B] or () that the chosen answer is truly the better one: 1
+trusts the label, 1 − ε smooths it (cDPO, https://ericmitchell.ai/cdpo.pdf), a judge's probability makes it
+soft.
 """
 
 from __future__ import annotations
@@ -80,22 +82,31 @@ def simpo_loss(
 
 
 def dpo_loss(
-    chosen_gains: Tensor, rejected_gains: Tensor, beta: float, gamma: float | Tensor = 0.0, label: Tensor | float = 1.0
+    chosen_gains: Tensor,
+    rejected_gains: Tensor,
+    beta: float,
+    gamma: float | Tensor = 0.0,
+    label: Tensor | float = 1.0,
 ) -> Tensor:
     """DPO (arXiv 2305.18290, equation 7): −log σ(β·[(s_w − s_w^ref) − (s_l − s_l^ref)] − γ), [B].
 
-    With gains per token, (s − s^ref) / |y|, it is length-normalised DPO (arXiv 2411.15124, section 5). A γ other than 0 is
-    ODPO's offset (arXiv 2402.10571, equation 5).
+    With gains per token, (s − s^ref) / |y|, it is length-normalised DPO (arXiv 2411.15124, section 5). A γ
+    other than 0 is ODPO's offset (arXiv 2402.10571, equation 5).
     """
     return logistic_loss(beta * (chosen_gains - rejected_gains) - gamma, label)
 
 
 def ipo_loss(
-    chosen_gains: Tensor, rejected_gains: Tensor, tau: float, gamma: float | Tensor = 0.0, label: Tensor | float = 1.0
+    chosen_gains: Tensor,
+    rejected_gains: Tensor,
+    tau: float,
+    gamma: float | Tensor = 0.0,
+    label: Tensor | float = 1.0,
 ) -> Tensor:
     """IPO (arXiv 2310.12036, equation 17): (h − 1/(2τ))² with h the difference of the gains, [B].
 
-    The gains are per token, as TRL and the paper's authors recommend, so that lengths do not swamp the target. γ moves the
+    The gains are per token, as TRL and the paper's authors recommend, so that lengths do not swamp the
+    target. γ moves the
     target: (h − 1/(2τ) − γ)².
     """
     h = chosen_gains - rejected_gains
@@ -121,17 +132,23 @@ def orpo_loss(
 def cpo_loss(
     chosen: Tensor, rejected: Tensor, beta: float, gamma: float | Tensor = 0.0, label: Tensor | float = 1.0
 ) -> Tensor:
-    """CPO's preference term (arXiv 2401.08417, equation 3): −log σ(β·(s_w − s_l)), [B]; the whole loss adds the NLL."""
+    """CPO's preference term (arXiv 2401.08417, equation 3): −log σ(β·(s_w − s_l)), [B]; the whole loss adds
+    the NLL."""
     return logistic_loss(beta * (chosen - rejected) - gamma, label)
 
 
 def kto_loss(
-    chosen_gains: Tensor, rejected_gains: Tensor, beta: float, gamma: float | Tensor = 0.0, label: Tensor | float = 1.0
+    chosen_gains: Tensor,
+    rejected_gains: Tensor,
+    beta: float,
+    gamma: float | Tensor = 0.0,
+    label: Tensor | float = 1.0,
 ) -> Tensor:
-    """KTO (arXiv 2402.01306, equation 8) on pairs with the reference point z₀ = 0: 1 − σ(β·g_w − γ) + 1 − σ(−β·g_l), [B].
+    """KTO (arXiv 2402.01306, equation 8) on pairs with the reference point z₀ = 0: 1 − σ(β·g_w − γ) + 1 −
+    σ(−β·g_l), [B].
 
-    Estimating z₀ takes answers to other prompts, which pairs do not have. With z₀ = 0 and equal weights this is APO-zero
-    (arXiv 2408.06266, equation 4) up to a constant.
+    Estimating z₀ takes answers to other prompts, which pairs do not have. With z₀ = 0 and equal weights this
+    is APO-zero (arXiv 2408.06266, equation 4) up to a constant.
     """
 
     def value(gain_w: Tensor, gain_l: Tensor) -> Tensor:
@@ -177,7 +194,8 @@ def preference_loss(
 
 
 def _log_odds(mean_logps: Tensor) -> Tensor:
-    """log(p / (1 − p)) of p = exp(ā) < 1, stable at both ends (Mächler 2012, Rmpfr's log1mexp, equation 7)."""
+    """log(p / (1 − p)) of p = exp(ā) < 1, stable at both ends (Mächler 2012, Rmpfr's log1mexp, equation
+    7)."""
     a = mean_logps.clamp(max=-1e-7)  # p = 1 has no odds
     near_one = a > -math.log(2)
     safe = torch.where(near_one, a, -1.0)  # keeps the branch not taken from making NaN gradients

@@ -1,8 +1,10 @@
-"""What watches a training: alarms on its metrics and samples, a warning before it starts, and an orderly end on SIGTERM.
+"""What watches a training: alarms on its metrics and samples, a warning before it starts, and an orderly end
+on SIGTERM.
 
-Preference training fails in known ways: the chosen answers' log-probability falls while the margin grows (displacement, arXiv
-2410.08847), answers get longer or repeat themselves, the margin runs away at too high a learning rate (princeton-nlp/SimPO,
-issues 12, 42 and 80). An alarm says so while there is time; it is a line {"step", "alarm"} in metrics.jsonl.
+Preference training fails in known ways: the chosen answers' log-probability falls while the margin grows
+(displacement, arXiv 2410.08847), answers get longer or repeat themselves, the margin runs away at too high a
+learning rate (princeton-nlp/SimPO, issues 12, 42 and 80). An alarm says so while there is time; it is a line
+{"step", "alarm"} in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ SPAN = 8
 
 
 class Alarms:
-    """Compares each step's metrics with the first ones; `see` returns the alarms that a line raises, each kind once."""
+    """Compares each step's metrics with the first ones; `see` returns the alarms that a line raises, each
+    kind once."""
 
     def __init__(self) -> None:
         self.raised: set[str] = set()
@@ -60,12 +63,14 @@ class Alarms:
             first, last = (statistics.fmean(part) for part in (self._chosen[:SPAN], self._chosen[-SPAN:]))
             if len(self._chosen) >= 2 * SPAN and last < first - FALL:
                 found["chosen"] = (
-                    f"log-probability of the chosen answers fell from {first:z.2f} to {last:z.2f} nats a token"
+                    f"log-probability of the chosen answers fell from {first:z.2f} to {last:z.2f} nats a "
+                    "token"
                 )
             margin = statistics.fmean(self._margins[-SPAN:])
             if len(self._margins) >= SPAN and margin > MARGIN:
                 found["margin"] = (
-                    f"the mean margin is {margin:.1f}; beyond {MARGIN:g} nothing more is learnt from the pairs"
+                    f"the mean margin is {margin:.1f}; beyond {MARGIN:g} nothing more is learnt from the "
+                    "pairs"
                 )
         if "samples/length" in line:
             start = self._samples or line
@@ -74,7 +79,9 @@ class Alarms:
                 found["length"] = f"sampled answers grew from {a:.0f} to {b:.0f} tokens"
             if line["samples/repetition"] > start["samples/repetition"] + REPETITION:
                 a, b = start["samples/repetition"], line["samples/repetition"]
-                found["repetition"] = f"repeated 4-grams in sampled answers rose from {100 * a:.0f} to {100 * b:.0f} %"
+                found["repetition"] = (
+                    f"repeated 4-grams in sampled answers rose from {100 * a:.0f} to {100 * b:.0f} %"
+                )
             self._samples = start
         new = [text for kind, text in found.items() if kind not in self.raised]
         self.raised |= found.keys()
@@ -90,10 +97,11 @@ def sample_metrics(
     end_ids: Iterable[int] = (),
     together: bool = False,
 ) -> dict[str, float]:
-    """Answers sampled at temperature 1, one to each prompt of token ids: mean length in tokens, share of repeated 4-grams.
+    """Answers sampled at temperature 1, one to each prompt of token ids: mean length in tokens, share of
+    repeated 4-grams.
 
-    An answer ends with one of `end_ids` (none given: the model's own). `together` says that the weights are shared out, so that
-    all processes must generate as long. Torch's random numbers are left as they were.
+    An answer ends with one of `end_ids` (none given: the model's own). `together` says that the weights are
+    shared out, so that all processes must generate as long. Torch's random numbers are left as they were.
     """
     lengths, repeated, total = [], 0, 0
     was_training, use_cache = model.training, model.config.use_cache
@@ -127,17 +135,19 @@ def sample_metrics(
 
 
 def rate_warning(config: TrainConfig, weights: int) -> str | None:
-    """A warning where the learning rate is far above what works for models of that many weights; None where it is not.
+    """A warning where the learning rate is far above what works for models of that many weights; None where
+    it is not.
 
-    The bounds are three times what SimPO's authors and ORPO's use for 7–9 billion weights (1e-6; 8e-6), rising for
-    smaller models as the inverse square root of their size, and twenty times that for adapters.
+    The bounds are three times what SimPO's authors and ORPO's use for 7–9 billion weights (1e-6; 8e-6),
+    rising for smaller models as the inverse square root of their size, and twenty times that for adapters.
     """
     usual = {"orpo": 8e-6, "cpo": 2e-6}.get(config.loss, 1e-6)
     bound = 3 * usual * max(1.0, (8e9 / weights) ** 0.5) * (1 if config.method == "full" else 20)
     if weights < 1e8 or config.lr <= bound:  # tiny models follow no such rule
         return None
     return (
-        f"train.lr {config.lr:g} is high for {config.loss} ({config.method}) on {weights / 1e9:.1f} billion weights: above about "
+        f"train.lr {config.lr:g} is high for {config.loss} ({config.method}) on {weights / 1e9:.1f} billion "
+        "weights: above about "
         f"{bound:.1g} such trainings tend to collapse into long or repeated answers"
     )
 
@@ -153,8 +163,9 @@ def _alive(pid: int) -> bool:
 
 
 class SaveAndStop(TrainerCallback):
-    """Says when a checkpoint is due: every `save_steps`, `save_minutes` after the last one was written, after the last step (what
-    follows may meet a full disk), and on SIGTERM (the end of a time slot, say), then to stop."""
+    """Says when a checkpoint is due: every `save_steps`, `save_minutes` after the last one was written, after
+    the last step (what follows may meet a full disk), and on SIGTERM (the end of a time slot, say), then to
+    stop."""
 
     def __init__(
         self,
@@ -179,8 +190,11 @@ class SaveAndStop(TrainerCallback):
         """A checkpoint is written."""
         self._saved_at = self._clock()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop in all processes at the same step, whichever got the signal first, or lost its launcher."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop in all processes at the same step, whichever got the signal first, or lost its
+        launcher."""
         self.terminated |= self._launcher > 0 and not _alive(self._launcher)
         due = self._rank == 0 and self._clock() - self._saved_at > 60 * self.save_minutes
         if self._world > 1:

@@ -1,8 +1,8 @@
 """AdamW on bfloat16 weights and states, with stochastic rounding: 8 bytes a weight, its gradient included.
 
-Rounded to the nearest, a bfloat16 weight ignores every step below 1/512 of itself, which at the learning rates of
-preference training is nearly all of them. Rounded up or down with the probability that makes the mean right, it follows them
-on average (arXiv 2010.06192).
+Rounded to the nearest, a bfloat16 weight ignores every step below 1/512 of itself, which at the learning
+rates of preference training is nearly all of them. Rounded up or down with the probability that makes the
+mean right, it follows them on average (arXiv 2010.06192).
 """
 
 from __future__ import annotations
@@ -34,15 +34,17 @@ class AdamWStochastic(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step. The rounding's random numbers depend on the step alone: copies of a model in several processes, which
-        may have used torch's for dropout, stay the same."""
+        """One step. The rounding's random numbers depend on the step alone: copies of a model in several
+        processes, which may have used torch's for dropout, stay the same."""
         loss = None if closure is None else closure()
         noise: torch.Generator | None = None
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     if noise is None:
-                        noise = torch.Generator(weight.device).manual_seed(int(self.state[weight].get("step", 0)))
+                        noise = torch.Generator(weight.device).manual_seed(
+                            int(self.state[weight].get("step", 0))
+                        )
                     self._update(weight, group, noise)
         return loss
 
@@ -72,7 +74,8 @@ def _local(tensor: Any) -> Tensor:
 
 
 def rounded(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """`exact` as `dtype`; stochastically where that is bfloat16, so that small changes of a weight survive on average."""
+    """`exact` as `dtype`; stochastically where that is bfloat16, so that small changes of a weight survive on
+    average."""
     if exact.dtype == torch.float32 and dtype == torch.bfloat16:
         return round_stochastically(exact, generator)
     return exact.to(dtype)
@@ -80,7 +83,10 @@ def rounded(exact: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Te
 
 def round_stochastically(exact: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """float32 → bfloat16, up or down with probabilities that make the expected value `exact`; same shape."""
-    # bfloat16 is the upper half of a float32: noise below its last digit carries into it as often as it should.
-    noise = torch.randint(0, 1 << 16, exact.shape, generator=generator, dtype=torch.int32, device=exact.device)
+    # bfloat16 is the upper half of a float32: noise below its last digit carries into it as often as it
+    # should.
+    noise = torch.randint(
+        0, 1 << 16, exact.shape, generator=generator, dtype=torch.int32, device=exact.device
+    )
     bits = (exact.view(torch.int32) + noise) & -65536
     return torch.where(exact.isfinite(), bits.view(torch.float32), exact).to(torch.bfloat16)

@@ -1,8 +1,8 @@
 """Several processes: who I am among them, and how the model is shared out. Started by torchrun.
 
-`ddp` holds a copy of the model in each process (DistributedDataParallel), `fsdp2` and `zero3` a share of its weights,
-gradients and optimiser states (torch's fully_shard; DeepSpeed). The order of the pairs does not depend on any of it, so all
-of them end with the weights of one process, but for rounding.
+`ddp` holds a copy of the model in each process (DistributedDataParallel), `fsdp2` and `zero3` a share of its
+weights, gradients and optimiser states (torch's fully_shard; DeepSpeed). The order of the pairs does not
+depend on any of it, so all of them end with the weights of one process, but for rounding.
 
 Each process holds the whole model once, while it is loaded and compared with itself, before it is cut up.
 """
@@ -40,7 +40,8 @@ from sao.errors import TrainingError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=3)
-"""How long a process waits for the others: the first one alone writes the model. Where one dies, torchrun ends the rest."""
+"""How long a process waits for the others: the first one alone writes the model. Where one dies, torchrun
+ends the rest."""
 ZERO3 = Path(__file__).with_name("zero3.json")
 """DeepSpeed's settings."""
 
@@ -53,11 +54,13 @@ class Processes:
     rank: int = 0
 
     def micro_steps(self, config: TrainConfig) -> int:
-        """Forward passes of each process to one optimiser step. Raises TrainingError where the batch does not divide."""
+        """Forward passes of each process to one optimiser step. Raises TrainingError where the batch does not
+        divide."""
         at_once = config.micro_batch_size * self.world
         if config.batch_size % at_once:
             raise TrainingError(
-                f"train.micro_batch_size {config.micro_batch_size} times {self.world} processes does not divide "
+                f"train.micro_batch_size {config.micro_batch_size} times {self.world} processes does not "
+                "divide "
                 f"train.batch_size {config.batch_size}"
             )
         return config.batch_size // at_once
@@ -97,13 +100,15 @@ def processes() -> Processes:
         return Processes()
     cuda = torch.cuda.is_available()
     if not torch.distributed.is_initialized():
-        # Both backends: a model may be kept on the CPU of a machine with GPUs, and numbers are exchanged there.
+        # Both backends: a model may be kept on the CPU of a machine with GPUs, and numbers are exchanged
+        # there.
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
         atexit.register(_leave)
     state = PartialState(cpu=not cuda)
     if state.num_processes != expected:
         raise TrainingError(
-            f"torchrun started {expected} processes, but {state.num_processes} found each other. Start them with torchrun, "
+            f"torchrun started {expected} processes, but {state.num_processes} found each other. Start them "
+            "with torchrun, "
             "not with `accelerate launch --cpu`"
         )
     return Processes(state.num_processes, state.process_index)
@@ -119,17 +124,24 @@ def _leave() -> None:
 def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -> None:
     """Raise TrainingError where `config` asks for what these processes cannot do."""
     way = config.parallel
-    if group.world > 1 and model.device.type == "cuda" and model.device.index != int(os.environ["LOCAL_RANK"]):
+    if (
+        group.world > 1
+        and model.device.type == "cuda"
+        and model.device.index != int(os.environ["LOCAL_RANK"])
+    ):
         raise TrainingError(
-            f"process {group.rank} has its model on {model.device}, but each process needs a GPU of its own. Set engine.device "
+            f"process {group.rank} has its model on {model.device}, but each process needs a GPU of its own. "
+            "Set engine.device "
             "to cuda or auto"
         )
     if way == "ddp":
         return
     if group.world == 1:
         raise TrainingError(
-            f"train.parallel {way} shares the model out among several processes, and there is one. Start them with "
-            "`torchrun --nproc-per-node N -m sao ...`, or set train.processes; for one process take train.parallel ddp"
+            f"train.parallel {way} shares the model out among several processes, and there is one. Start "
+            "them with "
+            "`torchrun --nproc-per-node N -m sao ...`, or set train.processes; for one process take "
+            "train.parallel ddp"
         )
     if config.method == "qlora":
         raise TrainingError(
@@ -137,7 +149,8 @@ def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -
         )
     if config.optimizer == "adamw_8bit" or (way, config.optimizer) == ("zero3", "adamw_sr"):
         raise TrainingError(
-            f"train.optimizer {config.optimizer} does not go with train.parallel {way}: take adamw, or train.parallel ddp"
+            f"train.optimizer {config.optimizer} does not go with train.parallel {way}: take adamw, or "
+            "train.parallel ddp"
         )
     if way == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise TrainingError("train.parallel zero3 needs the package deepspeed: pip install deepspeed")
@@ -147,7 +160,8 @@ def arguments(config: TrainConfig, group: Processes) -> dict[str, Any]:
     """What transformers.TrainingArguments are to know of it."""
     if config.parallel != "zero3":
         return {}
-    # Accelerate would take DeepSpeed for one process on a CPU: it gets to know the others and DeepSpeed before.
+    # Accelerate would take DeepSpeed for one process on a CPU: it gets to know the others and DeepSpeed
+    # before.
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="nccl" if torch.cuda.is_available() else "gloo")
@@ -155,7 +169,8 @@ def arguments(config: TrainConfig, group: Processes) -> dict[str, Any]:
 
 
 def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> None:
-    """Raise TrainingError where the model is not shared out as asked: some set-ups fall back to another way silently."""
+    """Raise TrainingError where the model is not shared out as asked: some set-ups fall back to another way
+    silently."""
     if group.world == 1:
         return
     match config.parallel:
@@ -163,7 +178,9 @@ def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> No
             right = isinstance(model, nn.parallel.DistributedDataParallel)
         case "fsdp2":
             # The root keeps its weights whole between a measurement and the next step; the layers never do.
-            parts = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+            parts = [
+                module for module in model.modules() if isinstance(module, FSDPModule) and module is not model
+            ]
             cut = all(isinstance(weight, DTensor) for part in parts for weight in part.parameters())
             right = isinstance(model, FSDPModule) and bool(parts) and cut
         case "zero3":
@@ -172,16 +189,20 @@ def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> No
     met = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if not right or met != group.world:
         raise TrainingError(
-            f"train.parallel {config.parallel} in {group.world} processes, but the model is a {type(model).__name__} in {met}: "
-            "it would be trained otherwise than asked. Please report the versions of torch, transformers and accelerate; another "
+            f"train.parallel {config.parallel} in {group.world} processes, but the model is a "
+            f"{type(model).__name__} in {met}: "
+            "it would be trained otherwise than asked. Please report the versions of torch, transformers and "
+            "accelerate; another "
             "train.parallel may work"
         )
 
 
 def shard(model: Any, group: Processes) -> None:
-    """Cut the model up in place: each decoder layer by itself, and what is left (embedding, norm, head) as one piece.
+    """Cut the model up in place: each decoder layer by itself, and what is left (embedding, norm, head) as
+    one piece.
 
-    The head is used inside the root's forward pass, which has gathered it; in the backward pass the root gathers it again.
+    The head is used inside the root's forward pass, which has gathered it; in the backward pass the root
+    gathers it again.
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (group.world,))
@@ -200,7 +221,9 @@ def _layers(model: Any) -> list[nn.Module]:
     names = set(model._no_split_modules or ())
     found = [module for module in model.modules() if type(module).__name__ in names]
     if not found:
-        raise TrainingError(f"{type(model).__name__} does not name its layers: take train.parallel ddp or zero3")
+        raise TrainingError(
+            f"{type(model).__name__} does not name its layers: take train.parallel ddp or zero3"
+        )
     return found
 
 
@@ -226,7 +249,8 @@ def _whole(weight: Any) -> Any:
 
 
 class ParallelTrainer(Trainer):
-    """transformers.Trainer with models that are cut up: how they are wrapped, kept in checkpoints, and put together.
+    """transformers.Trainer with models that are cut up: how they are wrapped, kept in checkpoints, and put
+    together.
 
     A subclass sets `config` and `group` before it calls `__init__`.
     """
@@ -241,7 +265,8 @@ class ParallelTrainer(Trainer):
         self.sharded = self.config.parallel == "fsdp2"
         if self.sharded:
             shard(model, self.group)
-            # What Trainer calls a model that came from the disk in pieces: neither it nor accelerate wraps it again.
+            # What Trainer calls a model that came from the disk in pieces: neither it nor accelerate wraps it
+            # again.
             self.is_distributed_loading_by_transformers = True
 
     def whole_model(self) -> Any:

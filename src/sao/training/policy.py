@@ -1,8 +1,9 @@
 """The model as a policy: a forward pass that returns the log-probabilities of given tokens instead of logits.
 
-`as_policy(model)` changes the model in place so that, called with `selected` and `targets`, it never builds the logits (see
-`sao.training.logps`). The work is done inside the model's own forward and its head's, so that wrappers that gather weights
-around a module's forward (DDP, FSDP2, ZeRO-3, PEFT) see what they expect. Called as usual, the model does what it did.
+`as_policy(model)` changes the model in place so that, called with `selected` and `targets`, it never builds
+the logits (see `sao.training.logps`). The work is done inside the model's own forward and its head's, so that
+wrappers that gather weights around a module's forward (DDP, FSDP2, ZeRO-3, PEFT) see what they expect. Called
+as usual, the model does what it did.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
         raise ModelError(
-            f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the head and quantised "
+            f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the "
+            "head and quantised "
             "heads cannot be trained. Take the head out of train.lora.targets"
         )
     settings = model.config.get_text_config()
     if getattr(settings, "output_router_logits", False):
         raise ModelError(
-            "the model's config asks for its router's own loss (output_router_logits), which this training does not add. Set it "
+            "the model's config asks for its router's own loss (output_router_logits), which this training "
+            "does not add. Set it "
             "to false in config.json"
         )
     scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
@@ -57,7 +60,9 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
         selected = inputs.pop("selected")
         inputs.pop("labels", None)
         inputs["use_cache"] = False
-        hidden = self.base_model(*args, **{k: v for k, v in inputs.items() if v is not None})[0]  # [rows, T, H]
+        hidden = self.base_model(*args, **{k: v for k, v in inputs.items() if v is not None})[
+            0
+        ]  # [rows, T, H]
         return head(hidden.flatten(0, 1).index_select(0, selected), targets)  # [N]
 
     for module, forward in ((head, head_forward), (model, model_forward)):
@@ -78,19 +83,24 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def part_sums(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
-    """Sums of the log-probabilities of the batch's parts, nats: chosen [B], rejected [B] and, where it has them, prompts [B]."""
+    """Sums of the log-probabilities of the batch's parts, nats: chosen [B], rejected [B] and, where it has
+    them, prompts [B]."""
     logps = model(**batch.model_inputs)  # [N]
     # A sum for each part: index_add would add in an order of its own on a GPU.
     sums = torch.stack([part.sum() for part in torch.split(logps, batch.lengths)])
     return torch.split(sums, len(batch.rows))
 
 
-def check_policy(model: PreTrainedModel, plain: str, pairs: list[TokenPair], batch: Batch, exact: bool) -> None:
-    """Compare the policy's log-probabilities on `pairs` with those of the model's own logits under attention `plain`.
+def check_policy(
+    model: PreTrainedModel, plain: str, pairs: list[TokenPair], batch: Batch, exact: bool
+) -> None:
+    """Compare the policy's log-probabilities on `pairs` with those of the model's own logits under attention
+    `plain`.
 
-    `exact` says that all is reckoned in float32: then no token may differ by more than 0.01 nats; else the mean by more than
-    0.05, since rounding to three digits adds up over the layers. Raises ModelError where they do: the model then has something
-    in its layers or its head that packing or the tiled head does not know, and its training would be silently wrong.
+    `exact` says that all is reckoned in float32: then no token may differ by more than 0.01 nats; else the
+    mean by more than 0.05, since rounding to three digits adds up over the layers. Raises ModelError where
+    they do: the model then has something in its layers or its head that packing or the tiled head does not
+    know, and its training would be silently wrong.
     """
     padded = pad(pairs, 0).to(model.device)
     was_training = model.training
@@ -118,7 +128,8 @@ def check_policy(model: PreTrainedModel, plain: str, pairs: list[TokenPair], bat
     tolerance = 0.01 if exact else 0.05
     if not head_off <= tolerance:
         raise ModelError(
-            "this model's head does more than a linear layer, scaling and soft-capping: its log-probabilities are off by "
+            "this model's head does more than a linear layer, scaling and soft-capping: its "
+            "log-probabilities are off by "
             f"{head_off:.3g} nats. It cannot be trained here; please report the model"
         )
     if not packed_off <= tolerance:

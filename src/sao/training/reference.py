@@ -1,7 +1,8 @@
 """The reference model's log-probabilities: computed once, before training, and kept in reference.jsonl.
 
-One line for each pair: {"id", "chosen", "rejected"}, sums in nats. At that moment the policy is the reference (a fresh adapter
-changes nothing), so no second model is ever held. A killed pass goes on with the batches that are missing.
+One line for each pair: {"id", "chosen", "rejected"}, sums in nats. At that moment the policy is the reference
+(a fresh adapter changes nothing), so no second model is ever held. A killed pass goes on with the batches
+that are missing.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def reference_sums(
 ) -> Tensor:
     """Sums of the chosen and rejected answers under `model` as it is, [pairs, 2] float32, nats.
 
-    `half` says whether the training autocasts to bfloat16; `collate` makes a batch of row numbers. Every process computes its
-    share; the first one writes the file.
+    `half` says whether the training autocasts to bfloat16; `collate` makes a batch of row numbers. Every
+    process computes its share; the first one writes the file.
     """
     path = out / FILE
     lines = list(read_jsonl(path)) if path.is_file() else []
@@ -54,7 +55,9 @@ def reference_sums(
         if mine:
             with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
                 chosen, rejected, *_ = part_sums(model, collate(mine).to(device))
-            found = [(pairs[r].id, c, x) for r, c, x in zip(mine, chosen.tolist(), rejected.tolist(), strict=True)]
+            found = [
+                (pairs[r].id, c, x) for r, c, x in zip(mine, chosen.tolist(), rejected.tolist(), strict=True)
+            ]
         found = gather_object(found) if world > 1 else found
         stored |= {key: (c, x) for key, c, x in found}
         if rank == 0:

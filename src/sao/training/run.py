@@ -1,9 +1,10 @@
 """Training on preference pairs: `train(pairs, model, tokenizer, out, config, seed)`.
 
-What enters: token pairs and a chat model. What leaves: `out/model`, a Hugging Face folder, `out/metrics.jsonl`, a line for
-each optimiser step and each measurement, and, for adapters, `out/adapter`.
+What enters: token pairs and a chat model. What leaves: `out/model`, a Hugging Face folder,
+`out/metrics.jsonl`, a line for each optimiser step and each measurement, and, for adapters, `out/adapter`.
 
-The same call again goes on from the last whole checkpoint; on a CPU it ends with the same weights, bit for bit.
+The same call again goes on from the last whole checkpoint; on a CPU it ends with the same weights, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ PROBE = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
-    """The trained model's folder, the optimiser steps taken, and the metrics of the last step and the last measurement."""
+    """The trained model's folder, the optimiser steps taken, and the metrics of the last step and the last
+    measurement."""
 
     model_dir: Path
     steps: int
@@ -55,10 +57,12 @@ def train(
     seed: int,
     on_log: OnLog | None = None,
 ) -> TrainResult:
-    """Train `model` (in place) on `pairs` and save it to `out/model`; go on from `out/checkpoints` where there are any.
+    """Train `model` (in place) on `pairs` and save it to `out/model`; go on from `out/checkpoints` where
+    there are any.
 
-    Where `out/model` exists nothing is trained and the stored result returned. The model is saved in the number format in
-    which it came; an adapter is merged into it and also saved by itself. Under torchrun every process makes this call.
+    Where `out/model` exists nothing is trained and the stored result returned. The model is saved in the
+    number format in which it came; an adapter is merged into it and also saved by itself. Under torchrun
+    every process makes this call.
 
     Args:
         pairs: What to train on; none longer than `config.max_length`, which the caller sees to.
@@ -70,8 +74,8 @@ def train(
         on_log: Called with every line of metrics.jsonl that is written; in the first process only.
 
     Raises:
-        TrainingError: There are no pairs, a pair has an empty part or impossible ids, the loss is not finite, memory does
-            not suffice, or an alarm stopped the training (`config.on_alarm`).
+        TrainingError: There are no pairs, a pair has an empty part or impossible ids, the loss is not finite,
+            memory does not suffice, or an alarm stopped the training (`config.on_alarm`).
         StoreError: `out` cannot be written, because the disk is full, say.
         Terminated: SIGTERM came; a checkpoint was saved, and the same call goes on from it.
 
@@ -82,14 +86,19 @@ def train(
     parallel.check_setup(model, config, group)
     check_pairs(pairs, model.config.get_text_config().vocab_size)
     check_columns(pairs, config)
-    saved_dtype, use_cache, attention = _saved_dtype(model), model.config.use_cache, model.config._attn_implementation
+    saved_dtype, use_cache, attention = (
+        _saved_dtype(model),
+        model.config.use_cache,
+        model.config._attn_implementation,
+    )
     with _quiet():
         with writing(out):
             group.first_alone(lambda: claim(out, _settings(pairs, model, config, seed)))
             checkpoint = group.first_alone(lambda: resume_point(out))
         if config.parallel == "zero3" and checkpoint is not None and processes_of(checkpoint) != group.world:
             raise TrainingError(
-                f"{checkpoint} was written by {processes_of(checkpoint)} processes, and zero3 cannot go on with {group.world}. "
+                f"{checkpoint} was written by {processes_of(checkpoint)} processes, and zero3 cannot go on "
+                f"with {group.world}. "
                 f"Give --train.processes {processes_of(checkpoint)}, or delete {out} to start anew"
             )
         try:
@@ -113,8 +122,11 @@ def train(
     return _stored_result(out)
 
 
-def _settings(pairs: Sequence[TokenPair], model: PreTrainedModel, config: TrainConfig, seed: int) -> dict[str, Any]:
-    """What a training depends on, compared when it goes on: settings, and hashes of the pairs and of some of each weight."""
+def _settings(
+    pairs: Sequence[TokenPair], model: PreTrainedModel, config: TrainConfig, seed: int
+) -> dict[str, Any]:
+    """What a training depends on, compared when it goes on: settings, and hashes of the pairs and of some of
+    each weight."""
     some = hashlib.sha256()
     for name, weight in model.named_parameters():
         some.update(f"{name} {tuple(weight.shape)}".encode())
@@ -125,8 +137,11 @@ def _settings(pairs: Sequence[TokenPair], model: PreTrainedModel, config: TrainC
     return {**config.learnt_from(), "seed": seed, "pairs": whole, "model": some.hexdigest()[:16]}
 
 
-def _policy(model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Sequence[TokenPair]) -> PreTrainedModel:
-    """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead of logits."""
+def _policy(
+    model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Sequence[TokenPair]
+) -> PreTrainedModel:
+    """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead
+    of logits."""
     if config.method != "qlora":
         model.to(dtype=getattr(torch, config.weights))  # type: ignore[call-arg]
     attention = model.config._attn_implementation
@@ -143,7 +158,8 @@ def _policy(model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Seque
 
 
 def _probe(pairs: Sequence[TokenPair], window: int | None) -> list[TokenPair]:
-    """Two pairs of unlike lengths to compare policy and model on, cut short: the comparison holds their whole logits.
+    """Two pairs of unlike lengths to compare policy and model on, cut short: the comparison holds their whole
+    logits.
 
     Where answers outgrow the model's sliding window, so do these.
     """
@@ -172,17 +188,23 @@ def _saved_dtype(model: PreTrainedModel) -> torch.dtype:
 
 
 def _out_of_memory(config: TrainConfig, error: Exception) -> str:
-    ways = [f"a smaller train.micro_batch_size (now {config.micro_batch_size})"] if config.micro_batch_size > 1 else []
+    ways = (
+        [f"a smaller train.micro_batch_size (now {config.micro_batch_size})"]
+        if config.micro_batch_size > 1
+        else []
+    )
     ways += [] if config.gradient_checkpointing else ["train.gradient_checkpointing true"]
     ways += ["train.method lora"] if config.method == "full" else ["a smaller train.max_length"]
     return (
-        f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao plan` reckons what fits. "
+        f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao "
+        "plan` reckons what fits. "
         "Checkpoints are kept"
     )
 
 
 def _publish(trainer: PreferenceTrainer, tokenizer: ChatTokenizer, dtype: torch.dtype, out: Path) -> None:
-    """Save the model; it appears as `out/model` when it is whole. The checkpoints are no longer needed then."""
+    """Save the model; it appears as `out/model` when it is whole. The checkpoints are no longer needed
+    then."""
     model = trainer.whole_model()
     if model is None:
         return  # another process than the first

@@ -1,7 +1,9 @@
-"""The trainer: transformers.Trainer does the stepping, saving and reporting; losses, log-probabilities and batches are ours.
+"""The trainer: transformers.Trainer does the stepping, saving and reporting; losses, log-probabilities and
+batches are ours.
 
-What enters: token pairs and a policy (`sao.training.policy`). What leaves: trained weights, checkpoints, and a line of
-metrics.jsonl for each optimiser step and each measurement. `sao.training.run.train` is what makes and ends it.
+What enters: token pairs and a policy (`sao.training.policy`). What leaves: trained weights, checkpoints, and
+a line of metrics.jsonl for each optimiser step and each measurement. `sao.training.run.train` is what makes
+and ends it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ MEASURES = ("loss", "nll", "rewards/chosen", "rewards/rejected", "logps/chosen",
 
 
 class PreferenceTrainer(parallel.ParallelTrainer):
-    """transformers.Trainer with preference losses, batches of its own and checkpoints that are whole or nothing."""
+    """transformers.Trainer with preference losses, batches of its own and checkpoints that are whole or
+    nothing."""
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole global batch
 
@@ -72,7 +75,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         self._held_out_tokens = statistics.fmean(covered) if covered else 0.0
         self._measured: list[tuple[list[int], Tensor]] = []
         self._alarms = monitors.Alarms()
-        self._alarm = self._alarms.replay(read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ())
+        self._alarm = self._alarms.replay(
+            read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ()
+        )
         if config.on_alarm == "stop" and self._alarm is not None:
             raise self._by_alarm("before")
         self._targets = torch.tensor([_target(pair, config) for pair in self.pairs])  # [pairs, 2]
@@ -94,7 +99,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
         self.remove_callback(PrinterCallback)
-        self.flow = monitors.SaveAndStop(config.save_steps, config.save_minutes, self.group.world, self.group.rank)
+        self.flow = monitors.SaveAndStop(
+            config.save_steps, config.save_minutes, self.group.world, self.group.rank
+        )
         self.add_callback(self.flow)
 
     def _arguments(self, device: torch.device, from_start: bool) -> TrainingArguments:
@@ -156,11 +163,15 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         c, group = self.config, self.group
         lengths = [len(pair) for pair in self.pairs[: self.n_train]]
         order = EpochOrder(lengths, self.seed, c.batch_size)
-        batches = MicroBatches(order, c.batch_size, c.micro_batch_size, group.world, group.rank, c.batches == "packed")
+        batches = MicroBatches(
+            order, c.batch_size, c.micro_batch_size, group.world, group.rank, c.batches == "packed"
+        )
         everything: Any = _Rows(-self.n_train, self.n_train)
         loader: DataLoader[Any] = DataLoader(everything, batch_sampler=batches, collate_fn=self.collate)
         # They are dealt to the processes already: this only adds what Trainer expects of a loader.
-        prepared: DataLoader[Any] = prepare_data_loader(loader, num_processes=1, process_index=0, put_on_device=False)
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, num_processes=1, process_index=0, put_on_device=False
+        )
         return prepared
 
     def get_batch_samples(
@@ -190,7 +201,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
     ) -> Any:
         """A micro-batch's share of the mean loss over the pairs of the global batch, [].
 
-        Each pair weighs the same, also where micro-batches or the last global batch are smaller than the others.
+        Each pair weighs the same, also where micro-batches or the last global batch are smaller than the
+        others.
         """
         parallel.check_wrapper(model, self.config, self.group)
         batch = inputs["batch"].to(self.args.device)
@@ -201,7 +213,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         loss = (losses * batch.weights).sum() / self._step_pairs * self.group.world
         return (loss, None) if return_outputs else loss
 
-    def pair_losses(self, model: torch.nn.Module, batch: Batch, tokens_per_pair: float) -> tuple[Tensor, Tensor]:
+    def pair_losses(
+        self, model: torch.nn.Module, batch: Batch, tokens_per_pair: float
+    ) -> tuple[Tensor, Tensor]:
         """[B] losses, and [len(MEASURES), B] what is measured of each pair.
 
         `tokens_per_pair` is the mean over the global batch, for a likelihood that is averaged over tokens.
@@ -241,7 +255,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             logs.update(self._means(measured))
         elif not any(name.startswith(("eval_", "samples/")) for name in logs):
             return  # Trainer's summary of the whole run
-        # Trainer counts micro-batches, of which the last batch may have fewer: the share depends on how they are cut.
+        # Trainer counts micro-batches, of which the last batch may have fewer: the share depends on how they
+        # are cut.
         self.state.epoch = self.config.epochs * self.state.global_step / self.state.max_steps
         super().log(logs, start_time)  # adds the epoch, and tells W&B and the like
         line = {"step": self.state.global_step, **logs}
@@ -262,13 +277,20 @@ class PreferenceTrainer(parallel.ParallelTrainer):
     def _take_measured(self) -> tuple[list[int], Tensor]:
         """What was measured since the last call, over all processes: rows, and [len(MEASURES), rows]."""
         rows = [row for rows, _ in self._measured for row in rows]
-        columns = torch.cat([m for _, m in self._measured], dim=1).double().cpu().t().tolist() if self._measured else []
+        columns = (
+            torch.cat([m for _, m in self._measured], dim=1).double().cpu().t().tolist()
+            if self._measured
+            else []
+        )
         self._measured.clear()
         found = self.group.gather(list(zip(rows, columns, strict=True)))
-        return [row for row, _ in found], torch.tensor([column for _, column in found], dtype=torch.float64).t()
+        return [row for row, _ in found], torch.tensor(
+            [column for _, column in found], dtype=torch.float64
+        ).t()
 
     def _means(self, measured: Tensor) -> dict[str, float]:
-        """Means over pairs of what MEASURES names. Rewards are the implicit ones of the loss; margins are before γ."""
+        """Means over pairs of what MEASURES names. Rewards are the implicit ones of the loss; margins are
+        before γ."""
         mean = dict(zip(MEASURES, measured.mean(1).tolist(), strict=True))
         margins = measured[MEASURES.index("rewards/chosen")] - measured[MEASURES.index("rewards/rejected")]
         mean["rewards/margins"] = margins.mean().item()
@@ -278,14 +300,17 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         return mean
 
     def _check_finite(self, rows: list[int], losses: Tensor, grad_norm: float) -> None:
-        """Raise TrainingError naming the pairs whose loss is not finite, or all where only the gradient is not."""
+        """Raise TrainingError naming the pairs whose loss is not finite, or all where only the gradient is
+        not."""
         broken = [row for row, fine in zip(rows, losses.isfinite().tolist(), strict=True) if not fine]
         if not broken and math.isfinite(grad_norm):
             return
         ids = ", ".join(self.pairs[row].id for row in broken or rows)
         raise TrainingError(
-            f"optimiser step {self.state.global_step}: the {'loss' if broken else 'gradient'} is not finite for the "
-            f"pairs {ids}. Look at these pairs and whether the model's weights are finite; else lower train.lr "
+            f"optimiser step {self.state.global_step}: the {'loss' if broken else 'gradient'} is not finite "
+            "for the "
+            f"pairs {ids}. Look at these pairs and whether the model's weights are finite; else lower "
+            "train.lr "
             f"({self.config.lr:g}) or train.beta ({self.config.scale:g})"
         )
 
@@ -299,7 +324,11 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             # As many forward passes in every process: sharded weights are gathered by all of them together.
             for i in range(0, -(-len(self.held_out) // self.group.world), size):
                 batch = self.batch_of(rows[i : i + size] or [self.n_train]).to(self.args.device)
-                with torch.no_grad(), self.compute_loss_context_manager(), self.autocast_smart_context_manager():
+                with (
+                    torch.no_grad(),
+                    self.compute_loss_context_manager(),
+                    self.autocast_smart_context_manager(),
+                ):
                     _, measured = self.pair_losses(model, batch, self._held_out_tokens)
                 if rows[i : i + size]:
                     self._measured.append((batch.rows, measured))
@@ -312,7 +341,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             prompts = [pair.prompt_ids for pair in some]
             seed = seed_of(make_id(self.seed, step))
             together = self.group.world > 1 and self.config.parallel != "ddp"
-            metrics |= monitors.sample_metrics(chat, prompts, longest, self.attention, seed, self.end_ids, together)
+            metrics |= monitors.sample_metrics(
+                chat, prompts, longest, self.attention, seed, self.end_ids, together
+            )
         metrics = self.group.from_first(metrics)  # alarms must see the same in all of them
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -332,7 +363,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
     def _by_alarm(self, when: str) -> TrainingError:
         return TrainingError(
-            f"stopped {when} by an alarm: {self._alarm}. The checkpoint is kept. Lower train.lr ({self.config.lr:g}), add "
+            f"stopped {when} by an alarm: {self._alarm}. The checkpoint is kept. Lower train.lr "
+            f"({self.config.lr:g}), add "
             "train.nll_weight, or go on with --train.on_alarm warn"
         )
 
@@ -348,7 +380,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
 
 def half_precision(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained as such."""
+    """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained
+    as such."""
     return device.type == "cuda" and not (config.method == "full" and config.weights == "bfloat16")
 
 

@@ -1,8 +1,9 @@
-"""What a run's judge is worth: `sao audit RUN`. A run folder in, a summary and a table out; nothing is written.
+"""What a run's judge is worth: `sao audit RUN`. A run folder in, a summary and a table out; nothing is
+written.
 
-Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle; elsewhere people's
-labels by `sao label`), accuracy and calibration are measured; without it the judge's own consistency has to do. The paper
-(arXiv 2510.06652) reports none of this.
+Every rate has a 95 % interval whose unit is the prompt. Where gold is known (the proving ground's oracle;
+elsewhere people's labels by `sao label`), accuracy and calibration are measured; without it the judge's own
+consistency has to do. The paper (arXiv 2510.06652) reports none of this.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
 
     Args:
         run: A run whose pairs are made.
-        labels: People's verdicts (see `sao.analysis.label`); RUN/labels.jsonl is taken by itself where it is there.
+        labels: People's verdicts (see `sao.analysis.label`); RUN/labels.jsonl is taken by itself where it is
+            there.
 
     Raises:
         StoreError: The run's pairs are not made yet.
@@ -138,8 +140,11 @@ def _words(group: Judged, judge: str, jury: pairs.Jury) -> Words:
     return found
 
 
-def _judges_beside(run: RunFolder) -> Iterator[tuple[str, Iterator[tuple[Prompt, list[Response], list[Judgment]]]]]:
-    """Finished verdicts by other recipes on the same answers in this folder, under the name of their judge and folder."""
+def _judges_beside(
+    run: RunFolder,
+) -> Iterator[tuple[str, Iterator[tuple[Prompt, list[Response], list[Judgment]]]]]:
+    """Finished verdicts by other recipes on the same answers in this folder, under the name of their judge
+    and folder."""
     mine = {stage.path for stage in run.judgments_stages}
     for info in sorted(run.responses_stage.path.parent.glob("judgments-*/stage.json")):
         try:
@@ -157,7 +162,9 @@ def _judges_beside(run: RunFolder) -> Iterator[tuple[str, Iterator[tuple[Prompt,
         ) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
             rows = (from_dict(Judgment, row) for row in read_jsonl(path / "records.jsonl"))
             verdicts = Grouped(rows)
-            return ((prompt, answers, named(verdicts.take(prompt.id), name)) for prompt, answers in run.answered())
+            return (
+                (prompt, answers, named(verdicts.take(prompt.id), name)) for prompt, answers in run.answered()
+            )
 
         yield name, stream()
 
@@ -177,13 +184,16 @@ def _agreement(words: Iterable[tuple[Words, Words]]) -> dict[str, Any]:
         "agreement": same["rate"],
         "ci95": same["ci95"],
         "kappa": None if math.isnan(kappa) else kappa,
-        "agreement_where_both_decide": float(np.trace(decided)) / float(decided.sum()) if decided.any() else None,
+        "agreement_where_both_decide": float(np.trace(decided)) / float(decided.sum())
+        if decided.any()
+        else None,
     }
 
 
 def read_labels(path: Path, must: bool) -> Words:
-    """People's verdicts from a file of lines {"first_id", "second_id", "verdict", "by"}: each one's last word on a pair, and of
-    several people the sum. A line without a verdict takes back that person's last word on its "prompt_id".
+    """People's verdicts from a file of lines {"first_id", "second_id", "verdict", "by"}: each one's last word
+    on a pair, and of several people the sum. A line without a verdict takes back that person's last word on
+    its "prompt_id".
 
     Raises DataError where a line is no label, or where the file is not there but `must` be.
     """
@@ -204,7 +214,9 @@ def read_labels(path: Path, must: bool) -> Words:
                 break  # torn by a kill
             raise DataError(f"{place}: not a label, nor JSON ({error}). Mend or delete the line") from error
         if not isinstance(row, dict) or row.get("verdict", "") not in (None, *_WORDS):
-            raise DataError(f"{place}: not a label (it needs first_id, second_id and verdict: first, second or tie)")
+            raise DataError(
+                f"{place}: not a label (it needs first_id, second_id and verdict: first, second or tie)"
+            )
         by, prompt = _id(row, "by", place, ""), _id(row, "prompt_id", place, "")
         if row["verdict"] is None:
             last[by, prompt] = None
@@ -220,7 +232,8 @@ def read_labels(path: Path, must: bool) -> Words:
 
 
 def _id(row: dict[str, Any], key: str, place: str, default: str | None = None) -> str:
-    """The id or name under a key of a label; `default`, where one is given, for null and for a key that is not there."""
+    """The id or name under a key of a label; `default`, where one is given, for null and for a key that is
+    not there."""
     value = row.get(key)
     if value is None and default is not None:
         return default

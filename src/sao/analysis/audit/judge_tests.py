@@ -10,7 +10,8 @@ from sao.pipeline.folder import RunFolder
 
 
 def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
-    """The first judge on made-up pairs of one answer each of `n` prompts; see `sao.evaluation.judge_tests.try_judge`."""
+    """The first judge on made-up pairs of one answer each of `n` prompts; see
+    `sao.evaluation.judge_tests.try_judge`."""
     config = run.jury[0].config
     opened: list[Engine] = []
 

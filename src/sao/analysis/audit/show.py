@@ -7,7 +7,8 @@ from typing import Any
 TARGET, LEAST_SHARE = 0.95, 0.05
 """The label accuracy that the advice aims at, and the smallest share of pairs that it would keep for it."""
 CHANCE, NO_BETTER = 0.5, 0.55
-"""Share of flips of a coin that is tossed for each order, and an expected label accuracy that is hardly more than a coin's."""
+"""Share of flips of a coin that is tossed for each order, and an expected label accuracy that is hardly more
+than a coin's."""
 
 
 def verdict_on(found: dict[str, Any]) -> str:
@@ -21,17 +22,22 @@ def verdict_on(found: dict[str, Any]) -> str:
     effect = (judge["effects"] or {}).get("length")
     longer = judge["longer_wins_rate"]
     if longer is not None and not 0.02 <= longer <= 0.98 and effect is not None and (accuracy or 0) < 0.75:
-        return f"no judge: it takes the {'longer' if longer > 0.5 else 'shorter'} answer; learn from none of its pairs"
+        return f"no judge: it takes the {'longer' if longer > 0.5 else 'shorter'} answer; learn from none of its pairs"  # noqa: E501
     if accuracy is None:
-        name = "judge of unknown accuracy" if flips is None else f"judge that flips {100 * flips:.0f} % of its verdicts"
+        name = (
+            "judge of unknown accuracy"
+            if flips is None
+            else f"judge that flips {100 * flips:.0f} % of its verdicts"
+        )
     else:
-        name = f"{'good' if accuracy >= 0.9 else 'fair' if accuracy >= 0.75 else 'weak'} judge (right {100 * accuracy:.0f} %)"
+        name = f"{'good' if accuracy >= 0.9 else 'fair' if accuracy >= 0.75 else 'weak'} judge (right {100 * accuracy:.0f} %)"  # noqa: E501
     worth = [(row, row["accuracy"] if row["accuracy"] is not None else row["expected"]) for row in curve]
     usable = [(row, value) for row, value in worth if value is not None and row["share"] >= LEAST_SHARE]
     best = max((value for _, value in usable), default=0.0)
     if accuracy is None and flips is not None and flips >= CHANCE and best < NO_BETTER:
         return (
-            f"no judge: swapped answers flip {100 * flips:.0f} % of its verdicts, so its two orders agree no more often than by "
+            f"no judge: swapped answers flip {100 * flips:.0f} % of its verdicts, so its two orders agree no "
+            "more often than by "
             "chance; learn from none of its pairs"
         )
     if not usable:
@@ -71,14 +77,22 @@ def show_audit(found: dict[str, Any]) -> str:
             ]
             unfit = "" if summary["effects"]["converged"] else " (one of them decides alone: no finite fit)"
             lines.append(
-                f"\nwhat decides ({name}), log-odds for the first slot, a doubled length, quality 1: {', '.join(parts)}{unfit}"
+                f"\nwhat decides ({name}), log-odds for the first slot, a doubled length, quality 1: "
+                f"{', '.join(parts)}{unfit}"
             )
     lines.append(
-        f"\nall answers the same       {_cell(found['same_answers']['rate'], found['same_answers']['ci95'])} of the prompts"
+        f"\nall answers the same       {_cell(found['same_answers']['rate'], found['same_answers']['ci95'])} "
+        "of the prompts"
     )
     kept = found["kept"]
-    right = "" if kept["label_accuracy"] is None else f", {_cell(kept['label_accuracy'], kept['ci95'])} of them right"
-    lines.append(f"pairs kept                 {kept['pairs']} ({_percent(kept['share'])} of the possible ones){right}")
+    right = (
+        ""
+        if kept["label_accuracy"] is None
+        else f", {_cell(kept['label_accuracy'], kept['ci95'])} of them right"
+    )
+    lines.append(
+        f"pairs kept                 {kept['pairs']} ({_percent(kept['share'])} of the possible ones){right}"
+    )
     lines += ["", f"{'keep p ≥':>10}{'share':>9}{'right':>24}{'expected':>11}"]
     for row in found["coverage"]:
         figures = f"{_cell(row['accuracy'], row['ci95']):>24}{_percent(row['expected']):>11}"
@@ -87,13 +101,18 @@ def show_audit(found: dict[str, Any]) -> str:
         c = found["calibration"]
         bins = "  ".join(f"{row['p']:.2f}→{row['right']:.2f} ({row['n']})" for row in c["bins"])
         lines.append(
-            f"\ncalibration (p → share right): {bins}\nexpected calibration error {c['expected_error']:.3f} on {c['n']} pairs"
+            f"\ncalibration (p → share right): {bins}\nexpected calibration error {c['expected_error']:.3f} "
+            f"on {c['n']} pairs"
         )
     for name, row in found["agreement"].items():
         kappa = "–" if row["kappa"] is None else f"{row['kappa']:z.2f}"
-        lines.append(f"agrees with {name}: {_cell(row['agreement'], row['ci95'])} of {row['pairs']} pairs, κ {kappa}")
+        lines.append(
+            f"agrees with {name}: {_cell(row['agreement'], row['ci95'])} of {row['pairs']} pairs, κ {kappa}"
+        )
     for name, row in found.get("self_tests", {}).items():
-        lines.append(f"self-test {name:12} {_cell(row['rate'], row['ci95'])} {TESTS[name]} ({row['n']} verdicts)")
+        lines.append(
+            f"self-test {name:12} {_cell(row['rate'], row['ci95'])} {TESTS[name]} ({row['n']} verdicts)"
+        )
     return "\n".join(lines)
 
 
@@ -119,4 +138,6 @@ def _number(value: float | None) -> str:
 def _cell(value: float | None, interval: list[float] | tuple[float, float] | None) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.1f} %" + (f" [{100 * interval[0]:z.1f}, {100 * interval[1]:z.1f}]" if interval else "")
+    return f"{100 * value:.1f} %" + (
+        f" [{100 * interval[0]:z.1f}, {100 * interval[1]:z.1f}]" if interval else ""
+    )

@@ -60,7 +60,8 @@ class Tally:
     """Whether the verdicts are kept, 32 bytes each, to say what decides them."""
     rates: dict[str, Rate] = field(default_factory=dict)
     rows: array[float] = field(default_factory=lambda: array("d"))
-    """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of the prompt."""
+    """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of
+    the prompt."""
     verdicts: int = 0
     prompts: int = 0
 
@@ -106,7 +107,14 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """Rates with intervals, biases with standard errors."""
         found: dict[str, Any] = {"verdicts": self.verdicts}
-        names = ("accuracy", "first_slot_rate", "flip_rate", "unreadable_rate", "tie_rate", "longer_wins_rate")
+        names = (
+            "accuracy",
+            "first_slot_rate",
+            "flip_rate",
+            "unreadable_rate",
+            "tie_rate",
+            "longer_wins_rate",
+        )
         intervals = {}
         for name in (*names, "intransitive_rate"):
             rate = self.rate(name)
@@ -126,8 +134,9 @@ class Tally:
 
 
 def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
-    """What decides the verdicts, from `Tally.rows` [n, 4]: log-odds that the first answer wins, by slot (the constant), by length
-    (for each doubling) and, where it is known, by quality (for the whole of gold's scale). None for fewer than 30 verdicts."""
+    """What decides the verdicts, from `Tally.rows` [n, 4]: log-odds that the first answer wins, by slot (the
+    constant), by length (for each doubling) and, where it is known, by quality (for the whole of gold's
+    scale). None for fewer than 30 verdicts."""
     if len(table) < 30:
         return None
     known = ~np.isnan(table[:, 2])
@@ -137,7 +146,9 @@ def effects(table: NDArray[np.float64]) -> dict[str, Any] | None:
     if known.sum() >= 30:
         columns["quality"] = table[:, 2]
     columns = {name: column for name, column in columns.items() if name == "slot" or np.ptp(column) > 0}
-    fit = logistic(np.stack(list(columns.values()), 1), table[:, 0], np.unique(table[:, 3], return_inverse=True)[1])
+    fit = logistic(
+        np.stack(list(columns.values()), 1), table[:, 0], np.unique(table[:, 3], return_inverse=True)[1]
+    )
     found: dict[str, Any] = {
         name: {"log_odds": float(b), "se": float(s)}
         for name, b, s in zip(columns, fit.coefficients, fit.errors, strict=True)
@@ -161,7 +172,8 @@ def cycles(ids: list[str], judgments: list[Judgment], known: Calibration) -> Ite
 
 @dataclass
 class Curve:
-    """Each judged pair's calibrated probability, whether the filter of orders lets it pass, and whether gold agrees."""
+    """Each judged pair's calibrated probability, whether the filter of orders lets it pass, and whether gold
+    agrees."""
 
     p: array[float] = field(default_factory=lambda: array("d"))
     passes: array[int] = field(default_factory=lambda: array("b"))
@@ -196,8 +208,8 @@ class Curve:
         self.prompts += 1
 
     def calibration(self) -> dict[str, Any] | None:
-        """Bins of the probability against the share that gold calls right, and the expected calibration error (None without
-        gold)."""
+        """Bins of the probability against the share that gold calls right, and the expected calibration error
+        (None without gold)."""
         p, right = np.array(self.p), np.array(self.right)
         fine = ~(np.isnan(p) | np.isnan(right))
         if not fine.any():
@@ -205,7 +217,11 @@ class Curve:
         p, right = p[fine], right[fine]
         place = np.minimum((2 * (p - 0.5) * BINS).astype(int), BINS - 1)
         bins = [
-            {"p": float(p[place == k].mean()), "right": float(right[place == k].mean()), "n": int((place == k).sum())}
+            {
+                "p": float(p[place == k].mean()),
+                "right": float(right[place == k].mean()),
+                "n": int((place == k).sum()),
+            }
             for k in range(BINS)
             if (place == k).any()
         ]
@@ -213,8 +229,8 @@ class Curve:
         return {"bins": bins, "expected_error": error, "n": len(p)}
 
     def coverage(self, possible: int) -> list[dict[str, Any]]:
-        """For each least probability: share of the possible pairs that is kept, label accuracy by gold, and that which the
-        calibrated probabilities promise."""
+        """For each least probability: share of the possible pairs that is kept, label accuracy by gold, and
+        that which the calibrated probabilities promise."""
         p, passes, right = np.array(self.p), np.array(self.passes, bool), np.array(self.right)
         prompt, found = np.array(self.prompt, np.int64), []
         for level in LEVELS:

@@ -1,14 +1,17 @@
-"""How varied a run's data is: `sao stats RUN`, or two runs side by side. A run folder in, a dict of figures and a table out.
+"""How varied a run's data is: `sao stats RUN`, or two runs side by side. A run folder in, a dict of figures
+and a table out.
 
-Repetition is the share of texts that repeat an earlier one: exactly (equal but for case, punctuation and spaces), or nearly (a
-Jaccard similarity of word pairs of at least 0.7; the exact ones are among them). It is measured on all prompts as the model wrote
-them, held-out ones included, before any filter, and once more after the filters. The exact rate is what stands beside the paper's
-"prompt repetition" of 0.73 % with personas and 45.65 % without (arXiv 2510.06652, 10,000 pairs; how it was counted is not said
-there). It rises with the number of texts, so it is also given for 1,000 and for 10,000 of them. Of answers, equal ones to one
+Repetition is the share of texts that repeat an earlier one: exactly (equal but for case, punctuation and
+spaces), or nearly (a Jaccard similarity of word pairs of at least 0.7; the exact ones are among them). It is
+measured on all prompts as the model wrote them, held-out ones included, before any filter, and once more
+after the filters. The exact rate is what stands beside the paper's "prompt repetition" of 0.73 % with
+personas and 45.65 % without (arXiv 2510.06652, 10,000 pairs; how it was counted is not said there). It rises
+with the number of texts, so it is also given for 1,000 and for 10,000 of them. Of answers, equal ones to one
 prompt count too.
 
-Distinct-n, compression and the Vendi score hang on the size of what they are taken on. They are taken on samples of fixed size,
-drawn by the hash of a record's id, and the size is shown wherever there was less than that.
+Distinct-n, compression and the Vendi score hang on the size of what they are taken on. They are taken on
+samples of fixed size, drawn by the hash of a record's id, and the size is shown wherever there was less than
+that.
 """
 
 from __future__ import annotations
@@ -55,12 +58,14 @@ def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
     """The figures of a run, ready for JSON.
 
     Args:
-        run: A run whose prompts are written. One that trains on given pairs has none of its own; what there is is shown.
+        run: A run whose prompts are written. One that trains on given pairs has none of its own; what there
+            is is shown.
         seed: Another one draws other samples.
 
     Returns:
-        `personas`, `prompts` (as written), `kept_prompts` (where the filters dropped any) and `answers`, each only where it is
-        there and as `describe` gives it; `sources`, `licences`, `funnel`; `templates`, for prompts.mix.
+        `personas`, `prompts` (as written), `kept_prompts` (where the filters dropped any) and `answers`, each
+        only where it is there and as `describe` gives it; `sources`, `licences`, `funnel`; `templates`, for
+        prompts.mix.
 
     Raises:
         StoreError: The run's prompts are not written yet.
@@ -68,7 +73,8 @@ def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
     """
     if run.config.pairs.source is None and not run.prompts_stage.finished:
         raise StoreError(
-            f"{run.root}: its prompts are not all written yet. Go on with its recipe: sao prompts RECIPE --out {run.root}"
+            f"{run.root}: its prompts are not all written yet. Go on with its recipe: sao prompts RECIPE "
+            f"--out {run.root}"
         )
     found: dict[str, Any] = {
         "sources": sources(run.config),
@@ -81,7 +87,8 @@ def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
         def texts(stage: Stage = stage, kind: Any = kind) -> Iterator[tuple[str, str]]:
             return ((record.id, _text(record)) for record in stage.records(kind))
 
-        # Answers are long and many, and MinHash takes time by the word: of them only what is exactly the same is counted.
+        # Answers are long and many, and MinHash takes time by the word: of them only what is exactly the same
+        # is counted.
         found[name] = describe(texts, seed, topics=name == "prompts", near=name != "answers")
     return found
 
@@ -117,7 +124,8 @@ def sources(config: Config) -> dict[str, str]:
 
 
 def by_template(run: RunFolder) -> dict[str, dict[str, int]]:
-    """Of each template of prompts.mix how many prompts were asked for, written, and kept by the filters; {} without a mix."""
+    """Of each template of prompts.mix how many prompts were asked for, written, and kept by the filters; {}
+    without a mix."""
     c, kept = run.config, run.kept_prompts_stage
     written_by_mix = c.prompts.source is None and c.personas.source != "none" and c.pairs.imported is None
     if not c.prompts.mix or not written_by_mix or not run.prompts_stage.finished:
@@ -138,8 +146,8 @@ def by_template(run: RunFolder) -> dict[str, dict[str, int]]:
 def describe(texts: Texts, seed: int = 0, topics: bool = True, near: bool = True) -> dict[str, Any]:
     """The figures of some texts; `topics` and `near` leave out what takes longest.
 
-    Passes over the texts: one for lengths and sample, one for exact repetition, two more for near. Memory: 16 bytes a text, a
-    sample of SAMPLE texts, and what `sao.data.similarity.find_duplicates` takes.
+    Passes over the texts: one for lengths and sample, one for exact repetition, two more for near. Memory: 16
+    bytes a text, a sample of SAMPLE texts, and what `sao.data.similarity.find_duplicates` takes.
     """
     said, characters = array("q"), array("q")
 
@@ -158,7 +166,9 @@ def describe(texts: Texts, seed: int = 0, topics: bool = True, near: bool = True
         "words": spread(said),
         "characters": spread(characters),
         "exact_repetition": exact | {"among": {str(m): repetition_among(groups, m) for m in AMONG}},
-        "near_repetition": rate(sum(place >= 0 for place in repeats.earlier), n) | {"jaccard": NEAR} if near else None,
+        "near_repetition": rate(sum(place >= 0 for place in repeats.earlier), n) | {"jaccard": NEAR}
+        if near
+        else None,
         "distinct": {str(k): distinct_n(start, k) for k in (1, 2, 3)} | {"words": sum(map(len, start))},
         "compression": compression(sampled),
         "vendi": {"score": vendi(sampled[:VENDI_TEXTS]), "texts": min(VENDI_TEXTS, len(sampled))},

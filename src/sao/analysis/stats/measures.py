@@ -1,4 +1,5 @@
-"""Figures of texts, each by a small function: texts in, numbers out. What they are taken on: see `sao.analysis.stats`."""
+"""Figures of texts, each by a small function: texts in, numbers out. What they are taken on: see
+`sao.analysis.stats`."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ NEAR = 0.7
 AMONG = (1_000, 10_000)
 """Numbers of texts for which the exact repetition is given too; the paper's is of about 10,000."""
 SAMPLE, LONGEST = 5_000, 4_000
-"""Texts in the sample, and characters that are kept of each. Topics are taken on all of it, the rest on its start:"""
+"""Texts in the sample, and characters that are kept of each. Topics are taken on all of it, the rest on its
+start:"""
 DISTINCT_WORDS, COMPRESSED_BYTES, VENDI_TEXTS = 20_000, 100_000, 1_000
 TOPICS, TOPIC_WORDS = 8, 6
 
@@ -30,15 +32,17 @@ TOPICS, TOPIC_WORDS = 8, 6
 def rate(hits: int, n: int) -> dict[str, Any]:
     """A share with Wilson's 95 % interval.
 
-    Repetitions are no independent trials, but the interval holds the rate that is to be expected of as many texts about as often
-    as it should, or more often (a test draws texts from flat, Zipf's and mixed distributions).
+    Repetitions are no independent trials, but the interval holds the rate that is to be expected of as many
+    texts about as often as it should, or more often (a test draws texts from flat, Zipf's and mixed
+    distributions).
     """
     low, high = wilson(hits, n)
     return {"rate": hits / n if n else None, "ci95": [max(0.0, low), min(1.0, high)]}
 
 
 def smallest(texts: Iterable[tuple[str, str]], n: int, seed: int) -> list[tuple[str, str]]:
-    """A sample of n texts, or all, in an order that hangs on the ids alone: those with the smallest hashes."""
+    """A sample of n texts, or all, in an order that hangs on the ids alone: those with the smallest
+    hashes."""
     return heapq.nsmallest(n, texts, key=lambda row: make_id("stats", seed, row[0]))
 
 
@@ -63,10 +67,12 @@ def group_sizes(repeats: Repeats) -> Counter[int]:
 
 
 def repetition_among(groups: Counter[int], m: int) -> float | None:
-    """The exact repetition that is to be expected among m of the texts, drawn without putting back; None where there are fewer.
+    """The exact repetition that is to be expected among m of the texts, drawn without putting back; None
+    where there are fewer.
 
-    A group of s of the n texts is missed with probability C(n − s, m) / C(n, m); the others leave one text each that repeats
-    none (rarefaction: Hurlbert, "The nonconcept of species diversity", Ecology 52, 1971, equation 17).
+    A group of s of the n texts is missed with probability C(n − s, m) / C(n, m); the others leave one text
+    each that repeats none (rarefaction: Hurlbert, "The nonconcept of species diversity", Ecology 52, 1971,
+    equation 17).
     """
     n = sum(size * times for size, times in groups.items())
     if n < m:
@@ -75,7 +81,9 @@ def repetition_among(groups: Counter[int], m: int) -> float | None:
     def missed(size: int) -> float:
         return math.exp(math.fsum(math.log1p(-m / (n - i)) for i in range(size))) if size <= n - m else 0.0
 
-    different = math.fsum(times * (m / n if size == 1 else 1 - missed(size)) for size, times in groups.items())
+    different = math.fsum(
+        times * (m / n if size == 1 else 1 - missed(size)) for size, times in groups.items()
+    )
     return max(0.0, 1 - different / m)
 
 
@@ -92,13 +100,15 @@ def first_words(texts: Iterable[str]) -> list[list[str]]:
 
 
 def distinct_n(texts: Iterable[list[str]], n: int) -> float | None:
-    """Different n-grams of words over all n-grams (Li et al., arXiv 1510.03055); None where there are none."""
+    """Different n-grams of words over all n-grams (Li et al., arXiv 1510.03055); None where there are
+    none."""
     grams = [tuple(said[i : i + n]) for said in texts for i in range(len(said) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def compression(texts: Iterable[str]) -> dict[str, Any]:
-    """Bytes of the texts, one a line, over bytes of the same compressed (zlib, level 9), on the first COMPRESSED_BYTES of them.
+    """Bytes of the texts, one a line, over bytes of the same compressed (zlib, level 9), on the first
+    COMPRESSED_BYTES of them.
 
     The larger, the more they repeat each other (Shaib et al., arXiv 2403.00553).
     """
@@ -107,10 +117,11 @@ def compression(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def vendi(texts: list[str]) -> float | None:
-    """The Vendi score: how many quite different texts they are worth, from 1 to n (Friedman and Dieng, arXiv 2210.02410).
+    """The Vendi score: how many quite different texts they are worth, from 1 to n (Friedman and Dieng, arXiv
+    2210.02410).
 
-    e to the entropy of the eigenvalues of K/n (their definition 3.1), where K [n, n] holds the cosines of the texts' word counts,
-    weighted by rarity (TF-IDF). None of nothing.
+    e to the entropy of the eigenvalues of K/n (their definition 3.1), where K [n, n] holds the cosines of the
+    texts' word counts, weighted by rarity (TF-IDF). None of nothing.
     """
     import numpy as np
 
@@ -118,11 +129,13 @@ def vendi(texts: list[str]) -> float | None:
         return None
     shares = np.linalg.eigvalsh(cosines([Counter(words(text) or [text]) for text in texts]) / len(texts))
     shares = shares[shares > 1e-12]
-    return round(float(np.exp(-(shares * np.log(shares)).sum())), 6)  # further digits hang on the number of threads
+    # further digits hang on the number of threads
+    return round(float(np.exp(-(shares * np.log(shares)).sum())), 6)
 
 
 def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
-    """The cosines [n, n] of word counts, each word weighted by 1 + ln((1 + n) / (1 + texts in which it stands))."""
+    """The cosines [n, n] of word counts, each word weighted by 1 + ln((1 + n) / (1 + texts in which it
+    stands))."""
     import numpy as np
 
     n = len(counts)
@@ -130,7 +143,9 @@ def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
     shared = {word: i for i, word in enumerate(word for word, times in holders.items() if times > 1)}
     at, place, value = array("q"), array("q"), array("d")
     for i, count in enumerate(counts):
-        weights = {word: times * (1 + math.log((1 + n) / (1 + holders[word]))) for word, times in count.items()}
+        weights = {
+            word: times * (1 + math.log((1 + n) / (1 + holders[word]))) for word, times in count.items()
+        }
         norm = math.sqrt(math.fsum(weight * weight for weight in weights.values()))
         for word, weight in weights.items():
             if word in shared:  # a word of one text only adds to no other cosine than 1
@@ -150,7 +165,8 @@ def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
 
 
 def topics_of(texts: list[str], seed: int) -> dict[str, Any] | None:
-    """Clusters of the texts (k-means on TF-IDF), the largest first: share, and the words that tell them from the other texts.
+    """Clusters of the texts (k-means on TF-IDF), the largest first: share, and the words that tell them from
+    the other texts.
 
     None without scikit-learn; no clusters where there are too few texts or words.
     """

@@ -1,4 +1,5 @@
-"""The figures in words: a table of one or two runs, and below it where their data come from, what was dropped, and topics."""
+"""The figures in words: a table of one or two runs, and below it where their data come from, what was
+dropped, and topics."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ KINDS = {
     "answers": "answers",
 }  # fmt: skip
 SIZES = {
-    "distinct": (DISTINCT_WORDS, "words"), "compression": (COMPRESSED_BYTES, "bytes"), "vendi": (VENDI_TEXTS, "texts"),
+    "distinct": (DISTINCT_WORDS, "words"), "compression": (COMPRESSED_BYTES, "bytes"), "vendi": (VENDI_TEXTS,
+    "texts"),
 }  # fmt: skip
 """Figures that are taken on samples: of what size, and what that counts."""
 
@@ -28,14 +30,18 @@ ROWS: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("exact repetition", lambda s: _percent(s["exact_repetition"])),
     *((f"  among {m:,} of them", _among(m)) for m in AMONG),
     (f"near repetition (Jaccard ≥ {NEAR:g})", lambda s: _percent(s["near_repetition"])),
-    ("distinct-1, -2, -3", lambda s: _sampled(s, "distinct", "  ".join(_number(s["distinct"][k], 3) for k in "123"))),
+    (
+        "distinct-1, -2, -3",
+        lambda s: _sampled(s, "distinct", "  ".join(_number(s["distinct"][k], 3) for k in "123")),
+    ),
     ("compression ratio", lambda s: _sampled(s, "compression", _number(s["compression"]["ratio"], 2))),
     ("Vendi score", lambda s: _sampled(s, "vendi", _number(s["vendi"]["score"], 1))),
 ]
 
 
 def show_stats(runs: list[tuple[str, dict[str, Any]]]) -> str:
-    """One or two runs, each a name and what `stats` found: a column each, and below the table the rest of each."""
+    """One or two runs, each a name and what `stats` found: a column each, and below the table the rest of
+    each."""
     lines = [" " * 36 + "".join(f"{name if len(name) < 37 else '…' + name[-35:]:>38}" for name, _ in runs)]
     for kind, title in KINDS.items():
         columns = [found[kind] if kind in found and found[kind]["n"] else None for _, found in runs]
@@ -48,7 +54,8 @@ def show_stats(runs: list[tuple[str, dict[str, Any]]]) -> str:
                 lines.append(f"  {name:34}" + "".join(f"{text:>38}" for text in cells))
     lines += [
         "",
-        f"Samples: {DISTINCT_WORDS:,} words for distinct-n, {COMPRESSED_BYTES:,} bytes for compression, {VENDI_TEXTS:,} texts "
+        f"Samples: {DISTINCT_WORDS:,} words for distinct-n, {COMPRESSED_BYTES:,} bytes for compression, "
+        f"{VENDI_TEXTS:,} texts "
         f"for Vendi (or what the table says);\nof a text the first {LONGEST:,} characters.",
     ]
     lines += _cautions(runs)
@@ -64,7 +71,7 @@ def _cautions(runs: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     if any(a["n"] != b["n"] for a, b in both):
         yield "Repetition rises with the number of texts. Where that differs, compare the rows “among”."
     if any(a[key][unit] != b[key][unit] for a, b in both for key, (_, unit) in SIZES.items()):
-        yield "Figures of samples of different size do not compare: distinct-n falls as a sample grows, the others rise."
+        yield "Figures of samples of different size do not compare: distinct-n falls as a sample grows, the others rise."  # noqa: E501
 
 
 def _details(found: dict[str, Any]) -> Iterator[str]:
@@ -78,7 +85,7 @@ def _details(found: dict[str, Any]) -> Iterator[str]:
     for name, counts in found["templates"].items():
         yield f"template     {name}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items())
     if "prompts" not in found:
-        yield "no prompts   of its own: it trains on given pairs. `sao import` makes a run of such pairs, which can be measured"
+        yield "no prompts   of its own: it trains on given pairs. `sao import` makes a run of such pairs, which can be measured"  # noqa: E501
     elif found["prompts"]["topics"] is None:
         yield "topics       need scikit-learn: pip install 'sao[data]'"
     else:

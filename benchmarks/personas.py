@@ -24,7 +24,10 @@ from typing import Any
 from sao.config import load_recipe
 from sao.data.similarity import normalise
 from sao.engines import open_engine
-from sao.method import Run, run
+from sao.method import run
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
+from sao.pipeline.steps import one_answer
 from sao.records import Prompt, Response
 from sao.stages.responses import answer_prompts
 from sao.statistics import bootstrap_ci
@@ -45,14 +48,14 @@ def repetition(prompts: list[Prompt]) -> float:
     return 1 - len({normalise(prompt.text) for prompt in prompts}) / len(prompts)
 
 
-def scores(job: Run, model: str, prompts: list[Prompt], folder: str) -> dict[str, float]:
+def scores(job: Reader, model: str, prompts: list[Prompt], folder: str) -> dict[str, float]:
     """The oracle's score of one answer to each prompt, by its text; the answers' seeds hang on the prompts
     alone."""
     engine = open_engine(job.config.engine, model)
     try:
         answers = {
             r.prompt_id: r
-            for r in answer_prompts(prompts, engine, job.one_answer, folder, ())
+            for r in answer_prompts(prompts, engine, one_answer(job.config), folder, ())
             if isinstance(r, Response)
         }
     finally:
@@ -63,7 +66,7 @@ def scores(job: Run, model: str, prompts: list[Prompt], folder: str) -> dict[str
 
 def one_seed(seed: int, threads: int, out: Path) -> dict[str, dict[str, Any]]:
     """Repetition and gain of each way."""
-    jobs: dict[str, Run] = {}
+    jobs: dict[str, Reader] = {}
     for way, changes in WAYS.items():
         config = load_recipe("demo", {"seed": str(seed), "engine.threads": str(threads), **changes})
         folder = out / f"{seed}-{FOLDERS[way]}"
@@ -72,23 +75,23 @@ def one_seed(seed: int, threads: int, out: Path) -> dict[str, dict[str, Any]]:
         except Exception as error:
             print(f"{way}, seed {seed}: {error}", file=sys.stderr)
             continue
-        jobs[way] = Run(config, folder)
+        jobs[way] = reader(config, folder)
     shipped = jobs["shipped"]
     trained_on = {normalise(p.text) for job in jobs.values() for p in job.asked(False)}
     asked = [p for p in shipped.asked(True) if normalise(p.text) not in trained_on]
     before = scores(shipped, shipped.config.model, asked, "base")
     found = {}
     for way, job in jobs.items():
-        after = scores(job, str(job.model_dir), asked, "base")
+        after = scores(job, str(job.round.model_dir), asked, "base")
         gains = [after[id_] - before[id_] for id_ in before if id_ in after]
         prompts = list(job.asked(False))
-        people = job.personas_stage.counts
+        people = job.stage("personas").counts
         found[way] = {
             "seed": seed,
             "repetition": repetition(prompts),
             "distinct": len({normalise(p.text) for p in prompts}),
             "drafts": people["records"] + people["dropped"],
-            "pairs": job.pairs_stage.counts["records"],
+            "pairs": job.stage("pairs").counts["records"],
             "gain": statistics.fmean(gains),
             "ci95": bootstrap_ci(gains, 10_000, seed),
             "n": len(gains),

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 
 from sao.engines import open_engine
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import recorded
 from sao.records import Judgment
 from sao.stages import judging
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--engine", default="auto")
     args = parser.parse_args()
-    run = RunFolder.recorded(args.run)
+    run = recorded(args.run)
     groups = [(p.id, p.conversation, answers) for p, answers in run.answered() if len(answers) == 2][
         : args.pairs
     ]

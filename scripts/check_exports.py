@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import make_config
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
 from sao.sharing.export import export
 from sao.sharing.formats import FORMS, VIEWS, usage
 from sao.store.manifest import read_manifest
@@ -87,7 +87,7 @@ def main() -> None:
 
 def export_all(root: Path, out: Path) -> dict[str, dict[str, list[int]]]:
     """Every form and view in a folder of its own; rows in train and test."""
-    run = RunFolder(make_config(read_manifest(root)["config"], f"{root}/manifest.json"), root)
+    run = reader(make_config(read_manifest(root)["config"], f"{root}/manifest.json"), root)
     counts: dict[str, dict[str, list[int]]] = {form: {} for form in FORMS}
     for form in FORMS:
         for view in VIEWS:

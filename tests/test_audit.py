@@ -23,7 +23,8 @@ from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, StoreError
 from sao.method import run
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
 from sao.records import Response
 from sao.statistics import cohen_kappa, logistic, ratio_ci, wilson
 
@@ -43,12 +44,12 @@ def recipe(**sections: Any) -> Config:
 
 def audited(
     root: Path, p_first: Callable[[str, str], float], known: bool = True, **sections: Any
-) -> tuple[RunFolder, dict[str, Any]]:
+) -> tuple[Reader, dict[str, Any]]:
     """A run judged by a planted judge, and what the audit says of it."""
     engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(p_first))
     config = recipe(**sections)
     run(config, root, until="pairs", engine=engine)
-    folder = RunFolder(config, root, engine)
+    folder = reader(config, root, engine)
     folder.oracle = planted.gold if known else None  # type: ignore[misc]
     return folder, audit(folder)
 
@@ -118,7 +119,7 @@ def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
     assert found["judge"]["flip_rate"] == 1.0
     assert found["kept"]["pairs"] == 0
     assert found["verdict"].startswith("no judge: its verdict hangs on the slot")
-    assert folder.pairs_stage.counts["records"] == 0
+    assert folder.stage("pairs").counts["records"] == 0
 
 
 def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:
@@ -228,7 +229,7 @@ def test_same_answers_are_counted(tmp_path: Path) -> None:
 
     engine = ScriptedEngine(reply=reply, choose=planted.judge(planted.noisy(0.9)))
     run(recipe(), tmp_path, until="pairs", engine=engine)
-    rate = audit(RunFolder(recipe(), tmp_path, engine))["same_answers"]
+    rate = audit(reader(recipe(), tmp_path, engine))["same_answers"]
     assert covers(rate["ci95"], 0.25)
 
 
@@ -253,7 +254,7 @@ def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
     (longer,) = [row for name, row in found["agreement"].items() if name.startswith("longer")]
     assert covers(longer["ci95"], 0.5)
     assert "agrees with people" in show_audit(found)
-    unknown = RunFolder(recipe(), tmp_path, folder.given_engine)  # without the oracle people are the gold
+    unknown = reader(recipe(), tmp_path, folder.round.given)  # without the oracle people are the gold
     by_people = audit(unknown)
     assert by_people["judge"]["accuracy"] is None
     assert by_people["calibration"]["n"] == 200
@@ -339,7 +340,7 @@ def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) ->
 def test_hostile_answers_cannot_steer_the_terminal(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     folder.answered = lambda: (
-        (prompt, [_evil(a) for a in answers]) for prompt, answers in list(RunFolder.answered(folder))
+        (prompt, [_evil(a) for a in answers]) for prompt, answers in list(Reader.answered(folder))
     )  # type: ignore[method-assign]
     said: list[str] = []
     label(folder, 1, "me", ask=lambda prompt: "q", say=said.append)
@@ -364,7 +365,7 @@ def test_self_tests(tmp_path: Path) -> None:
     assert found["padded"]["rate"] == 1.0
     assert found["truncated"]["rate"] == 0.0
     assert found["padded"]["n"] == 160
-    control = RunFolder(recipe(judging={"method": "longer"}), tmp_path, folder.given_engine)
+    control = reader(recipe(judging={"method": "longer"}), tmp_path, folder.round.given)
     with pytest.raises(ConfigError, match="this run's is longer"):
         self_tests(control, 5)
 
@@ -410,7 +411,7 @@ def test_labels_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="sao label"):
         audit(folder, tmp_path / "nowhere")
     with pytest.raises(StoreError, match="not finished"):
-        audit(RunFolder(recipe(responses={"n": 3}), tmp_path, folder.given_engine))
+        audit(reader(recipe(responses={"n": 3}), tmp_path, folder.round.given))
 
 
 # Zeros

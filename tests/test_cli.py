@@ -109,9 +109,9 @@ def test_a_key_before_the_target_is_not_taken_for_it() -> None:
 
 def test_top_keys_are_those_of_the_recipe() -> None:
     from sao.cli import TOP_KEYS
-    from sao.config import field_names
+    from sao.config import Config, field_names
 
-    assert {name for name in field_names() if "." not in name} == {*TOP_KEYS, "seed"}
+    assert {name for name in field_names(Config) if "." not in name} == {*TOP_KEYS, "seed"}
 
 
 def test_overrides() -> None:

@@ -26,7 +26,8 @@ from sao.data.similarity import normalise
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import DataError, StoreError
 from sao.method import run
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
 from sao.records import Judgment, Persona, PreferencePair, Prompt, Response, make_id
 from sao.sharing.dataset_card import Exported, data_card
 from sao.sharing.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
@@ -259,7 +260,7 @@ def test_no_share_is_no_test_data() -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """A run of 90 prompts with three answers each."""
     root = tmp_path_factory.mktemp("run")
     other = tmp_path_factory.mktemp("templates") / "other-judge.txt"
@@ -273,7 +274,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     }  # fmt: skip
     config = make_config(recipe)
     run(config, root, until="pairs", engine=ScriptedEngine())
-    return RunFolder(config, root, ScriptedEngine())
+    return reader(config, root, ScriptedEngine())
 
 
 def read(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -283,7 +284,7 @@ def read(folder: Path, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_every_form_holds_the_same_rows(finished: RunFolder, tmp_path: Path) -> None:
+def test_every_form_holds_the_same_rows(finished: Reader, tmp_path: Path) -> None:
     pairs = list(finished.labelled())
     answers = {r.id for _, _, *two in pairs for r in two}
     wanted = {"pairs": len(pairs), "kto": len(answers), "sft": len({p.id for p, *_ in pairs})}
@@ -302,14 +303,14 @@ def test_every_form_holds_the_same_rows(finished: RunFolder, tmp_path: Path) -> 
         assert all(found == seen[0] for found in seen)
 
 
-def test_personas_and_the_panels_verdicts_come_along(finished: RunFolder, tmp_path: Path) -> None:
+def test_personas_and_the_panels_verdicts_come_along(finished: Reader, tmp_path: Path) -> None:
     export(finished, tmp_path, test_share=0.0)
-    people = {p.id: p.text for p in finished.personas_stage.records(Persona)}
+    people = {p.id: p.text for p in finished.stage("personas").records(Persona)}
     rows = read(tmp_path, "train")
     assert {row["persona"] for row in rows} <= set(people.values())
     assert all(row["persona"] == people[row["persona_id"]] for row in rows)
     assert not (tmp_path / "test.parquet").exists()
-    names = [juror.name for juror in finished.jury]
+    names = [judge.name for judge in finished.judges]
     assert len(names) == 2
     for row in rows:
         two = (row["chosen_id"], row["rejected_id"])
@@ -317,7 +318,7 @@ def test_personas_and_the_panels_verdicts_come_along(finished: RunFolder, tmp_pa
         assert orders == {(name, *order) for name in names for order in (two, two[::-1])}
 
 
-def test_an_export_is_the_same_again_and_is_read_back(finished: RunFolder, tmp_path: Path) -> None:
+def test_an_export_is_the_same_again_and_is_read_back(finished: Reader, tmp_path: Path) -> None:
     for form in ("trl", "simpo"):
         out = tmp_path / form
         export(finished, out, form, test_share=0.2)
@@ -333,7 +334,7 @@ def test_an_export_is_the_same_again_and_is_read_back(finished: RunFolder, tmp_p
         assert all(p.messages[0].content == "Be brief." for p in found if isinstance(p, TextPair))
 
 
-def test_another_form_takes_the_place_of_an_export(finished: RunFolder, tmp_path: Path) -> None:
+def test_another_form_takes_the_place_of_an_export(finished: Reader, tmp_path: Path) -> None:
     export(finished, tmp_path, "axolotl", test_share=0.2)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "README.md",
@@ -351,7 +352,7 @@ def test_another_form_takes_the_place_of_an_export(finished: RunFolder, tmp_path
 
 
 @pytest.mark.parametrize("name", ["README.md", "dataset_info.json", "train.jsonl", "test.parquet"])
-def test_files_of_others_are_left_alone(finished: RunFolder, tmp_path: Path, name: str) -> None:
+def test_files_of_others_are_left_alone(finished: Reader, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(DataError, match=f"holds {name}.*--out"):
         export(finished, tmp_path, "llamafactory")
@@ -368,7 +369,7 @@ def test_files_of_others_are_left_alone(finished: RunFolder, tmp_path: Path, nam
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    finished: RunFolder, tmp_path: Path, options: Any, message: str
+    finished: Reader, tmp_path: Path, options: Any, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
         export(finished, tmp_path, **options)
@@ -404,7 +405,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, form: str, suffix: str)
 
 
 def test_a_full_disk_at_the_card_leaves_nothing_either(
-    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, text: str) -> None:
         raise StoreError(f"{path}: the disk is full")
@@ -419,7 +420,7 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
 
 
-def killed_at(run: RunFolder, out: Path, step: int) -> bool:
+def killed_at(run: Reader, out: Path, step: int) -> bool:
     """An export in a process of its own that SIGKILL ends before its `step`-th change of the folder; whether
     it got so far."""
     child = os.fork()
@@ -445,7 +446,7 @@ def killed_at(run: RunFolder, out: Path, step: int) -> bool:
 
 @pytest.mark.parametrize("earlier", [None, "llamafactory"])
 def test_a_kill_leaves_no_card_that_speaks_of_other_data(
-    finished: RunFolder, tmp_path: Path, earlier: str | None
+    finished: Reader, tmp_path: Path, earlier: str | None
 ) -> None:
     def contents(folder: Path) -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
@@ -492,7 +493,7 @@ def test_no_pairs_are_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_split_is_what_is_written(finished: RunFolder) -> None:
+def test_what_is_split_is_what_is_written(finished: Reader) -> None:
     assert [p.id for p in paired(finished)] == [e.prompt.id for e in joined(finished)]
     pairs = [(pair.id, good.id, bad.id) for _, pair, good, bad in finished.labelled()]
     assert [(p.id, a.id, b.id) for e in joined(finished) for p, a, b in e.pairs] == pairs
@@ -501,7 +502,7 @@ def test_what_is_split_is_what_is_written(finished: RunFolder) -> None:
 # The files beside, and the card.
 
 
-def test_llama_factory_finds_the_columns(finished: RunFolder, tmp_path: Path) -> None:
+def test_llama_factory_finds_the_columns(finished: Reader, tmp_path: Path) -> None:
     columns = {}
     for view in VIEWS:
         export(finished, tmp_path / view, "llamafactory", view, 0.2)
@@ -518,7 +519,7 @@ def test_llama_factory_finds_the_columns(finished: RunFolder, tmp_path: Path) ->
     assert columns["kto"] == {"messages": "conversations", "kto_tag": "label"}
 
 
-def test_the_part_of_an_axolotl_config_names_files_and_strategy(finished: RunFolder, tmp_path: Path) -> None:
+def test_the_part_of_an_axolotl_config_names_files_and_strategy(finished: Reader, tmp_path: Path) -> None:
     types = {}
     for view in VIEWS:
         export(finished, tmp_path / view, "axolotl", view, 0.2)
@@ -537,7 +538,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return found
 
 
-def test_the_card_says_what_the_data_are(finished: RunFolder, tmp_path: Path) -> None:
+def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> None:
     found = audit(finished)
     done = export(finished, tmp_path, "trl", "pairs", 0.2, found)
     card = Path(done["card"]).read_text("utf-8")
@@ -568,7 +569,7 @@ def test_the_card_says_what_the_data_are(finished: RunFolder, tmp_path: Path) ->
     assert "What the judge is worth" not in Path(export(finished, tmp_path / "b")["card"]).read_text("utf-8")
 
 
-def card_of(run: RunFolder, change: dict[str, Any]) -> str:
+def card_of(run: Reader, change: dict[str, Any]) -> str:
     """The card of a run whose manifest is another one in some keys."""
     made = read_manifest(run.root)
     for path, value in change.items():
@@ -586,7 +587,7 @@ def card_of(run: RunFolder, change: dict[str, Any]) -> str:
     return data_card(made, run.funnel(), facts)
 
 
-def test_a_non_commercial_licence_is_said_aloud(finished: RunFolder) -> None:
+def test_a_non_commercial_licence_is_said_aloud(finished: Reader) -> None:
     card = card_of(finished, {"licences.personas": "CC-BY-NC-SA-4.0", "licences.model": "llama3"})
     assert card.index("**Non-commercial use only**") < card.index("## Load it")
     assert front_matter(card)["license"] == ["llama3", "cc-by-nc-sa-4.0"]
@@ -594,7 +595,7 @@ def test_a_non_commercial_licence_is_said_aloud(finished: RunFolder) -> None:
     assert "stands in both" not in card  # there is no test data
 
 
-def test_a_licence_that_the_hub_does_not_know_keeps_its_words(finished: RunFolder) -> None:
+def test_a_licence_that_the_hub_does_not_know_keeps_its_words(finished: Reader) -> None:
     head = front_matter(
         card_of(finished, {"licences.personas": "Our own, 2026", "licences.model": "unknown: see there"})
     )
@@ -602,14 +603,14 @@ def test_a_licence_that_the_hub_does_not_know_keeps_its_words(finished: RunFolde
     assert head["license_name"] == "Our own, 2026"
 
 
-def test_a_file_of_personas_is_named_without_its_folder(finished: RunFolder, tmp_path: Path) -> None:
+def test_a_file_of_personas_is_named_without_its_folder(finished: Reader, tmp_path: Path) -> None:
     (tmp_path / "people.jsonl").write_text("{}")
     card = card_of(finished, {"config.personas.source": str(tmp_path / "people.jsonl")})
     assert "| personas | people.jsonl; licence:" in card
     assert str(tmp_path) not in card
 
 
-def test_an_imported_set_is_said_to_be_others(finished: RunFolder) -> None:
+def test_an_imported_set_is_said_to_be_others(finished: Reader) -> None:
     change = {
         "config.pairs.imported": "abc",
         "licences": {"model": "none (no model was asked)", "pairs": "MIT"},
@@ -621,7 +622,7 @@ def test_an_imported_set_is_said_to_be_others(finished: RunFolder) -> None:
     assert "| model |" not in card
 
 
-def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: RunFolder) -> None:
+def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: Reader) -> None:
     change = {"config.pairs.imported": "abc", "licences": {"model": "CC-BY-NC-4.0", "pairs": "MIT"}}
     card = card_of(finished, change)
     assert front_matter(card)["license"] == "mit"
@@ -651,7 +652,7 @@ def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> Non
     assert non_commercial(licence) is forbids
 
 
-def test_a_server_s_address_is_left_out(finished: RunFolder) -> None:
+def test_a_server_s_address_is_left_out(finished: Reader) -> None:
     engine = read_manifest(finished.root)["config"]["engine"]
     engine |= {
         "name": "openai",
@@ -733,7 +734,7 @@ def test_a_network_that_fails_while_a_data_set_is_read_is_an_error_with_the_next
 
 @pytest.mark.slow
 def test_datasets_loads_every_export_by_its_card(
-    finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
@@ -755,7 +756,7 @@ def test_datasets_loads_every_export_by_its_card(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("view", "trainer"), [("pairs", "DPO"), ("kto", "KTO"), ("sft", "SFT")])
-def test_trl_trains_on_an_export(finished: RunFolder, tmp_path: Path, view: str, trainer: str) -> None:
+def test_trl_trains_on_an_export(finished: Reader, tmp_path: Path, view: str, trainer: str) -> None:
     import datasets
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -13,7 +13,7 @@ from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
 from sao.method import run
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
 from sao.records import Drop, Message, Prompt, Response
 from sao.stages.filters import (
     check_filters,
@@ -372,7 +372,7 @@ def test_the_stage_stands_between_prompts_and_answers(tmp_path: Path) -> None:
     kept = funnel["filtered"]["records"]
     assert kept <= 40
     assert kept + funnel["filtered"]["dropped"] == 150  # more than half are dropped: that is no error here
-    folder = RunFolder(c, tmp_path, engine())
+    folder = reader(c, tmp_path, engine())
     training, held_out = [p.text for p in folder.asked(False)], [p.text for p in folder.asked(True)]
     assert len(set(training)) == len(training)
     assert not set(training) & set(held_out)
@@ -406,7 +406,7 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     funnel = {row["stage"]: row for row in summary["funnel"]}
     leaks = [reason for reason in funnel["filtered"]["reasons"] if reason.startswith("leaks ")]
     assert leaks
-    folder = RunFolder(c, tmp_path / "run", engine())
+    folder = reader(c, tmp_path / "run", engine())
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
     assert funnel["filtered_responses"]["dropped"] == 0
     quoting = engine(answer=f"as they say: {other}!")
@@ -419,7 +419,7 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     rows = {row["stage"]: row for row in leaky["funnel"]}
     assert rows["filtered_responses"]["records"] == 0
     assert next(iter(rows["filtered_responses"]["reasons"])).startswith("leaks ")
-    folder = RunFolder(c, tmp_path / "leaky", engine())
-    drop = next(iter(folder.kept_responses_stage.drops()))
+    folder = reader(c, tmp_path / "leaky", engine())
+    drop = next(iter(folder.stage("filtered_responses").drops()))
     assert "item 10, overlap 1.00" in str(drop.detail)
-    assert list(folder.kept_responses_stage.records(Response)) == []
+    assert list(folder.stage("filtered_responses").records(Response)) == []

@@ -12,7 +12,8 @@ from sao.config import load_recipe, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, StoreError
 from sao.method import run as run_pipeline
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader, recorded
+from sao.pipeline.reader import Reader
 from sao.records import Judgment, PreferencePair
 from sao.sharing.import_pairs import import_pairs
 from sao.store.manifest import read_manifest
@@ -39,22 +40,22 @@ def pairs(path: Path, n: int = N, system: str | None = None) -> Path:
     return path
 
 
-def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> RunFolder:
+def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> Reader:
     config = load_recipe("default", {"pairs.source": str(pairs(tmp_path / "p.jsonl", **changes))})
     done = import_pairs(config, tmp_path / "run", held_out)
     assert (done["pairs"], done["held_out"], done["dropped"]) == (N - held_out, held_out, 1)
     assert done["reasons"] == {"chosen equals rejected": 1}
-    return RunFolder(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
+    return reader(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
 
 
 def test_a_seed_of_the_training_counts_beside_the_runs(tmp_path: Path) -> None:
     run = imported(tmp_path)
-    seeded = RunFolder(
+    seeded = reader(
         run.config.model_copy(update={"train": run.config.train.model_copy(update={"seed": 4})}), run.root
     )
-    assert seeded.train_stage.settings == {**run.train_stage.settings, "training_seed": 4}
-    assert seeded.train_stage.fingerprint != run.train_stage.fingerprint
-    assert seeded.pairs_stage.fingerprint == run.pairs_stage.fingerprint
+    assert seeded.stage("train").settings == {**run.stage("train").settings, "training_seed": 4}
+    assert seeded.stage("train").fingerprint != run.stage("train").fingerprint
+    assert seeded.stage("pairs").fingerprint == run.stage("pairs").fingerprint
 
 
 def test_prompts_answers_and_labels_stand_in_the_run(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_prompts_answers_and_labels_stand_in_the_run(tmp_path: Path) -> None:
         assert [a.text for a in answers] == [f"good answer {i}", f"bad {i}"]
         (judgment,) = judgments
         assert judgment.winner_id == answers[0].id
-    first = [j.verdict for j in run.judgments_stages[0].records(Judgment)]
+    first = [j.verdict for j in run.round.stages("judgments")[0].records(Judgment)]
     assert 5 < first.count("first") < N - 5  # the label does not follow from the slot
 
 
@@ -195,7 +196,7 @@ def test_a_question_that_stands_in_several_pairs_is_held_out_as_a_whole(tmp_path
     done = import_pairs(config, tmp_path / "run", held_out=3)
     assert (done["pairs"], done["held_out"], done["dropped"]) == (25, 3, 12)
     assert done["reasons"] == {"repeats a held-out question": 12}
-    run = RunFolder.recorded(tmp_path / "run")
+    run = recorded(tmp_path / "run")
     asked = [p.text for p in run.asked(True)]
     assert len(set(asked)) == 3
     assert not set(asked) & {p.text for p in run.asked(False)}

@@ -16,8 +16,8 @@ from sao.data.readers import sample_texts
 from sao.engines import Completion, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
-from sao.method import Run, run
-from sao.pipeline.folder import RunFolder
+from sao.method import run
+from sao.pipeline.folder import reader
 from sao.records import Message, Persona, Prompt
 from sao.stages.personas import (
     draw_traits,
@@ -52,15 +52,13 @@ def writer(kinds: int) -> ScriptedEngine:
 
 
 def people(root: Path, c: Config, engine: ScriptedEngine) -> list[Persona]:
-    return list(RunFolder(c, root, engine).personas_stage.records(Persona))
+    return list(reader(c, root, engine).stage("personas").records(Persona))
 
 
 def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: Path) -> None:
     said: list[str] = []
     c, engine = config(), writer(2000)
-    job = Run(c, tmp_path, engine, notify=said.append)
-    job.open(trains=False)
-    job.prompts()
+    run(c, tmp_path, until="prompts", engine=engine, notify=said.append)
     found = people(tmp_path, c, engine)
     assert len(found) == 340
     assert len({p.text for p in found}) == 340
@@ -69,7 +67,7 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
     assert len(rounds) >= 2
     assert rounds[0].startswith("round 1: ")
     assert rounds[-1].endswith("340 of 340 stand")
-    counts = job.personas_stage.counts
+    counts = reader(c, tmp_path, engine).stage("personas").counts
     drafts = sum(
         len((folder / "records.jsonl").read_text().splitlines())
         for folder in tmp_path.glob("round-1/drafts-*")
@@ -246,8 +244,8 @@ def test_a_mix_asks_by_each_of_its_templates(tmp_path: Path) -> None:
     engine = ScriptedEngine(reply=reply)
     summary = run(c, tmp_path, until="pairs", engine=engine)
     assert {row["stage"]: row["dropped"] for row in summary["funnel"]}["prompts"] == 0
-    folder = RunFolder(c, tmp_path, engine)
-    prompts = list(folder.prompts_stage.records(Prompt))
+    folder = reader(c, tmp_path, engine)
+    prompts = list(folder.stage("prompts").records(Prompt))
     turns = [p for p in prompts if p.earlier]
     assert 70 < len(turns) < 130
     assert all(p.text.startswith("then") and p.earlier[1].startswith("said") for p in turns)
@@ -284,7 +282,7 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
     given = {"source": str(tmp_path / "p.jsonl"), "column": "messages", "licence": "CC BY-NC 4.0"}
     c = config(personas={"n": 30, "held_out": 5}, prompts=given)
     summary = run(c, tmp_path / "run", until="pairs", engine=writer(9))
-    folder = RunFolder(c, tmp_path / "run", writer(9))
+    folder = reader(c, tmp_path / "run", writer(9))
     assert len({p.text for p in folder.asked(False)}) == 30
     assert all(p.text.startswith("real ") for p in folder.asked(True))
     assert summary["funnel"][0] == {"stage": "prompts", "records": 35, "dropped": 0, "reasons": {}}

@@ -20,7 +20,7 @@ from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError, ModelError, StoreError, TrainingError
 from sao.method import run
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import recorded
 from sao.records import Message, Prompt
 from sao.store.stage import Stage
 from sao.training.cards import push_model
@@ -141,7 +141,7 @@ def test_no_pairs_is_an_error_that_says_why(tmp_path: Path) -> None:
 def test_oracle_outside_the_proving_ground_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(70)))
     personas = {**BASE["personas"], "source": str(tmp_path / "p.txt")}
-    with pytest.raises(ConfigError, match="proving ground only"):
+    with pytest.raises(ConfigError, match="toy world only"):
         run(
             config(model="other", personas=personas, judging={"method": "oracle"}),
             tmp_path / "run",
@@ -293,7 +293,7 @@ def test_a_run_is_read_without_what_lay_outside_it(tmp_path: Path, monkeypatch: 
     for name in ("people.txt", "ask.txt", "bench.jsonl"):
         Path(name).unlink()
     monkeypatch.chdir(elsewhere)
-    folder = RunFolder.recorded(tmp_path / "run")
+    folder = recorded(tmp_path / "run")
     assert len(list(folder.labelled())) > 0
     assert {row["stage"] for row in folder.funnel()} >= {"prompts", "filtered", "filtered_responses", "pairs"}
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "data")]) == 0

@@ -31,7 +31,7 @@ from sao.data.similarity import Repeats, find_duplicates
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import StoreError
 from sao.method import run
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
 from sao.sharing.import_pairs import import_pairs
 from sao.statistics import wilson
 
@@ -227,7 +227,7 @@ def reply_with(thing: int, misses: int = 0) -> ScriptedEngine:
 def test_a_run_with_filters_and_answers(tmp_path: Path) -> None:
     c = config(filters={"duplicates": "exact"})
     run(c, tmp_path, until="pairs", engine=reply_with(40))
-    found = stats(RunFolder(c, tmp_path, ScriptedEngine()))
+    found = stats(reader(c, tmp_path, ScriptedEngine()))
     kept, filtered = found["kept_prompts"], found["funnel"][1]
     assert (found["personas"]["n"], found["prompts"]["n"]) == (65, 65)
     assert kept["n"] == filtered["records"] <= 40
@@ -255,7 +255,7 @@ def test_prompts_by_template(tmp_path: Path) -> None:
         prompts={"mix": {"prompt": 1, "prompt_code": 2}}, filters={"duplicates": "exact"}, max_drop_share=1
     )
     run(c, tmp_path, until="prompts", engine=reply_with(40, misses=3))
-    found = stats(RunFolder(c, tmp_path, ScriptedEngine()))
+    found = stats(reader(c, tmp_path, ScriptedEngine()))
     for what, total in (
         ("asked", 65),
         ("written", found["prompts"]["n"]),
@@ -289,14 +289,14 @@ def test_a_run_of_given_pairs(tmp_path: Path) -> None:
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = config(pairs={"source": str(source), "licence": "MIT"})
     run(given, tmp_path / "given", until="prompts")
-    found = stats(RunFolder(given, tmp_path / "given"))
+    found = stats(reader(given, tmp_path / "given"))
     assert found["sources"]["pairs"] == str(source)
     text = show_stats([("given", found)])
     assert "licence: MIT" in text
     assert "trains on given pairs" in text
     import_pairs(given, tmp_path / "imported")
     manifest = json.loads((tmp_path / "imported" / "manifest.json").read_text())
-    found = stats(RunFolder(make_config(manifest["config"]), tmp_path / "imported"))
+    found = stats(reader(make_config(manifest["config"]), tmp_path / "imported"))
     assert (found["prompts"]["n"], found["answers"]["n"]) == (20, 40)
     assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(16 / 20)
     assert found["sources"] == {"pairs": "imported"}
@@ -313,7 +313,7 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(Stop):
         run(config(), tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
     with pytest.raises(StoreError, match="Go on with its recipe: sao prompts RECIPE --out"):
-        stats(RunFolder(config(), tmp_path, ScriptedEngine()))
+        stats(reader(config(), tmp_path, ScriptedEngine()))
     assert main(["stats", str(tmp_path), str(tmp_path), str(tmp_path)]) == 1
     assert "two side by side" in capsys.readouterr().err
 
@@ -322,7 +322,7 @@ def test_without_scikit_learn_the_rest_is_shown(tmp_path: Path, monkeypatch: pyt
     run(config(), tmp_path, until="prompts")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    found = stats(RunFolder(config(), tmp_path))
+    found = stats(reader(config(), tmp_path))
     assert found["prompts"]["topics"] is None
     assert found["prompts"]["vendi"]["score"] > 1
     text = show_stats([("a", found)])

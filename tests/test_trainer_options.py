@@ -23,7 +23,7 @@ from sao.cli import main
 from sao.config import Config, LoraConfig, TrainConfig, load_recipe
 from sao.errors import ConfigError, Terminated, TrainingError
 from sao.models.chat import ChatTokenizer
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
 from sao.training import TokenPair, TrainResult, train
 from sao.training.adapters import add_adapter, quantisation
 from sao.training.batches import EpochOrder, pad, split_pairs
@@ -607,14 +607,14 @@ def test_a_seed_of_the_training_is_another_training_of_the_same_pairs(
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path / "set.jsonl")
     plain, seeded, later = (
-        RunFolder(load_recipe("demo", {**settings, **more}), tmp_path / "run")
+        reader(load_recipe("demo", {**settings, **more}), tmp_path / "run")
         for more in ({}, {"train.seed": "0"}, {"train.save_minutes": "60"})
     )
-    assert plain.pairs_stage.fingerprint == seeded.pairs_stage.fingerprint
-    assert plain.train_stage.fingerprint != seeded.train_stage.fingerprint
-    assert plain.train_stage.fingerprint == later.train_stage.fingerprint
-    assert "training_seed" not in plain.train_stage.settings
-    assert seeded.train_stage.settings["training_seed"] == 0
+    assert plain.stage("pairs").fingerprint == seeded.stage("pairs").fingerprint
+    assert plain.stage("train").fingerprint != seeded.stage("train").fingerprint
+    assert plain.stage("train").fingerprint == later.stage("train").fingerprint
+    assert "training_seed" not in plain.stage("train").settings
+    assert seeded.stage("train").settings["training_seed"] == 0
 
 
 def test_a_set_that_is_mostly_dropped_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

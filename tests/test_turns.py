@@ -17,7 +17,8 @@ from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
 from sao.method import run
 from sao.models.chat import ChatTokenizer
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
 from sao.records import Drop, Message, Persona, Prompt, Response
 from sao.stages.judging import OrderedPair, judge
 from sao.stages.prompts import write_prompts
@@ -300,7 +301,7 @@ def test_settings_that_do_not_belong_together_are_refused() -> None:
 def test_every_way_of_writing_prompts_has_a_place_of_its_own(tmp_path: Path) -> None:
     def stage(**prompts: Any) -> Any:
         config = make_config({"model": "m", "engine": {"name": "scripted"}, "prompts": prompts})
-        return RunFolder(config, tmp_path).prompts_stage
+        return reader(config, tmp_path).stage("prompts")
 
     plain, begun, open_turn = stage(), stage(prefill=True), stage(method="user_turn")
     assert len({s.path for s in (plain, begun, open_turn)}) == 3
@@ -310,18 +311,18 @@ def test_every_way_of_writing_prompts_has_a_place_of_its_own(tmp_path: Path) -> 
 def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Path) -> None:
     """A run with near-duplicates dropped is not one with exact ones, whichever of them is the default."""
 
-    def folder(**filters: Any) -> RunFolder:
-        return RunFolder(
+    def folder(**filters: Any) -> Reader:
+        return reader(
             make_config({"model": "m", "engine": {"name": "scripted"}, "filters": filters}), tmp_path
         )
 
     exact, near = folder(), folder(duplicates="near")
-    assert exact.filtered_stage.settings["duplicates"] == "exact"
-    assert exact.filtered_stage.path != near.filtered_stage.path
+    assert exact.stage("filtered").settings["duplicates"] == "exact"
+    assert exact.stage("filtered").path != near.stage("filtered").path
     fields = type(exact.config.filters).model_fields
-    assert {*fields} <= exact.filtered_stage.settings.keys()
-    assert exact.filtered_stage.key == folder(duplicates="exact").filtered_stage.key
-    assert exact.responses_stage.path != near.responses_stage.path
+    assert {*fields} <= exact.stage("filtered").settings.keys()
+    assert exact.stage("filtered").key == folder(duplicates="exact").stage("filtered").key
+    assert exact.stage("responses").path != near.stage("responses").path
 
 
 @pytest.mark.parametrize(
@@ -331,14 +332,14 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
 def test_a_server_that_cannot_is_refused_before_anything_is_written(
     ask: dict[str, Any], tmp_path: Path
 ) -> None:
-    from sao import method as pipeline
+    from sao.execution import session
 
     config = make_config({
         "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4,
         "held_out": 0}, **ask,
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
+        patch.setattr(session, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
         with pytest.raises(
             EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"
         ):

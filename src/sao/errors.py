@@ -7,7 +7,8 @@ SAOError
 ├── EngineError (RuntimeError)    an engine that failed, after its bounded retries
 ├── StoreError (OSError)          a run folder that cannot be written or does not belong to this recipe
 ├── DropError (RuntimeError)      too large a share of a stage's items was dropped
-└── TrainingError (RuntimeError)  training that cannot go on (no pairs, a loss that is not finite)
+└── TrainingError (RuntimeError)  training that cannot go on (a loss that is not finite)
+    └── NoPairsError              no pairs to train on
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ class DropError(SAOError, RuntimeError):
 
 class TrainingError(SAOError, RuntimeError):
     """Training that cannot go on."""
+
+
+class NoPairsError(TrainingError):
+    """There are no pairs to train on: all were dropped."""
 
 
 class Terminated(KeyboardInterrupt):

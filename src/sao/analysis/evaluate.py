@@ -33,7 +33,7 @@ from sao.evaluation.questions import (
 from sao.evaluation.sanity_checks import degenerate
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
 from sao.pipeline.bench import Answers, Bench, Player, run_of
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import recorded
 from sao.records import Judgment, Rating, make_id, to_dict
 from sao.statistics import Points, holm
 from sao.store.files import dumps, write_atomic
@@ -232,7 +232,7 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
     source = asked.questions.get(suite.name) or suite.questions
     run = asked.tuned.run or run_of(asked.tuned.model)
     if not source and run is not None:
-        found = held_out_questions(RunFolder.recorded(run).asked(True))
+        found = held_out_questions(recorded(run).asked(True))
         if found:
             return found
     if not source:

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 
 from sao.errors import DataError
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.reader import Reader
 from sao.records import Prompt, Response, make_id
 from sao.store.files import dumps, read_jsonl, store_error
 
@@ -35,7 +35,7 @@ class Shown:
     second: Response
 
 
-def sample(run: RunFolder, n: int, seed: int = 0) -> list[Shown]:
+def sample(run: Reader, n: int, seed: int = 0) -> list[Shown]:
     """`n` pairs of different answers, at most one a prompt, drawn by a hash: the same ones for the same run
     and seed."""
 
@@ -52,7 +52,7 @@ def sample(run: RunFolder, n: int, seed: int = 0) -> list[Shown]:
 
 
 def label(
-    run: RunFolder,
+    run: Reader,
     n: int,
     by: str,
     seed: int = 0,

@@ -8,7 +8,7 @@ from sao.analysis.audit import audit
 from sao.analysis.audit.tally import Tally
 from sao.errors import SAOError
 from sao.evaluation import compare
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.reader import Reader
 from sao.records import Comparison
 from sao.stages.calibration import Calibration
 from sao.store.manifest import read_usage
@@ -18,7 +18,7 @@ AUDITED_UP_TO = 100_000
 32 bytes of each."""
 
 
-def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
+def summarise(run: Reader, until: int, worked: bool) -> dict[str, Any]:
     """The summary of a run whose first `until` stages (of six: prompts, respond, judge, pairs, train, eval)
     are finished."""
     found: dict[str, Any] = {
@@ -45,15 +45,15 @@ def summarise(run: RunFolder, until: int, worked: bool) -> dict[str, Any]:
         }
     places = {
         "run": run.root,
-        "pairs": run.pairs_stage.path / "records.jsonl",
-        "log": run.train_stage.path / "metrics.jsonl",
-        "model": run.model_dir,
+        "pairs": run.stage("pairs").path / "records.jsonl",
+        "log": run.stage("train").path / "metrics.jsonl",
+        "model": run.round.model_dir,
     }
     found["paths"] = {name: str(path) for name, path in places.items() if path.exists()}
     return found
 
 
-def worth_of_judge(run: RunFolder) -> str:
+def worth_of_judge(run: Reader) -> str:
     """What `sao audit` says of the run's judges, in one sentence; a file that it cannot read takes no result
     away."""
     try:
@@ -62,9 +62,9 @@ def worth_of_judge(run: RunFolder) -> str:
         return f"not known: {error}"
 
 
-def _judge_summary(run: RunFolder) -> dict[str, Any]:
+def _judge_summary(run: Reader) -> dict[str, Any]:
     """The first judge's verdicts in five figures; `sao audit` has more, with intervals."""
-    tally, first = Tally(Calibration(), explains=False), run.jury[0].name
+    tally, first = Tally(Calibration(), explains=False), run.judges[0].name
     for prompt, answers, judgments in run.judged():
         gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
         tally.see(answers, [j for j in judgments if j.judge == first], gold)
@@ -73,17 +73,17 @@ def _judge_summary(run: RunFolder) -> dict[str, Any]:
     return {"verdicts": tally.verdicts, "unreadable": unreadable, **rates}
 
 
-def _judge(run: RunFolder) -> str:
-    if run.eval_judging.engine is None:
+def _judge(run: Reader) -> str:
+    if run.round.roles.reader.config.engine is None:
         return "the untrained model itself"
-    return f"{run.judge_model(run.eval_judging)[0]}, whose verdicts it was trained on"
+    return f"{run.round.roles.reader.role.model}, whose verdicts it was trained on"
 
 
-def _outcome(run: RunFolder) -> dict[str, Any]:
+def _outcome(run: Reader) -> dict[str, Any]:
     rows = [(prompt.conversation, base.text, tuned.text) for prompt, base, tuned in run.held_out()]
     resamples, seed = run.config.eval.bootstrap, run.config.seed
     same = sum(base == tuned for _, base, tuned in rows)
-    wins = compare.win_summary(run.comparisons_stage.records(Comparison), same, resamples, seed)
+    wins = compare.win_summary(run.stage("comparisons").records(Comparison), same, resamples, seed)
     words = list(compare.lengths(rows))
     wins |= {
         "label": f"CIRCULAR: judged by {_judge(run)}",
@@ -106,7 +106,7 @@ def _outcome(run: RunFolder) -> dict[str, Any]:
     if run.oracle:
         found["oracle"] = compare.oracle_summary(rows, run.oracle, resamples, seed)
         named = ((p.id, p.text, base.text, tuned.text) for p, base, tuned in run.held_out())
-        told = run.comparisons_stage.records(Comparison)
+        told = run.stage("comparisons").records(Comparison)
         found["oracle"]["verdict"] = compare.oracle_verdict(named, told, run.oracle, resamples, seed)
         found["oracle"]["unseen"] = compare.oracle_summary(unseen, run.oracle, resamples, seed)
     return found

@@ -18,7 +18,7 @@ from sao.errors import ConfigError, SAOError, Terminated
 
 if TYPE_CHECKING:
     from sao.config import Config
-    from sao.pipeline.folder import RunFolder
+    from sao.pipeline.reader import Reader
 
 STAGE_HELP = {
     "run": "everything: prompts, answers, verdicts, pairs, training, evaluation",
@@ -427,14 +427,14 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _run_folder(root: Path) -> RunFolder:
+def _run_folder(root: Path) -> Reader:
     """A run folder with the recipe it was last used with, read as its manifest has it."""
-    from sao.pipeline.folder import RunFolder
+    from sao.pipeline.folder import recorded
 
-    return RunFolder.recorded(root)
+    return recorded(root)
 
 
-def _own_pairs(root: Path) -> RunFolder:
+def _own_pairs(root: Path) -> Reader:
     """The same. Raises ConfigError where the run made no pairs of its own."""
     run = _run_folder(root)
     if run.config.pairs.source is not None:

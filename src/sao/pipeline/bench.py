@@ -34,7 +34,7 @@ from sao.execution.drops import DropWatch, check_finished
 from sao.models.gguf import is_gguf
 from sao.models.load import check_model
 from sao.models.locate import find_model, identity_of, is_local, weights_identity
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import recorded
 from sao.records import Drop, Judgment, Prompt, Rating, Record, Response, make_id
 from sao.stages import judging
 from sao.stages.responses import answer_prompts
@@ -85,7 +85,7 @@ def player(role: str, name: str) -> Player:
         config = recipe_of(path)
         if role == "base":
             return Player(role=role, model=config.model, revision=config.revision, run=path)
-        model = RunFolder.recorded(path).model_dir
+        model = recorded(path).round.model_dir
         if not (model / "config.json").is_file():
             others = (
                 ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json")))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from sao.data.similarity import normalise
 from sao.errors import DataError, StoreError
-from sao.pipeline.folder import Grouped, RunFolder
+from sao.pipeline.reader import Grouped, Reader
 from sao.records import Persona, PreferencePair, Prompt, make_id
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
@@ -55,7 +55,7 @@ so many."""
 
 
 def export(
-    run: RunFolder,
+    run: Reader,
     out: Path,
     form: str = "trl",
     view: str = "pairs",
@@ -133,16 +133,16 @@ def _check_folder(out: Path) -> None:
 # What is read.
 
 
-def paired(run: RunFolder) -> Iterator[Prompt]:
+def paired(run: Reader) -> Iterator[Prompt]:
     """The prompts that have pairs, in order."""
-    kept = Grouped(run.pairs_stage.records(PreferencePair))
+    kept = Grouped(run.stage("pairs").records(PreferencePair))
     return (prompt for prompt in run.asked(False) if kept.take(prompt.id))
 
 
-def joined(run: RunFolder) -> Iterator[Example]:
+def joined(run: Reader) -> Iterator[Example]:
     """Each prompt that has pairs, with its persona, pairs and verdicts; one prompt is in memory at a time."""
-    kept = Grouped(run.pairs_stage.records(PreferencePair))
-    people = run.personas_stage.records(Persona) if run.personas_stage.finished else iter(())
+    kept = Grouped(run.stage("pairs").records(PreferencePair))
+    people = run.stage("personas").records(Persona) if run.stage("personas").finished else iter(())
     persona = next(people, None)
     for prompt, answers, judgments in run.judged():
         while persona is not None and persona.row < prompt.row:

@@ -22,7 +22,7 @@ from sao.config import Config, PairsConfig, make_config
 from sao.data.readers import content_identity
 from sao.data.similarity import normalise
 from sao.errors import DataError
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
 from sao.store import manifest
 from sao.store.files import dumps, write_atomic
@@ -53,18 +53,25 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
             "--held-out"
         )
     config = _recipe(config, survey)
-    run = RunFolder(config, out)
+    run = reader(config, out)
     licence = given.licence or "unknown: set pairs.licence to its licence"
     licences = {"model": "none (no model was asked)", "pairs": licence}
-    manifest.open_manifest(out, config, "imported", str(config.pairs.imported), licences, run.outside)
+    manifest.open_manifest(
+        out, config, "imported", str(config.pairs.imported), licences, run.round.outside.found
+    )
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomic(out / "recipe.yaml", recipe)
-    stages = [run.personas_stage, run.prompts_stage, run.responses_stage, run.judgments_stages[0]]
+    stages = [
+        run.stage("personas"),
+        run.stage("prompts"),
+        run.stage("responses"),
+        run.round.stages("judgments")[0],
+    ]
     if not all(stage.finished for stage in stages):
         _fill(stages, given, survey)
-    if not run.pairs_stage.open().finished:
-        run.pairs_stage.fill(PreferencePair, run.chosen)
-    counts = run.prompts_stage.counts
+    if not run.stage("pairs").open().finished:
+        run.stage("pairs").fill(PreferencePair, run.chosen)
+    counts = run.stage("prompts").counts
     return {
         "pairs": survey.n,
         "held_out": len(survey.chosen),

@@ -35,6 +35,7 @@ PACKAGES = [
     "sentence-transformers",
     "lm-eval",
 ]
+MANIFEST = "manifest.json"
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
 FIXED = ("model_identity", "persona_identity", "config.seed", "config.personas.n", "config.personas.held_out")
 
@@ -97,7 +98,7 @@ def open_manifest(
     Raises StoreError where the folder belongs to another model, seed or set of personas, with those
     differences.
     """
-    path = root / "manifest.json"
+    path = root / MANIFEST
     new: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "model_identity": model_identity,
@@ -162,7 +163,7 @@ def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
 
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises StoreError where there is none."""
-    path = root / "manifest.json"
+    path = root / MANIFEST
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:

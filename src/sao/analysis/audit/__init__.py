@@ -22,7 +22,7 @@ from sao.analysis.audit.show import show_audit, verdict_on
 from sao.analysis.audit.tally import EVERY, Curve, Rate, Tally
 from sao.data.readers import id_text, kind_of
 from sao.errors import DataError, StoreError
-from sao.pipeline.folder import Grouped, RunFolder, named
+from sao.pipeline.reader import Grouped, Reader, named
 from sao.records import Judgment, Prompt, Response, from_dict
 from sao.stages import pairs
 from sao.stages.calibration import Calibration
@@ -32,7 +32,7 @@ from sao.store.files import read_jsonl
 __all__ = ["audit", "self_tests", "show_audit", "verdict_on"]
 
 
-def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
+def audit(run: Reader, labels: Path | None = None) -> dict[str, Any]:
     """All that the run's files say about its judges.
 
     Args:
@@ -46,8 +46,8 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
 
     """
     people = read_labels(labels or run.root / "labels.jsonl", must=labels is not None)
-    jury, seen = run.jury_at_work(), pairs.calibrate(run.judged())
-    tallies = {juror.name: Tally(seen.get(juror.name, Calibration())) for juror in run.jury}
+    jury, seen = run.jury(), pairs.calibrate(run.judged())
+    tallies = {juror.name: Tally(seen.get(juror.name, Calibration())) for juror in run.judges}
     same, curve = Rate(), Curve()
     for prompt, answers, judgments in run.judged():
         same.add(len(answers) > 1 and len({a.text for a in answers}) == 1, 1)
@@ -57,7 +57,7 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
         curve.see(answers, judgments, gold, people, jury)
     possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
     judges = {name: tally.summary() for name, tally in tallies.items()}
-    first = run.jury[0].name
+    first = run.judges[0].name
     found: dict[str, Any] = {
         "judge": judges[first],
         "panel": {name: summary for name, summary in judges.items() if name != first},
@@ -70,7 +70,7 @@ def audit(run: RunFolder, labels: Path | None = None) -> dict[str, Any]:
     return found | {"verdict": verdict_on(found)}
 
 
-def _kept(run: RunFolder, possible: int, people: Words) -> dict[str, Any]:
+def _kept(run: Reader, possible: int, people: Words) -> dict[str, Any]:
     """The pairs that were kept: share and, against oracle and people, the share of right labels."""
     n, gold, human, longer = 0, Rate(), Rate(), Rate()
     for prompt, group in groupby(run.labelled(), key=lambda row: row[0]):
@@ -111,7 +111,7 @@ Judged = tuple[Prompt, list[Response], list[Judgment]]
 
 
 def _compared(
-    run: RunFolder, first: str, jury: pairs.Jury, people: Words
+    run: Reader, first: str, jury: pairs.Jury, people: Words
 ) -> Iterator[tuple[str, Iterator[tuple[Words, Words]]]]:
     """Whoever else judged the same answers, with the first judge's words and theirs, prompt by prompt."""
 
@@ -119,7 +119,7 @@ def _compared(
         for ours, theirs in zip(run.judged(), others, strict=True):
             yield _words(ours, first, jury), _words(theirs, name, jury)
 
-    for juror in run.jury[1:]:
+    for juror in run.judges[1:]:
         yield juror.name, beside(run.judged(), juror.name)
     for name, stream in _judges_beside(run):
         yield name, beside(stream, name)
@@ -141,19 +141,19 @@ def _words(group: Judged, judge: str, jury: pairs.Jury) -> Words:
 
 
 def _judges_beside(
-    run: RunFolder,
+    run: Reader,
 ) -> Iterator[tuple[str, Iterator[tuple[Prompt, list[Response], list[Judgment]]]]]:
     """Finished verdicts by other recipes on the same answers in this folder, under the name of their judge
     and folder."""
-    mine = {stage.path for stage in run.judgments_stages}
-    for info in sorted(run.responses_stage.path.parent.glob("judgments-*/stage.json")):
+    mine = {stage.path for stage in run.round.stages("judgments")}
+    for info in sorted(run.stage("responses").path.parent.glob("judgments-*/stage.json")):
         try:
             settings = json.loads(info.read_text("utf-8"))
         except ValueError as error:
             raise StoreError(f"{info}: not JSON ({error}). Delete the folder {info.parent}") from error
         if info.parent in mine or settings["counts"] is None:
             continue
-        if settings["settings"].get("upstream") != run.responses_stage.fingerprint:
+        if settings["settings"].get("upstream") != run.stage("responses").fingerprint:
             continue
         name = f"{settings['settings']['method']} ({info.parent.name})"
 

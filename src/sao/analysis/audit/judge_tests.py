@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sao.engines import Engine, open_engine
+from sao.engines import Engine
 from sao.evaluation.judge_tests import try_judge
-from sao.pipeline.folder import RunFolder
+from sao.execution.session import Session
+from sao.pipeline.reader import Reader
 
 
-def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
+def self_tests(run: Reader, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
     """The first judge on made-up pairs of one answer each of `n` prompts; see
     `sao.evaluation.judge_tests.try_judge`."""
-    config = run.jury[0].config
-    opened: list[Engine] = []
-
-    def open_judge() -> Engine:
-        opened.append(engine or open_engine(config.engine or run.config.engine, *run.judge_model(config)))
-        return opened[0]
-
+    judge = run.judges[0]
+    session = Session(given={} if engine is None else {judge.role.name: engine})
     try:
-        return try_judge(run.answered(), n, open_judge, config, seed)
+        return try_judge(run.answered(), n, lambda: session.engine(judge.role), judge.config, seed)
     finally:
-        if engine is None and opened:
-            opened[0].close()
+        session.close()

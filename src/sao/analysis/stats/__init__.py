@@ -42,7 +42,7 @@ from sao.analysis.stats.show import show_stats
 from sao.config import Config
 from sao.data.similarity import find_duplicates, words
 from sao.errors import StoreError
-from sao.pipeline.folder import RunFolder
+from sao.pipeline.reader import Reader
 from sao.records import Persona, Prompt, Response
 from sao.stages.prompts import drawn_template
 from sao.store.manifest import read_manifest
@@ -54,7 +54,7 @@ Texts = Callable[[], Iterator[tuple[str, str]]]
 """(id, text), in the order of the rows; called a few times."""
 
 
-def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
+def stats(run: Reader, seed: int = 0) -> dict[str, Any]:
     """The figures of a run, ready for JSON.
 
     Args:
@@ -71,7 +71,7 @@ def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
         StoreError: The run's prompts are not written yet.
 
     """
-    if run.config.pairs.source is None and not run.prompts_stage.finished:
+    if run.config.pairs.source is None and not run.stage("prompts").finished:
         raise StoreError(
             f"{run.root}: its prompts are not all written yet. Go on with its recipe: sao prompts RECIPE "
             f"--out {run.root}"
@@ -93,17 +93,17 @@ def stats(run: RunFolder, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def _kinds(run: RunFolder) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Response]]]:
+def _kinds(run: Reader) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Response]]]:
     """What a run holds that can be described: its name, its stage, its kind of record."""
-    c, kept = run.config, run.kept_prompts_stage
-    if c.personas.source != "none" and c.prompts.source is None and run.personas_stage.finished:
-        yield "personas", run.personas_stage, Persona
-    if run.prompts_stage.finished:
-        yield "prompts", run.prompts_stage, Prompt
-    if kept.path != run.prompts_stage.path and kept.finished and kept.counts["dropped"]:
+    c, kept = run.config, run.stage("filtered")
+    if c.personas.source != "none" and c.prompts.source is None and run.stage("personas").finished:
+        yield "personas", run.stage("personas"), Persona
+    if run.stage("prompts").finished:
+        yield "prompts", run.stage("prompts"), Prompt
+    if kept.path != run.stage("prompts").path and kept.finished and kept.counts["dropped"]:
         yield "kept_prompts", kept, Prompt
-    if c.pairs.source is None and run.kept_responses_stage.finished:
-        yield "answers", run.kept_responses_stage, Response
+    if c.pairs.source is None and run.stage("filtered_responses").finished:
+        yield "answers", run.stage("filtered_responses"), Response
 
 
 def _text(record: Persona | Prompt | Response) -> str:
@@ -123,17 +123,17 @@ def sources(config: Config) -> dict[str, str]:
     return found
 
 
-def by_template(run: RunFolder) -> dict[str, dict[str, int]]:
+def by_template(run: Reader) -> dict[str, dict[str, int]]:
     """Of each template of prompts.mix how many prompts were asked for, written, and kept by the filters; {}
     without a mix."""
-    c, kept = run.config, run.kept_prompts_stage
+    c, kept = run.config, run.stage("filtered")
     written_by_mix = c.prompts.source is None and c.personas.source != "none" and c.pairs.imported is None
-    if not c.prompts.mix or not written_by_mix or not run.prompts_stage.finished:
+    if not c.prompts.mix or not written_by_mix or not run.stage("prompts").finished:
         return {}
     found = {name: {"asked": 0, "written": 0} for name in c.prompts.mix}
-    for prompt in run.prompts_stage.records(Prompt):
+    for prompt in run.stage("prompts").records(Prompt):
         found[drawn_template(c.prompts, prompt.id)]["written"] += 1
-    lost = Counter(drawn_template(c.prompts, drop.record_id) for drop in run.prompts_stage.drops())
+    lost = Counter(drawn_template(c.prompts, drop.record_id) for drop in run.stage("prompts").drops())
     for name, counts in found.items():
         counts["asked"] = counts["written"] + lost[name]
     if kept.finished:

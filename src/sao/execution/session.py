@@ -1,0 +1,102 @@
+"""Who needs a model gets its engine here, and only here: engines are opened when first asked for and closed
+in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from sao.config import EngineConfig
+from sao.engines import Engine, Usage, open_engine
+
+if TYPE_CHECKING:
+    from sao.engines.reward import RewardModel
+
+Notify = Callable[[str], None]
+"""Takes a line that the user should see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Who does something: a model, and what runs it. `name` is what it does: policy, judge, base, tuned,
+    reference."""
+
+    name: str
+    engine: EngineConfig
+    model: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What an engine was asked: HTTP requests, those sent again, tokens in and out, and what that costs."""
+
+    model: str
+    requests: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+
+class Session:
+    """The engines of a run. One is open at a time, so that each has all the memory.
+
+    `given` engines, by the name of a role, take the place of the configured ones (tests, planted judges).
+    """
+
+    def __init__(self, notify: Notify = lambda line: None, given: Mapping[str, Engine] | None = None) -> None:
+        self.given = dict(given or {})
+        self.notify = notify
+        self._role: Role | None = None
+        self._engine: Engine | None = None
+        self._booked = Usage()
+
+    def engine(self, role: Role) -> Engine:
+        """The engine with the role's model, opened when first needed."""
+        if role.name in self.given:
+            return self.given[role.name]
+        if self._engine is None or self._role is None or not _same(self._role, role):
+            self.close()
+            server = role.engine.openai.base_url
+            self.notify(f"asking {server}" if role.engine.name == "openai" else f"loading {role.model}")
+            self._engine = open_engine(role.engine, role.model, role.revision, self.notify)
+            self._role = role
+        return self._engine
+
+    @contextmanager
+    def reward_model(self, role: Role) -> Iterator[RewardModel]:
+        """A reward model, alone in memory and gone afterwards."""
+        from sao.engines.reward import RewardModel
+
+        self.close()
+        self.notify(f"loading {role.model}")
+        scorer = RewardModel(role.model, role.engine, role.revision)
+        try:
+            yield scorer
+        finally:
+            scorer.close()
+
+    def spent(self) -> Spent | None:
+        """What the open engine was asked since the last call, where it counts that; None for nothing."""
+        usage = self._engine.usage if self._engine is not None else None
+        if usage is None or self._role is None or usage == self._booked:
+            return None
+        before, self._booked = asdict(self._booked), replace(usage)
+        new = {name: now - before[name] for name, now in asdict(usage).items()}
+        price = self._role.engine.openai
+        cost = new["prompt_tokens"] * price.price_prompt + new["completion_tokens"] * price.price_completion
+        return Spent(model=self._role.model, **new, cost=cost / 1e6)
+
+    def close(self) -> None:
+        """Give back the open engine's memory."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine, self._booked = None, Usage()
+
+
+def _same(one: Role, other: Role) -> bool:
+    """Whether one engine serves both."""
+    return (one.engine, one.model, one.revision) == (other.engine, other.model, other.revision)

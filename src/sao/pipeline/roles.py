@@ -1,0 +1,95 @@
+"""Who does what in a round: one model writes and answers (`policy`), judges judge, training starts from
+`initial`, and the result is compared with `base`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sao.config import Config, EngineConfig, JudgingConfig
+from sao.execution.session import Role
+from sao.stages.judging import reading_judge
+
+ASKED = ("logprob", "text", "reward")
+"""The methods of judging that ask a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A judge of the run: its name in the records, how it judges, the weight of its vote, and what runs
+    it."""
+
+    name: str
+    config: JudgingConfig
+    weight: float
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """The models of one round."""
+
+    policy: Role
+    """Writes personas and prompts, and answers them."""
+    judges: tuple[Judge, ...]
+    """The first judge, and those of the panel."""
+    initial: Role
+    """What training starts from."""
+    base: Role
+    """What the trained model is compared with."""
+    reader: Judge
+    """Who judges the comparison of base and tuned: the first judge in both orders; controls label training
+    pairs only, and then the model itself judges."""
+
+
+def roles_of(config: Config) -> Roles:
+    """The roles of a round that trains `config.model`."""
+    model = {"model": config.model, "revision": config.revision}
+    policy = Role(name="policy", engine=config.engine, **model)  # type: ignore[arg-type]
+    judges = _judges(config)
+    how = reading_judge(judges[0].config)
+    return Roles(
+        policy=policy,
+        judges=judges,
+        initial=Role(name="initial", engine=config.engine, **model),  # type: ignore[arg-type]
+        base=Role(name="base", engine=_evaluation_engine(config), **model),  # type: ignore[arg-type]
+        reader=Judge(name=judge_name(how), config=how, weight=1.0, role=judge_role(config, how)),
+    )
+
+
+def _judges(config: Config) -> tuple[Judge, ...]:
+    """The judges of the run: the first, and those of the panel, each with a name of its own."""
+    judging = config.judging
+    first = judging.model_copy(update={"panel": []})
+    each = [(first, 1.0)]
+    for member in judging.panel:
+        own = {"template": member.template or judging.template, "engine": member.engine or judging.engine}
+        each.append((first.model_copy(update=own), member.weight))
+    found: list[Judge] = []
+    for number, (how, weight) in enumerate(each, 1):
+        name = judge_name(how) + (f" with {how.template}" if how.template != judging.template else "")
+        if name in {judge.name for judge in found}:
+            name = f"{name} #{number}"
+        found.append(Judge(name=name, config=how, weight=weight, role=judge_role(config, how)))
+    return tuple(found)
+
+
+def judge_name(judging: JudgingConfig) -> str:
+    """Who judges, in the records."""
+    if judging.method not in ASKED:
+        return judging.method
+    return "self" if judging.engine is None or judging.engine.model is None else judging.engine.model
+
+
+def judge_role(config: Config, judging: JudgingConfig) -> Role:
+    """What judges: the recipe's model, unless judging.engine names another."""
+    engine = judging.engine or config.engine
+    if judging.engine is None or judging.engine.model is None:
+        return Role(name="judge", engine=engine, model=config.model, revision=config.revision)
+    return Role(name="judge", engine=engine, model=judging.engine.model, revision=judging.engine.revision)
+
+
+def _evaluation_engine(config: Config) -> EngineConfig:
+    """What runs base and tuned model: a server cannot be given the tuned weights."""
+    if config.eval.engine is not None or config.engine.name != "openai":
+        return config.eval.engine or config.engine
+    return config.engine.model_copy(update={"name": "transformers"})

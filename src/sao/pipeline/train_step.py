@@ -1,0 +1,115 @@
+"""The step that trains: the pairs in, a model out, in one process or in several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sao.config import Config
+from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
+from sao.execution.step import Work
+from sao.pipeline.reader import Reader
+from sao.pipeline.rounds import Round
+from sao.store.files import write_atomic
+from sao.training.cards import model_card, push_model
+
+
+def is_worker() -> bool:
+    """Whether this is one of several processes that torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks: of those that torchrun started, one does."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def train(work: Work[Round]) -> None:
+    """Preference optimisation on the pairs, from the round's initial model into the stage's folder `model`.
+
+    Raises NoPairsError where there are none, ConfigError where there is no model to train.
+    """
+    config, run, stage = work.config, work.run, work.stage
+    if config.pairs.source is None and run.stage("pairs").counts["records"] == 0:
+        reasons = run.stage("pairs").counts["reasons"]
+        raise NoPairsError(
+            f"no pairs to train on: all were dropped ({reasons}). Take another judge "
+            "(--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
+            "(--pairs.keep all), or start again with more personas in another --out"
+        )
+    if config.engine.name == "scripted" and run.given is None:
+        raise ConfigError("the scripted engine has no model to train; stop before with `sao pairs`")
+    work.runner.session.close()
+    if config.train.processes == 1 or is_worker():
+        train_here(work)
+        return
+    status = launch(config, run.root, stage.path)
+    # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies
+    # there.
+    if not (stage.open().finished and run.model_dir.is_dir()):
+        raise TrainingError(
+            f"training in {config.train.processes} processes ended with status {status}; the reason stands "
+            "above. "
+            "Checkpoints are kept, and the same command goes on from them"
+        )
+
+
+def train_here(work: Work[Round]) -> None:
+    """The training itself; the first process writes the card and marks the stage as finished."""
+    from sao.training import job
+
+    config, run, stage, runner = work.config, work.run, work.stage, work.runner
+    pairs = Reader(run).to_train_on()
+    counts = job.train_run(config, pairs, stage.path, runner.progress, runner.notify)
+    if not is_first():
+        return
+    manifest = (run.root / "manifest.json").read_text("utf-8")
+    funnel = [*Reader(run).funnel(), {"stage": stage.name, **counts}]
+    write_atomic(run.model_dir / "README.md", model_card(json.loads(manifest), funnel))
+    write_atomic(run.model_dir / "sao_manifest.json", manifest)
+    stage.finish(counts)
+    if config.train.push_to_hub is not None:
+        runner.notify(f"uploaded: {push_model(run.model_dir, config.train.push_to_hub)}")
+
+
+def launch(config: Config, root: Path, folder: Path) -> int:
+    """Train in `config.train.processes` processes on this machine, by torchrun; its status. SIGTERM and
+    Ctrl-C reach them.
+
+    Raises Terminated where SIGTERM came.
+    """
+    from sao.training.monitors import LAUNCHER
+
+    recipe = folder / "recipe.yaml"
+    write_atomic(recipe, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(config.train.processes)]
+    command += ["-m", "sao", "train", str(recipe), "--out", str(root)]
+    # torchrun gives its processes half a minute to end, too little for a large model's checkpoint.
+    given = {"OMP_NUM_THREADS": str(config.engine.threads or 1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
+    given[LAUNCHER] = str(os.getpid())  # they end when this process is gone
+    listening = threading.current_thread() is threading.main_thread()
+    with subprocess.Popen(command, env={**given, **os.environ}, stdout=subprocess.DEVNULL) as together:
+        ended: list[int] = []
+
+        def pass_on(number: int, frame: Any) -> None:
+            ended.append(number)
+            together.send_signal(signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, pass_on) if listening else None
+        try:
+            status = together.wait()
+        finally:
+            if listening:
+                signal.signal(signal.SIGTERM, before)
+    if ended:
+        raise Terminated("training: ended by SIGTERM; what was saved is kept")
+    return status

@@ -18,7 +18,8 @@ from sao.evaluation import alpaca_files
 from sao.evaluation.outputs import show_table
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
-from sao.pipeline.bench import Bench, Player, player
+from sao.pipeline.players import Player, player
+from sao.pipeline.two_models import TwoModels
 from sao.records import Message
 from sao.store.files import write_atomic
 
@@ -62,7 +63,7 @@ def by_worth(first: str, second: str) -> float:
 
 def bench(
     out: Path, base: ScriptedEngine, tuned: ScriptedEngine, judge: ScriptedEngine, **more: Any
-) -> Bench:
+) -> TwoModels:
     config = make_config(
         {
             "engine": {"name": "scripted"},
@@ -70,7 +71,7 @@ def bench(
             **more,
         }
     )
-    return Bench(config, out, {"base": base, "tuned": tuned, "judge": judge})
+    return TwoModels(config, out, {"base": base, "tuned": tuned, "judge": judge})
 
 
 def asked(tmp_path: Path, suite: str = "heldout", **more: Any) -> Asked:

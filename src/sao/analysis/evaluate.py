@@ -32,8 +32,9 @@ from sao.evaluation.questions import (
 )
 from sao.evaluation.sanity_checks import degenerate
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
-from sao.pipeline.bench import Answers, Bench, Player, run_of
 from sao.pipeline.folder import recorded
+from sao.pipeline.players import Player, run_of
+from sao.pipeline.two_models import Answers, Judging, TwoModels
 from sao.records import Judgment, Rating, make_id, to_dict
 from sao.statistics import Points, holm
 from sao.store.files import dumps, write_atomic
@@ -77,7 +78,7 @@ class TaskOptions:
 
 
 def evaluate(
-    bench: Bench, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
+    bench: TwoModels, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
 ) -> dict[str, Any]:
     """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's
     folder.
@@ -91,7 +92,7 @@ def evaluate(
         found = _judged(bench, asked, suites, official)
     finally:
         bench.close()
-    _write_results(bench.out, found)
+    _write_results(bench.root, found)
     if TASKS in names:
         found["tasks"], found["task_average"] = _tasks(bench, asked, options)
     main = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")] + found.get(
@@ -99,12 +100,12 @@ def evaluate(
     )
     for one, p in zip(main, holm([one["p"] for one in main]), strict=True):
         one["p_holm"] = p  # over all that this call compares
-    _write_results(bench.out, found)
-    write_eval_results(bench.out, found)
+    _write_results(bench.root, found)
+    write_eval_results(bench.root, found)
     return found
 
 
-def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
+def _check(bench: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
     """Raise ConfigError for what would only show itself after hours."""
     named = {"--questions": asked.questions, "--template": asked.templates, "--references": asked.references}
     for option, given in named.items():
@@ -122,9 +123,9 @@ def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions |
             read_template(template, suite.way)
     for player in asked.players:
         if not player.is_file and player.role not in bench.given:
-            bench.check(bench.own_engine(player), player.model, player.revision)
+            bench.check(bench.role(player))
     if suites and "judge" not in bench.given:
-        bench.check(*bench.judge, prefill=bool(bench.judging.prefill))
+        bench.check(bench.judge, prefill=bool(bench.judging.prefill))
     if tasks is not None:
         if find_spec("lm_eval") is None:
             raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
@@ -133,7 +134,7 @@ def _check(bench: Bench, asked: Asked, suites: list[Suite], tasks: TaskOptions |
                 raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)")
 
 
-def _template(bench: Bench, suite: Suite, asked: Asked) -> str:
+def _template(bench: TwoModels, suite: Suite, asked: Asked) -> str:
     return asked.templates.get(suite.name) or suite.template or bench.judging.template
 
 
@@ -145,7 +146,7 @@ def _write_results(out: Path, found: dict[str, Any]) -> None:
 
 
 def _judged(
-    bench: Bench, asked: Asked, suites: list[Suite], official: score.Official | None
+    bench: TwoModels, asked: Asked, suites: list[Suite], official: score.Official | None
 ) -> dict[str, Any]:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
@@ -163,7 +164,7 @@ def _judged(
         )
     found["headline"] = found["label"] != "CIRCULAR" or asked.headline
     for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
-        shutil.rmtree(bench.out / name, ignore_errors=True)
+        shutil.rmtree(bench.root / name, ignore_errors=True)
     for suite in suites:
         sides = {player.role: answers[suite.name, player.role] for player in asked.players}
         one = _Work(bench, suite, asked, questions[suite.name], sides, official, found["headline"])
@@ -173,7 +174,7 @@ def _judged(
     return found
 
 
-def made_with(bench: Bench, asked: Asked) -> dict[str, Any]:
+def made_with(bench: TwoModels, asked: Asked) -> dict[str, Any]:
     """What the figures hang on: who answered and judged, by weights, and with which settings."""
     c = bench.config
     sampling = c.responses.model_dump(mode="json", include={"system", "temperature", "top_p", "max_tokens"})
@@ -194,7 +195,9 @@ def made_with(bench: Bench, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def _tasks(
+    bench: TwoModels, asked: Asked, options: TaskOptions
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Both models on lm-eval's tasks, paired; and the mean over the tasks of each."""
     from sao.evaluation.tasks import compare_tasks, run_tasks
 
@@ -204,7 +207,7 @@ def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[
         run_tasks(
             player.model,
             options.tasks,
-            cache=bench.out / "tasks",
+            cache=bench.root / "tasks",
             engine=engine,
             revision=player.revision,
             limit=options.limit,
@@ -212,7 +215,7 @@ def _tasks(bench: Bench, asked: Asked, options: TaskOptions) -> tuple[list[dict[
             include_path=options.include_path,
             data_dir=options.data_dir,
             template=options.template,
-            notify=bench.notify,
+            notify=bench.runner.notify,
         )
         for player in (asked.base, asked.tuned)
     ]
@@ -252,7 +255,7 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
 class _Work:
     """One suite's result."""
 
-    bench: Bench
+    bench: TwoModels
     suite: Suite
     asked: Asked
     questions: list[Question]
@@ -287,12 +290,16 @@ class _Work:
     def _drawn(self) -> tuple[int, int]:
         return self.bench.config.eval.bootstrap, self.bench.config.seed
 
+    def _shown(self, ours: Answers, theirs: Answers, template: str) -> Judging:
+        return Judging(
+            suite=self.suite, questions=self.questions, ours=ours, theirs=theirs, template=template
+        )
+
     def _marks(self) -> dict[str, Any]:
         """Marks of each model, and the difference."""
         template = _template(self.bench, self.suite, self.asked)
         ratings = {
-            role: self.bench.ratings(self.suite, self.questions, side, template)
-            for role, side in self.sides.items()
+            role: self.bench.ratings(self._shown(side, {}, template)) for role, side in self.sides.items()
         }
         points = {role: score.marks_of(found) for role, found in ratings.items()}
         self._write_items(ratings)
@@ -314,9 +321,7 @@ class _Work:
         points: dict[str, Points] = {}
         for role in [name for name in ("base", "tuned") if name != other]:
             games[role] = score.Games.of(self.questions, self.sides[role], self.sides[other])
-            judged[role] = self.bench.verdicts(
-                self.suite, self.questions, self.sides[role], self.sides[other], template
-            )
+            judged[role] = self.bench.verdicts(self._shown(self.sides[role], self.sides[other], template))
             points[role] = games[role].points(judged[role], soft)
             found[role] = score.win_rate(points[role], judged[role], games[role].words, *self._drawn)
         for key, scores in self._refitted(games, judged).items():
@@ -358,7 +363,7 @@ class _Work:
         return by_category(self.questions, dict(zip(points.ids, points.values.tolist(), strict=True)))
 
     def _write_items(self, judged: Mapping[str, Sequence[Judgment | Rating]]) -> None:
-        _write_items(self.bench.out, self.suite, self.questions, self.sides, judged)
+        _write_items(self.bench.root, self.suite, self.questions, self.sides, judged)
 
 
 def _official(asked: Asked) -> score.Official | None:
@@ -376,7 +381,7 @@ def _official(asked: Asked) -> score.Official | None:
 
 
 def _write_alpaca(
-    bench: Bench, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str,
+    bench: TwoModels, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str,
     list[Judgment]],
     found: Mapping[str, Any],
 ) -> None:  # fmt: skip
@@ -391,7 +396,7 @@ def _write_alpaca(
             alpaca_files.Output(instruction=a.instruction, output=a.output_2, generator=names[role])
             for a in annotations
         ]
-        folder = bench.out / "alpaca" / role
+        folder = bench.root / "alpaca" / role
         write_atomic(folder / "model_outputs.json", alpaca_files.outputs_json(outputs))
         write_atomic(folder / "annotations.json", alpaca_files.annotations_json(annotations))
         if any(a.p is not None for a in annotations):
@@ -401,7 +406,7 @@ def _write_alpaca(
             if controlled is not None:
                 standing = replace(standing, length_controlled_winrate=100 * controlled)
             standings[names[role]] = standing
-    write_atomic(bench.out / "alpaca" / "leaderboard.csv", alpaca_files.leaderboard_csv(standings))
+    write_atomic(bench.root / "alpaca" / "leaderboard.csv", alpaca_files.leaderboard_csv(standings))
 
 
 def _write_items(
@@ -435,7 +440,7 @@ def _write_items(
     write_atomic(out / f"items-{suite.name}.jsonl", "".join(line + "\n" for line in lines()))
 
 
-def _try_judge(bench: Bench, questions: list[Question], answers: Answers) -> dict[str, Any]:
+def _try_judge(bench: TwoModels, questions: list[Question], answers: Answers) -> dict[str, Any]:
     """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
     n, config, seed = bench.config.eval.self_tests, bench.judging, bench.config.seed
@@ -446,8 +451,8 @@ def _try_judge(bench: Bench, questions: list[Question], answers: Answers) -> dic
         seed,
         *(a.id for _, own in groups for a in own),
     )
-    path = bench.out / f"self-tests-{asked[:8]}.json"
+    path = bench.root / f"self-tests-{asked[:8]}.json"
     if not path.is_file():
-        found = try_judge(groups, n, lambda: bench.engine("judge", *bench.judge), config, seed)
+        found = try_judge(groups, n, lambda: bench.session.engine(bench.judge), config, seed)
         write_atomic(path, json.dumps(found, indent=1) + "\n")
     return dict(json.loads(path.read_text("utf-8")))

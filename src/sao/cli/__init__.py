@@ -367,7 +367,8 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from sao.analysis.evaluate import Asked, TaskOptions, evaluate
     from sao.config import make_config, overridden
     from sao.evaluation.outputs import show_table
-    from sao.pipeline.bench import Bench, player, recipe_of
+    from sao.pipeline.players import player, recipe_of
+    from sao.pipeline.two_models import TwoModels
 
     if not (args.base and args.tuned):
         raise ConfigError("sao eval with suites compares two models: give both --base and --tuned")
@@ -400,13 +401,13 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     )  # fmt: skip
     _quiet_libraries()
     bar = Progress(not args.quiet)
-    bench = Bench(config, args.out or Path("runs/eval"), notify=bar.say, progress=bar)
+    bench = TwoModels(config, args.out or Path("runs/eval"), notify=bar.say, progress=bar)
     try:
         found = evaluate(bench, asked, args.suite or ["heldout"], tasks)
     finally:
         bar.close()
     print(show_table(found))
-    print(f"\nfiles in {bench.out}: results.json, table.md, items-SUITE.jsonl, .eval_results/")
+    print(f"\nfiles in {bench.root}: results.json, table.md, items-SUITE.jsonl, .eval_results/")
     if args.json:
         print(json.dumps(found, ensure_ascii=False))
     return 0

@@ -1,0 +1,345 @@
+"""Evaluation of a trained model against its base: `sao eval --base A --tuned B --suite heldout alpaca … --out
+DIR`.
+
+Questions in; answers of each model, verdicts or marks of a judge, and a summary with intervals out. Answers
+and verdicts are stages (sao.store) of the folder DIR, named by the hash of the weights and settings that made
+them: a killed evaluation goes on, and what a model has answered is not asked again, whatever it is compared
+with. `sao.evaluation` has the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sao.config import Config, EngineConfig, JudgingConfig
+from sao.engines import Engine, require_prefill
+from sao.engines.auto import settled
+from sao.errors import ConfigError
+from sao.evaluation.identities import Identity, read_identity
+from sao.evaluation.questions import Question, read_answers
+from sao.evaluation.suites import (
+    FIELDS,
+    Suite,
+    judge_by_text,
+    ordered_pairs,
+    rate,
+    references_of,
+    turn_prompt,
+)
+from sao.execution.runner import Progress, Runner
+from sao.execution.session import Notify, Role, Session
+from sao.execution.step import Step, Work
+from sao.models.load import check_model
+from sao.models.locate import find_model, identity_of, is_local, weights_identity
+from sao.pipeline.players import Player
+from sao.pipeline.roles import judge_role
+from sao.records import Drop, Judgment, Prompt, Rating, Response, make_id
+from sao.stages import judging
+from sao.stages.judging import OrderedPair
+from sao.stages.responses import answer_prompts
+from sao.store.stage import Stage
+from sao.templates import load_template
+
+Answers = dict[str, list[Response]]
+"""By a question's id, one for each turn."""
+FAILED = "the judge gave no answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """One player's answers to one turn of the questions; `before` is the turn before."""
+
+    player: Player
+    prompts: list[Prompt]
+    before: Stage | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What a judge is shown: one side's answers, or those of two sides."""
+
+    suite: Suite
+    questions: list[Question]
+    ours: Answers
+    theirs: Answers
+    template: str
+
+
+class TwoModels:
+    """An evaluation in the folder `root`: models that answer (`Player`), and a judge.
+
+    `given` engines (by role: base, tuned, reference, judge) take the place of the configured ones (tests,
+    planted judges).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        root: Path,
+        given: Mapping[str, Engine] | None = None,
+        *,
+        notify: Notify = lambda line: None,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        self.config, self.root, self.given = config, root, dict(given or {})
+        self.session = Session(notify, self.given)
+        self.runner = Runner(root, self.session, config.max_drop_share, progress, notify)
+
+    def close(self) -> None:
+        """Give back the memory of the engine that is open."""
+        self.session.close()
+
+    # Who answers and judges.
+
+    def role(self, player: Player) -> Role:
+        """What runs a player's model."""
+        engine = self.own_engine(player)
+        return Role(name=player.role, engine=engine, model=player.model, revision=player.revision)
+
+    def own_engine(self, player: Player) -> EngineConfig:
+        """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that
+        is a server, which cannot be given two models. A server of eval.engine is asked for the model by its
+        own name."""
+        config = self.config
+        engine = config.eval.engine or config.engine
+        if config.eval.engine is None and engine.name == "openai":
+            return engine.model_copy(update={"name": "transformers"})
+        if engine.name == "openai":
+            if engine.openai.model is not None:
+                raise ConfigError(
+                    "eval.engine.openai.model: base and tuned would be the same model there. Leave it out"
+                )
+            return engine.model_copy(
+                update={"openai": engine.openai.model_copy(update={"model": player.model})}
+            )
+        return settled(engine, player.model, player.revision)
+
+    @cached_property
+    def judging(self) -> JudgingConfig:
+        """How is judged."""
+        return judging.reading_judge(self.config.judging)
+
+    @cached_property
+    def judge(self) -> Role:
+        """What judges."""
+        role = judge_role(self.config, self.judging)
+        return replace(role, engine=settled(role.engine, role.model, role.revision))
+
+    def check(self, role: Role, prefill: bool = False) -> None:
+        """Raise ModelError or EngineError for a model or a server that cannot be used."""
+        if role.engine.name not in ("openai", "scripted"):
+            check_model(role.model, role.engine, role.revision)
+        elif prefill:
+            require_prefill(self.session.engine(role), role.engine.openai.base_url)
+
+    def identity(self, player: Player) -> Identity:
+        """Who a player is."""
+        if player.role in self.given:
+            return Identity(weights=self.given[player.role].identity, name=player.model)
+        if player.is_file:
+            return Identity(
+                weights=make_id("file", Path(player.model).read_bytes()), name=Path(player.model).name
+            )
+        return _identity(self.role(player))
+
+    @cached_property
+    def judge_identity(self) -> Identity:
+        """Who judges."""
+        if "judge" in self.given:
+            return Identity(weights=self.given["judge"].identity, name=self.given["judge"].name)
+        engine = self.judging.engine
+        return _identity(self.judge, named=engine is None or engine.model is not None)
+
+    # The steps: answers, then verdicts or marks.
+
+    def stage(self, step: str, variant: Any = None) -> Stage:
+        """Where the records of a step lie, by what made them."""
+        settings = TABLE[step].settings(self, variant)
+        before = variant.before if isinstance(variant, Asking) else None
+        return Stage(self.root, step, {**settings, "upstream": before.fingerprint if before else None})
+
+    def answers(self, player: Player, questions: list[Question]) -> Answers:
+        """The player's answers, those cut off or empty among them. Raises DropError where the engine gave
+        none to many."""
+        if player.is_file:
+            return read_answers(player.model, questions)
+        found: Answers = {}
+        before: Stage | None = None
+        for turn in range(1 + max(len(q.later) for q in questions)):
+            asked = [q for q in questions if len(q.later) >= turn and len(found.get(q.prompt.id, ())) == turn]
+            prompts = [turn_prompt(question, found, turn) for question in asked]
+            asking = Asking(player=player, prompts=prompts, before=before)
+            before = self.runner.run_variant(TABLE["answers"], self, asking, f"{player.role} answers")
+            answered = {answer.prompt_id: answer for answer in before.records(Response)}
+            for question, prompt in zip(asked, prompts, strict=True):
+                if prompt.id in answered:
+                    answer = replace(answered[prompt.id], prompt_id=question.prompt.id, index=turn)
+                    found.setdefault(question.prompt.id, []).append(answer)
+        whole = {question.prompt.id: 1 + len(question.later) for question in questions}
+        return {id_: group for id_, group in found.items() if len(group) == whole[id_]}
+
+    def verdicts(self, shown: Judging) -> list[Judgment]:
+        """The judge on our answers against theirs, in both orders; what the judge failed to answer is
+        unreadable."""
+        step, title = TABLE["verdicts"], f"{shown.suite.name} verdicts"
+        stage = self.runner.run_variant(step, self, shown, title)
+        said = {judgment.id: judgment for judgment in stage.records(Judgment)}
+        name = self.judge_identity.name
+        pairs = ordered_pairs(shown.questions, shown.ours, shown.theirs, stage.key)
+        return [said.get(pair.id) or _no_verdict(pair, name) for pair in pairs]
+
+    def ratings(self, shown: Judging) -> list[Rating]:
+        """The judge's marks of our answers."""
+        step, title = TABLE["ratings"], f"{shown.suite.name} marks"
+        stage = self.runner.run_variant(step, self, shown, title)
+        said = {rating.response_id: rating for rating in stage.records(Rating)}
+        name = self.judge_identity.name
+        answers = (answer for group in shown.ours.values() for answer in group)
+        return [said.get(answer.id) or _no_mark(answer, name) for answer in answers]
+
+
+Two = Work[TwoModels]
+
+
+def answer_settings(run: TwoModels, asking: Asking) -> dict[str, Any]:
+    """What a player's answers depend on."""
+    sampling = {"system", "temperature", "top_p", "max_tokens"}
+    engine = run.own_engine(asking.player)
+    return {
+        "model": run.identity(asking.player).weights,
+        "engine": ["given"] if asking.player.role in run.given else [engine.name, engine.dtype],
+        "seed": run.config.seed,
+        "questions": make_id(*(prompt.id for prompt in asking.prompts)),
+        **run.config.responses.model_dump(mode="json", include=sampling),
+    }
+
+
+def make_answers(work: Two) -> Iterator[Response | Drop]:
+    """One answer to each question of this turn."""
+    asking: Asking = work.variant
+    engine, once = (
+        work.engine(work.run.role(asking.player)),
+        work.config.responses.model_copy(update={"n": 1}),
+    )
+    return answer_prompts(asking.prompts, engine, once, work.key, work.done, keep_cut=True)
+
+
+def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) -> dict[str, Any]:
+    """What a judge's word depends on; `how` is None for marks."""
+    used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning"}
+    own: dict[str, Any] = {"max_tokens": run.config.eval.max_tokens}
+    if how is not None and shown.suite.way == "duel":
+        own = how.model_dump(mode="json", include=used) | ({"prefill": how.prefill} if how.prefill else {})
+    elif any(question.references for question in shown.questions):
+        own["references"] = make_id(*(text for q in shown.questions for text in q.references))
+    text = load_template(shown.template, FIELDS[shown.suite.way])
+    return {"way": shown.suite.way, "judge": run.judge_identity.weights, "text": text, **own}
+
+
+def verdict_settings(run: TwoModels, shown: Judging) -> dict[str, Any]:
+    """The judge, what it is shown, and the answers."""
+    pairs = _digest(shown.questions, shown.ours, shown.theirs)
+    return judging_settings(run, shown, _shown_by(run, shown)) | {"pairs": pairs}
+
+
+def rating_settings(run: TwoModels, shown: Judging) -> dict[str, Any]:
+    """The same for marks."""
+    return judging_settings(run, shown, None) | {"answers": _digest(shown.questions, shown.ours, {})}
+
+
+def _shown_by(run: TwoModels, shown: Judging) -> JudgingConfig:
+    return run.judging.model_copy(update={"template": shown.template})
+
+
+def _pairs_of(work: Two) -> Iterator[OrderedPair]:
+    shown: Judging = work.variant
+    return ordered_pairs(shown.questions, shown.ours, shown.theirs, work.key)
+
+
+def make_verdicts(work: Two) -> Iterator[Judgment | Drop]:
+    """The judge on our answers against theirs, in both orders."""
+    run, shown, name = work.run, work.variant, work.run.judge_identity.name
+    engine, pairs = work.engine(run.judge), _pairs_of(work)
+    if shown.suite.way == "duel":
+        return judging.judge(pairs, engine, _shown_by(run, shown), work.done, name=name)
+    references, longest = references_of(shown.questions), work.config.eval.max_tokens
+    return judge_by_text(
+        pairs, engine, shown.suite, shown.template, longest, work.done, name, references=references
+    )
+
+
+def make_ratings(work: Two) -> Iterator[Rating | Drop]:
+    """The judge's marks."""
+    run, shown, longest = work.run, work.variant, work.config.eval.max_tokens
+    name = run.judge_identity.name
+    engine = work.engine(run.judge)
+    return rate(shown.questions, shown.ours, engine, shown.template, longest, work.key, work.done, name)
+
+
+STEPS: tuple[Step[TwoModels], ...] = (
+    Step(
+        name="answers", record=Response, settings=answer_settings, make=make_answers,
+        rows=lambda work: (prompt.row for prompt in work.variant.prompts),
+        total=lambda work: len(work.variant.prompts),
+    ),
+    Step(
+        name="verdicts", record=Judgment, settings=verdict_settings, make=make_verdicts,
+        rows=lambda work: (pair.row for pair in _pairs_of(work)),
+        total=lambda work: 2 * len(work.variant.questions),
+    ),
+    Step(
+        name="ratings", record=Rating, settings=rating_settings, make=make_ratings,
+        total=lambda work: sum(1 + len(question.later) for question in work.variant.questions),
+    ),
+)  # fmt: skip
+"""Both models answer; a judge compares the answers, or marks them."""
+TABLE = {step.name: step for step in STEPS}
+
+
+def _no_verdict(pair: OrderedPair, name: str) -> Judgment:
+    return Judgment(
+        id=pair.id,
+        row=pair.row,
+        prompt_id=pair.prompt_id,
+        first_id=pair.first.id,
+        second_id=pair.second.id,
+        judge=name,
+        verdict=None,
+        text=FAILED,
+    )
+
+
+def _no_mark(answer: Response, name: str) -> Rating:
+    return Rating(
+        id=answer.id,
+        row=0,
+        prompt_id=answer.prompt_id,
+        response_id=answer.id,
+        judge=name,
+        score=None,
+        text=FAILED,
+    )
+
+
+def _identity(role: Role, named: bool = True) -> Identity:
+    """Who the engine would run; `named`: whether the model was said for this engine, or is only the
+    recipe's."""
+    engine, server = role.engine, role.engine.openai
+    if engine.name == "openai" and not named and server.model is not None:
+        # The server's own name says who it is; the recipe's model is another one.
+        return read_identity(f"openai:{server.base_url}:{server.model}", server.model, None, plain="")
+    here = engine.name in ("transformers", "vllm") or (engine.name == "openai" and is_local(role.model))
+    plain = weights_identity(role.model, role.revision) if here else role.model
+    folder = find_model(role.model, role.revision) if here else None
+    weights = identity_of(engine, role.model, role.revision)
+    return read_identity(weights, role.model, folder, plain=plain)
+
+
+def _digest(questions: list[Question], ours: Answers, theirs: Answers) -> str:
+    """What is judged, by the ids and texts of the answers."""
+    groups = (group for q in questions for side in (ours, theirs) for group in side.get(q.prompt.id, ()))
+    return make_id(*(part for answer in groups for part in (answer.id, answer.text)))

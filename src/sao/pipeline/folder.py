@@ -27,7 +27,7 @@ from sao.store.stage import Stage
 from sao.templates import load_template
 
 if TYPE_CHECKING:
-    from sao.training.data import TextPair
+    from sao.data.preferences import TextPair
 
 
 ASKED = ("logprob", "text", "reward")
@@ -440,7 +440,7 @@ class RunFolder:
         c = self.config.pairs
         if c.source is None:
             return self.labelled()
-        from sao.training.data import read_pairs
+        from sao.data.preferences import read_pairs
 
         return read_pairs(c.source, c.revision, c.subset, c.split)
 
@@ -448,7 +448,7 @@ class RunFolder:
         """The questions that were trained on."""
         if self.config.pairs.source is None:
             return {p.conversation for p in self.asked(False)}
-        from sao.training.data import TextPair
+        from sao.data.preferences import TextPair
 
         return {
             Prompt(id="", row=0, persona_id="", text=turns[-1], earlier=tuple(turns[:-1])).conversation

@@ -15,6 +15,7 @@ from sao.data.messages import (
     chat,
     is_dialogue,
     is_message,
+    is_whole_message,
     messages_of,
     text_in,
     turn_of,
@@ -121,6 +122,9 @@ def test_messages_and_dialogues_are_known_by_their_keys_and_beginning() -> None:
     assert is_message({"role": "user"})
     assert is_message({"from": "human", "value": "x"})
     assert not any(is_message(value) for value in ({}, {"value": 3}, {"text": "x"}, "x", None, []))
+    assert is_whole_message({"role": "user", "content": None, "id": 7})
+    assert is_whole_message({"from": "human", "value": "x"})
+    assert not any(is_whole_message(value) for value in ({"role": "user"}, {"content": "x"}, "x", None))
     assert is_dialogue(HH)
     assert not any(is_dialogue(value) for value in ("\n\nAssistant: x", "Human: x", None, 3))
 

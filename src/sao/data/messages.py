@@ -31,6 +31,8 @@ CHAT_ROLES = ("system", "user", "assistant")
 """The roles that chat templates know."""
 ALIASES = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of roles."""
+MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
+"""The keys of a whole message."""
 UNKNOWN_FORMAT, NOT_TEXT = "unknown format", "not text"
 """The reasons of a ChatError."""
 _DIALOGUE_START = "\n\nHuman:"
@@ -62,6 +64,11 @@ class Turn:
 def is_message(value: Any) -> bool:
     """Whether a value is one message, complete or not."""
     return isinstance(value, dict) and not value.keys().isdisjoint(("role", "from", "content"))
+
+
+def is_whole_message(value: Any) -> bool:
+    """Whether a value is one message with a speaker and a content, and so hardly a record of its own."""
+    return isinstance(value, dict) and any(keys <= value.keys() for keys in MESSAGE_KEYS)
 
 
 def is_dialogue(value: Any) -> bool:

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sao.config import PersonasConfig
+from sao.data.preferences import TextPair, pair_of, read_pairs
 from sao.data.readers import column_texts, content_identity, id_text, read_rows
 from sao.errors import DataError
 from sao.records import Drop, Message
 from sao.stages.personas import read_personas
-from sao.training.data import TextPair, pair_of, read_pairs
 
 Row = dict[str, Any]
 SYSTEM, ASKED = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}

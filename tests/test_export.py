@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from sao.analysis.audit import audit
 from sao.config import make_config
+from sao.data.preferences import TextPair, read_pairs
 from sao.data.readers import read_rows
 from sao.data.similarity import normalise
 from sao.engines.scripted import ScriptedEngine
@@ -36,7 +37,6 @@ from sao.stages.personas import non_commercial
 from sao.store.manifest import read_manifest
 from sao.templates import load_template
 from sao.training.cards import model_card, push_dataset, push_model
-from sao.training.data import TextPair, read_pairs
 
 TURNS = ("Name a bird.", "A finch.")
 

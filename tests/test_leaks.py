@@ -192,6 +192,9 @@ def test_a_preset_from_a_file_and_sets_of_one_name(tmp_path: Path) -> None:
             ["ask"],
         ),
         ({"content": [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "told"}]}, ["ask"]),
+        ({"messages": {"role": "user", "content": [{"type": "text", "text": "ask"}]}}, ["ask"]),
+        ({"turns": [{"role": None, "content": None, "from": "human", "value": "ask"}]}, ["ask"]),
+        ({"prompt": "\n\nHuman: ask\n\nAssistant: told\n\nHuman: more\n\nAssistant:"}, ["ask", "more"]),
         ({"question": None}, []),
         ({"question": " "}, []),
         ("a line", ["a line"]),
@@ -218,6 +221,12 @@ def test_where_the_question_stands(tmp_path: Path, row: Any, texts: list[str]) -
             "but a number under messages",
         ),
         ({"messages": [{"role": "assistant", "content": "told"}]}, "it holds: messages"),
+        ({"messages": [{"role": "tool", "content": "42"}]}, "it holds: messages"),
+        ({"question": {"text": "a"}}, "but an object under question"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "but a list under messages",
+        ),
     ],
 )
 def test_what_is_no_text_is_no_item(tmp_path: Path, row: Any, message: str) -> None:

@@ -306,6 +306,10 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
         "de"),
         ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "image_url",
         "image_url": "u"}]}], ""),
+        # Who says what names no speaker: the user, as in all other readers. Not a message: another type.
+        ([{"content": "e"}], "e"), ([{"text": "x"}], None), ([{"role": "user", "content": 3}], None),
+        ([{"role": "tool", "content": "42"}], ""), ({"role": None, "from": "human", "value": "f"}, "f"),
+        ("\n\nHuman: g\n\nAssistant: h\n\nHuman: i\n\nAssistant:", "g"),
     ],
 )  # fmt: skip
 def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:

@@ -108,6 +108,28 @@ def test_given_turns_are_kept(tmp_path: Path) -> None:
             read_questions(lines(tmp_path / "bad.jsonl", [row]))
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "Hello"},
+            {"from": "human", "value": "Bye"},
+        ],
+        "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:",
+        ["Hi", {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}, {"content": "Bye"}],
+    ],
+)
+def test_questions_in_other_shapes(tmp_path: Path, prompt: Any) -> None:
+    (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": prompt}]))
+    assert question.prompt.id == question_of(["Bye"], 0, earlier=("Hi", "Hello")).prompt.id
+
+
+def test_a_single_message_is_a_question(tmp_path: Path) -> None:
+    (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": {"role": "user", "content": "Hi"}}]))
+    assert question.prompt.text == "Hi"
+
+
 def test_ids_hang_on_the_texts_alone() -> None:
     prompts = [Prompt(id="p", row=5, persona_id="x", text="b"), Prompt(id="q", row=6, persona_id="y",
     text="b"),
@@ -320,6 +342,16 @@ def test_the_same_number_in_another_form_is_the_same_id(tmp_path: Path) -> None:
         ({"question": True}, r"under question stands true"),
         ({"turns": ["a", math.nan]}, r"line 1: turns that cannot be asked: user, user \(no text, but NaN\)"),
         ({"turns": ["a", None]}, r"cannot be asked: user, user \(no text\)"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b", "tool_calls": [{"name": "add"}]},
+                    {"role": "user", "content": "c"},
+                ]
+            },
+            r"cannot be asked: user, assistant \(calls a tool\), user\.",
+        ),
         ({"turns": ["a", 3]}, r"cannot be asked: user, user \(no text, but a number\)"),
         ({"turns": [{"content": math.nan}]}, r"cannot be asked: user \(no text, but NaN\)"),
         ({"turns": [{"content": 5}]}, r"cannot be asked: user \(no text, but a number\)"),

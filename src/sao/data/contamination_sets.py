@@ -1,8 +1,7 @@
-"""Evaluation sets by name, file or hub id: where each lies, and the texts of its items.
+"""Evaluation sets by name, file or hub id: where each is, and the texts of its items.
 
-Enters: a set as the user names it. Leaves: its place (`Source`), or its items (`Benchmark`). None of the
-sets' data is in this repository; a preset names a public set at a pinned revision, `NAME=FILE` reads a copy
-of yours.
+In: a set as the user names it. Out: its place (`Source`), or its items (`Benchmark`). None of the sets' data
+is in this repository; a preset names a public set at a pinned revision, `NAME=FILE` reads a copy of yours.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sao.data.messages import ChatError, turns_of
 from sao.data.readers import SUFFIXES, content_identity, kind_of, read_rows
 from sao.errors import ConfigError, DataError
 
-GUESSED = (
+QUESTION_COLUMNS = (
     "turns",
     "messages",
     "instruction",
@@ -31,18 +31,22 @@ GUESSED = (
     "goal",
     "input",
 )
-"""Columns that hold the question in the sets that people evaluate on, in any case; the first that holds
-something is read."""
+"""Columns that hold the question in the sets that people evaluate on, in any case; the first that is not
+empty is read."""
 
+_ARENA_HARD = "lmarena-ai/arena-hard-auto@15f3746e21432264ce9b453999bde4f3c946d2e6"
 PRESETS = {
-    "alpaca_eval": "tatsu-lab/alpaca_eval@2edc6fad8be6b14ea7230aabfd08188da6b8b814:alpaca_eval.json#instruction",  # noqa: E501
+    "alpaca_eval": "tatsu-lab/alpaca_eval@2edc6fad8be6b14ea7230aabfd08188da6b8b814"
+    ":alpaca_eval.json#instruction",
     "mt_bench": "HuggingFaceH4/mt_bench_prompts@e3a795c5e9a82ee40611c416b8a7786c73198991::train#prompt",
-    "arena_hard": "lmarena-ai/arena-hard-auto@15f3746e21432264ce9b453999bde4f3c946d2e6:data/arena-hard-v2.0/question.jsonl",  # noqa: E501
-    "arena_hard_v0.1": "lmarena-ai/arena-hard-auto@15f3746e21432264ce9b453999bde4f3c946d2e6:data/arena-hard-v0.1/question.jsonl",  # noqa: E501
+    "arena_hard": f"{_ARENA_HARD}:data/arena-hard-v2.0/question.jsonl",
+    "arena_hard_v0.1": f"{_ARENA_HARD}:data/arena-hard-v0.1/question.jsonl",
     "gsm8k": "openai/gsm8k@740312add88f781978c0658806c59bc2815b9866:main:test#question",
-    "truthfulqa": "truthfulqa/truthful_qa@741b8276f2d1982aa3d5b832d3ee81ed3b896490:generation:validation#question",  # noqa: E501
+    "truthfulqa": "truthfulqa/truthful_qa@741b8276f2d1982aa3d5b832d3ee81ed3b896490"
+    ":generation:validation#question",
     "hellaswag": "Rowan/hellaswag@218ec52e09a7e7462a5400043bb9a69a41d06b76::validation#ctx",
-    "winogrande": "allenai/winogrande@01e74176c63542e6b0bcb004dcdea22d94fb67b5:winogrande_xl:validation#sentence",  # noqa: E501
+    "winogrande": "allenai/winogrande@01e74176c63542e6b0bcb004dcdea22d94fb67b5"
+    ":winogrande_xl:validation#sentence",
     "arc": "allenai/ai2_arc@210d026faf9955653af8916fad021475a3f00453:ARC-Challenge:test#question",
     "mmlu": "cais/mmlu@c30699e8356da336a370243923dbaf21066bb9fe:all:test#question",
     "ifeval": "google/IFEval@966cd89545d6b6acfd7638bc708b98261ca58e84::train#prompt",
@@ -83,10 +87,10 @@ class Benchmark:
     @property
     def digest(self) -> str:
         """What was loaded: SHA-256 over the items, 16 digits of it."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for item in self.items:
-            found.update("\x1f".join((*item, "")).encode("utf-8", "surrogatepass"))
-        return found.hexdigest()[:16]
+            digest.update("\x1f".join((*item, "")).encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()[:16]
 
 
 def parse_source(given: str) -> Source:
@@ -98,34 +102,41 @@ def parse_source(given: str) -> Source:
     if Path(given).exists():
         return Source(name=Path(given).name, path=given)
     place, _, column = given.partition("#")
-    name, is_file, file = place.partition("=")
-    base, at, rest = place.partition("@")
-    if is_file and re.fullmatch(r"[\w.-]+", name):
-        found = Source(name=name, path=file)
-    elif base in PRESETS:
-        preset = parse_source(PRESETS[base])
-        found = replace(preset, name=base, revision=rest or preset.revision)
-    elif at and re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        revision, subset, split = [*rest.split(":"), "", ""][:3]
-        found = Source(name=base, path=base, revision=revision or "main")
-        if subset.endswith(SUFFIXES):
-            found = replace(found, file=subset)
-        else:
-            found = replace(found, subset=subset or None, split=split or "test")
-    elif re.fullmatch(r"[\w-]+", place):
+    source = _parse_place(place)
+    return replace(source, column=column) if column else source
+
+
+def _parse_place(place: str) -> Source:
+    """A set's name without its column."""
+    file_name, is_file, file = place.partition("=")
+    name, has_revision, revision = place.partition("@")
+    if is_file and re.fullmatch(r"[\w.-]+", file_name):
+        return Source(name=file_name, path=file)
+    if name in PRESETS:
+        preset = parse_source(PRESETS[name])
+        return replace(preset, name=name, revision=revision or preset.revision)
+    if has_revision and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _hub_source(name, revision)
+    if re.fullmatch(r"[\w-]+", place):
         raise ConfigError(
             f"no evaluation set {place!r}: the presets are {', '.join(PRESETS)}. Give one of them, a file, "
-            "or a hub id as "
-            "ID@REVISION"
+            "or a hub id as ID@REVISION"
         )
-    else:
-        found = Source(name=place.rsplit("/", 1)[-1], path=place)
-    return replace(found, column=column) if column else found
+    return Source(name=place.rsplit("/", 1)[-1], path=place)
+
+
+def _hub_source(name: str, version: str) -> Source:
+    """A set on the hub; `version` is REVISION[:SUBSET[:SPLIT]] or REVISION:FILE."""
+    revision, second, split = [*version.split(":"), "", ""][:3]
+    source = Source(name=name, path=name, revision=revision or "main")
+    if second.endswith(SUFFIXES):
+        return replace(source, file=second)
+    return replace(source, subset=second or None, split=split or "test")
 
 
 def source_identity(given: str) -> str:
-    """What a set is, wherever it lies: the hash of its file or its place on the hub, and the column. Raises
-    as `parse_source`."""
+    """What a set is, wherever it is stored: the hash of its file or its place on the hub, and the column.
+    Raises as `parse_source`."""
     source = parse_source(given)
     place = content_identity(source.path) if source.revision is None else str(source)
     return place + (f"#{source.column}" if source.column else "")
@@ -143,8 +154,7 @@ def on_disk(source: Source) -> Source:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{source}: cannot be fetched from the hub ({type(error).__name__}: {error}). Check the network "
-            "and, for gated data, "
-            f"HF_TOKEN; or give a copy of yours: {source.name}=FILE"
+            f"and, for gated data, HF_TOKEN; or give a copy of yours: {source.name}=FILE"
         ) from error
     return replace(source, path=path, revision=None, file=None)
 
@@ -152,28 +162,29 @@ def on_disk(source: Source) -> Source:
 def load_benchmarks(sets: Iterable[str]) -> list[Benchmark]:
     """The sets that the user names. Raises DataError for one that cannot be read or holds no texts,
     ConfigError for no name."""
-    found: dict[str, Benchmark] = {}
+    benchmarks: dict[str, Benchmark] = {}
     for given in dict.fromkeys(sets):
         source = parse_source(given)
-        if source.name in found:
+        if source.name in benchmarks:
             source = replace(source, name=given)
-        found[source.name] = _load(source)
-    return list(found.values())
+        benchmarks[source.name] = _load(source)
+    return list(benchmarks.values())
 
 
 def _load(source: Source) -> Benchmark:
-    place = on_disk(source)
-    options: dict[str, Any] = {"revision": place.revision, "subset": place.subset, "split": place.split}
-    columns = [place.column] if place.column else GUESSED
+    local = on_disk(source)
+    options: dict[str, Any] = {"revision": local.revision, "subset": local.subset, "split": local.split}
+    columns = [local.column] if local.column else QUESTION_COLUMNS
     rows = read_rows(
-        place.path, columns, what="evaluation items", option="@REVISION after its name", **options
+        local.path, columns, what="evaluation items", option="@REVISION after its name", **options
     )
     items: list[tuple[str, str]] = []
-    for number, (where, row) in enumerate(rows):
-        texts = _texts(row, place.column, where)
-        items += [
-            (str(number) if len(texts) == 1 else f"{number}.{i + 1}", text) for i, text in enumerate(texts)
-        ]
+    for number, (place, row) in enumerate(rows):
+        texts = _item_texts(row, local.column, place)
+        if len(texts) == 1:
+            items.append((str(number), texts[0]))
+        else:
+            items += [(f"{number}.{turn}", text) for turn, text in enumerate(texts, 1)]
     if not items:
         raise DataError(
             f"{source}: holds no evaluation items. Is it the right file, subset, split and column?"
@@ -181,39 +192,43 @@ def _load(source: Source) -> Benchmark:
     return Benchmark(name=source.name, items=items, source=str(source))
 
 
-def _texts(row: Any, column: str | None, place: str) -> list[str]:
-    """The texts of an item: one, or one for each turn of the user; none where nothing stands in its
-    column."""
+def _item_texts(row: Any, column: str | None, place: str) -> list[str]:
+    """The texts of an item: one, or one for each turn of the user; none where its column is empty.
+
+    Raises DataError where a text should be and something else is.
+    """
     if isinstance(row, str):
         return [row] if row.strip() else []
-    columns = row if isinstance(row, dict) else {}
-    named = (
-        [column]
-        if column
-        else sorted((c for c in columns if c.lower() in GUESSED), key=lambda c: GUESSED.index(c.lower()))
-    )
-    there = [name for name in named if name in columns]
-    key = next((name for name in there if columns[name] not in (None, "", [])), None)
-    value = None if key is None else columns[key]
-    turns = value if isinstance(value, list) else [] if value is None else [value]
-    said = [_said(turn) for turn in turns if _by_user(turn)]
-    odd = next((text for text in said if not isinstance(text, str | None)), None)
-    if not there or odd is not None or (turns and not any(isinstance(text, str) for text in said)):
-        instead = "" if odd is None else f", but {kind_of(odd)} under {key}"
-        held = ", ".join(columns) or type(row).__name__
+    fields = row if isinstance(row, dict) else {}
+    there = _question_columns(fields, column)
+    filled = [name for name in there if fields[name] not in (None, "", [])]
+    if there and not filled:
+        return []
+    contents = _user_contents(fields[filled[0]]) if filled else []
+    unusable = [content for content in contents if not isinstance(content, str | None)]
+    texts = [content for content in contents if isinstance(content, str)]
+    if unusable or not texts:
+        instead = f", but {kind_of(unusable[0])} under {filled[0]}" if unusable else ""
+        held = ", ".join(fields) or type(row).__name__
         raise DataError(
-            f"{place}: no text under {column or ' or '.join(GUESSED)}{instead} (it holds: {held}). Name the "
-            "column after the "
-            "set: SET#COLUMN"
+            f"{place}: no text under {column or ' or '.join(QUESTION_COLUMNS)}{instead} (it holds: {held}). "
+            "Name the column after the set: SET#COLUMN"
         )
-    return [text for text in said if isinstance(text, str) and text.strip()]
+    return [text for text in texts if text.strip()]
 
 
-def _by_user(turn: Any) -> bool:
-    """Whether the user says this turn of a conversation; whatever is no message is the user's."""
-    return not isinstance(turn, dict) or turn.get("role", turn.get("from", "user")) in ("user", "human")
+def _question_columns(fields: dict[str, Any], column: str | None) -> list[str]:
+    """The columns of a row that may hold the question, in the order in which they are tried; `column` is the
+    one that the user names."""
+    if column:
+        return [column] if column in fields else []
+    names = [name for name in fields if name.lower() in QUESTION_COLUMNS]
+    return sorted(names, key=lambda name: QUESTION_COLUMNS.index(name.lower()))
 
 
-def _said(turn: Any) -> Any:
-    """What a turn of a conversation says."""
-    return turn.get("content", turn.get("value")) if isinstance(turn, dict) else turn
+def _user_contents(value: Any) -> list[Any]:
+    """What the user says in each turn of a chat; the value itself where it is no chat."""
+    try:
+        return [turn.content for turn in turns_of(value) if turn.role == "user"]
+    except ChatError:
+        return [value]

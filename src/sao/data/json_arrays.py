@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from sao.data.messages import is_whole_message
 from sao.errors import DataError
 
 _SPACE = re.compile(r"[\s\ufeff]*")
 _GOES_ON = 4
 """Characters after a number in which it may go on ("1" of "1e+5"), where a piece of the file ends."""
-_MESSAGES = ({"role", "content"}, {"from", "value"})
 _ONE_A_LINE = (
     'Write one record a line, as .jsonl (a whole conversation as one record: {"messages": [...]}), or put '
     "all records "
@@ -160,4 +160,4 @@ def _no_record(item: Any) -> str:
     """Why an item is no record of its own, "" where it is one."""
     if not isinstance(item, dict):
         return "no record (an object)"
-    return "a chat message" if any(keys <= item.keys() for keys in _MESSAGES) else ""
+    return "a chat message" if is_whole_message(item) else ""

@@ -3,14 +3,14 @@ in, records out.
 
 A question is a `Prompt`; one with several turns (MT-Bench) has its first turn in `text`, and the later ones
 beside it in `Question.later`. Turns that the set gives, the assistant's among them, are in `Prompt.earlier`.
-Ids hang on the texts alone, so that answers which stand already are found again. No text is changed: white
-space counts, in lengths and in what is asked.
+Ids depend on the texts alone, so that finished answers are found again. No text is changed: white space
+counts, in lengths and in what is asked.
 
-Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (a text, a list
-of turns, or messages), the category under category, dataset or cluster, the question's own number under
-question_id, uid or prompt_id, and the right answers, one a turn, under reference. The forms are those of
-alpaca_eval, FastChat's llm_judge and Arena-Hard. What stands in the place of a text and is none (NaN, a
-number, true, a list) is an error; only right answers may be numbers.
+Read by key, whatever the set calls it: the text under turns, instruction, prompt, question … (any shape of
+`sao.data.messages`), the category under category, dataset or cluster, the question's own number under
+question_id, uid or prompt_id, and the right answers, one for each turn, under reference. The forms are those
+of alpaca_eval, FastChat's llm_judge and Arena-Hard. A value that is no text where one belongs (NaN, a number,
+true, an image) is an error; only right answers may be numbers.
 
     python -c "from sao.evaluation.questions import read_questions;
     print(len(read_questions('question.jsonl')))"
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sao.data.messages import ChatError, Turn, turn_of, turns_of
 from sao.data.readers import id_text, kind_of, read_rows
 from sao.errors import DataError
 from sao.records import Prompt, Response, make_id
@@ -31,8 +32,8 @@ ANSWER_KEYS = ("output", "answer", "response", "messages", "choices")
 CATEGORY_KEYS = ("category", "dataset", "cluster")
 ID_KEYS = ("question_id", "uid", "prompt_id")
 REFERENCE_KEY = "reference"
-Turns = list[tuple[str, Any]]
-"""Who spoke (user or assistant) and what: a text, or whatever stands in its place."""
+ANSWERED_KEYS = ("messages", *TEXT_KEYS)
+"""Where the question stands in a row of answers: messages hold both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def read_questions(
     """
     columns = [column] if column else []
     options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     rows = read_rows(
         source,
         columns,
@@ -93,29 +94,30 @@ def read_questions(
         **options,
     )
     for place, row in rows:
-        earlier, turns = _split(_spoken(row, columns or TEXT_KEYS, place), place)
+        earlier, turns = _given_and_asked(_turns_in(row, columns or TEXT_KEYS, place), place)
         fields = row if isinstance(row, dict) else {}
         question = question_of(
             turns,
-            len(found),
+            len(questions),
             next((fields[key] for key in CATEGORY_KEYS if isinstance(fields.get(key), str)), ""),
             earlier=earlier,
             key=_key(fields),
             references=_references(_values(fields.get(REFERENCE_KEY)), len(turns), place, REFERENCE_KEY),
         )
-        found.setdefault(question.prompt.id, question)
-    if not found:
+        questions.setdefault(question.prompt.id, question)
+    if not questions:
         raise DataError(f"{source}: holds no questions")
-    return list(found.values())
+    return list(questions.values())
 
 
-def _spoken(row: Any, keys: Iterable[str], place: str) -> Turns:
+def _turns_in(row: Any, keys: Iterable[str], place: str) -> list[Turn]:
     """The turns of a row, system messages among them, under the first of the keys that holds any."""
     if isinstance(row, str):
-        return [("user", row)]
-    odd = ""
+        return [Turn("user", row)]
+    fields = row if isinstance(row, dict) else {}
+    unusable = ""
     for key in keys:
-        value = row.get(key) if isinstance(row, dict) else None
+        value = fields.get(key)
         if kind_of(value) == "NaN":
             raise DataError(
                 f"{place}: no text under {key}, but NaN. Put the question's text there, or take the row out"
@@ -123,74 +125,77 @@ def _spoken(row: Any, keys: Iterable[str], place: str) -> Turns:
         if turns := _turns(value):
             return turns
         if value is not None and not isinstance(value, str):
-            odd = odd or f"; under {key} stands {kind_of(value)}"
-    held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            unusable = unusable or f"; under {key} stands {kind_of(value)}"
+    contents = ", ".join(fields) if isinstance(row, dict) else type(row).__name__
     raise DataError(
-        f"{place}: no question under {', '.join(keys)} (it holds: {held}{odd}). Name the key after the "
-        "source: SET#KEY"
+        f"{place}: no question under {', '.join(keys)} (it holds: {contents}{unusable}). Name the key after "
+        "the source: SET#KEY"
     )
 
 
-def _turns(value: Any) -> Turns:
-    """The turns of a text, or of a list of texts or messages; Arena's {"content"} without a role is the
-    user's. Plain texts that are blank are none."""
-    if isinstance(value, str):
-        return [("user", value)] if value.strip() else []
-    found: Turns = []
-    for turn in value if isinstance(value, list) else ():
-        if isinstance(turn, dict):
-            found.append((str(turn.get("role") or "user"), _inner(turn.get("content"))))
-        elif not _is_blank(turn):
-            found.append(("user", turn))
-    return found
-
-
-def _inner(value: Any) -> Any:
-    """What stands under content or answer, where it is an object with either (Arena-Hard); else the value
-    itself."""
-    while isinstance(value, dict) and ("content" in value or "answer" in value):
-        value = value["content"] if "content" in value else value["answer"]
-    return value
-
-
-def _stripped(value: Any) -> str:
-    """A text without white space around it, "" for what is none."""
-    return value.strip() if isinstance(value, str) else ""
+def _turns(value: Any) -> list[Turn]:
+    """The turns of a value, none where it is no chat. Plain texts that are blank are no turns."""
+    if isinstance(value, list):
+        value = [item for item in value if not _is_blank(item)]
+    elif _is_blank(value):
+        return []
+    try:
+        return turns_of(value)
+    except ChatError:
+        return []
 
 
 def _is_blank(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _split(turns: Turns, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The turns that are given (user, assistant, user, assistant, …), and the user's after them, which wait
-    for an answer. What the assistant says last is an answer and no part of the question."""
-    spoken = [turn for turn in turns if turn[0] != "system" or not (turn[1] is None or _is_blank(turn[1]))]
-    if any(role == "system" for role, _ in spoken):
+def _given_and_asked(turns: list[Turn], place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The turns that the set gives (user, assistant, user, assistant, …), and the user's turns after them,
+    which are to be answered.
+
+    The assistant's last words, after all turns of the user, are an answer and no part of the question.
+    """
+    turns = [turn for turn in turns if not _is_empty_system(turn)]
+    if any(turn.role == "system" for turn in turns):
         raise DataError(
             f"{place}: a question with a system message of its own; all are asked with the recipe's "
-            "(--responses.system). Leave "
-            "out these questions, or put the message into the user's turn"
+            "(--responses.system). Leave out these questions, or put the message into the user's turn"
         )
-    users = [i for i, (role, _) in enumerate(spoken) if role == "user"]
-    spoken = spoken[: users[-1] + 1] if users else []
-    given = max((i + 1 for i, (role, _) in enumerate(spoken) if role != "user"), default=0)
-    texts = tuple(text for _, text in spoken if isinstance(text, str) and not _is_blank(text))
-    roles = [role for role, _ in spoken[:given]]
-    if len(texts) < len(spoken) or not spoken or roles != ["user", "assistant"] * (given // 2):
+    question = turns[: _after_last(turns, by_user=True)]
+    n_given = _after_last(question, by_user=False)
+    given_roles = [turn.role for turn in question[:n_given]]
+    texts = tuple(turn.text or "" for turn in question)
+    alternate = given_roles == ["user", "assistant"] * (n_given // 2)
+    if not question or not alternate or not all(text.strip() for text in texts):
         raise DataError(
-            f"{place}: turns that cannot be asked: {', '.join(_said(*turn) for turn in turns)}. Before the "
-            "user's last turns, "
-            "user and assistant must take turns, each with a text"
+            f"{place}: turns that cannot be asked: {', '.join(map(_named, turns))}. Before the user's last "
+            "turns, user and assistant must take turns, each with a text"
         )
-    return texts[:given], texts[given:]
+    return texts[:n_given], texts[n_given:]
 
 
-def _said(role: str, text: Any) -> str:
-    """A turn in messages: who spoke, and what there is where it is no text."""
-    if isinstance(text, str | None):
-        return role if _stripped(text) else f"{role} (no text)"
-    return f"{role} (no text, but {kind_of(text)})"
+def _is_empty_system(turn: Turn) -> bool:
+    return turn.role == "system" and (turn.content is None or _is_blank(turn.content))
+
+
+def _after_last(turns: Sequence[Turn], *, by_user: bool) -> int:
+    """How many turns there are up to the last one by the user, or by anybody else; 0 where there is none."""
+    numbers = [number for number, turn in enumerate(turns, 1) if (turn.role == "user") == by_user]
+    return max(numbers, default=0)
+
+
+def _named(turn: Turn) -> str:
+    """A turn in messages: who speaks, and what stands there where it is no text."""
+    if turn.calls_tools:
+        return f"{turn.role} (calls a tool)"
+    if isinstance(turn.content, str | None):
+        return turn.role if _stripped(turn) else f"{turn.role} (no text)"
+    return f"{turn.role} (no text, but {kind_of(turn.content)})"
+
+
+def _stripped(turn: Turn) -> str:
+    """The text of a turn without white space around it, "" for what is no text."""
+    return turn.content.strip() if isinstance(turn.content, str) else ""
 
 
 def _key(row: Mapping[str, Any]) -> str:
@@ -198,15 +203,13 @@ def _key(row: Mapping[str, Any]) -> str:
 
 
 def _values(value: Any) -> list[Any]:
-    """What is given for each turn by a value that is one, or a list of them; of messages those of the
+    """What a value gives for each turn: itself, or the items of a list; of messages those of the
     assistant."""
-    if isinstance(value, list):
-        return [
-            _inner(one)
-            for one in value
-            if not isinstance(one, dict) or one.get("role", "assistant") == "assistant"
-        ]
-    return [] if value is None else [_inner(value)]
+    if value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    turns = [turn_of(item, "assistant") for item in items]
+    return [turn.content for turn in turns if turn.role == "assistant"]
 
 
 def _references(values: list[Any], turns: int, place: str, key: str) -> tuple[str, ...]:
@@ -215,8 +218,8 @@ def _references(values: list[Any], turns: int, place: str, key: str) -> tuple[st
             f"{place}: {len(values)} references for {turns} turn(s). Give one right answer for each turn "
             f"under {key}"
         )
-    found = tuple(_right_answer(value, place, key) for value in values)
-    return found if any(text.strip() for text in found) else ()
+    references = tuple(_right_answer(value, place, key) for value in values)
+    return references if any(text.strip() for text in references) else ()
 
 
 def _right_answer(value: Any, place: str, key: str) -> str:
@@ -248,51 +251,53 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
     one on the whole.
     """
     questions = list(questions)
-    found: dict[str, list[Response]] = {}
+    answers: dict[str, list[Response]] = {}
     for place, question, key, values in _rows_for(source, questions, ANSWER_KEYS, "answers"):
-        turns = 1 + len(question.later)
-        texts = [value for value in values if isinstance(value, str)]
-        if len(values) > turns:
-            raise DataError(
-                f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn"
-            )
-        if len(texts) < turns:
-            odd = next(
-                (kind_of(value) for value in values if not isinstance(value, str)),
-                "no more" if values else "none",
-            )
-            raise DataError(
-                f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds "
-                f"{odd}). Give a text "
-                "for each, empty where the model gave none"
-            )
-        found[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(texts)]
-    missing = [question.prompt.text for question in questions if question.prompt.id not in found]
+        texts = _answer_texts(values, 1 + len(question.later), place, key)
+        answers[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(texts)]
+    missing = [question.prompt.text for question in questions if question.prompt.id not in answers]
     if missing:
         raise DataError(
             f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as "
-            f"{missing[0][:80]!r}. "
-            "Give the answers to this set of questions"
+            f"{missing[0][:80]!r}. Give the answers to this set of questions"
         )
-    return found
+    return answers
+
+
+def _answer_texts(values: list[Any], turns: int, place: str, key: str) -> list[str]:
+    """The answers to a question of so many turns. Raises DataError where there are more, fewer, or others
+    than texts."""
+    if len(values) > turns:
+        raise DataError(
+            f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn"
+        )
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < turns:
+        instead = [kind_of(value) for value in values if not isinstance(value, str)]
+        contents = instead[0] if instead else "no more" if values else "none"
+        raise DataError(
+            f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds "
+            f"{contents}). Give a text for each, empty where the model gave none"
+        )
+    return texts
 
 
 def with_references(questions: Iterable[Question], source: str) -> list[Question]:
     """The questions with the right answers of a file (FastChat's reference_answer/*.jsonl, or as in
-    `read_answers`; also under the key reference). Those that it does not hold stay as they are.
+    `read_answers`; also under the key reference). Questions that the file does not hold stay as they are.
 
     Raises DataError where it holds none of them.
     """
-    questions, found = list(questions), {}
-    for place, question, key, values in _rows_for(
-        source, questions, (REFERENCE_KEY, *ANSWER_KEYS), "references"
-    ):
-        found[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
-    if not found:
+    questions = list(questions)
+    references: dict[str, tuple[str, ...]] = {}
+    keys = (REFERENCE_KEY, *ANSWER_KEYS)
+    for place, question, key, values in _rows_for(source, questions, keys, "references"):
+        references[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
+    if not references:
         raise DataError(
             f"{source}: no references to any of the {len(questions)} questions. Is it of another set?"
         )
-    return [replace(q, references=found.get(q.prompt.id, q.references)) for q in questions]
+    return [replace(q, references=references.get(q.prompt.id, q.references)) for q in questions]
 
 
 def _rows_for(
@@ -300,51 +305,73 @@ def _rows_for(
 ) -> Iterator[tuple[str, Question, str, list[Any]]]:
     """Each row's place, the question that it answers, the key of what it gives, and that: a value for each
     turn."""
-    by_text: dict[tuple[str, ...], list[Question]] = {}
-    by_key: dict[str, list[Question]] = {}
-    for question in questions:
-        users = (*question.prompt.earlier[::2], question.prompt.text, *question.later)
-        by_text.setdefault(tuple(text.strip() for text in users), []).append(question)
-        by_key.setdefault(question.key, []).append(question)
-    unique = {key: found[0] for key, found in by_key.items() if key and len(found) == 1}
+    index = _Index(questions)
     columns = (*TEXT_KEYS, *ID_KEYS, *keys)
     for place, row in read_rows(source, [], columns, what=what, option="@REVISION after its name"):
         fields = row if isinstance(row, dict) else {}
-        if _key(fields) and not any(
-            _stripped(text) for key in TEXT_KEYS for _, text in _turns(fields.get(key))
-        ):
-            found = [unique[_key(fields)]] if _key(fields) in unique else []
-            spoken: Turns = []
+        turns: list[Turn] = []
+        if _key(fields) and not _has_text(fields):
+            answered = index.by_key(_key(fields))
         else:
-            spoken = [turn for turn in _spoken(row, ("messages", *TEXT_KEYS), place) if turn[0] != "system"]
-            asked = tuple(_stripped(text) for role, text in spoken if role == "user")
-            found = [
-                question for question in by_text.get(asked, ()) if _follows(question.prompt.earlier, spoken)
-            ]
-        for question in found:
-            yield place, question, *_given(fields, question, spoken, keys)
+            turns = [turn for turn in _turns_in(row, ANSWERED_KEYS, place) if turn.role != "system"]
+            answered = index.by_turns(turns)
+        for question in answered:
+            yield place, question, *_given_values(fields, question, turns, keys)
 
 
-def _follows(earlier: tuple[str, ...], spoken: Turns) -> bool:
-    """Whether a conversation begins with these turns."""
-    begun = [_stripped(text) for _, text in spoken[: len(earlier)]]
-    return begun == [text.strip() for text in earlier]
+class _Index:
+    """Questions by their texts and by their own number."""
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        self._by_texts: dict[tuple[str, ...], list[Question]] = {}
+        self._by_key: dict[str, list[Question]] = {}
+        for question in questions:
+            users = (*question.prompt.earlier[::2], question.prompt.text, *question.later)
+            self._by_texts.setdefault(tuple(text.strip() for text in users), []).append(question)
+            self._by_key.setdefault(question.key, []).append(question)
+
+    def by_key(self, key: str) -> list[Question]:
+        """The question of this number, none where several have it."""
+        questions = self._by_key.get(key, [])
+        return questions if len(questions) == 1 else []
+
+    def by_turns(self, turns: Sequence[Turn]) -> list[Question]:
+        """The questions that a conversation answers: it has the same turns of the user, and begins with the
+        turns that the question gives."""
+        users = tuple(_stripped(turn) for turn in turns if turn.role == "user")
+        texts = [_stripped(turn) for turn in turns]
+        return [
+            question
+            for question in self._by_texts.get(users, ())
+            if texts[: len(question.prompt.earlier)] == [text.strip() for text in question.prompt.earlier]
+        ]
 
 
-def _given(
-    row: Mapping[str, Any], question: Question, spoken: Turns, keys: Sequence[str]
+def _has_text(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds the text of its question."""
+    return any(_stripped(turn) for key in TEXT_KEYS for turn in _turns(row.get(key)))
+
+
+def _given_values(
+    row: Mapping[str, Any], question: Question, turns: Sequence[Turn], keys: Sequence[str]
 ) -> tuple[str, list[Any]]:
-    """The first of the keys that holds anything (else that is there, "" for none), and its values for a
-    question's turns."""
+    """The first of the keys that holds anything (else the first that is there, "" for none), and its values
+    for a question's turns."""
     there = [key for key in keys if key in row]
-    key = next((key for key in there if row[key] is not None), there[0] if there else "")
-    value = row.get(key)
+    filled = [key for key in there if row[key] is not None]
+    key = next(iter(filled or there), "")
     if key == "messages":
-        return key, [text for role, text in spoken[len(question.prompt.earlier) :] if role == "assistant"]
+        replies = turns[len(question.prompt.earlier) :]
+        return key, [turn.content for turn in replies if turn.role == "assistant"]
     if key == "choices":
-        first = value[0] if isinstance(value, list) and value else None
-        value = first.get("turns") if isinstance(first, dict) else None
-    return key, _values(value)
+        return key, _values(_first_choice(row[key]))
+    return key, _values(row.get(key))
+
+
+def _first_choice(choices: Any) -> Any:
+    """The turns of FastChat's first choice, None where there are none."""
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice.get("turns") if isinstance(choice, dict) else None
 
 
 def _response(question: Question, turn: int, text: str) -> Response:
@@ -361,11 +388,11 @@ def _response(question: Question, turn: int, text: str) -> Response:
 
 def held_out_questions(prompts: Iterable[Prompt]) -> list[Question]:
     """A run's held-out prompts as questions, each text once."""
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     for prompt in prompts:
-        question = question_of([prompt.text], len(found), earlier=prompt.earlier)
-        found.setdefault(question.prompt.id, question)
-    return list(found.values())
+        question = question_of([prompt.text], len(questions), earlier=prompt.earlier)
+        questions.setdefault(question.prompt.id, question)
+    return list(questions.values())
 
 
 def by_category(

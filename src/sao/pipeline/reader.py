@@ -21,7 +21,7 @@ from sao.stages import pairs
 from sao.store.stage import Stage
 
 if TYPE_CHECKING:
-    from sao.training.data import TextPair
+    from sao.data.preferences import TextPair
 
 
 class Reader:
@@ -119,7 +119,7 @@ class Reader:
         given = self.config.pairs
         if given.source is None:
             return self.labelled()
-        from sao.training.data import read_pairs
+        from sao.data.preferences import read_pairs
 
         return read_pairs(given.source, given.revision, given.subset, given.split)
 
@@ -136,7 +136,7 @@ class Reader:
         """The questions that were trained on."""
         if self.config.pairs.source is None:
             return {prompt.conversation for prompt in self.asked(held_out=False)}
-        from sao.training.data import TextPair
+        from sao.data.preferences import TextPair
 
         texts = set()
         for pair in self.to_train_on():

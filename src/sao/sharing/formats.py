@@ -25,9 +25,9 @@ from typing import Any
 
 import yaml
 
+from sao.data.messages import chat
 from sao.errors import DataError
 from sao.records import Judgment, PreferencePair, Prompt, Response
-from sao.stages.responses import chat
 
 FORMS = ("trl", "simpo", "llamafactory", "axolotl", "openrlhf")
 VIEWS = ("pairs", "kto", "sft")

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from sao.config import Config, PairsConfig, make_config
+from sao.data.preferences import TextPair, read_pairs
 from sao.data.readers import content_identity
 from sao.data.similarity import normalise
 from sao.errors import DataError
@@ -27,7 +28,6 @@ from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record,
 from sao.store import manifest
 from sao.store.files import dumps, write_atomic
 from sao.store.stage import Stage
-from sao.training.data import TextPair, read_pairs
 
 JUDGE = "given"
 

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from sao.config import PersonasConfig, PromptsConfig
+from sao.data.messages import ChatError, turns_of
 from sao.data.readers import column_texts, sample_texts
 from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import DataError
@@ -166,19 +167,18 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
 
 
 def first_request(value: Any) -> str | None:
-    """The text of a column, or of the first user turn where it holds messages: {"role", "content"} or
-    ShareGPT's {"from", "value"}, the content a text or a list of text parts. "" where there is none, None for
-    a value of another kind."""
-    messages = [value] if isinstance(value, dict) and ("role" in value or "from" in value) else value
-    if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-        turns = (m for m in messages if (m.get("role") or m.get("from")) in ("user", "human"))
-        first: dict[str, Any] = next(turns, {})
-        value = first.get("value") if first.get("content") is None else first["content"]
-        if isinstance(value, list):
-            parts = [
-                p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in value
-            ]
-            texts = [part for part in parts if isinstance(part, str)]
-            value = "".join(texts) if len(texts) == len(parts) else ""
-        value = value or ""
-    return value.strip() if isinstance(value, str) else None
+    """The first request in a column: its text, or the user's first turn where it holds messages.
+
+    Any shape of `sao.data.messages` but a list of plain texts. "" where there is no request, or one that is
+    not all text (with an image); None for a value of another kind.
+    """
+    if isinstance(value, list) and not all(isinstance(item, dict) for item in value):
+        return None
+    try:
+        turns = turns_of(value)
+    except ChatError:
+        return None
+    request = next((turn.content for turn in turns if turn.role == "user"), None)
+    if request is None or isinstance(request, list):
+        return ""
+    return request.strip() if isinstance(request, str) else None

@@ -10,16 +10,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 from sao.config import ResponsesConfig
+from sao.data.messages import chat as chat  # sao.training.job takes it from here
 from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped
-from sao.records import Drop, Message, Prompt, Response, make_id, seed_of
-
-
-def chat(prompt: Prompt, system: str | None) -> tuple[Message, ...]:
-    """The chat that is answered: a system message or none, earlier turns, the prompt. The same for generation
-    and training."""
-    opening = (Message("system", system),) if system else ()
-    earlier = (Message(("user", "assistant")[i % 2], said) for i, said in enumerate(prompt.earlier))
-    return (*opening, *earlier, Message("user", prompt.text))
+from sao.records import Drop, Prompt, Response, make_id, seed_of
 
 
 def answer_prompts(

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sao.config import Config, TrainConfig
+from sao.data.preferences import TextPair
 from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
@@ -20,7 +21,6 @@ from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
 from sao.training.batches import TokenPair, split_pairs
-from sao.training.data import TextPair
 from sao.training.run import train
 
 Labelled = tuple[Prompt, PreferencePair, Response, Response]

@@ -20,7 +20,7 @@ from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.models.locate import find_model, identity_of, model_licence, weights_identity
 from sao.models.shapes import read_shape
-from sao.pipeline.bench import player
+from sao.pipeline.players import player
 from sao.records import Message
 from tiny_models import qwen3
 

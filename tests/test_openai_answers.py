@@ -18,7 +18,7 @@ from sao.engines.scripted import default_choice
 from sao.errors import EngineError
 from sao.method import run
 from sao.records import Judgment, Message, Prompt, Response
-from sao.stages.judging import duels, judge
+from sao.stages.judging import judge, ordered_pairs
 from sao.stages.responses import answer_prompts
 from sao.store.files import read_jsonl
 from sao.store.stage import Stage
@@ -365,7 +365,9 @@ def test_verdicts_that_are_none_of_the_choices_are_unreadable(tmp_path: Path) ->
         for i in (0, 1)
     ]
     with Server(choices=("x", "y")) as server, opened(server) as engine:
-        found = list(judge(duels([("p", "question", answer)], 2, "key", 2), engine, JudgingConfig(), set()))
+        found = list(
+            judge(ordered_pairs([("p", "question", answer)], 2, "key", 2), engine, JudgingConfig(), set())
+        )
     assert [(j.verdict, j.p_first, j.mass) for j in found if isinstance(j, Judgment)] == [
         (None, None, None)
     ] * 2

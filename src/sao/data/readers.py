@@ -1,9 +1,9 @@
 """Rows of a data set that somebody else made: a file, a folder of Parquet shards or a hub data set in, plain
 rows out.
 
-Everything is read as a stream, so memory stays flat whatever the size: a line longer than MAX_LINE is an
-error, not a gigabyte of memory. A file that cannot be read is an error with its place; what a row means is
-for the caller to say.
+Everything is read as a stream, so memory does not grow with the size: a line longer than MAX_LINE is an
+error, not a gigabyte of memory. A file that cannot be read is an error with its place. The caller decides
+what a row means.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ MAX_LINE = 64 << 20
 CHUNK = 1 << 20
 """Characters of a JSON array, or bytes of a Parquet file, that are read at a time."""
 NO_TEXT = ("nan", "NaN")
-"""Cells of a .csv that hold no text: how Python and pandas write a number that is none, and pandas a text
-that is missing."""
+"""Cells of a .csv that hold no text: how Python and pandas write NaN, and pandas a missing text."""
 _BEFORE = b"\xef\xbb\xbf \t\r\n"
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
@@ -67,12 +66,11 @@ def read_rows(
         split: Split of the hub data set, or of the folder.
 
     Yields:
-        Place and row; a row is a dict, or whatever else stands in a line of JSON, or the text of a line of
-        .txt. Values are as
-        they stand: a text may be null or NaN (`kind_of`), an id 81.0 (`id_text`).
+        Place and row; a row is a dict, or any other value in a line of JSON, or the text of a line of .txt.
+        Values are as the source has them: a text may be null or NaN (`kind_of`), an id 81.0 (`id_text`).
 
     Raises:
-        DataError: For a source that is not there or cannot be read, or of which a part is missing or there
+        DataError: For a source that does not exist or cannot be read, or of which a part is missing or there
             twice.
 
     """
@@ -86,21 +84,22 @@ def read_rows(
         yield from _text_rows(path)
     elif path.name.endswith(SUFFIXES):
         raise DataError(f"{source}: no such file of {what}")
-    elif (
-        path.exists() or source.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source)
-    ):
+    elif path.exists() or not _may_be_hub_id(source):
         raise DataError(
             f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's "
             "id"
         )
+    elif revision is None:
+        raise DataError(
+            f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too "
+            f"({option}: a commit or tag), so that the run can be repeated"
+        )
     else:
-        if revision is None:
-            raise DataError(
-                f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too "
-                f"({option}: a "
-                "commit or tag), so that the run can be repeated"
-            )
         yield from _hub_rows(source, revision, subset, split)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    return not source.startswith((".", "/", "~")) and bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source))
 
 
 def column_texts(
@@ -115,37 +114,42 @@ def column_texts(
     read: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else None,
 ) -> Iterator[str]:
     """The texts under one key or column of a file or hub data set (or the lines of .txt); nulls and empty
-    texts are passed over.
+    texts are left out.
 
-    `section` of the recipe is where the user names the column and revision; `read` makes text of what stands
-    there: "" where this row holds nothing to read, None where it is of another kind than expected. Halves of
-    surrogate pairs, as a cut emoji
-    leaves them in JSON, are taken out: no tokenizer takes them.
+    `section` of the recipe is where the user names the column and revision. `read` makes a text of a value:
+    "" where this row holds nothing to read, None where the value is of another kind than expected. Halves of
+    surrogate pairs, as a cut emoji leaves them in JSON, are removed: no tokenizer accepts them.
 
     Raises DataError for a source that cannot be read, or whose rows hold no such text.
     """
     options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
+    has_lines = source.removesuffix(".gz").endswith(".txt")
     for place, row in read_rows(source, [column], what=what, option=f"--{section}.revision", **options):
-        text = row if isinstance(row, str) and source.removesuffix(".gz").endswith(".txt") else None
-        if isinstance(row, dict):
-            text = "" if row.get(column, 0) is None else read(row.get(column))
+        if isinstance(row, dict) and column in row:
+            text = "" if row[column] is None else read(row[column])
+        else:
+            text = row if isinstance(row, str) and has_lines else None
         if text is None:
-            held = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            value = row.get(column) if isinstance(row, dict) else None
-            kind = "" if value is None else f", but a {type(value).__name__}"
-            if kind_of(value) == "NaN":
-                kind = ", but NaN: put a text there, or null where there is none"
-            raise DataError(
-                f"{place}: no text under the key {column!r}{kind} (it holds: {held}). Name the key with "
-                f"--{section}.column"
-            )
+            raise _no_text(row, column, place, section)
         text = text.encode("utf-8", "ignore").decode("utf-8")
         if text and not text.isspace():
             yield text
 
 
+def _no_text(row: Any, column: str, place: str, section: str) -> DataError:
+    contents = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    value = row.get(column) if isinstance(row, dict) else None
+    instead = "" if value is None else f", but a {type(value).__name__}"
+    if kind_of(value) == "NaN":
+        instead = ", but NaN: put a text there, or null where there is none"
+    return DataError(
+        f"{place}: no text under the key {column!r}{instead} (it holds: {contents}). Name the key with "
+        f"--{section}.column"
+    )
+
+
 def kind_of(value: Any) -> str:
-    """What stands where a text or a number should, in a few words for messages."""
+    """What a value is, in a few words for messages."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -155,7 +159,7 @@ def kind_of(value: Any) -> str:
 
 
 def id_text(value: Any) -> str:
-    """An id of somebody else's as text; 81, 81.0 (as pandas writes a column in which one is missing), "81"
+    """An id of another data set as text; 81, 81.0 (as pandas writes a column in which one is missing), "81"
     and "81.0" are the same. "" for what is no id: null, NaN, true, a list."""
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         return ""
@@ -166,8 +170,8 @@ def id_text(value: Any) -> str:
 
 
 def content_identity(source: str) -> str:
-    """What a source is, wherever it lies: the SHA-256 of a file, or of a folder's Parquet files; else the
-    name itself."""
+    """What a source is, wherever it is stored: the SHA-256 of a file, or of a folder's Parquet files; of a
+    hub data set its name."""
     path = Path(source)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
@@ -183,24 +187,23 @@ def sample_texts(read: Callable[[], Iterator[str]], n: int, seed: int) -> Iterat
     """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer
     where it holds fewer.
 
-    `read` is called twice: once to find which texts have the n smallest hashes, once to hand them out, in the
-    stream's order.
-    Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream. Texts count as
-    equal where only their case differs.
+    `read` is called twice: once to find which texts have the n smallest hashes, once to yield them, in the
+    stream's order. Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream.
+    Texts that differ only in case count as equal.
     """
-    keys = array("Q")
+    hashes = array("Q")
     for text in read():
-        keys.append(_priority(text, seed))
-        if len(keys) > 4 * n + (1 << 16):
-            keys = _smallest(keys, n)
-    chosen = _smallest(keys, n)
-    given = bytearray(len(chosen))
-    left = len(chosen)
+        hashes.append(_priority(text, seed))
+        if len(hashes) > 4 * n + (1 << 16):
+            hashes = _smallest(hashes, n)
+    drawn = _smallest(hashes, n)
+    is_given = bytearray(len(drawn))
+    left = len(drawn)
     for text in read() if left else ():
-        key = _priority(text, seed)
-        place = bisect_left(chosen, key)
-        if place < len(chosen) and chosen[place] == key and not given[place]:
-            given[place] = 1
+        text_hash = _priority(text, seed)
+        place = bisect_left(drawn, text_hash)
+        if place < len(drawn) and drawn[place] == text_hash and not is_given[place]:
+            is_given[place] = 1
             yield place, text
             left -= 1
             if not left:
@@ -247,22 +250,31 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from array_rows(path, file, piece=CHUNK, longest=MAX_LINE)
             elif kind == ".csv":
                 yield from _csv_rows(path, file)
+            elif kind == ".txt":
+                yield from _filled_lines(path, file)
             else:
-                for place, line in _lines(path, file):
-                    if line := line.strip():
-                        row = line if kind == ".txt" else _parse(line, place)
-                        if kind == ".json" and isinstance(row, list):
-                            raise DataError(
-                                f"{place}: an array among records that stand one a line. Write one record a "
-                                "line, as .jsonl"
-                            )
-                        yield place, row
+                yield from _json_lines(path, file, allow_arrays=kind != ".json")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
             f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _filled_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """The lines that are not blank, without the white space around them."""
+    return ((place, text) for place, line in _lines(path, file) if (text := line.strip()))
+
+
+def _json_lines(path: Path, file: BinaryIO, *, allow_arrays: bool) -> Iterator[tuple[str, Any]]:
+    for place, line in _filled_lines(path, file):
+        row = _parse(line, place)
+        if isinstance(row, list) and not allow_arrays:
+            raise DataError(
+                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl"
+            )
+        yield place, row
 
 
 def _open(path: Path) -> BinaryIO:
@@ -340,9 +352,9 @@ def _parse(line: str, place: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            behind = line[error.pos : error.pos + 40]
+            rest = line[error.pos : error.pos + 40]
             raise DataError(
-                f"{place}: not JSON (after the end of the value stands {behind!r}). Write one record a line"
+                f"{place}: not JSON (after the end of the value stands {rest!r}). Write one record a line"
             ) from error
         raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
 
@@ -367,6 +379,5 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
     except (RuntimeError, ImportError, datasets.exceptions.DatasetsError, *hub_errors()) as error:
         raise DataError(
             f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, "
-            "revision, subset and "
-            "split, the network and, for gated data, HF_TOKEN"
+            "revision, subset and split, the network and, for gated data, HF_TOKEN"
         ) from error

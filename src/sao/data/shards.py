@@ -1,7 +1,7 @@
 """Which Parquet files of a folder make up a split, and whether each of them is there, once.
 
-Whatever reads a folder of somebody else's would read a set short where a download left a shard out, and twice
-where the file manager left a copy. Both are errors that name the file.
+A download may leave a shard out, and a file manager may leave a copy: rows would be missing, or read twice.
+Both are errors that name the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _COPY = re.compile(
     r"| \([^()]*conflicted copy[^()]*\))",
     re.IGNORECASE | re.DOTALL,
 )
-"""What browsers and file managers make of a name: "X (1)", "X - Copy", "X copy 2", "Copy of X"."""
+"""How browsers and file managers name a copy of X: "X (1)", "X - Copy", "X copy 2", "Copy of X"."""
 _SECOND = re.compile(r"(?P<name>.+) \d+", re.DOTALL)
-"""macOS's "X 2", which may as well be a name of its own."""
+"""macOS's "X 2", which may also be a name of its own."""
+Shards = list[tuple[Path, re.Match[str]]]
+"""Files, each with the numbers in its name."""
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
@@ -36,21 +38,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
     Raises DataError where there are none, one is missing or there twice, or two sets lie there.
     """
-    found = [own for place in (folder, folder / "data") if (own := _of_split(place, split))]
-    if len(found) > 1:
-        raise _twice(folder, split, found[0][0], found[1][0])
-    if found:
-        (files,) = found
-        check_shards(files, (split,))
-        whole = [file for file in files if file.stem == split]
-        parts = [file for file in files if _NUMBERED.fullmatch(file.stem) or _COUNTED.fullmatch(file.stem)]
-        if whole and parts:
-            raise _twice(folder, split, whole[0], parts[0])
-        return whole or files
-    everything = sorted(folder.glob("*.parquet"))
-    if everything and not any(_OTHER_SPLIT.match(_original(file.stem)) for file in everything):
-        check_shards(everything)
-        return everything
+    of_split = [files for place in (folder, folder / "data") if (files := _of_split(place, split))]
+    if len(of_split) > 1:
+        raise _twice(folder, split, of_split[0][0], of_split[1][0])
+    if of_split:
+        return _whole_or_shards(folder, split, of_split[0])
+    all_files = sorted(folder.glob("*.parquet"))
+    if all_files and not any(_OTHER_SPLIT.match(_original(file.stem)) for file in all_files):
+        check_shards(all_files)
+        return all_files
     if (folder / "manifest.json").is_file():
         raise DataError(f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR")
     names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
@@ -60,70 +56,83 @@ def split_files(folder: Path, split: str) -> list[Path]:
     )
 
 
+def _whole_or_shards(folder: Path, split: str, files: list[Path]) -> list[Path]:
+    """The one file of a split, or all its shards."""
+    check_shards(files, (split,))
+    whole = [file for file in files if file.stem == split]
+    shards = [file for file in files if _NUMBERED.fullmatch(file.stem) or _COUNTED.fullmatch(file.stem)]
+    if whole and shards:
+        raise _twice(folder, split, whole[0], shards[0])
+    return whole or files
+
+
 def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
     """Raise DataError where one of these files of one folder looks like a copy, or where a shard of theirs is
     missing or there twice. `taken`: names (without suffix) of which a copy is one even where the file itself
     is not there."""
     names = {file.stem for file in files} | set(taken)
     copied: dict[str, Path] = {}
-    sets: dict[str, list[tuple[Path, re.Match[str]]]] = {}
-    counted: dict[tuple[str, int], list[tuple[Path, re.Match[str]]]] = {}
+    sets: dict[str, Shards] = {}
+    counted: dict[tuple[str, int], Shards] = {}
     for file in files:
         original = _original(file.stem, names)
         if original != file.stem:
             if original in names or original in copied or _NUMBERED.fullmatch(original):
                 raise DataError(
                     f"{file}: looks like a copy of {original}{file.suffix}; with it rows may be read twice. "
-                    "Delete it, or "
-                    "rename it if it is none"
+                    "Delete it, or rename it if it is none"
                 )
             copied[original] = file
-        elif found := _NUMBERED.fullmatch(file.stem):
-            sets.setdefault(found["name"], []).append((file, found))
-        elif found := _COUNTED.fullmatch(file.stem):
-            counted.setdefault((found["name"], len(found["number"])), []).append((file, found))
+        elif match := _NUMBERED.fullmatch(file.stem):
+            sets.setdefault(match["name"], []).append((file, match))
+        elif match := _COUNTED.fullmatch(file.stem):
+            counted.setdefault((match["name"], len(match["number"])), []).append((file, match))
     for shards in sets.values():
         _check_set(shards)
     for shards in counted.values():
         _check_counted(shards)
 
 
-def _check_set(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
+def _check_set(shards: Shards) -> None:
     """Shards that say how many there are: all of one total, numbered from 0 (or from 1), each once."""
-    first, found = shards[0]
-    total = int(found["total"])
-    there: dict[int, Path] = {}
+    first, first_match = shards[0]
+    total = int(first_match["total"])
+    by_number: dict[int, Path] = {}
     for file, match in shards:
+        number = int(match["number"])
         if int(match["total"]) != total:
             raise DataError(
                 f"{file.parent}: shards of two sets, {first.name} and {file.name}. Keep the files of one of "
                 "them"
             )
-        number = int(match["number"])
-        if number in there:
+        if number in by_number:
             raise DataError(
-                f"{file.parent}: two files for one shard, {there[number].name} and {file.name}. Keep the "
+                f"{file.parent}: two files for one shard, {by_number[number].name} and {file.name}. Keep the "
                 "right one"
             )
-        there[number] = file
-    start = 1 if total in there and 0 not in there else 0
-    for number, file in there.items():
+        by_number[number] = file
+    start = 1 if total in by_number and 0 not in by_number else 0
+    for number, file in by_number.items():
         if not start <= number < start + total:
             raise DataError(f"{file}: no shard of a set of {total}. Take it out, or copy the whole set again")
-    if len(there) < total:
-        missing = next(number for number in count(start) if number not in there)
-        rest = f"-*{first.suffix}" if found["rest"] else first.suffix
-        name = f"{found['name']}{missing:0{len(found['number'])}d}-of-{found['total']}{rest}"
+    if len(by_number) < total:
+        missing = next(number for number in count(start) if number not in by_number)
         raise DataError(
-            f"{first.parent}: {name} is missing: the folder holds {len(there)} of {total} shards. Copy the "
-            "whole set again, or "
-            "name one file"
+            f"{first.parent}: {_name_of(missing, first_match, first.suffix)} is missing: the folder holds "
+            f"{len(by_number)} of {total} shards. Copy the whole set again, or name one file"
         )
 
 
-def _check_counted(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
-    """Shards that are merely numbered, from 0 or 1 on: no number is left out. Other numbers (years, say) say
-    nothing."""
+def _name_of(number: int, sibling: re.Match[str], suffix: str) -> str:
+    """The name of a shard, after that of another one of its set; a hash in it is not known."""
+    padded = f"{number:0{len(sibling['number'])}d}"
+    rest = "-*" if sibling["rest"] else ""
+    return f"{sibling['name']}{padded}-of-{sibling['total']}{rest}{suffix}"
+
+
+def _check_counted(shards: Shards) -> None:
+    """Shards that are only numbered, from 0 or 1 on: no number is missing. Numbers that start elsewhere
+    (years, say) are not checked."""
     numbers = {int(match["number"]) for _, match in shards}
     lowest = min(numbers)
     missing = next(number for number in count(lowest) if number not in numbers)
@@ -131,8 +140,8 @@ def _check_counted(shards: Sequence[tuple[Path, re.Match[str]]]) -> None:
         first, match = shards[0]
         raise DataError(
             f"{first.parent}: {match['name']}{missing:0{len(match['number'])}d}{first.suffix} is missing: "
-            "the files are numbered "
-            f"up to {max(numbers)}. Copy the whole set again, or number them without a gap"
+            f"the files are numbered up to {max(numbers)}. Copy the whole set again, or number them without "
+            "a gap"
         )
 
 
@@ -147,15 +156,15 @@ def _of_split(place: Path, split: str) -> list[Path]:
 def _original(name: str, names: Collection[str] = ()) -> str:
     """The name (without suffix) of which this one looks like a copy; the name itself where it looks like
     none."""
-    while found := _COPY.fullmatch(name):
-        name = found["of"] or found["name"]
-    found = _SECOND.fullmatch(name)
-    return found["name"] if found and (found["name"] in names or _NUMBERED.fullmatch(found["name"])) else name
+    while copy := _COPY.fullmatch(name):
+        name = copy["of"] or copy["name"]
+    second = _SECOND.fullmatch(name)
+    is_copy = second and (second["name"] in names or _NUMBERED.fullmatch(second["name"]))
+    return second["name"] if second and is_copy else name
 
 
 def _twice(folder: Path, split: str, one: Path, other: Path) -> DataError:
     return DataError(
         f"{folder}: holds the split {split} twice, as {one.relative_to(folder)} and as "
-        f"{other.relative_to(folder)}. Keep one, or "
-        "name the file or folder itself"
+        f"{other.relative_to(folder)}. Keep one, or name the file or folder itself"
     )

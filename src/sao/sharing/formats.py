@@ -1,15 +1,14 @@
-"""The forms of an export: what one row is for each tool, and what the tool has to be told. Prompt and answers
+"""The forms of an export: what one row is for each tool, and what the tool must be told. Prompt and answers
 in, a dict out.
 
-Forms (what reads them, looked up in the tool's own code; scripts/check_exports.py runs that code on an
-export):
+Forms, and what reads them (from each tool's own code; scripts/check_exports.py runs that code on an export):
 
     trl           TRL's conversational types: https://huggingface.co/docs/trl/dataset_formats
     simpo         alignment-handbook and SimPO, `apply_chat_template`: the messages repeat the prompt
     llamafactory  LLaMA-Factory, data/README.md and `SharegptDatasetConverter`, with the entry of
-    dataset_info.json
+                  dataset_info.json
     axolotl       axolotl, prompt_strategies/: dpo/chat_template.py, kto/chatml.py, chat_template.py; with
-    YAML for its config
+                  YAML for its config
     openrlhf      OpenRLHF, datasets/reward_dataset.py and sft_dataset.py, with the flags of its commands
 
 Views: `pairs` (a row for each pair), `kto` (a row for each answer, with a label), `sft` (each prompt with its
@@ -40,6 +39,9 @@ SUFFIX = {
 }
 TINY = 1e-9
 """Nats below which a sum of margins is rounding."""
+
+MessageDict = dict[str, str]
+"""A message as a tool reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,41 +85,45 @@ def rows_of(example: Example, form: str, view: str, system: str | None) -> list[
     View kto leaves out an answer that is exactly as good as those it was paired with: it is neither desirable
     nor not.
     """
+    messages = [{"role": turn.role, "content": clean(turn.content)} for turn in chat(example.prompt, system)]
+    # In the form of SimPO the other columns hold the whole chat, and this one its last question.
+    question = {"prompt": clean(example.prompt.text)} if form == "simpo" else {}
     if view == "pairs":
         return [
-            _shape(form, view, example.prompt, system, [chosen.text, rejected.text], None)
+            question
+            | _pair_columns(form, messages, _reply(chosen), _reply(rejected))
             | _beside_pair(example, pair)
             for pair, chosen, rejected in example.pairs
         ]
-    found = standings(example)
+    ranked = standings(example)
     if view == "sft":
-        best = max(found, key=lambda s: (s.losses == 0, s.mean, -s.answer.index))
-        return [
-            _shape(form, view, example.prompt, system, [best.answer.text], None)
-            | _beside_answer(example, best)
-        ]
+        ranked = [max(ranked, key=lambda s: (s.losses == 0, s.mean, -s.answer.index))]
+    else:
+        ranked = [standing for standing in ranked if abs(standing.total) > TINY]
     return [
-        _shape(form, view, example.prompt, system, [s.answer.text], s.total > 0) | _beside_answer(example, s)
-        for s in found
-        if abs(s.total) > TINY
+        question
+        | _answer_columns(form, view, messages, _reply(standing.answer))
+        | ({"label": standing.total > 0} if view == "kto" else {})
+        | _beside_answer(example, standing)
+        for standing in ranked
     ]
 
 
 def standings(example: Example) -> list[Standing]:
-    """How each answer that stands in a kept pair did, in the order of the answers.
+    """Wins, losses and margins of each answer that is in a kept pair, in the order of the answers.
 
     An answer may be chosen in one pair and rejected in another; the sign of its mean margin says whether it
     is better or worse than the answers it was paired with, and that is its label in view kto.
     """
-    found: dict[str, Standing] = {}
+    by_answer: dict[str, Standing] = {}
     for pair, chosen, rejected in example.pairs:
         for answer, sign in ((chosen, 1), (rejected, -1)):
-            standing = found.setdefault(answer.id, Standing(answer))
+            standing = by_answer.setdefault(answer.id, Standing(answer))
             standing.wins += sign > 0
             standing.losses += sign < 0
             standing.total += sign * (1.0 if pair.margin is None else pair.margin)
             standing.numbers &= pair.margin is not None
-    return sorted(found.values(), key=lambda s: s.answer.index)
+    return sorted(by_answer.values(), key=lambda s: s.answer.index)
 
 
 def clean(text: str) -> str:
@@ -130,40 +136,39 @@ def clean(text: str) -> str:
     return text
 
 
-def _shape(
-    form: str, view: str, prompt: Prompt, system: str | None, answers: list[str], label: bool | None
+def _reply(answer: Response) -> MessageDict:
+    return {"role": "assistant", "content": clean(answer.text)}
+
+
+def _pair_columns(
+    form: str, messages: list[MessageDict], chosen: MessageDict, rejected: MessageDict
 ) -> dict[str, Any]:
-    """The columns that the tool reads. `answers`: chosen and rejected, or the only one."""
-    said = [{"role": turn.role, "content": clean(turn.content)} for turn in chat(prompt, system)]
-    replies = [{"role": "assistant", "content": clean(text)} for text in answers]
-    first, last = replies[0], replies[-1]
-    labelled = {} if label is None else {"label": label}
-    match form, view:
-        case "simpo", "pairs":
-            return {"prompt": clean(prompt.text), "chosen": [*said, first], "rejected": [*said, last]}
-        case "simpo", "kto":
-            return {"prompt": clean(prompt.text), "completion": [*said, first], **labelled}
-        case "simpo", _:
-            return {"prompt": clean(prompt.text), "messages": [*said, first]}
-        case "llamafactory", "pairs":
-            chosen, rejected = _sharegpt(replies)
-            return {"conversations": _sharegpt(said), "chosen": chosen, "rejected": rejected}
-        case "llamafactory", _:
-            return {"conversations": _sharegpt([*said, first]), **labelled}
-        case "axolotl", "pairs":
+    """The columns of a pair that the tool reads."""
+    match form:
+        case "simpo":
+            return {"chosen": [*messages, chosen], "rejected": [*messages, rejected]}
+        case "llamafactory":
+            better, worse = _sharegpt([chosen, rejected])
+            return {"conversations": _sharegpt(messages), "chosen": better, "rejected": worse}
+        case "axolotl":
             # It looks for the answer in what the chat template renders, and many templates strip it.
-            one, other = (reply | {"content": reply["content"].strip()} for reply in replies)
-            return {"messages": said, "chosen": one, "rejected": other}
-        case "axolotl", "kto":
-            return {"completion": [*said, first], **labelled}
-        case "axolotl", _:
-            return {"messages": [*said, first]}
-        case _, "pairs":
-            return {"prompt": said, "chosen": [first], "rejected": [last]}
-    return {"prompt": said, "completion": [first], **labelled}
+            better, worse = (reply | {"content": reply["content"].strip()} for reply in (chosen, rejected))
+            return {"messages": messages, "chosen": better, "rejected": worse}
+    return {"prompt": messages, "chosen": [chosen], "rejected": [rejected]}
 
 
-def _sharegpt(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+def _answer_columns(form: str, view: str, messages: list[MessageDict], answer: MessageDict) -> dict[str, Any]:
+    """The columns of one answer that the tool reads, but for its label."""
+    conversation = [*messages, answer]
+    match form:
+        case "simpo" | "axolotl":
+            return {"completion" if view == "kto" else "messages": conversation}
+        case "llamafactory":
+            return {"conversations": _sharegpt(conversation)}
+    return {"prompt": messages, "completion": [answer]}
+
+
+def _sharegpt(messages: list[MessageDict]) -> list[MessageDict]:
     names = {"user": "human", "assistant": "gpt", "system": "system"}
     return [{"from": names[m["role"]], "value": m["content"]} for m in messages]
 
@@ -223,19 +228,16 @@ COLUMNS = {
     "conversations": "the chat",
     "label": "whether the answer is better than the mean of those it was paired with",
     "p_chosen": "the judge's probability that the chosen answer is the better one, calibrated over the run; "
-    "null where it gives "
-    "none",
+    "null where it gives none",
     "margin": "log-odds (nats) that the chosen answer is the better one; of a single answer the mean over "
-    "its pairs, "
-    "negative where it is rejected",
+    "its pairs, negative where it is rejected",
     "margin_sd": "standard deviation of the margin, where more than two answers were ranked",
     "wins": "pairs in which this answer is chosen",
     "losses": "pairs in which it is rejected",
     "verdicts": "all verdicts on these answers, one for each judge and order: `judge`; `first_id` and "
-    "`second_id` (the answers "
-    "as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` (probability of the first) "
-    "and `mass` (of "
-    "all verdict tokens), where read from log-probabilities; `text`, where read from text",
+    "`second_id` (the answers as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` "
+    "(probability of the first) and `mass` (of all verdict tokens), where read from log-probabilities; "
+    "`text`, where read from text",
     "id": "id of the pair, or of the answer where a row holds one answer",
     "chosen_id": "id of the chosen answer",
     "rejected_id": "id of the rejected answer",
@@ -247,7 +249,7 @@ COLUMNS = {
 """What the columns mean."""
 
 
-# What the tool has to be told. `files` are the data files by split.
+# What the tool must be told. `files` are the data files by split.
 
 
 def side_files(form: str, view: str, files: Mapping[str, str]) -> dict[str, str]:
@@ -298,42 +300,65 @@ def _axolotl(view: str, files: Mapping[str, str]) -> dict[str, Any]:
 
 def usage(form: str, view: str, files: Mapping[str, str]) -> str:
     """Markdown: how the tool reads the folder DIR."""
-    tests = "test" in files
+    has_test = "test" in files
     match form:
         case "trl":
-            trainer = {"pairs": "DPO", "kto": "KTO", "sft": "SFT"}[view]
-            given = 'train_dataset=data["train"]' + (', eval_dataset=data["test"]' if tests else "")
-            return _code("python", f"from trl import {trainer}Trainer", f"{trainer}Trainer(model, {given})")
+            return _trl_usage(view, has_test)
         case "simpo":
-            if view == "kto":
-                return "`completion` is the whole chat, the answer last, as in sets of the form of argilla/kto-mix-15k."  # noqa: E501
-            splits = "[train, test]" if tests else "[train]"
-            return _code("yaml", "dataset_mixer: {DIR: 1.0}", f"dataset_splits: {splits}")
+            return _simpo_usage(view, has_test)
         case "llamafactory":
-            stage = {"pairs": "dpo", "kto": "kto", "sft": "sft"}[view]
-            more = {"eval_dataset": _named("test")} if tests else {}
-            options = {"stage": stage, "dataset_dir": "DIR", "dataset": _named("train"), **more}
-            return _code("yaml", *(f"{key}: {value}" for key, value in options.items()))
+            return _llamafactory_usage(view, has_test)
         case "axolotl":
-            template = (
-                " It writes ChatML; for a model of Llama 3's template set `type: llama3.argilla_chat`."
-                * (view == "kto")
-            )
-            return f"`axolotl.yaml` is the part of the config that names the data.{template}"
-    return _code("sh", _openrlhf(view, tests))
+            return _axolotl_usage(view)
+    return _code("sh", _openrlhf(view, has_test))
 
 
-def _openrlhf(view: str, tests: bool) -> str:
+def _trl_usage(view: str, has_test: bool) -> str:
+    trainer = {"pairs": "DPO", "kto": "KTO", "sft": "SFT"}[view]
+    splits = 'train_dataset=data["train"]' + (', eval_dataset=data["test"]' if has_test else "")
+    return _code("python", f"from trl import {trainer}Trainer", f"{trainer}Trainer(model, {splits})")
+
+
+def _simpo_usage(view: str, has_test: bool) -> str:
+    if view == "kto":
+        return (
+            "`completion` is the whole chat, the answer last, as in sets of the form of argilla/kto-mix-15k."
+        )
+    splits = "[train, test]" if has_test else "[train]"
+    return _code("yaml", "dataset_mixer: {DIR: 1.0}", f"dataset_splits: {splits}")
+
+
+def _llamafactory_usage(view: str, has_test: bool) -> str:
+    stage = {"pairs": "dpo", "kto": "kto", "sft": "sft"}[view]
+    options = {"stage": stage, "dataset_dir": "DIR", "dataset": _named("train")}
+    if has_test:
+        options["eval_dataset"] = _named("test")
+    return _code("yaml", *(f"{key}: {value}" for key, value in options.items()))
+
+
+def _axolotl_usage(view: str) -> str:
+    usage = "`axolotl.yaml` is the part of the config that names the data."
+    if view == "kto":
+        usage += " It writes ChatML; for a model of Llama 3's template set `type: llama3.argilla_chat`."
+    return usage
+
+
+def _openrlhf(view: str, has_test: bool) -> str:
+    """OpenRLHF's command."""
     if view == "kto":  # of the last version that has it, whose flags have no sections
-        given = "--dataset DIR" + (" --eval_dataset DIR" if tests else "")
+        files = "--dataset DIR" + (" --eval_dataset DIR" if has_test else "")
         keys = "--input_key prompt --output_key completion --label_key label --apply_chat_template"
-        return f"python -m openrlhf.cli.train_kto {given} {keys}  # OpenRLHF up to 0.9.5; later ones train no KTO"  # noqa: E501
-    given = "--data.dataset DIR" + (" --eval.dataset DIR --eval.split test" if tests else "")
-    keys = {
-        "pairs": "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected",
-        "sft": "--data.input_key prompt --data.output_key completion",
+        versions = "OpenRLHF up to 0.9.5; later ones train no KTO"
+        return f"python -m openrlhf.cli.train_kto {files} {keys}  # {versions}"
+    files = "--data.dataset DIR" + (" --eval.dataset DIR --eval.split test" if has_test else "")
+    command, keys = {
+        "pairs": (
+            "train_dpo",
+            "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected",
+        ),
+        "sft": ("train_sft", "--data.input_key prompt --data.output_key completion"),
     }[view]
-    return f"python -m openrlhf.cli.train_{'dpo' if view == 'pairs' else 'sft'} {given} {keys} --data.apply_chat_template"  # noqa: E501
+    return f"python -m openrlhf.cli.{command} {files} {keys} --data.apply_chat_template"
 
 
 def _code(language: str, *lines: str) -> str:

@@ -1,8 +1,8 @@
 """A preference data set that others made, as a run: `sao import FILE|HUB --out RUN`.
 
 Its prompts, answers and labels become the sealed stages of a run folder (labels as verdicts of the judge
-`given`, in one order), so that `sao train`, `audit`, `label`, `stats`, `export` and `eval` serve it as if it
-had been made here. The recipe with which they go on lies in RUN/recipe.yaml. `held_out` questions are not
+`given`, in one order), so that `sao train`, `audit`, `label`, `stats`, `export` and `eval` treat it like a
+run that was made here. RUN/recipe.yaml is the recipe with which they continue. `held_out` questions are not
 trained on; the evaluation asks them.
 """
 
@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,23 @@ from sao.store.files import dumps, write_atomic
 from sao.store.stage import Stage
 
 JUDGE = "given"
+PERSONAS, PROMPTS, RESPONSES, JUDGMENTS = range(4)
+"""The numbers of the stages that are filled."""
 
 
 def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]:
-    """Turn the data set `config.pairs.source` into the run folder `out`, its pairs included; where its recipe
-    lies, and what was read.
+    """Turn the data set `config.pairs.source` into the run folder `out`, its pairs included.
 
     Two passes over the data set. `held_out` questions, drawn by their hash, are left to the evaluation: no
     pair of theirs is trained on, and each is asked once.
 
-    Raises DataError for a data set that cannot be read or has too few pairs, StoreError where `out` is
-    another run's.
+    Returns:
+        pairs, held_out, dropped and reasons (counts), licence, recipe and run (paths).
+
+    Raises:
+        DataError: For a data set that cannot be read or has too few pairs.
+        StoreError: Where `out` is another run's.
+
     """
     given = config.pairs
     if given.source is None:
@@ -49,8 +56,7 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     if survey.n < 1:
         raise DataError(
             f"{given.source}: holds {survey.n + survey.held} pairs; {held_out} questions held out would "
-            "leave none. Lower "
-            "--held-out"
+            "leave none. Lower --held-out"
         )
     config = _recipe(config, survey)
     run = reader(config, out)
@@ -74,7 +80,7 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     counts = run.stage("prompts").counts
     return {
         "pairs": survey.n,
-        "held_out": len(survey.chosen),
+        "held_out": len(survey.held_out),
         "dropped": counts["dropped"],
         "reasons": counts["reasons"],
         "licence": licence,
@@ -85,12 +91,12 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
-    """What a first pass found: `n` pairs to train on, `held` others, whose questions have the hashes `chosen`
-    (sorted), and the system message where all have the same one."""
+    """What the first pass found: `n` pairs to train on, `held` others, whose questions have the hashes
+    `held_out` (sorted), and the system message where all pairs have the same one."""
 
     n: int
     held: int
-    chosen: array[int]
+    held_out: array[int]
     system: str | None
 
 
@@ -109,113 +115,138 @@ def _survey(given: PairsConfig, held_out: int) -> _Survey:
             hashes.append(_question_hash(pair))
             if len(systems) < 2:
                 systems.add(pair.messages[0].content if pair.messages[0].role == "system" else None)
-    every = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
-    chosen = np.unique(every)[:held_out]
-    held = int(np.isin(every, chosen).sum())
-    system = systems.pop() if len(systems) == 1 else None
-    return _Survey(n=len(every) - held, held=held, chosen=array("Q", chosen.tobytes()), system=system)
+    all_hashes = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
+    smallest = np.unique(all_hashes)[:held_out]
+    held = int(np.isin(all_hashes, smallest).sum())
+    return _Survey(
+        n=len(all_hashes) - held,
+        held=held,
+        held_out=array("Q", smallest.tobytes()),
+        system=systems.pop() if len(systems) == 1 else None,
+    )
 
 
 def _question_hash(pair: TextPair) -> int:
-    said = (message.content for message in pair.messages if message.role != "system")
-    return int(make_id("question", *(normalise(text) for text in said)), 16)
+    texts = (message.content for message in pair.messages if message.role != "system")
+    return int(make_id("question", *(normalise(text) for text in texts)), 16)
 
 
 def _recipe(config: Config, survey: _Survey) -> Config:
-    """The recipe with which the run goes on: all verdicts as they were given, and nothing written anew."""
+    """The recipe with which the run continues: the verdicts as given; no stage writes or judges anything."""
     data = config.model_dump(mode="json")
-    given = data["pairs"]
-    whence = [
-        content_identity(given["source"]),
-        given["revision"],
-        given["subset"],
-        given["split"],
-        survey.system,
-    ]
-    name = Path(given["source"]).name if Path(given["source"]).exists() else given["source"]
-    given |= {
-        "imported": make_id(dumps(whence)),
-        "imported_from": "@".join(filter(None, (name, given["revision"]))),
+    pairs = data["pairs"]
+    source, revision = pairs["source"], pairs["revision"]
+    origin = [content_identity(source), revision, pairs["subset"], pairs["split"], survey.system]
+    name = Path(source).name if Path(source).exists() else source
+    pairs |= {
+        "imported": make_id(dumps(origin)),
+        "imported_from": "@".join(filter(None, (name, revision))),
+        "source": None,
+        "revision": None,
+        "subset": None,
+        "split": "train",
+        "keep": "all",
     }
-    given |= {"source": None, "revision": None, "subset": None, "split": "train", "keep": "all"}
-    data["personas"] |= {"source": "none", "n": survey.n, "held_out": len(survey.chosen)}
+    data["personas"] |= {"source": "none", "n": survey.n, "held_out": len(survey.held_out)}
     data["responses"] |= {"n": 2, "system": survey.system}
     data["judging"] |= {"method": "given", "orders": "one", "engine": None, "panel": []}
     return make_config(data, "the imported run's recipe")
 
 
 def _fill(stages: list[Stage], given: PairsConfig, survey: _Survey) -> None:
-    """Write and seal the stages personas to judgments. Rows: pairs to train on, held-out questions, drops."""
+    """Write and seal the stages personas to judgments."""
     kinds: tuple[type[Record], ...] = (Persona, Prompt, Response, Judgment)
     done = [stage.open().done for stage in stages]
-    seen = bytearray(len(survey.chosen))
     with contextlib.ExitStack() as stack:
-        writers = [None if s.finished else stack.enter_context(s.writer()) for s in stages]
-        row, dropped = 0, survey.n + len(survey.chosen)
-        for number, pair in enumerate(_read(given)):
-            written: list[tuple[int, Record | Drop]] = []
-            place = -1 if isinstance(pair, Drop) else _place(survey.chosen, _question_hash(pair))
-            if isinstance(pair, TextPair) and place < 0:
-                written += _records(pair, row, survey.system)
-                row += 1
-            elif isinstance(pair, TextPair) and not seen[place]:
-                seen[place] = 1
-                written += list(_records(pair, survey.n + place, survey.system))[
-                    :2
-                ]  # its persona and prompt only
-            else:
-                reason = pair.reason if isinstance(pair, Drop) else "repeats a held-out question"
-                drop = Drop(row=dropped, stage="prompts", record_id=make_id("row", number), reason=reason)
-                written, dropped = [(1, drop)], dropped + 1
-            for at, record in written:
-                writer = writers[at]
-                if writer and (record.record_id if isinstance(record, Drop) else record.id) not in done[at]:
-                    writer.write(record)
+        writers = [None if stage.finished else stack.enter_context(stage.writer()) for stage in stages]
+        for number, record in _all_records(given, survey):
+            writer = writers[number]
+            record_id = record.record_id if isinstance(record, Drop) else record.id
+            if writer and record_id not in done[number]:
+                writer.write(record)
     for stage, kind in zip(stages, kinds, strict=True):
         if not stage.finished:
             stage.seal(kind)
 
 
-def _place(chosen: array[int], wanted: int) -> int:
-    """Where a hash stands among those chosen, -1 where it does not."""
-    place = bisect_left(chosen, wanted)
-    return place if place < len(chosen) and chosen[place] == wanted else -1
+def _all_records(given: PairsConfig, survey: _Survey) -> Iterator[tuple[int, Record | Drop]]:
+    """The records and drops of all rows, each with the number of its stage (0: personas … 3: judgments).
+
+    Rows: pairs to train on, held-out questions, drops.
+    """
+    row, drop_row = 0, survey.n + len(survey.held_out)
+    seen = bytearray(len(survey.held_out))
+    for number, pair in enumerate(_read(given)):
+        reason = pair.reason if isinstance(pair, Drop) else "repeats a held-out question"
+        if isinstance(pair, TextPair):
+            place = _place_of(_question_hash(pair), survey.held_out)
+            if place is None:
+                yield from _records(pair, row, survey.system)
+                row += 1
+                continue
+            if not seen[place]:
+                seen[place] = 1
+                records = _records(pair, survey.n + place, survey.system)
+                yield from islice(records, 2)  # its persona and prompt only
+                continue
+        drop_id = make_id("row", number)
+        yield PROMPTS, Drop(row=drop_row, stage="prompts", record_id=drop_id, reason=reason)
+        drop_row += 1
+
+
+def _place_of(wanted: int, hashes: array[int]) -> int | None:
+    """The place of a hash among sorted ones, None where it is not among them."""
+    place = bisect_left(hashes, wanted)
+    return place if place < len(hashes) and hashes[place] == wanted else None
 
 
 def _records(pair: TextPair, row: int, system: str | None) -> Iterator[tuple[int, Record]]:
-    """One pair as records, each with the place of its stage: persona, prompt, two answers, label."""
+    """One pair as records, each with the number of its stage: persona, prompt, two answers, label."""
     turns = [message.content for message in pair.messages]
     if pair.messages[0].role == "system":
         instruction = turns.pop(0)
         if system is None:
             turns[0] = f"{instruction}\n\n{turns[0]}"  # as for models that know no system role
+    *earlier, text = turns
     key = make_id("imported", row, pair.id)
     persona = Persona(id=make_id("persona", row), row=row, text="")
     prompt = Prompt(
-        id=make_id(key, "prompt"), row=row, persona_id=persona.id, text=turns[-1], earlier=tuple(turns[:-1])
+        id=make_id(key, "prompt"), row=row, persona_id=persona.id, text=text, earlier=tuple(earlier)
     )
-    yield 0, persona
-    yield 1, prompt
-    answers = [
-        Response(id=make_id(key, i), row=2 * row + i, prompt_id=prompt.id, index=i, text=text, token_ids=None,
-                 finish_reason="stop")
-        for i, text in enumerate((pair.chosen, pair.rejected))
-    ]  # fmt: skip
-    # Which of the two stands first is drawn, so that the label does not follow from the place.
-    first, second = answers if int(key, 16) % 2 else answers[::-1]
-    # else it contradicts the label
-    p_chosen = pair.p_chosen if pair.p_chosen is None or pair.p_chosen > 0.5 else None
-    yield from ((2, answer) for answer in answers)
-    yield (
-        3,
-        Judgment(
-            id=make_id(key, "label"),
-            row=row,
+    chosen, rejected = (
+        Response(
+            id=make_id(key, index),
+            row=2 * row + index,
             prompt_id=prompt.id,
-            first_id=first.id,
-            second_id=second.id,
-            judge=JUDGE,
-            verdict="first" if first is answers[0] else "second",
-            p_first=None if p_chosen is None else p_chosen if first is answers[0] else 1 - p_chosen,
-        ),
+            index=index,
+            text=answer,
+            token_ids=None,
+            finish_reason="stop",
+        )
+        for index, answer in enumerate((pair.chosen, pair.rejected))
+    )
+    yield PERSONAS, persona
+    yield PROMPTS, prompt
+    yield RESPONSES, chosen
+    yield RESPONSES, rejected
+    yield JUDGMENTS, _label(pair, chosen, rejected, key)
+
+
+def _label(pair: TextPair, chosen: Response, rejected: Response, key: str) -> Judgment:
+    """The given label as a verdict. Which answer is first is drawn, so that the label does not depend on the
+    position."""
+    chosen_is_first = int(key, 16) % 2 == 1
+    first, second = (chosen, rejected) if chosen_is_first else (rejected, chosen)
+    # A probability that contradicts the label is left out.
+    p_chosen = pair.p_chosen if pair.p_chosen is not None and pair.p_chosen > 0.5 else None
+    p_first = p_chosen if p_chosen is None or chosen_is_first else 1 - p_chosen
+    return Judgment(
+        id=make_id(key, "label"),
+        row=chosen.row // 2,
+        prompt_id=chosen.prompt_id,
+        first_id=first.id,
+        second_id=second.id,
+        judge=JUDGE,
+        verdict="first" if chosen_is_first else "second",
+        p_first=p_first,
     )

@@ -1,9 +1,8 @@
 """Filters: which prompts are worth an answer. `Prompt` records in, the same records or Drops out.
 
 Each filter is a small function that gives the reason to drop a prompt, or None; the cheap ones come first.
-What repeats is found
-last, over all prompts that are left: the first of a group stays. `filter_responses` looks at answers.
-Refusals, and texts that end in a word such as "and", are known in English only.
+Dedup comes last, over all prompts that are left: the first of a group stays. `filter_responses` checks
+answers. Refusals, and texts that end in a word such as "and", are known in English only.
 
 Try it on a finished run: sao prompts RECIPE --out RUN --filters.duplicates near --filters.languages "[en]"
 """
@@ -16,13 +15,15 @@ import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sao.config import FiltersConfig
 from sao.data.contamination import LeakIndex
 from sao.data.contamination_sets import load_benchmarks
 from sao.data.readers import content_identity
-from sao.data.similarity import Repeats, find_by_embedding, find_duplicates, words
+from sao.data.similarity import Repeats, Texts, find_by_embedding, find_duplicates, words
 from sao.errors import ConfigError
 from sao.records import KEPT_TEXT, Drop, Prompt, Response
 
@@ -30,58 +31,65 @@ Reason = tuple[str, str | None]
 """Why a prompt is dropped, and what about this one."""
 Check = Callable[[Prompt, str], Reason | None]
 """A filter: takes the prompt and its persona's text."""
+Search = Callable[[Texts], Repeats]
+"""A kind of dedup: texts in, what each repeats out."""
 QUOTED_WORDS, QUOTED_CHARACTERS = 10, 25
-"""So many words in a row from its persona's text make a prompt a quotation of it; characters, in scripts
+"""A prompt quotes its persona's text where it has so many words in a row from it; characters, in scripts
 without spaces, where `words` takes each for a word."""
 SURE, HARDLY, TOLD_WORDS = 0.9, 0.001, 5
-"""A text is in another language where that is so probable, or the kept ones hardly are; texts of fewer words
-do not tell."""
-_SORRY = r"(?:(?:(?:i am|i'm) (?:really |very |so )?)?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)[,.;: –—-]*(?:but )?"  # noqa: E501
+"""A text is in another language where that is at least SURE, or the languages kept are less probable than
+HARDLY; in texts of fewer words than TOLD_WORDS the language is not known."""
+_SORRY = (
+    r"(?:(?:(?:i am|i'm) (?:really |very |so )?)?sorry|(?:my )?apologies|i apologi[sz]e|unfortunately)"
+    r"[,.;: –—-]*(?:but )?"
+)
 _CANNOT = (
-    r"i(?: can ?not| can't| (?:won't|will not)(?: be able to)?|(?: am|'m) (?:unable|not (?:able|allowed)) "
-    r"to) (?:answer|assist"
-    r"|carry out|complete|comply|continue|create|discuss|do|engage|fulfil+|generate|give|help|invent|offer|pretend|produce"  # noqa: E501
-    r"|provide|respond|share|write)\b(?! but\b)"
+    r"i(?: can ?not| can't| (?:won't|will not)(?: be able to)?|(?: am|'m) (?:unable|not (?:able|allowed)) to)"
+    r" (?:answer|assist|carry out|complete|comply|continue|create|discuss|do|engage|fulfil+|generate|give"
+    r"|help|invent|offer|pretend|produce|provide|respond|share|write)\b(?! but\b)"
 )
 _REQUEST = (
     r"(?<! do)(?: you)?(?: with| to| in)? (?:(?:this|that)\s*(?:[.,;!]|\bas\b|$)"
     r"|[^.?!\n]{0,40}\b(?:request|prompt|persona)s?\b)"
 )
-_AI = r"as an? (?:ai|artificial intelligence|(?:ai |large )?language model)(?: (?:language )?model| assistant)?,? i\b"  # noqa: E501
+_AI = (
+    r"as an? (?:ai|artificial intelligence|(?:ai |large )?language model)(?: (?:language )?model| assistant)?"
+    r",? i\b"
+)
 _REFUSAL = re.compile(f"{_SORRY}{_CANNOT}|{_CANNOT}{_REQUEST}|{_AI}", re.IGNORECASE)
 _BREAKS_OFF = re.compile(
-    # What goes on: a mark, a dash, an opened bracket that is no face such as ":(", a joining word, or a
-    # list's bare number.
-    r"(?:[,;:，、；：،؛]|(?<!\S)[–—-]|(?<![:;=-])[(\[{（「『【《]|\b(?:and|or|the|a|an|because|but)|(?:^|\n)[^\S\n]*(?:\d{1,2}[.)]|[*•]))$"
+    # What announces more: a mark, a dash, an opened bracket that is no face such as ":(", a joining word, or
+    # a list's number without text.
+    r"(?:[,;:，、；：،؛]|(?<!\S)[–—-]|(?<![:;=-])[(\[{（「『【《]|\b(?:and|or|the|a|an|because|but)"
+    r"|(?:^|\n)[^\S\n]*(?:\d{1,2}[.)]|[*•]))$"
 )
 _SCAFFOLD = re.compile(r"\{(?:persona|traits|relation)\}")
 _NOT_SAID = re.compile(
     r"(?s:```.*?(?:```|$))|`[^`\n]*`|https?://\S+|[\"“„«][^\"“”„«»\n]*[\"”“»]|(?<!\w)['‘‚][^'‘’\n]*['’](?!\w)"
 )
-"""Code, addresses and quotations: what tells nothing about the language in which somebody asks."""
+"""Code, addresses and quotations: they do not show in which language somebody asks."""
 
 
 def is_active(config: FiltersConfig) -> bool:
     """Whether the recipe filters anything."""
-    c = config
-    asked = (
-        c.embeddings,
-        c.against,
-        c.min_words,
-        c.max_words,
-        c.languages,
-        c.refusals,
-        c.persona_text,
-        c.unfinished,
+    asked_for = (
+        config.embeddings,
+        config.against,
+        config.min_words,
+        config.max_words,
+        config.languages,
+        config.refusals,
+        config.persona_text,
+        config.unfinished,
     )
-    return c.duplicates != "none" or c.reject is not None or any(asked)
+    return config.duplicates != "none" or config.reject is not None or any(asked_for)
 
 
 def check_filters(config: FiltersConfig) -> None:
-    """Load all that the filters need: the function, the languages, the evaluation sets and the model of
-    embeddings.
+    """Load all that the filters need: the function, the languages, the evaluation sets and the embedding
+    model.
 
-    Raises ConfigError or DataError for what would otherwise fail once all prompts are written.
+    Raises ConfigError or DataError for what would otherwise fail after all prompts are written.
     """
     if config.max_words is not None and config.min_words > config.max_words:
         raise ConfigError(
@@ -95,20 +103,20 @@ def check_filters(config: FiltersConfig) -> None:
 def filter_prompts(
     read: Callable[[], Iterable[tuple[Prompt, str]]], config: FiltersConfig, marker: str, done: Container[str]
 ) -> Iterator[Prompt | Drop]:
-    """The prompts that are kept, and a Drop for each other one; those that are `done` are looked at but not
-    handed out again.
+    """The prompts that are kept, and a Drop for each other one; prompts that are `done` are checked but not
+    yielded again.
 
-    First come the Drops of those that a filter minds, as they are found (each is looked at once); then the
-    others, in the order of their rows.
+    First come the Drops of the filters, as they are found (each prompt is checked once); then the others, in
+    the order of their rows.
 
     Args:
         read: Gives the prompts in the order of their rows, each with its persona's text; called a few times.
         config: The filters.
         marker: What the model's text had to begin with, so that no line of a prompt may begin with it; ""
-            where none is sought.
+            where there was none.
         done: Ids that are written already.
 
-    Memory: about a hundred bytes a prompt while near-duplicates are looked for, 16 otherwise.
+    Memory: about a hundred bytes a prompt while near-duplicates are searched, 16 otherwise.
 
     """
     checks = prompt_checks(config, marker)
@@ -118,16 +126,18 @@ def filter_prompts(
             rows.append(prompt.row)
         elif prompt.id not in done:
             yield _drop(prompt, "filtered", reason)
-    kept, repeats = _without_repeats(read, rows, config)
+    kept, repeat_reason = _without_repeats(read, rows, config)
     for prompt in _at(read, rows):
-        if prompt.id not in done:
-            place = bisect_left(kept, prompt.row)
-            is_kept = place < len(kept) and kept[place] == prompt.row
-            yield prompt if is_kept else _drop(prompt, "filtered", repeats(prompt.row))
+        if prompt.id in done:
+            continue
+        if _place_of(prompt.row, kept) is not None:
+            yield prompt
+        else:
+            yield _drop(prompt, "filtered", repeat_reason(prompt.row))
 
 
 def first_reason(checks: list[Check], prompt: Prompt, persona: str) -> Reason | None:
-    """Why the first filter that minds drops this prompt."""
+    """The first filter's reason to drop this prompt, None where all keep it."""
     return next((reason for check in checks if (reason := check(prompt, persona))), None)
 
 
@@ -148,52 +158,68 @@ def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int]) -> I
             row = next(wanted, None)
 
 
+def _place_of(row: int, rows: array[int]) -> int | None:
+    """The place of a row among rows in ascending order, None where it is not among them."""
+    place = bisect_left(rows, row)
+    return place if place < len(rows) and rows[place] == row else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """What one kind of dedup found among the prompts of these rows, and the reason that it gives."""
+
+    reason: str
+    rows: array[int]
+    repeats: Repeats
+
+    def kept(self) -> array[int]:
+        """The rows whose prompts repeat no earlier one."""
+        return array("q", (row for row, earlier in zip(self.rows, self.repeats.earlier) if earlier < 0))
+
+    def reason_of(self, row: int) -> Reason | None:
+        """Why the prompt of a row is dropped; None where it repeats none, or is not among these."""
+        place = _place_of(row, self.rows)
+        if place is None or self.repeats.earlier[place] < 0:
+            return None
+        original, similarity = self.rows[self.repeats.earlier[place]], self.repeats.similarity[place]
+        reason = "equals an earlier prompt" if similarity >= 1 else self.reason
+        return reason, f"row {original}, similarity {similarity:.2f}"
+
+
 def _without_repeats(
     read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int], config: FiltersConfig
 ) -> tuple[array[int], Callable[[int], Reason]]:
-    """Those of `rows` whose prompts repeat no earlier one, and a function that says of the others what they
-    repeat."""
-    found: list[tuple[str, array[int], Repeats]] = []
-    threshold = config.max_similarity if config.duplicates == "near" else None
-    searches: list[Callable[[Callable[[], Iterator[str]]], Repeats]] = []
-    if config.duplicates != "none":
-        searches.append(lambda texts: find_duplicates(texts, threshold))
-    if config.embeddings is not None:
-        model = config.embeddings
-        searches.append(lambda texts: find_by_embedding(texts, model, config.max_cosine))
-    for search in searches:
+    """Those of `rows` whose prompts repeat no earlier one, and a function that gives the reason for each
+    other row."""
 
-        def texts(rows: array[int] = rows) -> Iterator[str]:
-            return (prompt.conversation for prompt in _at(read, rows))
+    def texts_at(rows: array[int]) -> Iterator[str]:
+        return (prompt.conversation for prompt in _at(read, rows))
 
-        repeats = search(texts)
-        name = (
-            "repeats an earlier prompt"
-            if search is searches[0] and config.duplicates != "none"
-            else "means the same"
-        )
-        found.append((name, rows, repeats))
-        rows = array("q", (row for place, row in enumerate(rows) if repeats.earlier[place] < 0))
+    finished: list[_Searched] = []
+    for reason, search in _searches(config):
+        finished.append(_Searched(reason, rows, search(partial(texts_at, rows))))
+        rows = finished[-1].kept()
 
     def reason_of(row: int) -> Reason:
-        for name, among, repeats in found:
-            place = bisect_left(among, row)
-            if place < len(among) and among[place] == row and repeats.earlier[place] >= 0:
-                exact = repeats.similarity[place] >= 1
-                what = name if not exact else "equals an earlier prompt"
-                return (
-                    what,
-                    f"row {among[repeats.earlier[place]]}, similarity {repeats.similarity[place]:.2f}",
-                )
-        raise AssertionError(f"row {row} was neither kept nor dropped")
+        return next(reason for searched in finished if (reason := searched.reason_of(row)))
 
     return rows, reason_of
+
+
+def _searches(config: FiltersConfig) -> Iterator[tuple[str, Search]]:
+    """The kinds of dedup that the recipe asks for, each with the reason that it gives."""
+    if config.duplicates != "none":
+        threshold = config.max_similarity if config.duplicates == "near" else None
+        yield "repeats an earlier prompt", partial(find_duplicates, threshold=threshold)
+    if config.embeddings is not None:
+        model, least = config.embeddings, config.max_cosine
+        yield "means the same", partial(find_by_embedding, model=model, threshold=least)
 
 
 def filter_responses(
     responses: Iterable[Response], config: FiltersConfig, done: Container[str]
 ) -> Iterator[Response | Drop]:
-    """The answers in which no evaluation item stands, and a Drop for each other one."""
+    """The answers that contain no evaluation item, and a Drop for each other one."""
     leaks = leak_check(config)
     for response in responses:
         if response.id in done:
@@ -210,27 +236,31 @@ def filter_responses(
 def prompt_checks(config: FiltersConfig, marker: str) -> list[Check]:
     """The filters that the recipe asks for, the cheap ones first. Raises ConfigError for one that cannot
     work."""
-    found: list[Check] = []
+    checks: list[Check] = []
     if config.min_words or config.max_words is not None:
-        found.append(lambda prompt, _: length_reason(_said(prompt), config.min_words, config.max_words))
+        checks.append(lambda prompt, _: length_reason(_said(prompt), config.min_words, config.max_words))
     if config.refusals:
-        found.append(lambda p, _: ("refusal", None) if any(map(is_refusal, (*p.earlier, p.text))) else None)
+        checks.append(lambda prompt, _: ("refusal", None) if _has_refusal(prompt) else None)
     if config.unfinished:
-        found.append(lambda prompt, _: ("unfinished", None) if is_unfinished(prompt.text) else None)
+        checks.append(lambda prompt, _: ("unfinished", None) if is_unfinished(prompt.text) else None)
     if config.persona_text:
-        found.append(lambda prompt, persona: _persona_check(prompt, persona, marker))
+        checks.append(lambda prompt, persona: _persona_check(prompt, persona, marker))
     if config.languages:
-        found.append(language_check(config.languages))
+        checks.append(language_check(config.languages))
     if config.against:
         leaks = leak_check(config)
-        found.append(lambda prompt, _: leaks(prompt.conversation))
+        checks.append(lambda prompt, _: leaks(prompt.conversation))
     if config.reject is not None:
-        found.append(plug_check(config.reject))
-    return found
+        checks.append(plug_check(config.reject))
+    return checks
+
+
+def _has_refusal(prompt: Prompt) -> bool:
+    return any(map(is_refusal, (*prompt.earlier, prompt.text)))
 
 
 def _said(prompt: Prompt) -> str:
-    """All that is said, without the names of those who say it."""
+    """The texts of all turns, without the names of the speakers."""
     return "\n\n".join((*prompt.earlier, prompt.text))
 
 
@@ -243,8 +273,8 @@ def length_reason(text: str, least: int, most: int | None) -> Reason | None:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether the text opens as a refusal does, in English, and names the refused act ("I can't get it to
-    rise" is none)."""
+    """Whether the text begins like a refusal, in English, and names the refused act ("I can't get it to rise"
+    is none)."""
     return bool(_REFUSAL.match(text.lstrip().replace("’", "'")))
 
 
@@ -258,32 +288,34 @@ def is_unfinished(text: str) -> bool:
 
 def _persona_check(prompt: Prompt, persona: str, marker: str) -> Reason | None:
     """The first reason that one of the user's turns gives."""
-    found = (persona_reason(text, persona, marker) for text in (*prompt.earlier[::2], prompt.text))
-    return next((reason for reason in found if reason), None)
+    reasons = (persona_reason(text, persona, marker) for text in (*prompt.earlier[::2], prompt.text))
+    return next((reason for reason in reasons if reason), None)
 
 
 def persona_reason(text: str, persona: str, marker: str) -> Reason | None:
-    """Whether the text holds what belongs to the template (a field of it, a line that begins with the marker)
-    or to the persona's description and not to a request. Where there is no persona, nothing of one is
-    sought."""
-    begins = rf"^[^\S\n]*{re.escape(marker)}"
-    if (marker and re.search(begins, text, re.IGNORECASE | re.MULTILINE)) or (
-        persona and _SCAFFOLD.search(text)
-    ):
+    """Whether the text holds a part of the template (a field, a line that begins with the marker) or quotes
+    the persona's description. Without a persona only the marker counts."""
+    marked_line = rf"^[^\S\n]*{re.escape(marker)}"
+    if marker and re.search(marked_line, text, re.IGNORECASE | re.MULTILINE):
         return "template text", None
-    said, described = words(text), words(persona)
-    spaceless = len("".join(described)) < 2 * len(described)
-    run = QUOTED_CHARACTERS if spaceless else QUOTED_WORDS
-    quotable = {tuple(described[i : i + run]) for i in range(len(described) - run + 1)}
-    if not quotable:
-        return None
-    quoted = next((i for i in range(len(said) - run + 1) if tuple(said[i : i + run]) in quotable), None)
-    return None if quoted is None else ("quotes its persona", " ".join(said[quoted : quoted + run]))
+    if persona and _SCAFFOLD.search(text):
+        return "template text", None
+    quotation = _quotation(words(text), words(persona))
+    return ("quotes its persona", quotation) if quotation else None
+
+
+def _quotation(text: list[str], description: list[str]) -> str:
+    """The first words in a row that a text has from a persona's description, "" where there are none."""
+    is_spaceless = len("".join(description)) < 2 * len(description)
+    n = QUOTED_CHARACTERS if is_spaceless else QUOTED_WORDS
+    quotable = {tuple(description[i : i + n]) for i in range(len(description) - n + 1)}
+    runs = (text[i : i + n] for i in range(len(text) - n + 1) if quotable)
+    return next((" ".join(run) for run in runs if tuple(run) in quotable), "")
 
 
 def language_check(languages: list[str]) -> Check:
     """Whether a prompt is in another language than these, by py3langid; where that is not sure, the prompt is
-    let through.
+    kept.
 
     Raises ConfigError where the package is missing or does not know a code.
     """
@@ -315,7 +347,7 @@ def language_check(languages: list[str]) -> Check:
 
 
 def leak_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
-    """Whether an item of the evaluation sets `filters.against` stands in a text."""
+    """Whether a text contains an item of the evaluation sets `filters.against`."""
     index = LeakIndex(load_benchmarks(config.against), config.max_overlap)
 
     def check(text: str) -> Reason | None:
@@ -341,8 +373,8 @@ def plug_check(path: str) -> Check:
         except Exception as error:
             raise ConfigError(
                 f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row "
-                f"{prompt.row}: "
-                f"{prompt.conversation[:200]!r}. Mend the function, then give the same command again"
+                f"{prompt.row}: {prompt.conversation[:200]!r}. Mend the function, then give the same command "
+                "again"
             ) from error
         return (str(reason), None) if reason else None
 
@@ -358,12 +390,12 @@ def load_plug(path: str) -> Callable[[str], Any]:
         raise _no_plug(path, f"{type(error).__name__}: {error}") from error
     if not callable(plug):
         raise ConfigError(f"filters.reject {path!r}: not a function")
-    found: Callable[[str], Any] = plug
-    return found
+    function: Callable[[str], Any] = plug
+    return function
 
 
 def plug_identity(path: str) -> str:
-    """What the function "package.module:function" is, wherever it lies: its name and the SHA-256 of its
+    """What the function "package.module:function" is, wherever it is stored: its name and the SHA-256 of its
     module's file. The module is not run, and what it imports does not count.
 
     Raises ConfigError where there is no such module.
@@ -381,6 +413,5 @@ def plug_identity(path: str) -> str:
 def _no_plug(path: str, why: str) -> ConfigError:
     return ConfigError(
         f"filters.reject {path!r}: no such function ({why}). Write it as package.module:function; the module "
-        "must be importable "
-        "here (set PYTHONPATH)"
+        "must be importable here (set PYTHONPATH)"
     )

@@ -58,18 +58,21 @@ def covers(interval: list[float], truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
-# 21 of the 24 seeds 0 to 23 cover 0.6; 0 is one of those that miss it
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("accuracy", [0.6, 0.75, 0.9])
-def test_accuracy_is_recovered(tmp_path: Path, accuracy: float, seed: int) -> None:
-    _, found = audited(tmp_path, planted.noisy(accuracy), seed=seed)
-    judge = found["judge"]
-    assert covers(judge["ci95"]["accuracy"], accuracy)
-    assert judge["ci95"]["accuracy"][1] - judge["ci95"]["accuracy"][0] < 0.09
-    assert judge["flip_rate"] == 0.0
-    assert covers(judge["ci95"]["first_slot_rate"], 0.5)
-    grade = {0.6: "weak judge", 0.75: "", 0.9: ""}[accuracy]
-    assert grade in found["verdict"]
+def test_accuracy_is_recovered(tmp_path: Path, accuracy: float) -> None:
+    """A 95 % interval misses the truth in one of twenty runs: of eight runs at most two may (a chance of 0.6
+    %)."""
+    misses = 0
+    for seed in range(8):
+        _, found = audited(tmp_path / str(seed), planted.noisy(accuracy), seed=seed)
+        judge = found["judge"]
+        misses += not covers(judge["ci95"]["accuracy"], accuracy)
+        assert judge["accuracy"] == pytest.approx(accuracy, abs=0.08)
+        assert judge["ci95"]["accuracy"][1] - judge["ci95"]["accuracy"][0] < 0.09
+        assert judge["flip_rate"] == 0.0
+        assert covers(judge["ci95"]["first_slot_rate"], 0.5)
+        assert {0.6: "weak judge", 0.75: "", 0.9: ""}[accuracy] in found["verdict"]
+    assert misses <= 2
 
 
 @pytest.mark.parametrize("bias", [-1.5, 0.4, 2.0])
@@ -91,14 +94,19 @@ def test_slot_bias_is_recovered_and_taken_away(tmp_path: Path, bias: float) -> N
 def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
     """Each order is right 80 % of the time, alone, but claims far more: two agree in 0.8² + 0.2² = 68 % of
     the cases."""
-    _, found = audited(tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5})
-    judge = found["judge"]
-    assert covers(list(wilson(judge["order_agreement"] * SIZE, SIZE)), 0.68)
-    assert judge["temperature"] == pytest.approx(4.0, rel=0.35)
-    said = [row["p"] for row in found["calibration"]["bins"]]
+    claims = planted.noisy(0.8, temperature=0.25, shared=False)
+    agreed, said = [], []
+    for seed in range(6):
+        _, found = audited(tmp_path / str(seed), claims, seed=seed, pairs={"min_p": 0.5})
+        agreed.append(found["judge"]["order_agreement"])
+        assert found["judge"]["temperature"] == pytest.approx(4.0, rel=0.35)
+        said += [row["p"] for row in found["calibration"]["bins"]]
+    pairs_in_all = 6 * SIZE
+    assert covers(list(wilson(sum(agreed) / 6 * pairs_in_all, pairs_in_all)), 0.68)
     # Where the orders agree: 0.68 · (p² + (1 − p)²) + 0.32 · ½ = 0.68, so p = 0.865, and not the 0.996 that
     # is claimed.
-    assert said == [pytest.approx(0.865, abs=0.03)]
+    assert len(said) == 6
+    assert sum(said) / 6 == pytest.approx(0.865, abs=0.015)
     _, raw = audited(
         tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5, "calibrate": False}
     )
@@ -418,8 +426,9 @@ def test_labels_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_no_interval_of_a_rate_leaves_0_to_1() -> None:
-    """Wilson's formula ends at −1.7e-17 for 0 of 7, say, and at 1 + 2.2e-16 for 20 of 20."""
-    assert min(wilson(0, n)[0] for n in range(1, 100)) < 0
+    """By rounding Wilson's formula ends at −1.7e-17 for 0 of 7, say, and at 1 + 2.2e-16 for 20 of 20: the
+    ends are exact there."""
+    assert all((wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0) for n in range(1, 500))
     for n in range(1, 500):
         none, every = Rate(), Rate()
         for _ in range(n):

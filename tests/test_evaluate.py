@@ -392,7 +392,17 @@ def test_bad_requests_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "suite heldout: no questions. Give them (--questions heldout=FILE)" in capsys.readouterr().err
     assert main([*pair, "--questions", "x.jsonl"]) == 1
     assert "SUITE=VALUE" in capsys.readouterr().err
-    write_atomic(tmp_path / "manifest.json", json.dumps({"config": make_config({}).model_dump(mode="json")}))
+    write_atomic(
+        tmp_path / "manifest.json",
+        json.dumps(
+            {
+                "format": 2,
+                "sizes": [[1000, 200]],
+                "outside": {},
+                "config": make_config({}).model_dump(mode="json"),
+            }
+        ),
+    )
     with pytest.raises(ConfigError, match="a run without a trained model"):
         player("tuned", str(tmp_path))
 

@@ -53,7 +53,7 @@ def test_a_seed_of_the_training_counts_beside_the_runs(tmp_path: Path) -> None:
     seeded = reader(
         run.config.model_copy(update={"train": run.config.train.model_copy(update={"seed": 4})}), run.root
     )
-    assert seeded.stage("train").settings == {**run.stage("train").settings, "training_seed": 4}
+    assert seeded.stage("train").settings == {**run.stage("train").settings, "seed": 4}
     assert seeded.stage("train").fingerprint != run.stage("train").fingerprint
     assert seeded.stage("pairs").fingerprint == run.stage("pairs").fingerprint
 
@@ -113,7 +113,7 @@ def test_an_import_does_not_touch_another_run(tmp_path: Path) -> None:
         import_pairs(config, tmp_path / "own")
     assert (tmp_path / "own" / "manifest.json").read_bytes() == before
     import_pairs(config, tmp_path / "theirs")
-    with pytest.raises(StoreError, match=r"personas\.held_out: 0 → 5"):
+    with pytest.raises(StoreError, match=r"30 pairs and 0 held-out questions of its data set, not 25 and 5"):
         import_pairs(config, tmp_path / "theirs", held_out=5)
     with pytest.raises(StoreError, match="belongs to another run"):
         run_pipeline(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sao.config import Config, PersonasConfig, PromptsConfig, make_config
-from sao.data.readers import sample_texts
+from sao.data.readers import draw_texts
 from sao.engines import Completion, Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
@@ -28,6 +28,7 @@ from sao.stages.personas import (
     round_size,
 )
 from sao.stages.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
+from sao.stages.rows import is_held_out
 
 
 def config(**sections: Any) -> Config:
@@ -62,11 +63,11 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
     found = people(tmp_path, c, engine)
     assert len(found) == 340
     assert len({p.text for p in found}) == 340
-    assert [p.row for p in found] == list(range(340))
+    assert [p.row for p in found] == sorted([2 * i for i in range(300)] + [2 * j + 1 for j in range(40)])
     rounds = [line for line in said if line.startswith("round")]
     assert len(rounds) >= 2
     assert rounds[0].startswith("round 1: ")
-    assert rounds[-1].endswith("340 of 340 stand")
+    assert rounds[-1].endswith("340 of 340 exist")
     counts = reader(c, tmp_path, engine).stage("personas").counts
     drafts = sum(
         len((folder / "records.jsonl").read_text().splitlines())
@@ -80,15 +81,16 @@ def test_a_source_that_dries_up_stops_and_says_so_and_less_can_be_taken(tmp_path
     engine = writer(150)
     with pytest.raises(DropError, match=r"run dry: of the last \d+ it wrote \d+ were new") as raised:
         run(config(), tmp_path, until="prompts", engine=engine)
-    stand, fewer = (
-        int(n) for n in re.findall(r"(\d+) distinct ones stand .*--personas\.n (\d+)\)", str(raised.value))[0]
+    said = re.findall(
+        r"(\d+) distinct ones exist .*--personas\.n (\d+) --personas\.held_out (\d+)\)", str(raised.value)
     )
-    assert 100 < stand <= 150
-    assert fewer == stand - 40
-    calls = engine.calls
-    run(config(personas={"n": fewer}), tmp_path, until="prompts", engine=engine)
-    assert engine.calls - calls == stand  # the prompts; no draft is written again
-    assert len(people(tmp_path, config(personas={"n": fewer}), engine)) == stand
+    exist, n, held_out = (int(number) for number in said[0])
+    assert 100 < exist <= 150
+    assert n + held_out == exist
+    calls, fewer = engine.calls, config(personas={"n": n, "held_out": held_out})
+    run(fewer, tmp_path, until="prompts", engine=engine)
+    assert engine.calls - calls == exist  # the prompts; no draft is written again
+    assert len(people(tmp_path, fewer, engine)) == exist
 
 
 def test_similar_personas_are_dropped_as_they_come(tmp_path: Path) -> None:
@@ -194,17 +196,35 @@ def test_a_draw_from_a_file_hangs_on_the_seed_and_holds_each_text_once(tmp_path:
     first, again, other = (list(read_personas(c, seed)) for seed in (1, 1, 2))
     assert first == again
     assert {p.text for p in first} != {p.text for p in other}
-    assert sorted(p.row for p in first) == list(range(60))
+    assert sorted(p.row for p in first) == sorted([2 * i for i in range(50)] + [2 * j + 1 for j in range(10)])
     assert len({p.text.casefold() for p in first}) == 60
     in_order = list(read_personas(c.model_copy(update={"sample": "first"}), 1))
-    assert [p.text for p in in_order[:3]] == ["person 0", "person 1", "person 2"]
+    assert [p.text for p in in_order if is_held_out(p.row)] == [f"person {i}" for i in range(10)]
+    assert [p.text for p in in_order if not is_held_out(p.row)] == [f"person {i}" for i in range(10, 60)]
 
 
 def test_each_text_is_drawn_as_often_as_another() -> None:
     texts = [f"t{i}" for i in range(20)]
-    drawn = Counter(text for seed in range(2000) for _, text in sample_texts(lambda: iter(texts), 5, seed))
-    assert set(drawn) == set(texts)
-    assert all(400 < n < 600 for n in drawn.values())  # 500 ± 19
+    draws = [list(draw_texts(lambda: iter(texts), 5, 5, seed)) for seed in range(2000)]
+    for wanted in (False, True):
+        drawn = Counter(text for draw in draws for _, held_out, text in draw if held_out == wanted)
+        assert set(drawn) == set(texts)
+        assert all(400 < n < 600 for n in drawn.values())  # 500 ± 19
+    assert all(len({text for _, _, text in draw}) == 10 for draw in draws)  # nobody is in both
+
+
+def test_a_draw_grows_and_keeps_what_it_has() -> None:
+    texts = [f"t{i}" for i in range(20)]
+
+    def drawn(n: int, held_out: int) -> dict[tuple[int, bool], str]:
+        return {(i, held): text for i, held, text in draw_texts(lambda: iter(texts), n, held_out, 3)}
+
+    few, more = drawn(4, 3), drawn(12, 5)
+    assert len(few) == 7
+    assert few.items() <= more.items()
+    assert len(set(more.values())) == 17
+    assert len(drawn(15, 5)) == 20
+    assert len(set(drawn(15, 8).values())) == 20  # there are no more
 
 
 def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:

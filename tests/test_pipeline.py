@@ -94,7 +94,7 @@ def test_another_seed_or_other_personas_in_a_used_folder_is_refused(
     run(config(), tmp_path, until="respond", engine=ScriptedEngine())
     before = files(tmp_path)
     with pytest.raises(
-        StoreError, match=r"belongs to another run: config\.(seed: 0 → 5|personas\.n: 60 → 50).*--out"
+        StoreError, match=r"belongs to another run: (config\.seed: 0 → 5|personas\.n: 60 → 50).*--out"
     ):
         run(config(**change), tmp_path, until="pairs", engine=ScriptedEngine())
     with pytest.raises(StoreError, match="model_identity"):

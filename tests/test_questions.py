@@ -22,6 +22,7 @@ from sao.evaluation.questions import (
 )
 from sao.evaluation.suites import SUITES, judge_by_text, ordered_pairs, rate, read_template, references_of
 from sao.records import Judgment, Message, Prompt, Rating, Response, make_id
+from sao.stages.rows import index_of
 
 
 def lines(path: Path, rows: Iterable[Any]) -> str:
@@ -424,7 +425,7 @@ def answers_to(questions: list[Question], name: str = "ours") -> dict[str, list[
     return {
         q.prompt.id: [
             Response(id=make_id(name, q.prompt.id, turn), row=0, prompt_id=q.prompt.id, index=turn,
-                     text=f"{name} {q.prompt.row}.{turn}", token_ids=None, finish_reason="stop")
+                     text=f"{name} {index_of(q.prompt.row)}.{turn}", token_ids=None, finish_reason="stop")
             for turn in range(1 + len(q.later))
         ]
         for q in questions

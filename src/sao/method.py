@@ -67,7 +67,8 @@ def run(
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
     runner = Runner(Path(out), session, config.max_drop_share, progress, notify, is_first())
     session.notify = runner.notify
-    round_ = Round(config, Path(out), steps, given=engine)
+    sizes = manifest.grown(Path(out), config)
+    round_ = Round(config, Path(out), steps, given=engine, sizes=sizes)
     with watched(runner):
         names = wanted(round_, until)
         open_run(round_, runner, trains="train" in names)
@@ -119,7 +120,9 @@ def open_run(round_: Round, runner: Runner, trains: bool) -> None:
     Reader(round_).funnel()  # looks at every stage, and so at all that the run depends on
     outside = round_.outside.found
     identity = round_.model_identity
-    for line in manifest.open_manifest(round_.root, round_.config, identity, source, licences, outside):
+    for line in manifest.open_manifest(
+        round_.root, round_.config, identity, source, licences, outside, round_.sizes
+    ):
         runner.notify(f"changed since the last run here: {line}")
 
 

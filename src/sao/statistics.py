@@ -294,7 +294,9 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
         return 0.0, 1.0
     p = successes / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    # At 0 and at 1 the ends are exact; rounding must not leave the rate itself outside.
+    return 0.0 if successes <= 0 else low, 1.0 if successes >= n else high
 
 
 def ratio_ci(

@@ -16,12 +16,11 @@ from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
 from sao.config.recipe import Config, load_recipe, make_config, nearest, overridden, recipe_names
 from sao.config.responses import ResponsesConfig
-from sao.config.section import Section, field_names, section_of
-from sao.config.training import DEFAULT_BETA, NOT_LEARNT_FROM, LoraConfig, Loss, TrainConfig
+from sao.config.section import Section, affects_records, field_names, section_of
+from sao.config.training import DEFAULT_BETA, LoraConfig, Loss, TrainConfig
 
 __all__ = [
     "DEFAULT_BETA",
-    "NOT_LEARNT_FROM",
     "Config",
     "EngineConfig",
     "EvalConfig",
@@ -40,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "VllmConfig",
     "WritingConfig",
+    "affects_records",
     "field_names",
     "load_recipe",
     "make_config",

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pydantic import Field
 
 from sao.config.engine import EngineConfig
-from sao.config.section import Section
+from sao.config.section import Section, setting
 
 
 class EvalConfig(Section):
     """Trained model against base on held-out prompts."""
 
-    bootstrap: int = Field(default=10_000, ge=100)
+    bootstrap: int = setting(default=10_000, ge=100, affects_records=False, because="intervals only")
     """Resamples of the prompts for the 95 % intervals."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
-    self_tests: int = Field(default=20, ge=0)
+    self_tests: int = setting(
+        default=20,
+        ge=0,
+        affects_records=False,
+        because="how many answers the judge is tried on, kept by number in a file of their own",
+    )
     """Answers on which the judge of `sao eval --suite` is tried: against themselves, swapped, padded, cut,
     shuffled; 0: none."""
     engine: EngineConfig | None = None

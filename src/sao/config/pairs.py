@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sao.config.section import Section
+from sao.config.section import Section, setting
 
 
 class PairsConfig(Section):
@@ -22,12 +22,12 @@ class PairsConfig(Section):
     """Configuration of the hub data set, where it has several."""
     split: str = "train"
     """Split of the hub data set, or of the folder."""
-    licence: str | None = None
+    licence: str | None = setting(default=None, affects_records=False, because="copied to the cards")
     """Licence of the data set, copied to the manifest and the model card."""
     imported: str | None = None
     """Written by `sao import`: what the data set is whose rows this run's prompts, answers and verdicts
     are."""
-    imported_from: str | None = None
+    imported_from: str | None = setting(default=None, affects_records=False, because="copied to the cards")
     """Written by `sao import`: the data set's name and revision."""
     rule: Literal["all", "first_last", "best_random", "mu_2sigma", "quality_aware", "adjacent"] = "all"
     """Which of a prompt's answers become pairs, by their ranks: every two; best and worst; best and a random

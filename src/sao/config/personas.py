@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sao.config.section import Section
+from sao.config.section import Section, setting
 
 
 class WritingConfig(Section):
@@ -35,7 +35,9 @@ class WritingConfig(Section):
     """Longest persona, in tokens; a longer one is cut off and dropped."""
     max_similarity: float = Field(default=0.7, gt=0, le=1)
     """A persona this similar to an earlier one (Jaccard, word pairs) is dropped; 1: only equal texts are."""
-    min_new: float = Field(default=0.1, ge=0, le=1)
+    min_new: float = setting(
+        default=0.1, ge=0, le=1, affects_records=False, because="when the run ends with an error"
+    )
     """Where a smaller share of a round's personas is new, the source has dried up and the run stops."""
 
 
@@ -55,9 +57,14 @@ class PersonasConfig(Section):
     """Revision of the hub data set; required for one."""
     subset: str | None = None
     """Configuration of the hub data set, where it has several."""
-    licence: str | None = None
+    licence: str | None = setting(default=None, affects_records=False, because="copied to the cards")
     """Licence of the source, copied to the manifest and the model card; known for the built-in ones."""
-    n: int = Field(default=1000, ge=0)
+    n: int = setting(
+        default=1000,
+        ge=0,
+        affects_records=False,
+        because="how many: each record stands for itself; steps that look at all of them count it themselves",
+    )
     """Personas to train on; each writes one prompt. Not used where pairs.source is given."""
-    held_out: int = Field(default=200, ge=0)
+    held_out: int = setting(default=200, ge=0, affects_records=False, because="how many, as n")
     """Further personas, disjoint from those, whose prompts only the evaluation sees."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sao.config.section import Section
+from sao.config.section import Section, setting
 
 
 class PromptsConfig(Section):
@@ -23,7 +23,7 @@ class PromptsConfig(Section):
     """Configuration of the hub data set, where it has several."""
     split: str = "train"
     """Split of the hub data set."""
-    licence: str | None = None
+    licence: str | None = setting(default=None, affects_records=False, because="copied to the cards")
     """Licence of the data set, copied to the manifest and the cards."""
     method: Literal["instruct", "user_turn"] = "instruct"
     """instruct: the model is asked to write a prompt as this persona (the paper's way). user_turn: it is told

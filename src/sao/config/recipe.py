@@ -19,7 +19,7 @@ from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig
 from sao.config.prompts import PromptsConfig
 from sao.config.responses import ResponsesConfig
-from sao.config.section import Section, field_names, section_of
+from sao.config.section import Section, field_names, section_of, setting
 from sao.config.training import TrainConfig
 from sao.errors import ConfigError
 
@@ -33,7 +33,9 @@ class Config(Section):
     """Revision of the hub model."""
     seed: int = Field(default=0, ge=0)
     """The run's seed: every request's own seed follows from it."""
-    max_drop_share: float = Field(default=0.5, ge=0, le=1)
+    max_drop_share: float = setting(
+        default=0.5, ge=0, le=1, affects_records=False, because="when the run ends with an error"
+    )
     """A stage that drops a larger share of its items than this ends the run with the commonest reasons."""
     engine: EngineConfig = EngineConfig()
     """What runs the model."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sao.config.section import Section
+from sao.config.section import Section, setting
 
 Loss = Literal["simpo", "dpo", "ipo", "dpo_norm", "orpo", "cpo", "kto"]
 DEFAULT_BETA: dict[str, float] = {
@@ -14,14 +14,6 @@ DEFAULT_BETA: dict[str, float] = {
 }  # fmt: skip
 """What train.beta is where it is not given; the losses measure it in different units (see
 sao/training/losses.py)."""
-
-
-NOT_LEARNT_FROM = ("micro_batch_size", "batches", "share_prompt", "gradient_checkpointing", "processes",
-"save_steps",
-                   "save_minutes", "eval_steps", "samples", "on_alarm", "report_to",
-                   "push_to_hub")  # fmt: skip
-"""Keys of the section `train` that change nothing in the trained weights but their rounding (and the noise of
-a dropout)."""
 
 
 class LoraConfig(Section):
@@ -84,7 +76,7 @@ class TrainConfig(Section):
     null: the run's."""
     batch_size: int = Field(default=128, ge=1)
     """Pairs to one optimiser step, over all GPUs."""
-    micro_batch_size: int = Field(default=8, ge=1)
+    micro_batch_size: int = setting(default=8, ge=1, affects_records=False, because="rounding only")
     """Pairs to one forward pass on one GPU; times the number of GPUs it must divide batch_size."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises; then it falls as a cosine."""
@@ -97,15 +89,17 @@ class TrainConfig(Section):
     too_long: Literal["drop", "cut"] = "drop"
     """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is
     always dropped)."""
-    batches: Literal["packed", "padded"] = "packed"
+    batches: Literal["packed", "padded"] = setting(
+        default="packed", affects_records=False, because="rounding only"
+    )
     """packed: the answers of a micro-batch in one row without padding; padded: one row each, the model's own
     attention."""
-    share_prompt: bool = True
+    share_prompt: bool = setting(default=True, affects_records=False, because="rounding only")
     """Whether a packed pair's prompt is computed once for both answers."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = setting(default=False, affects_records=False, because="memory")
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more
     time."""
-    processes: int = Field(default=1, ge=1)
+    processes: int = setting(default=1, ge=1, affects_records=False, because="rounding only")
     """Processes that train together on this machine, one to a GPU (for several machines call `sao train` by
     torchrun)."""
     parallel: Literal["ddp", "fsdp2", "zero3"] = "ddp"
@@ -113,22 +107,26 @@ class TrainConfig(Section):
     split."""
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pairs kept from training and measured while it runs (metrics eval_*)."""
-    eval_steps: int = Field(default=50, ge=1)
+    eval_steps: int = setting(default=50, ge=1)
     """Optimiser steps between those measurements and between the alarms' samples."""
-    samples: int = Field(default=0, ge=0, le=64)
+    samples: int = setting(default=0, ge=0, le=64)
     """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and
     repetition."""
-    on_alarm: Literal["warn", "stop"] = "warn"
+    on_alarm: Literal["warn", "stop"] = setting(default="warn")
     """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive
     samples)."""
-    save_steps: int = Field(default=50, ge=1)
+    save_steps: int = setting(default=50, ge=1, affects_records=False, because="when checkpoints are written")
     """Optimiser steps between checkpoints."""
-    save_minutes: float = Field(default=5.0, gt=0)
+    save_minutes: float = setting(
+        default=5.0, gt=0, affects_records=False, because="when checkpoints are written"
+    )
     """Minutes after which a checkpoint is also written, at the end of the step under way: no more work than
     that is lost."""
-    report_to: list[Literal["wandb", "tensorboard"]] = []
+    report_to: list[Literal["wandb", "tensorboard"]] = setting(
+        default=[], affects_records=False, because="where metrics go"
+    )
     """Where metrics go besides metrics.jsonl."""
-    push_to_hub: str | None = None
+    push_to_hub: str | None = setting(default=None, affects_records=False, because="where the model goes")
     """Hub id to which the finished model is uploaded with its card, as a private repository (HF_TOKEN in the
     environment)."""
 
@@ -159,15 +157,6 @@ class TrainConfig(Section):
                 "optimizer adamw_sr rounds bfloat16 weights stochastically: set weights bfloat16 with it"
             )
         return self
-
-    def learnt_from(self) -> dict[str, Any]:
-        """The settings that the trained weights depend on: all but those that change their rounding only.
-
-        A seed of the training's own is called training_seed here, beside the run's; where there is none the
-        key is left out.
-        """
-        found = self.model_dump(mode="json", exclude={*NOT_LEARNT_FROM, "seed"})
-        return found if self.seed is None else found | {"training_seed": self.seed}
 
     @property
     def scale(self) -> float:

@@ -183,31 +183,44 @@ def content_identity(source: str) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def sample_texts(read: Callable[[], Iterator[str]], n: int, seed: int) -> Iterator[tuple[int, str]]:
-    """`n` distinct texts drawn from a stream by `seed`, each with its place in the draw (0 to n - 1); fewer
-    where it holds fewer.
+def draw_texts(
+    read: Callable[[], Iterator[str]], n: int, held_out: int, seed: int
+) -> Iterator[tuple[int, bool, str]]:
+    """`n` distinct texts for training and `held_out` others, drawn from a stream by `seed`: each with its
+    number in its draw and whether it is held out, in the stream's order; fewer where it holds fewer.
 
-    `read` is called twice: once to find which texts have the n smallest hashes, once to yield them, in the
-    stream's order. Memory: 8 bytes for each of the n texts and a few more, whatever the length of the stream.
-    Texts that differ only in case count as equal.
+    Every text has a hash. Training takes the smallest ones, the held-out draw the largest ones: both can grow
+    later, and what was drawn stays. `read` is called twice: once for the hashes, once to hand the texts out.
+    Memory: 8 bytes for each text that is drawn and a few more, whatever the length of the stream. Texts count
+    as equal where only their case differs.
     """
-    hashes = array("Q")
+    low, high = array("Q"), array("Q")
     for text in read():
-        hashes.append(_priority(text, seed))
-        if len(hashes) > 4 * n + (1 << 16):
-            hashes = _smallest(hashes, n)
-    drawn = _smallest(hashes, n)
-    is_given = bytearray(len(drawn))
-    left = len(drawn)
+        key = _priority(text, seed)
+        low.append(key)
+        high.append(_LARGEST - key)
+        if len(low) > 4 * n + (1 << 16):
+            low = _smallest(low, n)
+        if len(high) > 4 * held_out + (1 << 16):
+            high = _smallest(high, held_out)
+    low, high = _smallest(low, n), _smallest(high, held_out)
+    given = bytearray(len(low)), bytearray(len(high))
+    left = len(low) + len(high)
     for text in read() if left else ():
-        text_hash = _priority(text, seed)
-        place = bisect_left(drawn, text_hash)
-        if place < len(drawn) and drawn[place] == text_hash and not is_given[place]:
-            is_given[place] = 1
-            yield place, text
-            left -= 1
-            if not left:
-                return
+        key = _priority(text, seed)
+        for held, keys, wanted in ((False, low, key), (True, high, _LARGEST - key)):
+            number = bisect_left(keys, wanted)
+            if number < len(keys) and keys[number] == wanted:
+                if not given[held][number]:
+                    given[held][number] = 1
+                    yield number, held, text
+                    left -= 1
+                break  # a text that both draws took is for training
+        if not left:
+            return
+
+
+_LARGEST = 2**64 - 1
 
 
 def _priority(text: str, seed: int) -> int:

@@ -26,6 +26,7 @@ from sao.data.messages import ChatError, Turn, turn_of, turns_of
 from sao.data.readers import id_text, kind_of, read_rows
 from sao.errors import DataError
 from sao.records import Prompt, Response, make_id
+from sao.stages.rows import persona_row
 
 TEXT_KEYS = ("turns", "instruction", "prompt", "question", "problem", "text", "messages")
 ANSWER_KEYS = ("output", "answer", "response", "messages", "choices")
@@ -55,7 +56,7 @@ class Question:
 
 def question_of(
     turns: Sequence[str],
-    row: int,
+    number: int,
     category: str = "",
     *,
     earlier: tuple[str, ...] = (),
@@ -64,6 +65,7 @@ def question_of(
 ) -> Question:
     """A question of these turns of the user, after `earlier` ones (user, assistant, user, …) that the set
     gives."""
+    row = persona_row(number, held_out=True)
     asked = Prompt(id="", row=row, persona_id="", text=turns[0], earlier=earlier)
     prompt = replace(asked, id=make_id("question", asked.conversation, *turns[1:]))
     return Question(prompt=prompt, later=tuple(turns[1:]), category=category, key=key, references=references)

@@ -36,6 +36,7 @@ from sao.evaluation.questions import Question
 from sao.evaluation.verdicts import parse_arena, parse_pairwise, parse_rating
 from sao.records import Drop, Judgment, Message, Prompt, Rating, Response, Verdict, make_id, seed_of
 from sao.stages.judging import OrderedPair
+from sao.stages.rows import answer_row, index_of, verdict_row
 from sao.templates import fill, load_template
 
 
@@ -111,7 +112,12 @@ def ordered_pairs(
         one, other = (replace(ours[prompt.id][0], id=id_, text=text) for id_, text in sides)
         for order, (x, y) in enumerate(((one, other), (other, one))):
             yield OrderedPair(
-                make_id(key, x.id, y.id, order), 2 * prompt.row + order, prompt.id, prompt.conversation, x, y
+                make_id(key, x.id, y.id, order),
+                verdict_row(index_of(prompt.row), 2, 0, 2, order),
+                prompt.id,
+                prompt.conversation,
+                x,
+                y,
             )
 
 
@@ -235,7 +241,7 @@ def rate(
             for turn, answer in enumerate(answers.get(question.prompt.id, ())):
                 # Rows are places in the stage's order: each question has as many as the longest, so that none
                 # is met twice.
-                rating_id, row = make_id(key, answer.id), question.prompt.row * most + turn
+                rating_id, row = make_id(key, answer.id), answer_row(question.prompt, most, turn)
                 if rating_id in done:
                     continue
                 waiting[rating_id] = row, answer

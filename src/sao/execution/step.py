@@ -89,6 +89,8 @@ class Step(Generic[S]):
     """What it makes."""
     make: Callable[[Work[S]], Iterable[Record | Drop]]
     """Makes the records and Drops that are not done, in any order; each has a row of its own."""
+    revision: int = 1
+    """Raised when the same settings make other records (a changed parser): then they are made again."""
     reads: tuple[str, ...] = ()
     """The steps whose records it reads. Where one of them is not part of the recipe and has the same kind of
     records as what it reads itself (a filter), its input takes its place."""

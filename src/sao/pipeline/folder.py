@@ -9,12 +9,12 @@ from sao.engines import Engine
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
-from sao.store.manifest import read_manifest
+from sao.store.manifest import grown, read_manifest
 
 
 def reader(config: Config, root: Path, given: Engine | None = None) -> Reader:
     """The records of a recipe in a run folder. `given` takes the place of the configured engine."""
-    return Reader(Round(config, root, STEPS, given=given))
+    return Reader(Round(config, root, STEPS, given=given, sizes=grown(root, config)))
 
 
 def recorded(root: Path) -> Reader:
@@ -22,4 +22,4 @@ def recorded(root: Path) -> Reader:
     weights may be gone. Raises StoreError where there is no run."""
     manifest = read_manifest(root)
     config = make_config(manifest["config"], f"{root}/manifest.json")
-    return Reader(Round(config, root, STEPS, known=manifest.get("outside", {})))
+    return Reader(Round(config, root, STEPS, known=manifest["outside"], sizes=grown(root, config)))

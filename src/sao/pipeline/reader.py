@@ -8,20 +8,22 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sao.config import Config
+from sao.errors import StoreError
 from sao.evaluation import compare
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Response
-from sao.stages import pairs
-from sao.store.stage import Stage
+from sao.stages import judging, pairs, rows
+from sao.store.stage import Stage, read_stage_info
 
 if TYPE_CHECKING:
     from sao.data.preferences import TextPair
+
+R = TypeVar("R", Response, Judgment, PreferencePair)
 
 
 class Reader:
@@ -59,34 +61,89 @@ class Reader:
 
         return score
 
+    # Prompts.
+
     def asked(self, held_out: bool) -> Iterator[Prompt]:
         """The prompts that are answered: those for training, or the held-out ones."""
-        n = self.config.personas.n
-        return (p for p in self.stage("filtered").records(Prompt) if (p.row >= n) == held_out)
+        prompts = self.stage("filtered").records(Prompt)
+        return (prompt for prompt in prompts if rows.is_held_out(prompt.row) == held_out)
+
+    def written(self) -> Iterator[tuple[Prompt, str]]:
+        """Every prompt before the filters, with the text of its persona; "" where it was given."""
+        prompts = self.stage("prompts").records(Prompt)
+        if self.config.prompts.source is not None:
+            return ((prompt, "") for prompt in prompts)
+        return self.with_persona(prompts)
 
     def with_persona(self, prompts: Iterator[Prompt]) -> Iterator[tuple[Prompt, str]]:
-        """Each prompt with the text of its persona."""
-        them = self.stage("personas").records(Persona)
-        persona = next(them, None)
+        """Each prompt with the text of its persona. Raises StoreError where one has none."""
+        stage = self.stage("personas")
+        people = stage.records(Persona)
         for prompt in prompts:
-            while persona is not None and persona.row < prompt.row:
-                persona = next(them, None)
-            yield prompt, persona.text if persona is not None and persona.row == prompt.row else ""
+            persona = next((person for person in people if person.row >= prompt.row), None)
+            if persona is None or persona.id != prompt.persona_id:
+                raise StoreError(
+                    f"{stage.path / 'records.jsonl'}: no persona {prompt.persona_id} at row {prompt.row}, of "
+                    "whom "
+                    f"prompt {prompt.id} is. {MEND}"
+                )
+            yield prompt, persona.text
+
+    # Each with its answers, verdicts and pairs.
 
     def answered(self) -> Iterator[tuple[Prompt, list[Response]]]:
         """Each training prompt with its answers."""
-        answers = Grouped(self.stage("filtered_responses").records(Response))
-        return ((prompt, answers.take(prompt.id)) for prompt in self.asked(held_out=False))
+        n = self.config.responses.n
+        written = Groups(self.stage("responses"), Response, n)
+        searched = self.round.has("filtered_responses")
+        kept = Groups(self.stage("filtered_responses"), Response, n) if searched else None
+        for prompt in self.asked(held_out=False):
+            answers = written.take(prompt, n)
+            yield prompt, kept.take(prompt, len(answers)) if kept else answers
+        written.end()
+        if kept:
+            kept.end()
 
     def judged(self) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
         """Each training prompt with its answers and the verdicts of all judges."""
-        verdicts = [
-            (judge.name, Grouped(self.round.stage("judgments", judge).records(Judgment)))
-            for judge in self.judges
-        ]
+        n = self.config.responses.n
+        each = []
+        for judge in self.judges:
+            orders, stage = judging.orders_of(judge.config), self.round.stage("judgments", judge)
+            each.append((judge, orders, Groups(stage, Judgment, rows.pairs_each(n) * orders)))
         for prompt, answers in self.answered():
-            said = [j for name, one in verdicts for j in named(one.take(prompt.id), name)]
+            said: list[Judgment] = []
+            for judge, orders, verdicts in each:
+                shown = judging.shown_pairs(answers, judge.config.opponents) * orders
+                said += named(verdicts.take(prompt, shown), judge.name)
             yield prompt, answers, said
+        for *_, verdicts in each:
+            verdicts.end()
+
+    def judged_beside(self) -> Iterator[tuple[str, Iterator[tuple[Prompt, list[Response], list[Judgment]]]]]:
+        """Finished verdicts by other recipes on the same answers in this folder, under the name of their
+        judge and folder."""
+        mine, n = self.round.stages("judgments"), self.config.responses.n
+        upstream = mine[0].settings["upstream"]
+        for path in sorted(self.round.place.glob("judgments-*/stage.json")):
+            info = read_stage_info(path)
+            settings = info["settings"]
+            stage = Stage(self.round.place, "judgments", settings, sizes=info["sizes"])
+            if stage.path in {own.path for own in mine} or not stage.finished:
+                continue
+            if settings["upstream"] != upstream or info["sizes"] != mine[0].sizes:
+                continue
+            name = f"{settings['method']} ({stage.path.name})"
+            orders = 2 if settings["orders"] == "both" else 1
+            verdicts = Groups(stage, Judgment, rows.pairs_each(n) * orders)
+            yield name, self._with_verdicts(verdicts, name, orders, settings["opponents"])
+
+    def _with_verdicts(
+        self, verdicts: Groups[Judgment], name: str, orders: int, opponents: int | None
+    ) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
+        for prompt, answers in self.answered():
+            shown = judging.shown_pairs(answers, opponents) * orders
+            yield prompt, answers, named(verdicts.take(prompt, shown), name)
 
     def jury(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
@@ -108,11 +165,20 @@ class Reader:
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""
-        kept = Grouped(self.stage("pairs").records(PreferencePair))
+        stage, possible = self.stage("pairs"), rows.pairs_each(self.config.responses.n)
+        pairs_of = Groups(stage, PreferencePair, possible)
         for prompt, answers in self.answered():
             by_id = {answer.id: answer for answer in answers}
-            for pair in kept.take(prompt.id):
+            for pair in pairs_of.take(prompt, possible):
+                for id_ in (pair.chosen_id, pair.rejected_id):
+                    if id_ not in by_id:
+                        raise StoreError(
+                            f"{stage.path / 'records.jsonl'}: pair {pair.id} names answer {id_}, which "
+                            "prompt "
+                            f"{prompt.id} does not have. {MEND}"
+                        )
                 yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]
+        pairs_of.end()
 
     def to_train_on(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response] | TextPair | Drop]:
         """The run's own data set, or the one that pairs.source names."""
@@ -125,12 +191,14 @@ class Reader:
 
     def held_out(self) -> Iterator[tuple[Prompt, Response, Response]]:
         """Held-out prompts that both models answered: prompt, base's answer, tuned model's answer."""
-        base = Grouped(self.stage("heldout_base").records(Response))
-        tuned = Grouped(self.stage("heldout_tuned").records(Response))
+        base = Groups(self.stage("heldout_base"), Response, 1)
+        tuned = Groups(self.stage("heldout_tuned"), Response, 1)
         for prompt in self.asked(held_out=True):
-            x, y = base.take(prompt.id), tuned.take(prompt.id)
-            if x and y:
-                yield prompt, x[0], y[0]
+            before, after = base.take(prompt, 1), tuned.take(prompt, 1)
+            if before and after:
+                yield prompt, before[0], after[0]
+        base.end()
+        tuned.end()
 
     def trained_texts(self) -> set[str]:
         """The questions that were trained on."""
@@ -179,19 +247,61 @@ def named(judgments: list[Judgment], name: str) -> list[Judgment]:
     return [j if j.judge == name else replace(j, judge=name) for j in judgments]
 
 
-class Grouped:
-    """Records in order, handed out prompt by prompt: a merge join that holds one group in memory."""
+MEND = "Delete the stage's folder and run the same command again: it is made again, and so are those after it"
 
-    def __init__(self, records: Iterator[Any]) -> None:
-        self._groups = groupby(records, key=lambda record: record.prompt_id)
-        self._next: tuple[str, list[Any]] | None = None
 
-    def take(self, prompt_id: str) -> list[Any]:
-        """The records of this prompt; prompts must be asked for in the files' order."""
-        if self._next is None:
-            key, group = next(self._groups, ("", iter(())))
-            self._next = (key, list(group))
-        if self._next[0] != prompt_id:
-            return []
-        found, self._next = self._next[1], None
+class Groups(Generic[R]):
+    """The records of a finished stage, handed out prompt by prompt: a merge join that holds one group in
+    memory.
+
+    Each prompt has `each` rows, of which some may be Drops. Raises StoreError, with file and line, for a
+    record in another order, one of a prompt that is not among those asked for, and one that is missing.
+    """
+
+    def __init__(self, stage: Stage, kind: type[R], each: int) -> None:
+        self.stage, self.each = stage, each
+        self._records: Iterator[tuple[int, R]] = enumerate(stage.records(kind), 1)
+        self._dropped = (drop.row for drop in stage.drops())
+        self._record: tuple[int, R] | None = next(self._records, None)
+        self._drop = next(self._dropped, None)
+        self._row = -1
+
+    def take(self, prompt: Prompt, expected: int) -> list[R]:
+        """The records of this prompt, of which there are `expected` together with its Drops."""
+        start = rows.index_of(prompt.row) * self.each
+        found: list[R] = []
+        while (row := self._next_row()) is not None and row < start + self.each:
+            line, record = self._record  # type: ignore[misc]
+            if row <= self._row:
+                raise self._error(line, f"row {row} comes after row {self._row}: the order is broken")
+            if row < start or record.prompt_id != prompt.id:
+                raise self._orphan(line, record)
+            self._row = row
+            found.append(record)
+            self._record = next(self._records, None)
+        dropped = 0
+        while self._drop is not None and self._drop < start + self.each:
+            dropped += self._drop >= start
+            self._drop = next(self._dropped, None)
+        if len(found) + dropped != expected:
+            last = self._record[0] if self._record else "the last"
+            raise self._error(
+                last,
+                f"prompt {prompt.id} has {len(found)} records and {dropped} drops here before this line, not "
+                f"{expected} together",
+            )
         return found
+
+    def end(self) -> None:
+        """All prompts were asked for: nothing may be left."""
+        if self._record is not None:
+            raise self._orphan(*self._record)
+
+    def _next_row(self) -> int | None:
+        return None if self._record is None else self._record[1].row
+
+    def _orphan(self, line: int, record: R) -> StoreError:
+        return self._error(line, f"prompt {record.prompt_id} is not among those that were asked for here")
+
+    def _error(self, line: int | str, what: str) -> StoreError:
+        return StoreError(f"{self.stage.path / 'records.jsonl'}, line {line}: {what}. {MEND}")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sao.config import Config, JudgingConfig
+from sao.config import Config
 from sao.data.contamination_sets import source_identity
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.execution.session import Role
 from sao.execution.step import Step
 from sao.models.locate import identity_of, is_local, model_licence
-from sao.pipeline.roles import Roles, judge_role, roles_of
+from sao.pipeline.roles import Roles, roles_of
 from sao.records import make_id
+from sao.store.manifest import Sizes
 from sao.store.stage import Stage
 from sao.templates import load_template
 
@@ -67,7 +69,12 @@ class Round:
         given: Engine | None = None,
         number: int = 1,
         known: Mapping[str, Any] | None = None,
+        sizes: Sizes | None = None,
     ) -> None:
+        """`sizes`: the personas that the run was made for, at first and each time that it grew (see
+        `sao.store.manifest.grown`)."""
+        personas = config.personas
+        self.sizes = sizes or ((personas.n, personas.held_out),)
         self.config, self.root, self.steps, self.number, self.given = (
             config,
             root,
@@ -90,7 +97,7 @@ class Round:
             return self.stage(stand_in)
         number = list(self.table[step].variants(self)).index(variant) if variant is not None else 0
         if (step, number) not in self._stages:
-            self._stages[step, number] = self._lone(step, variant)
+            self._stages[step, number] = self._make(self.table[step], variant)
         return self._stages[step, number]
 
     def stages(self, step: str) -> list[Stage]:
@@ -100,42 +107,34 @@ class Round:
     def _stand_in(self, name: str) -> str | None:
         """The step whose records stand in for those of a step that the recipe does not have; None where none
         can."""
-        reads = self.table[name].reads
-        same = reads and self.table[reads[0]].record is self.table[name].record
-        return reads[0] if same else None
-
-    def _lone(self, name: str, variant: Any) -> Stage:
         step = self.table[name]
+        if not step.reads or self.table[step.reads[0]].record is not step.record:
+            return None
+        before = step.reads[0]
+        return before if self.has(before) else self._stand_in(before)
+
+    def _make(self, step: Step[Round], variant: Any) -> Stage:
         if variant is None:
             variant = next(iter(step.variants(self)))
-        return self.make_stage(
-            name, self._before(step), step.settings(self, variant), step.ids and step.ids(self, variant)
-        )
+        upstream = {name: self._keys(name) for name in step.reads if self._has_records(name)}
+        chain = {"revision": step.revision, "upstream": upstream}
+        settings = {**step.settings(self, variant), **chain}
+        ids = None if step.ids is None else {**step.ids(self, variant), **chain}
+        return Stage(self.place, step.name, settings, ids, self.sizes[-1] if step.build is None else None)
 
-    def _before(self, step: Step[Round]) -> Stage | None:
-        """The stage that a step hangs on."""
-        first = next(iter(step.reads), None)
-        imported = self.config.pairs.imported is not None
-        if first is None or (imported and step.name == "prompts"):
-            return None
-        return self.stage(first) if self.has(first) or self._stand_in(first) else None
+    def _has_records(self, name: str) -> bool:
+        return self.has(name) or self._stand_in(name) is not None
 
-    def make_stage(
-        self,
-        name: str,
-        before: Stage | None,
-        settings: Mapping[str, Any],
-        ids: Mapping[str, Any] | None = None,
-    ) -> Stage:
-        """The stage with these settings after `before`. `ids` are those of them that the ids of its records
-        derive from, where not all do."""
-        if before is None and self.config.pairs.imported is not None:
-            sizes = {"n": self.config.personas.n, "held_out": self.config.personas.held_out}
-            settings, ids = {"imported": self.config.pairs.imported, **sizes}, None
-        ids = settings if ids is None else ids
-        upstream, key = (before.fingerprint, before.key) if before else (None, None)
-        place = self.root / f"round-{self.number}"
-        return Stage(place, name, {**settings, "upstream": upstream}, {**ids, "upstream": key})
+    def _keys(self, name: str) -> str | list[str]:
+        """What the ids of a step's records derive from; a step with several stages has several."""
+        stages = self.stages(name) if self.has(name) else [self.stage(name)]
+        keys = [stage.key for stage in stages]
+        return keys if len(keys) > 1 else keys[0]
+
+    @property
+    def place(self) -> Path:
+        """Where the stages of this round lie."""
+        return self.root / f"round-{self.number}"
 
     @cached_property
     def roles(self) -> Roles:
@@ -152,12 +151,19 @@ class Round:
         """Where the trained model lies."""
         return self.stage("train").path / "model"
 
-    @cached_property
+    def identity(self, role: Role, reward: bool = False) -> str:
+        """What a role's model is, whatever its path. A given engine takes the place of any but a `reward`
+        model."""
+        if self.given is not None and not reward:
+            return self.given.identity
+        settings = make_id(role.engine.name, json.dumps(role.engine.counted(), sort_keys=True))
+        key = f"model {role.model}@{role.revision or ''} {settings}"
+        return str(self.outside.look(key, lambda: identity_of(role.engine, role.model, role.revision)))
+
+    @property
     def model_identity(self) -> str:
-        """What the policy is, whatever its path."""
-        config, given = self.config, self.given
-        find = lambda: given.identity if given else identity_of(config.engine, config.model, config.revision)  # noqa: E731
-        return str(self.outside.look("model", find))
+        """What the policy's model is."""
+        return self.identity(self.roles.policy)
 
     @cached_property
     def model_licence(self) -> str:
@@ -167,18 +173,3 @@ class Round:
         if self.config.engine.name == "openai" and not is_local(self.config.model):
             return "unknown: see the base model's own card"
         return model_licence(self.config.model, self.config.revision)
-
-    @property
-    def model_of_import(self) -> dict[str, Any]:
-        """Imported stages hang on no model, so those after them must."""
-        imported = self.config.pairs.imported is not None
-        return {"model": self.model_identity, "seed": self.config.seed} if imported else {}
-
-    def other_judge(self, how: JudgingConfig) -> dict[str, Any]:
-        """What judges, where that is not the model itself (which the stages before hang on anyway)."""
-        role, engine = judge_role(self.config, how), how.engine
-        assert engine is not None
-        asked = (role.model, role.revision)
-        find = lambda: identity_of(engine, *asked)  # noqa: E731
-        judge = self.outside.look(f"judge {asked} {make_id(engine)}", find)
-        return {"judge": judge} if judge != self.model_identity else {}

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from sao.config import Config, JudgingConfig, ResponsesConfig
+from sao.config import Config, ResponsesConfig
 from sao.errors import DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
@@ -25,16 +25,10 @@ from sao.pipeline.roles import ASKED, Judge
 from sao.pipeline.rounds import Round
 from sao.pipeline.train_step import train
 from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
-from sao.stages import filters, judging, personas, prompts, responses
+from sao.stages import filters, judging, personas, prompts, responses, rows
 from sao.store.stage import Stage
 
 Settings = dict[str, Any]
-
-CHOSEN_BY = ("rule", "keep", "min_p", "calibrate", "max_length_ratio", "length_matched", "max_repetition")
-"""The keys of the section `pairs` that decide which pairs are kept."""
-NEUTRAL: dict[str, Any] = {"method": "instruct", "prefill": False}
-"""Keys of section `prompts` that enter ids only where they differ from this."""
-
 
 # Which steps a recipe has.
 
@@ -68,23 +62,36 @@ def compares(config: Config) -> bool:
 
 
 def persona_settings(run: Round, _: Any) -> Settings:
-    """The source by its content; what the model depends on where it writes them itself."""
-    config = run.config.personas
-    settings = personas.source_identity(config, run.config.seed, run.outside.source(config.source))
-    return settings | (writing_settings(run) if config.source == "self" else {})
+    """Which personas these are: those that the model writes are chosen among its drafts, so that their
+    numbers count."""
+    settings = persona_ids(run, _)
+    return settings | ({"sizes": run.sizes} if run.config.personas.source == "self" else {})
+
+
+def persona_ids(run: Round, _: Any) -> Settings:
+    """The section personas, its source by what it holds, and the seed."""
+    config = run.config
+    if config.pairs.imported is not None:
+        return {"imported": config.pairs.imported}
+    settings = config.personas.counted() | {
+        "source": run.outside.source(config.personas.source),
+        "seed": config.seed,
+    }
+    if config.personas.source == "self":
+        return settings | {"writing": writing_settings(run)}
+    # The first ones of a file are held out where the file's order counts.
+    return settings | ({"held_out": config.personas.held_out} if config.personas.sample == "first" else {})
 
 
 def writing_settings(run: Round) -> Settings:
     """What personas that the model writes depend on."""
     writing = run.config.personas.writing
-    traits = run.outside.look(
-        f"traits {writing.traits}", lambda: asdict(personas.load_traits(writing.traits))
-    )
-    # min_new says only when to stop.
-    return writing.model_dump(mode="json", exclude={"min_new"}) | {
-        "traits": traits,
-        "texts": [run.outside.template(name) for name in (writing.template, writing.template_related)],
-        "model": run.model_identity,
+    key = f"traits {writing.traits}"
+    return writing.counted() | {
+        "traits": run.outside.look(key, lambda: asdict(personas.load_traits(writing.traits))),
+        "template": run.outside.template(writing.template),
+        "template_related": run.outside.template(writing.template_related),
+        "model": run.identity(run.roles.policy),
         "seed": run.config.seed,
     }
 
@@ -92,67 +99,69 @@ def writing_settings(run: Round) -> Settings:
 def make_personas(work: Work[Round]) -> Iterable[Persona | Drop]:
     """Read or drawn from the source, or written by the model."""
     config = work.config.personas
-    wanted = config.n + config.held_out
     if config.source == "self":
-        return undone(_written(work, wanted), work.done)  # type: ignore[return-value]
+        return undone(_written(work), work.done)  # type: ignore[return-value]
     return undone(personas.read_personas(config, work.config.seed), work.done)  # type: ignore[return-value]
 
 
-def _written(work: Work[Round], wanted: int) -> Iterator[Persona | Drop]:
-    """Personas of the model's own, written in rounds of drafts until `wanted` distinct ones exist.
+def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
+    """Personas of the model's own, written in rounds of drafts until there are enough distinct ones.
 
     Raises DropError where the last round brought hardly any new ones.
     """
-    config, run, runner = work.config.personas.writing, work.run, work.runner
-    settled = personas.Settled(config.max_similarity)
-    stage: Stage | None = None
+    config, runner = work.config.personas, work.runner
+    asked = (config.n, config.held_out)
+    chosen = personas.Settled(config.writing.max_similarity)
+    before: Stage | None = None
     number = 0
-    while len(settled.kept) < wanted:
-        size = personas.round_size(len(settled.kept))
-        stage = run.make_stage(
-            "drafts", stage, {**writing_settings(run), "number": number, "size": size}
-        ).open()
-        if not stage.finished:
-            write = partial(personas.write_drafts, size, settled.kept, work.engine(run.roles.policy), config)
-            make = partial(write, stage.key, stage.done)
-            runner.fill(stage, Persona, make, size, runner.limit, range(size))
-        runner.check(stage)
-        new = settled.add(stage.records(Persona), stage.drops())
-        number, known = number + 1, len(settled.kept)
-        runner.notify(
-            f"round {number}: {new} of {size} personas are new; {min(known, wanted)} of {wanted} stand"
-        )
-        if new < config.min_new * size and known < wanted:
+    while chosen.stand(*asked) != asked:
+        size = personas.round_size(len(chosen.kept))
+        before = _drafts(work, before, number, size, chosen.kept)
+        new = chosen.add(before.records(Persona), before.drops())
+        number, known = number + 1, chosen.stand(*asked)
+        runner.notify(f"round {number}: {new} of {size} personas are new; {sum(known)} of {sum(asked)} exist")
+        if new < config.writing.min_new * size and known != asked:
             raise DropError(
                 f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
-                f"personas.writing.min_new = {config.min_new:g}. {known} distinct ones stand and are kept. "
-                f"Take no more (--personas.n {max(0, known - work.config.personas.held_out)}), or give it "
-                "more "
-                "to start from: personas.writing.traits, traits_each or temperature (these begin anew)"
+                f"personas.writing.min_new = {config.writing.min_new:g}. {sum(known)} distinct ones exist "
+                f"and are kept. Take no more (--personas.n {known[0]} --personas.held_out {known[1]}), or "
+                "give it more to start from: personas.writing.traits, traits_each or temperature (new drafts)"
             )
-    return (yield from settled.records(wanted))
+    yield from chosen.records(*asked)
+
+
+def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
+    """Round `number` of the personas that the model writes, with `size` drafts, finished."""
+    run, runner = work.run, work.runner
+    settings = {
+        **writing_settings(run),
+        "number": number,
+        "size": size,
+        "upstream": before.key if before else None,
+    }
+    stage = Stage(run.place, "drafts", settings).open()
+    if not stage.finished:
+        engine, writing = work.engine(run.roles.policy), work.config.personas.writing
+        make = partial(personas.write_drafts, size, kept, engine, writing, stage.key, stage.done)
+        runner.fill(stage, Persona, make, size, runner.limit, range(size))
+    runner.check(stage)
+    return stage
 
 
 # Prompts.
 
 
 def prompt_settings(run: Round, _: Any) -> Settings:
-    """The section prompts, with the texts of its templates, the model and the seed."""
-    config, run_config = run.config.prompts, run.config
-    if config.source is not None:
-        given = config.model_dump(mode="json", include={"column", "revision", "subset", "split"})
-        sizes = run_config.personas.model_dump(include={"n", "held_out"})
-        return {"source": run.outside.source(config.source), **given, **sizes, "seed": run_config.seed}
-    settings = config.model_dump(mode="json", include={"marker", "temperature", "top_p", "max_tokens", "mix"})
-    settings["texts"] = {name: run.outside.template(name) for name in prompt_templates(run_config)}
-    settings |= {"model": run.model_identity, "seed": run_config.seed}
-    return settings | {"method": config.method, "prefill": config.prefill}
-
-
-def prompt_ids(run: Round, _: Any) -> Settings:
-    """The same without what stands at the value that a run had before it existed."""
-    settings = prompt_settings(run, None)
-    return {name: value for name, value in settings.items() if name not in NEUTRAL or value != NEUTRAL[name]}
+    """The section prompts, its source by what it holds and its templates by their texts, the model and the
+    seed."""
+    config = run.config
+    if config.pairs.imported is not None:
+        return {}
+    settings = config.prompts.counted() | {"seed": config.seed}
+    if config.prompts.source is not None:
+        return settings | {"source": run.outside.source(config.prompts.source)}
+    texts = {name: run.outside.template(name) for name in prompt_templates(config)}
+    return settings | {"texts": texts, "model": run.identity(run.roles.policy)}
 
 
 def has_personas(config: Config) -> bool:
@@ -189,38 +198,43 @@ def persona_rows(work: Work[Round]) -> Iterable[int]:
 
 
 def filter_settings(run: Round, _: Any) -> Settings:
-    """Every value counts for what is kept, the defaults too: another default is another filter."""
-    return run.config.filters.model_dump(mode="json") | _filter_facts(run)
+    """Which prompts are kept depends on those before, and so on their numbers."""
+    return filter_ids(run, _) | {"sizes": run.sizes}
 
 
 def filter_ids(run: Round, _: Any) -> Settings:
-    """The ids of what comes later derive from what was set only, since a filter makes no record."""
-    return run.config.filters.model_dump(mode="json", exclude_defaults=True) | _filter_facts(run)
-
-
-def _filter_facts(run: Round) -> Settings:
+    """The section filters, its evaluation sets and its function by what they hold, and the prompts'
+    marker."""
     config = run.config.filters
-    facts: Settings = {
-        "against": [run.outside.evaluation_set(name) for name in config.against],
-        "marker": run.config.prompts.marker,
-    }
-    if config.reject is not None:
-        function = config.reject
-        facts["reject"] = run.outside.look(f"reject {function}", lambda: filters.plug_identity(function))
-    return facts
+    sets = [run.outside.evaluation_set(name) for name in config.against]
+    settings = config.counted() | {"against": sets, "marker": run.config.prompts.marker}
+    if (function := config.reject) is not None:
+        settings["reject"] = run.outside.look(f"reject {function}", lambda: filters.plug_identity(function))
+    return settings
 
 
 def make_filtered(work: Work[Round]) -> Iterable[Prompt | Drop]:
     """The prompts that pass the filters."""
-
-    def read() -> Iterator[tuple[Prompt, str]]:
-        written = work.read("prompts", Prompt)
-        if work.config.prompts.source is not None:
-            return ((prompt, "") for prompt in written)
-        return Reader(work.run).with_persona(written)
-
     marker = "" if work.config.prompts.source is not None else work.config.prompts.marker  # others' have none
-    return filters.filter_prompts(read, work.config.filters, marker, work.done)
+    return filters.filter_prompts(partial(_in_turn, work.run), work.config.filters, marker, work.done)
+
+
+def _in_turn(run: Round) -> Iterator[tuple[Prompt, str]]:
+    """The prompts with their personas in the order in which it is decided which are kept: as they came when
+    the run grew, and of those that came together the ones for training first, so that no held-out prompt
+    repeats them."""
+    n_before, held_out_before = 0, 0
+    for n, held_out in run.sizes:
+        later: list[tuple[Prompt, str]] = []
+        for prompt, persona in Reader(run).written():
+            index = rows.index_of(prompt.row)
+            if rows.is_held_out(prompt.row):
+                if held_out_before <= index < held_out:
+                    later.append((prompt, persona))
+            elif n_before <= index < n:
+                yield prompt, persona
+        yield from later
+        n_before, held_out_before = n, held_out
 
 
 def some_are_left(work: Work[Round]) -> None:
@@ -243,9 +257,10 @@ def answer_filter_settings(run: Round, _: Any) -> Settings:
 
 
 def response_settings(run: Round, _: Any) -> Settings:
-    """The section responses."""
-    # Of imported pairs the answers exist, whatever the recipe says of new ones.
-    return {} if run.config.pairs.imported is not None else run.config.responses.model_dump(mode="json")
+    """The section responses, the model and the seed."""
+    if run.config.pairs.imported is not None:
+        return {}  # the answers exist, whatever the recipe says of new ones
+    return run.config.responses.counted() | {"model": run.identity(run.roles.policy), "seed": run.config.seed}
 
 
 def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
@@ -256,8 +271,8 @@ def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
 
 def response_rows(work: Work[Round]) -> Iterable[int]:
     """The rows of all answers that are asked for."""
-    n = work.config.responses.n
-    return (prompt.row * n + index for prompt in Reader(work.run).asked(held_out=False) for index in range(n))
+    n, asked = work.config.responses.n, Reader(work.run).asked(held_out=False)
+    return (rows.answer_row(prompt, n, number) for prompt in asked for number in range(n))
 
 
 def make_filtered_responses(work: Work[Round]) -> Iterator[Response | Drop]:
@@ -266,31 +281,22 @@ def make_filtered_responses(work: Work[Round]) -> Iterator[Response | Drop]:
 
 
 def judgment_settings(run: Round, judge: Judge) -> Settings:
-    """What one judge's verdicts depend on."""
-    return judging_settings(run, judge.config)
-
-
-def judging_settings(run: Round, how: JudgingConfig) -> Settings:
-    """The section judging with the template's text; the judge, where it is not the model itself."""
-    used = {  # temperature and max_tokens: a server without log-probabilities is asked for text instead
-        "logprob": {"choices", "min_mass", "template", "temperature", "max_tokens"},
-        "text": {"choices", "temperature", "max_tokens", "template", "reasoning"},
-    }.get(how.method, set())
-    settings = how.model_dump(mode="json", include={"method", "orders", *used})
-    if how.opponents is not None and how.opponents < run.config.responses.n - 1:
-        settings["opponents"] = how.opponents
-    settings |= {"text": run.outside.template(how.template)} if used else {}
-    settings |= {"prefill": how.prefill} if used and how.prefill else {}
-    if how.engine is not None and how.method in ASKED and (run.given is None or how.method == "reward"):
-        settings |= run.other_judge(how)
-    return settings | (run.model_of_import if how.method in ASKED else {})
+    """What one judge's verdicts depend on: the section judging with the template's text, and the judge's
+    model."""
+    how = judge.config
+    settings = how.counted() | {"engine": None, "panel": None, "seed": run.config.seed}
+    if how.method in ("logprob", "text"):
+        settings["text"] = run.outside.template(how.template)
+    if how.method in ASKED:
+        settings["engine"] = run.identity(judge.role, reward=how.method == "reward")
+    return settings
 
 
 def training_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
     """The pairs of answers that a judge is shown."""
     judge: Judge = work.variant
     groups = ((p.id, p.conversation, answers) for p, answers in Reader(work.run).answered())
-    n, orders = work.config.responses.n, _orders(judge.config)
+    n, orders = work.config.responses.n, judging.orders_of(judge.config)
     return judging.ordered_pairs(groups, orders, work.key, n, judge.config.opponents)
 
 
@@ -309,21 +315,13 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
 def judgment_total(work: Work[Round]) -> int:
     """Verdicts at most: identical answers are not judged."""
     n, how = work.config.responses.n, work.variant.config
-    return work.config.personas.n * len(judging.opponents_of(n, how.opponents)) * _orders(how)
-
-
-def _orders(how: JudgingConfig) -> int:
-    return 2 if how.orders == "both" else 1
+    return work.config.personas.n * len(judging.opponents_of(n, how.opponents)) * judging.orders_of(how)
 
 
 def pair_settings(run: Round, _: Any) -> Settings:
-    """The rule by which pairs are chosen, and the panel."""
-    settings = run.config.pairs.model_dump(mode="json", include=set(CHOSEN_BY))
-    _, *others = run.stages("judgments")
-    if others:
-        weights = [judge.weight for judge in run.roles.judges[1:]]
-        settings["panel"] = [(stage.fingerprint, w) for stage, w in zip(others, weights, strict=True)]
-    return settings
+    """The section pairs, and the votes; calibration looks at all verdicts, so that their numbers count."""
+    weights = [judge.weight for judge in run.roles.judges]
+    return run.config.pairs.counted() | {"weights": weights, "sizes": run.sizes}
 
 
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
@@ -335,13 +333,18 @@ def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
 
 
 def train_settings(run: Round, _: Any) -> Settings:
-    """The section train, but for what changes only the rounding; the given pairs, where there are such."""
-    settings = run.config.train.learnt_from() | run.model_of_import
-    if own_pairs(run.config):
+    """The section train, the model and the seed; the given pairs, where there are such."""
+    config = run.config
+    settings = config.train.counted() | {"model": run.identity(run.roles.initial), "run_seed": config.seed}
+    if own_pairs(config):
         return settings
-    given = run.config.pairs.model_dump(mode="json", include={"revision", "subset", "split"})
-    given |= {"source": run.outside.source(str(run.config.pairs.source))}
-    return settings | {"pairs": given, "model": run.model_identity, "seed": run.config.seed}
+    given = {name: getattr(config.pairs, name) for name in ("revision", "subset", "split")}
+    return settings | {"pairs": {**given, "source": run.outside.source(str(config.pairs.source))}}
+
+
+def held_out_settings(run: Round, _: Any) -> Settings:
+    """The section responses for one answer, the model and the seed."""
+    return one_answer(run.config).counted() | {"model": run.identity(run.roles.base), "seed": run.config.seed}
 
 
 def one_answer(config: Config) -> ResponsesConfig:
@@ -362,7 +365,10 @@ def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]
 def held_out_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
     """Base's and trained model's answers, in both orders."""
     for prompt, base, tuned in Reader(work.run).held_out():
-        answers = [replace(base, row=2 * prompt.row), replace(tuned, row=2 * prompt.row + 1, index=1)]
+        answers = [
+            replace(base, row=rows.answer_row(prompt, 2, 0)),
+            replace(tuned, row=rows.answer_row(prompt, 2, 1), index=1),
+        ]
         yield from judging.ordered_pairs([(prompt.id, prompt.conversation, answers)], 2, work.key, 2)
 
 
@@ -395,12 +401,12 @@ def _possible_pairs(work: Work[Round]) -> int:
 STEPS: tuple[Step[Round], ...] = (
     # Personas: who asks.
     Step(
-        name="personas", record=Persona, settings=persona_settings, make=make_personas,
+        name="personas", record=Persona, settings=persona_settings, ids=persona_ids, make=make_personas,
         when=writes_prompts, total=_persona_total, limited=False,
     ),
     # Each writes a prompt.
     Step(
-        name="prompts", record=Prompt, reads=("personas",), settings=prompt_settings, ids=prompt_ids,
+        name="prompts", record=Prompt, reads=("personas",), settings=prompt_settings,
         make=make_prompts, rows=persona_rows, total=_persona_total,
     ),
     # Some of these are not worth an answer.
@@ -442,20 +448,20 @@ STEPS: tuple[Step[Round], ...] = (
     # Then both answer prompts that it was not trained on,
     Step(
         name="heldout_base", record=Response, reads=("filtered",),
-        settings=lambda run, _: one_answer(run.config).model_dump(mode="json") | run.model_of_import,
+        settings=held_out_settings,
         make=partial(answer_held_out, tuned=False), when=compares,
         total=lambda work: work.config.personas.held_out, in_funnel=False,
     ),
     Step(
         name="heldout_tuned", record=Response, reads=("train", "filtered"),
-        settings=lambda run, _: one_answer(run.config).model_dump(mode="json"),
+        settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
         total=lambda work: work.config.personas.held_out, in_funnel=False,
     ),
     # and the judge says whose answers are better.
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base", "filtered"),
-        settings=lambda run, _: judging_settings(run, run.roles.reader.config), make=make_comparisons,
+        settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
         when=compares, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
         total=lambda work: 2 * work.config.personas.held_out, in_funnel=False,
     ),

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from sao.data.similarity import normalise
 from sao.errors import DataError, StoreError
-from sao.pipeline.reader import Grouped, Reader
+from sao.pipeline.reader import Groups, Reader
 from sao.records import Persona, PreferencePair, Prompt, make_id
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
+from sao.stages.rows import pairs_each
 from sao.store.files import dumps, store_error, write_atomic
 from sao.store.manifest import read_manifest
 
@@ -135,20 +136,28 @@ def _check_folder(out: Path) -> None:
 
 def paired(run: Reader) -> Iterator[Prompt]:
     """The prompts that have pairs, in order."""
-    kept = Grouped(run.stage("pairs").records(PreferencePair))
-    return (prompt for prompt in run.asked(False) if kept.take(prompt.id))
+    kept, possible = _pairs_of(run)
+    return (prompt for prompt in run.asked(held_out=False) if kept.take(prompt, possible))
+
+
+def _pairs_of(run: Reader) -> tuple[Groups[PreferencePair], int]:
+    """The pairs, to be taken prompt by prompt, and how many each prompt may have."""
+    possible = pairs_each(run.config.responses.n)
+    return Groups(run.stage("pairs"), PreferencePair, possible), possible
 
 
 def joined(run: Reader) -> Iterator[Example]:
     """Each prompt that has pairs, with its persona, pairs and verdicts; one prompt is in memory at a time."""
-    kept = Grouped(run.stage("pairs").records(PreferencePair))
+    kept, possible = _pairs_of(run)
     people = run.stage("personas").records(Persona) if run.stage("personas").finished else iter(())
     persona = next(people, None)
     for prompt, answers, judgments in run.judged():
         while persona is not None and persona.row < prompt.row:
             persona = next(people, None)
         by_id = {answer.id: answer for answer in answers}
-        pairs = [(pair, by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in kept.take(prompt.id)]
+        pairs = [
+            (pair, by_id[pair.chosen_id], by_id[pair.rejected_id]) for pair in kept.take(prompt, possible)
+        ]
         if pairs:
             text = persona.text if persona is not None and persona.id == prompt.persona_id else ""
             yield Example(prompt=prompt, persona=text, pairs=pairs, judgments=judgments)

@@ -26,6 +26,7 @@ from sao.data.similarity import normalise
 from sao.errors import DataError
 from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
+from sao.stages.rows import answer_row, pair_row, persona_row
 from sao.store import manifest
 from sao.store.files import dumps, write_atomic
 from sao.store.stage import Stage
@@ -63,7 +64,13 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     licence = given.licence or "unknown: set pairs.licence to its licence"
     licences = {"model": "none (no model was asked)", "pairs": licence}
     manifest.open_manifest(
-        out, config, "imported", str(config.pairs.imported), licences, run.round.outside.found
+        out,
+        config,
+        "imported",
+        str(config.pairs.imported),
+        licences,
+        run.round.outside.found,
+        run.round.sizes,
     )
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomic(out / "recipe.yaml", recipe)
@@ -172,21 +179,21 @@ def _fill(stages: list[Stage], given: PairsConfig, survey: _Survey) -> None:
 def _all_records(given: PairsConfig, survey: _Survey) -> Iterator[tuple[int, Record | Drop]]:
     """The records and drops of all rows, each with the number of its stage (0: personas … 3: judgments).
 
-    Rows: pairs to train on, held-out questions, drops.
+    Drops have the rows behind all prompts.
     """
-    row, drop_row = 0, survey.n + len(survey.held_out)
+    index, drop_row = 0, 2 * max(survey.n, len(survey.held_out))
     seen = bytearray(len(survey.held_out))
     for number, pair in enumerate(_read(given)):
         reason = pair.reason if isinstance(pair, Drop) else "repeats a held-out question"
         if isinstance(pair, TextPair):
             place = _place_of(_question_hash(pair), survey.held_out)
             if place is None:
-                yield from _records(pair, row, survey.system)
-                row += 1
+                yield from _records(pair, persona_row(index, held_out=False), survey.system)
+                index += 1
                 continue
             if not seen[place]:
                 seen[place] = 1
-                records = _records(pair, survey.n + place, survey.system)
+                records = _records(pair, persona_row(place, held_out=True), survey.system)
                 yield from islice(records, 2)  # its persona and prompt only
                 continue
         drop_id = make_id("row", number)
@@ -216,7 +223,7 @@ def _records(pair: TextPair, row: int, system: str | None) -> Iterator[tuple[int
     chosen, rejected = (
         Response(
             id=make_id(key, index),
-            row=2 * row + index,
+            row=answer_row(prompt, 2, index),
             prompt_id=prompt.id,
             index=index,
             text=answer,
@@ -242,7 +249,7 @@ def _label(pair: TextPair, chosen: Response, rejected: Response, key: str) -> Ju
     p_first = p_chosen if p_chosen is None or chosen_is_first else 1 - p_chosen
     return Judgment(
         id=make_id(key, "label"),
-        row=chosen.row // 2,
+        row=pair_row(chosen.row // 2, 2, 0),
         prompt_id=chosen.prompt_id,
         first_id=first.id,
         second_id=second.id,

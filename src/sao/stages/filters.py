@@ -107,33 +107,36 @@ def filter_prompts(
     yielded again.
 
     First come the Drops of the filters, as they are found (each prompt is checked once); then the others, in
-    the order of their rows.
+    the order in which they are read.
 
     Args:
-        read: Gives the prompts in the order of their rows, each with its persona's text; called a few times.
+        read: Gives the prompts, each with its persona's text, always in the same order: one that repeats
+            another is dropped where it comes later; called a few times.
         config: The filters.
         marker: What the model's text had to begin with, so that no line of a prompt may begin with it; ""
             where there was none.
         done: Ids that are written already.
 
-    Memory: about a hundred bytes a prompt while near-duplicates are searched, 16 otherwise.
+    Memory: about a hundred bytes a prompt while near-duplicates are searched, 24 otherwise.
 
     """
     checks = prompt_checks(config, marker)
-    rows = array("q")
-    for prompt, persona in read():
+    rows, turns = array("q"), array("q")
+    """The row of each prompt in the order of reading; the turns (0, 1, …) of those that all filters keep."""
+    for turn, (prompt, persona) in enumerate(read()):
+        rows.append(prompt.row)
         if (reason := first_reason(checks, prompt, persona)) is None:
-            rows.append(prompt.row)
+            turns.append(turn)
         elif prompt.id not in done:
             yield _drop(prompt, "filtered", reason)
-    kept, repeat_reason = _without_repeats(read, rows, config)
-    for prompt in _at(read, rows):
+    kept, repeat_reason = _without_repeats(read, rows, turns, config)
+    for turn, prompt in _at(read, turns):
         if prompt.id in done:
             continue
-        if _place_of(prompt.row, kept) is not None:
+        if _place_of(turn, kept) is not None:
             yield prompt
         else:
-            yield _drop(prompt, "filtered", repeat_reason(prompt.row))
+            yield _drop(prompt, "filtered", repeat_reason(turn))
 
 
 def first_reason(checks: list[Check], prompt: Prompt, persona: str) -> Reason | None:
@@ -148,62 +151,67 @@ def _drop(record: Prompt | Response, stage: str, reason: Reason) -> Drop:
     )
 
 
-def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int]) -> Iterator[Prompt]:
-    """The prompts of these rows, which are in ascending order."""
-    wanted = iter(rows)
-    row = next(wanted, None)
-    for prompt, _ in read():
-        if prompt.row == row:
-            yield prompt
-            row = next(wanted, None)
+def _at(read: Callable[[], Iterable[tuple[Prompt, str]]], turns: array[int]) -> Iterator[tuple[int, Prompt]]:
+    """The prompts of these turns, which are in ascending order."""
+    wanted = iter(turns)
+    next_turn = next(wanted, None)
+    for turn, (prompt, _) in enumerate(read()):
+        if turn == next_turn:
+            yield turn, prompt
+            next_turn = next(wanted, None)
 
 
-def _place_of(row: int, rows: array[int]) -> int | None:
-    """The place of a row among rows in ascending order, None where it is not among them."""
-    place = bisect_left(rows, row)
-    return place if place < len(rows) and rows[place] == row else None
+def _place_of(turn: int, turns: array[int]) -> int | None:
+    """The place of a turn among turns in ascending order, None where it is not among them."""
+    place = bisect_left(turns, turn)
+    return place if place < len(turns) and turns[place] == turn else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Searched:
-    """What one kind of dedup found among the prompts of these rows, and the reason that it gives."""
+    """What one kind of dedup found among the prompts of these turns, and the reason that it gives."""
 
     reason: str
     rows: array[int]
+    turns: array[int]
     repeats: Repeats
 
     def kept(self) -> array[int]:
-        """The rows whose prompts repeat no earlier one."""
-        return array("q", (row for row, earlier in zip(self.rows, self.repeats.earlier) if earlier < 0))
+        """The turns whose prompts repeat no earlier one."""
+        return array("q", (turn for turn, earlier in zip(self.turns, self.repeats.earlier) if earlier < 0))
 
-    def reason_of(self, row: int) -> Reason | None:
-        """Why the prompt of a row is dropped; None where it repeats none, or is not among these."""
-        place = _place_of(row, self.rows)
+    def reason_of(self, turn: int) -> Reason | None:
+        """Why the prompt of a turn is dropped; None where it repeats none, or is not among these."""
+        place = _place_of(turn, self.turns)
         if place is None or self.repeats.earlier[place] < 0:
             return None
-        original, similarity = self.rows[self.repeats.earlier[place]], self.repeats.similarity[place]
+        original = self.rows[self.turns[self.repeats.earlier[place]]]
+        similarity = self.repeats.similarity[place]
         reason = "equals an earlier prompt" if similarity >= 1 else self.reason
         return reason, f"row {original}, similarity {similarity:.2f}"
 
 
 def _without_repeats(
-    read: Callable[[], Iterable[tuple[Prompt, str]]], rows: array[int], config: FiltersConfig
+    read: Callable[[], Iterable[tuple[Prompt, str]]],
+    rows: array[int],
+    turns: array[int],
+    config: FiltersConfig,
 ) -> tuple[array[int], Callable[[int], Reason]]:
-    """Those of `rows` whose prompts repeat no earlier one, and a function that gives the reason for each
-    other row."""
+    """Those of `turns` whose prompts repeat no earlier one, and a function that gives the reason for each
+    other turn. `rows` has the row of every prompt by its turn."""
 
-    def texts_at(rows: array[int]) -> Iterator[str]:
-        return (prompt.conversation for prompt in _at(read, rows))
+    def texts_at(turns: array[int]) -> Iterator[str]:
+        return (prompt.conversation for _, prompt in _at(read, turns))
 
     finished: list[_Searched] = []
     for reason, search in _searches(config):
-        finished.append(_Searched(reason, rows, search(partial(texts_at, rows))))
-        rows = finished[-1].kept()
+        finished.append(_Searched(reason, rows, turns, search(partial(texts_at, turns))))
+        turns = finished[-1].kept()
 
-    def reason_of(row: int) -> Reason:
-        return next(reason for searched in finished if (reason := searched.reason_of(row)))
+    def reason_of(turn: int) -> Reason:
+        return next(reason for searched in finished if (reason := searched.reason_of(turn)))
 
-    return rows, reason_of
+    return turns, reason_of
 
 
 def _searches(config: FiltersConfig) -> Iterator[tuple[str, Search]]:

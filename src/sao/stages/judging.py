@@ -14,12 +14,14 @@ import random
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations, islice
 from typing import Any, Protocol
 
 from sao.config import JudgingConfig
 from sao.engines import ChoiceRequest, Engine, Failure, Request, Sample, Sampling
 from sao.records import Drop, Judgment, Message, Response, Verdict, make_id, seed_of
+from sao.stages.rows import pair_number, verdict_row
 from sao.templates import fill, load_template
 
 Oracle = Callable[[str, str], float | None]
@@ -78,6 +80,21 @@ def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
     return found
 
 
+def orders_of(config: JudgingConfig) -> int:
+    """In how many orders each pair is shown."""
+    return 2 if config.orders == "both" else 1
+
+
+def shown_pairs(answers: Sequence[Response], opponents: int | None) -> int:
+    """How many pairs of these answers a judge is shown: identical ones never pair."""
+    return _shown_pairs(len({answer.text for answer in answers}), opponents)
+
+
+@lru_cache
+def _shown_pairs(different: int, opponents: int | None) -> int:
+    return len(opponents_of(different, opponents))
+
+
 def ordered_pairs(
     groups: Iterable[tuple[str, str, list[Response]]],
     orders: int,
@@ -91,7 +108,6 @@ def ordered_pairs(
     Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that
     keeps what it has read (vLLM's prefix cache) then reads it once.
     """
-    per_prompt = n * (n - 1) // 2 * orders
     for prompt_id, prompt, responses in groups:
         found: list[OrderedPair] = []
         # Identical answers never pair; the pairs stage counts them.
@@ -99,14 +115,14 @@ def ordered_pairs(
         there = [r for r in responses if different[r.text] is r]
         for i, k in sorted(opponents_of(len(there), opponents)):
             a, b = there[i], there[k]
-            place = sum(n - 1 - i for i in range(a.index)) + b.index - a.index - 1
-            base = a.row // n * per_prompt + place * orders
+            index, number = a.row // n, pair_number(a.index, b.index, n)
             # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's
             # bias averages out.
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
                 x, y = (b, a) if (order == 1) != swap else (a, b)
-                found.append(OrderedPair(make_id(key, x.id, y.id), base + order, prompt_id, prompt, x, y))
+                row = verdict_row(index, n, number, orders, order)
+                found.append(OrderedPair(make_id(key, x.id, y.id), row, prompt_id, prompt, x, y))
         yield from sorted(found, key=lambda pair: pair.first.index)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from sao.config import PairsConfig
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
+from sao.stages.rows import index_of, pair_row
 
 Group = tuple[Prompt, list[Response], list[Judgment]]
 """A prompt, its answers, and the verdicts on them by all judges."""
@@ -128,11 +129,10 @@ def build_pairs(
 ) -> Iterator[PreferencePair | Drop]:
     """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs length
     matching drops."""
-    pairs_per_prompt = n * (n - 1) // 2
     for prompt, responses, judgments in groups:
         outcomes = pairs_of(prompt, responses, judgments, config, key, jury)
         for number, (i, j) in enumerate(combinations(range(n), 2)):
-            row, pair_id = prompt.row * pairs_per_prompt + number, make_id(key, prompt.id, i, j)
+            row, pair_id = pair_row(index_of(prompt.row), n, number), make_id(key, prompt.id, i, j)
             outcome = outcomes.get((i, j), "an answer was dropped")
             if isinstance(outcome, Duo) and balance is not None and balance.drops(outcome, pair_id):
                 outcome = "length matching"

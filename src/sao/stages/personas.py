@@ -12,24 +12,25 @@ the source has dried up.
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sao.config import PersonasConfig, WritingConfig
-from sao.data.readers import column_texts, content_identity, sample_texts
+from sao.data.readers import column_texts, draw_texts
 from sao.data.similarity import find_duplicates
 from sao.engines import Engine, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import ConfigError, DataError
 from sao.records import Drop, Message, Persona, make_id, seed_of
+from sao.stages.rows import persona_row
 from sao.templates import fill, load_template
 
 LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none": "none (no personas)"}
@@ -109,45 +110,36 @@ def non_commercial(licence: str) -> bool:
     return bool(re.search(r"(?<![a-z])nc(?![a-z])|non[\s_-]?commercial", licence, re.IGNORECASE))
 
 
-def source_identity(config: PersonasConfig, seed: int, identity: str | None = None) -> dict[str, Any]:
-    """What the personas depend on; a file counts by its content, wherever it lies (`identity`, where it is
-    known already)."""
-    found: dict[str, Any] = {"source": identity or content_identity(config.source)}
-    if config.source not in ("self", *LICENCES):
-        found |= {"column": config.column, "revision": config.revision, "subset": config.subset}
-    if config.source in ("builtin:general", "builtin:world") or (
-        found.get("column") and config.sample == "random"
-    ):
-        found |= {"seed": seed} | ({"sample": config.sample} if config.source != "builtin:world" else {})
-    return found | {"n": config.n, "held_out": config.held_out}
-
-
 def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
-    """`n + held_out` distinct personas, in the source's order; their rows are the order of the draw.
+    """`n` personas for training and `held_out` others, all distinct, in the source's order.
 
     Raises DataError for a source that cannot be read (with file and line) or holds too few.
     """
     wanted, found = config.n + config.held_out, 0
-    for row, text in _drawn(config, seed, wanted):
+    for index, held_out, text in _drawn(config, seed):
+        row = persona_row(index, held_out)
         yield Persona(id=make_id("persona", text or row), row=row, text=text)
         found += 1
     if found < wanted:
         raise DataError(
             f"{config.source}: holds {found} distinct personas, but personas.n + personas.held_out = "
-            f"{config.n} + "
-            f"{config.held_out} are asked for. Lower them, take a larger source, or let the model write them "
-            "(--personas.source self)"
+            f"{config.n} + {config.held_out} are asked for. Lower them, take a larger source, or let the "
+            "model "
+            "write them (--personas.source self)"
         )
 
 
-def _drawn(config: PersonasConfig, seed: int, wanted: int) -> Iterator[tuple[int, str]]:
-    """`wanted` texts with their rows, fewer where there are fewer."""
+def _drawn(config: PersonasConfig, seed: int) -> Iterator[tuple[int, bool, str]]:
+    """Texts with their number in training or in the held-out draw; fewer where there are fewer."""
     if config.source == "none":
-        yield from ((row, "") for row in range(wanted))
-    elif config.sample == "random" and config.source != "builtin:world":
-        yield from sample_texts(lambda: _texts(config, seed, wanted), wanted, seed)
+        yield from ((index, False, "") for index in range(config.n))
+        yield from ((index, True, "") for index in range(config.held_out))
+    elif config.sample == "random" or config.source == "builtin:world":
+        yield from draw_texts(lambda: _texts(config), config.n, config.held_out, seed)
     else:
-        yield from itertools.islice(enumerate(_distinct(_texts(config, seed, wanted))), wanted)
+        first = _distinct(_texts(config))
+        yield from ((index, True, text) for index, text in enumerate(islice(first, config.held_out)))
+        yield from ((index, False, text) for index, text in enumerate(islice(first, config.n)))
 
 
 def _distinct(texts: Iterable[str]) -> Iterator[str]:
@@ -159,17 +151,16 @@ def _distinct(texts: Iterable[str]) -> Iterator[str]:
             yield text
 
 
-def _texts(config: PersonasConfig, seed: int, wanted: int) -> Iterator[str]:
+def _texts(config: PersonasConfig) -> Iterator[str]:
     """Every text of the source, white space made single; empty ones are passed over."""
     source = config.source
     raw: Iterator[str]
     if source == "builtin:general":
         raw = iter(resources.files("sao").joinpath("data/personas.txt").read_text("utf-8").splitlines())
     elif source == "builtin:world":
-        from sao.toy_world.language import sample_persona
+        from sao.toy_world.language import every_persona
 
-        rng = random.Random(seed)
-        raw = (sample_persona(rng) for _ in range(100 * wanted))
+        raw = every_persona()
     elif Path(source).is_dir():
         raise DataError(f"{source}: a folder. Name the file of personas in it with --personas.source")
     else:
@@ -255,14 +246,28 @@ class Settled:
             )
         return len(self.kept) - stood
 
-    def records(self, wanted: int) -> Iterator[Persona | Drop]:
-        """The first `wanted` personas, mixed, so that those held out are like the others; then Drops for all
-        other drafts, with rows behind theirs."""
-        mixed = sorted(self.kept[:wanted], key=lambda persona: make_id("mixed", persona.id))
-        yield from (replace(persona, row=row) for row, persona in enumerate(mixed))
-        spare = [
-            Drop(row=0, stage="personas", record_id=make_id("spare", p.id), reason="more than asked for")
-            for p in self.kept[wanted:]
-        ]
-        for row, drop in enumerate([*self.dropped, *spare], wanted):
+    def stand(self, n: int, held_out: int) -> tuple[int, int]:
+        """How many of `n` personas for training and of `held_out` others there are."""
+        held = sum(_is_held_out(persona) for persona in self.kept)
+        return min(n, len(self.kept) - held), min(held_out, held)
+
+    def records(self, n: int, held_out: int) -> Iterator[Persona | Drop]:
+        """The first `n` personas for training and `held_out` others, then Drops for all other drafts, with
+        rows behind theirs. Which of the two a persona is for follows from its text."""
+        taken, spare = [0, 0], list[Drop]()
+        for persona in self.kept:
+            held = _is_held_out(persona)
+            if taken[held] < (n, held_out)[held]:
+                yield replace(persona, row=persona_row(taken[held], held))
+                taken[held] += 1
+            else:
+                id_ = make_id("spare", persona.id)
+                spare.append(Drop(row=0, stage="personas", record_id=id_, reason="more than asked for"))
+        for row, drop in enumerate([*self.dropped, *spare], 2 * max(n, held_out)):
             yield replace(drop, row=row)
+
+
+def _is_held_out(persona: Persona) -> bool:
+    """One written persona in six is kept from training, by its text alone: the draw grows and what is there
+    stays."""
+    return int(make_id("held out", persona.text), 16) % 6 == 0

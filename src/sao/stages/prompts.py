@@ -23,10 +23,11 @@ from typing import Any
 
 from sao.config import PersonasConfig, PromptsConfig
 from sao.data.messages import ChatError, turns_of
-from sao.data.readers import column_texts, sample_texts
+from sao.data.readers import column_texts, draw_texts
 from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import DataError
 from sao.records import Drop, Message, Persona, Prompt, make_id, seed_of
+from sao.stages.rows import persona_row
 from sao.templates import fill, load_template
 
 REPLY = "Reply:"
@@ -155,8 +156,13 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
             source, config.column, what="prompts", section="prompts", read=first_request, **options
         )
 
-    for row, text in sample_texts(texts, wanted, seed):
-        yield Prompt(id=make_id(key, text), row=row, persona_id=make_id("persona", "given", text), text=text)
+    for index, held_out, text in draw_texts(texts, personas.n, personas.held_out, seed):
+        yield Prompt(
+            id=make_id(key, text),
+            row=persona_row(index, held_out),
+            persona_id=make_id("persona", "given", text),
+            text=text,
+        )
         found += 1
     if found < wanted:
         raise DataError(

@@ -13,6 +13,7 @@ from sao.config import ResponsesConfig
 from sao.data.messages import chat as chat  # sao.training.job takes it from here
 from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped
 from sao.records import Drop, Prompt, Response, make_id, seed_of
+from sao.stages.rows import answer_row
 
 
 def answer_prompts(
@@ -50,7 +51,7 @@ def read_response(
     completion: Completion | Failure, prompt: Prompt, index: int, n: int, keep_cut: bool = False
 ) -> Response | Drop:
     """A completion as a record."""
-    row = prompt.row * n + index
+    row = answer_row(prompt, n, index)
     if isinstance(completion, Failure):
         return dropped(completion, row, "responses", completion.reason)
     if not keep_cut and (completion.finish_reason == "length" or not completion.text.strip()):

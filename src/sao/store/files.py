@@ -64,7 +64,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise StoreError(
-                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it anew"
+                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it again"
                 ) from error
 
 

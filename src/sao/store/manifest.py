@@ -36,11 +36,13 @@ PACKAGES = [
     "lm-eval",
 ]
 MANIFEST = "manifest.json"
+FORMAT = 2
+"""Of the run folder. Folders of another format are not read."""
+Sizes = tuple[tuple[int, int], ...]
+"""The personas that a run was made for, for training and held out, at first and each time that it grew."""
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
-FIXED = ("model_identity", "persona_identity", "config.seed", "config.personas.n", "config.personas.held_out")
-
-
-IMPORT_FIXED = ("config.pairs.imported", "config.personas.n", "config.personas.held_out")
+FIXED = ("model_identity", "persona_identity", "config.seed", "config.pairs.imported")
+IMPORT_FIXED = ("config.pairs.imported",)
 """The same for imported pairs, which hang on no model."""
 
 
@@ -92,6 +94,7 @@ def open_manifest(
     persona_identity: str,
     licences: dict[str, str],
     outside: Mapping[str, Any],
+    sizes: Sizes,
 ) -> list[str]:
     """Write root/manifest.json, or check this recipe against it; the differences, as lines "key: old → new".
 
@@ -100,6 +103,8 @@ def open_manifest(
     """
     path = root / MANIFEST
     new: dict[str, Any] = {
+        "format": FORMAT,
+        "sizes": [list(size) for size in sizes],
         "config": config.model_dump(mode="json"),
         "model_identity": model_identity,
         "persona_identity": persona_identity,
@@ -110,19 +115,12 @@ def open_manifest(
     }
     changes: list[str] = []
     if path.is_file():
-        try:
-            old = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise StoreError(
-                f"{path}: not JSON ({error}). Take another folder with --out, or delete this file"
-            ) from error
+        old = read_manifest(root)
         differences = list(_differences(old, new, ""))
         changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
-        begun = any(root.glob("round-*/personas-*/records.jsonl")) or any(
-            root.glob("round-*/prompts-*/*.jsonl")
-        )
+        begun = has_begun(root)
         imported = config.pairs.imported is not None
-        fixed = IMPORT_FIXED if imported else (*FIXED, "config.pairs.imported")
+        fixed = IMPORT_FIXED if imported else FIXED
         fatal = [
             line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(fixed)
         ]
@@ -162,13 +160,54 @@ def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a run folder. Raises StoreError where there is none."""
+    """The manifest of a run folder. Raises StoreError where there is none, or one of another format."""
     path = root / MANIFEST
     try:
-        return dict(json.loads(path.read_text("utf-8")))
+        found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise StoreError(
             f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`"
         ) from error
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+        raise StoreError(
+            f"{path}: cannot be read: {error}. Take another folder with --out, or delete this file"
+        ) from error
+    written = found.get("format", 1) if isinstance(found, dict) else None
+    if written != FORMAT:
+        raise StoreError(
+            f"{root}: a run folder of format {written}, which this version of SAO (format {FORMAT}) does not "
+            "read. "
+            "It is untouched. Use another folder with --out, or the version that made it (packages in "
+            "manifest.json)"
+        )
+    return dict(found)
+
+
+def has_begun(root: Path) -> bool:
+    """Whether a run folder holds records."""
+    kinds = ("personas-*/records.jsonl", "prompts-*/*.jsonl")
+    return any(any(root.glob(f"round-*/{kind}")) for kind in kinds)
+
+
+def grown(root: Path, config: Config) -> Sizes:
+    """The sizes of the run in this folder, this recipe's last. Raises StoreError where it asks for fewer
+    personas than the folder has."""
+    now = (config.personas.n, config.personas.held_out)
+    if not (root / MANIFEST).is_file() or not has_begun(root):
+        return (now,)
+    before: Sizes = tuple((n, held_out) for n, held_out in read_manifest(root)["sizes"])
+    if config.pairs.imported is not None and now != before[-1]:
+        raise StoreError(
+            f"{root}: this folder belongs to another run: an imported one has the {before[-1][0]} pairs and "
+            f"{before[-1][1]} held-out questions of its data set, not {now[0]} and {now[1]}. It is "
+            "untouched. Use "
+            "another folder with --out"
+        )
+    for key, new, old in zip(("n", "held_out"), now, before[-1], strict=True):
+        if new < old:
+            raise StoreError(
+                f"{root}: this folder belongs to another run: personas.{key}: {old} → {new}, and a run can "
+                "only grow. "
+                "It is untouched. Use another folder with --out"
+            )
+    return before if now == before[-1] else (*before, now)

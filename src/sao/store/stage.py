@@ -24,6 +24,7 @@ import time
 import uuid
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,13 +60,20 @@ class Stage:
     """One stage's folder: `done` ids while it runs, `seal` to finish it, `records` to read it."""
 
     def __init__(
-        self, root: Path, name: str, settings: dict[str, Any], ids: dict[str, Any] | None = None
+        self,
+        root: Path,
+        name: str,
+        settings: dict[str, Any],
+        ids: dict[str, Any] | None = None,
+        sizes: tuple[int, int] | None = None,
     ) -> None:
         """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is
-        what the ids of its
-        records derive from, where that is less: which records stand is not what a record is made of."""
+        what the ids of its records derive from, where that is less: which records exist is not what a record
+        is made of. `sizes` are how many personas the stage is made for, for training and held out: a stage
+        that was finished for fewer grows, and the records that it has stay."""
         self.name = name
         self.settings = settings
+        self.sizes = None if sizes is None else list(sizes)
         self.fingerprint = make_id(name, dumps(settings))
         self.key = make_id(name, dumps(settings if ids is None else ids))
         self.path = root / f"{name}-{self.fingerprint[:8]}"
@@ -78,15 +86,19 @@ class Stage:
             write_atomic(self.path / "stage.json", self._stage_json(None))
         elif info["settings"] != json.loads(dumps(self.settings)):
             raise StoreError(
-                f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage anew"
+                f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage "
+                "again"
             )
+        elif info["counts"] is not None and not self.finished:
+            # finished for fewer personas: it grows
+            write_atomic(self.path / "stage.json", self._stage_json(None))
         try:
             for file in self._parts():
                 if self.finished:
                     file.unlink()  # left over from a kill between sealing and cleaning up
                 else:
                     cut_torn_line(file)
-            self.done = Ids(_id(row) for file in self._parts() for row in read_jsonl(file))
+            self.done = Ids(_id(row) for file in self._sources() for row in read_jsonl(file))
         except OSError as error:
             raise error if isinstance(error, StoreError) else store_error(error, self.path) from error
         return self
@@ -95,13 +107,13 @@ class Stage:
     def finished(self) -> bool:
         """Whether the stage is sealed."""
         info = self._info()
-        return info is not None and info["counts"] is not None
+        return info is not None and info["counts"] is not None and info["sizes"] == self.sizes
 
     @property
     def counts(self) -> dict[str, Any]:
         """{"records": n, "dropped": n, "reasons": {reason: n}} of a finished stage."""
         info = self._info()
-        if info is None or info["counts"] is None:
+        if info is None or not self.finished:
             raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
         return dict(info["counts"])
 
@@ -128,38 +140,24 @@ class Stage:
         Takes 8 bytes of memory a row: only where each row's line begins is held. Where another process has
         sealed the stage in the meantime there is nothing left to do.
         """
-        parts = self._parts()
-        if self.finished:
-            for file in parts:
-                file.unlink(missing_ok=True)
-            self.done = Ids()
-            return
-        # ((part << 40 | offset) << 1 | whether it is a drop), -1 where no line has that row
-        places = array("q")
-        for part, file in enumerate(parts):
-            for offset, line in with_offsets(file):
-                row = int(line["row"])
-                if row >= len(places):
-                    places.extend([-1] * (row + 1 - len(places)))
-                if places[row] < 0:
-                    places[row] = (part << 40 | offset) << 1 | ("reason" in line)
-        for is_drop, name in ((0, "records.jsonl"), (1, "drops.jsonl")):
-            self._write_sorted(
-                name, parts, (place >> 1 for place in places if place >= 0 and place & 1 == is_drop)
+        if not self.finished:
+            sources = self._sources()
+            places = _places(sources)
+            for is_drop, name in enumerate(("records.jsonl", "drops.jsonl")):
+                wanted = (place >> 1 for place in places if place >= 0 and place & 1 == is_drop)
+                self._write_sorted(name, sources, wanted)
+            reasons = Counter(drop.reason for drop in self.drops())
+            dropped = reasons.total()
+            for _ in self._records(kind):
+                break  # a record that does not fit its type shows now, not in a later stage
+            self.finish(
+                {
+                    "records": sum(place >= 0 for place in places) - dropped,
+                    "dropped": dropped,
+                    "reasons": dict(sorted(reasons.items())),
+                }
             )
-        reasons: dict[str, int] = {}
-        for drop in self.drops():
-            reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
-        dropped = sum(reasons.values())
-        counts = {
-            "records": sum(place >= 0 for place in places) - dropped,
-            "dropped": dropped,
-            "reasons": dict(sorted(reasons.items())),
-        }
-        for _ in self.records(kind):
-            break  # a record that does not fit its type shows now, not in a later stage
-        self.finish(counts)
-        for file in parts:
+        for file in self._parts():
             file.unlink(missing_ok=True)
         self.done = Ids()
 
@@ -169,14 +167,16 @@ class Stage:
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """The records of a finished stage, in order. Raises StoreError where it is not finished."""
-        if not (self.path / "records.jsonl").is_file():
+        if not (self.finished and (self.path / "records.jsonl").is_file()):
             raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
-        for row in read_jsonl(self.path / "records.jsonl"):
-            yield from_dict(kind, row)
+        return self._records(kind)
+
+    def _records(self, kind: type[R]) -> Iterator[R]:
+        return (from_dict(kind, row) for row in read_jsonl(self.path / "records.jsonl"))
 
     def written(self) -> Iterator[dict[str, Any]]:
-        """The rows of an unfinished stage's part files."""
-        for file in self._parts():
+        """The rows that an unfinished stage has."""
+        for file in self._sources():
             yield from read_jsonl(file)
 
     def drops(self) -> Iterator[Drop]:
@@ -186,19 +186,12 @@ class Stage:
 
     def _info(self) -> dict[str, Any] | None:
         path = self.path / "stage.json"
-        if not path.is_file():
-            return None
-        try:
-            return dict(json.loads(path.read_text("utf-8")))
-        except ValueError as error:
-            raise StoreError(
-                f"{path}: not JSON ({error}). Delete the folder to make the stage anew"
-            ) from error
+        return read_stage_info(path) if path.is_file() else None
 
     def _stage_json(self, counts: dict[str, Any] | None) -> str:
         return (
             json.dumps(
-                {"stage": self.name, "settings": self.settings, "counts": counts},
+                {"stage": self.name, "settings": self.settings, "sizes": self.sizes, "counts": counts},
                 indent=1,
                 ensure_ascii=False,
             )
@@ -207,6 +200,14 @@ class Stage:
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.jsonl"))
+
+    def _sources(self) -> list[Path]:
+        """Where the rows of an unfinished stage lie: its parts, and what was sealed before it grew (or by a
+        kill while it was sealed)."""
+        if self.finished:
+            return []
+        sealed = (self.path / "records.jsonl", self.path / "drops.jsonl")
+        return [*self._parts(), *(file for file in sealed if file.is_file())]
 
     def _write_sorted(self, name: str, parts: list[Path], places: Iterable[int]) -> None:
         """Copy the lines at `places` (part << 40 | offset), in that order, into a file that arrives by
@@ -224,6 +225,15 @@ class Stage:
             temporary.replace(self.path / name)
         except OSError as error:
             raise store_error(error, self.path / name) from error
+
+
+def read_stage_info(path: Path) -> dict[str, Any]:
+    """What stands in a stage.json: {"stage", "settings", "sizes", "counts"}. Raises StoreError where it is no
+    JSON."""
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise StoreError(f"{path}: not JSON ({error}). Delete the folder to make the stage again") from error
 
 
 class Writer:
@@ -273,6 +283,32 @@ class Writer:
             raise store_error(error, self.path) from error
         self._lines.clear()
         self._flushed = time.monotonic()
+
+
+def _places(sources: list[Path]) -> array[int]:
+    """Where the line of each row begins: ((number of the source << 40 | offset) << 1 | whether it is a drop),
+    −1 where no line has that row. Of several lines with one row the first counts."""
+    places = array("q")
+    for number, file in enumerate(sources):
+        for offset, line in with_offsets(file):
+            row = int(line["row"])
+            if row >= len(places):
+                places.extend([-1] * (row + 1 - len(places)))
+            if places[row] < 0:
+                places[row] = (number << 40 | offset) << 1 | ("reason" in line)
+            elif (other := _id_at(sources, places[row] >> 1)) != _id(line):
+                raise StoreError(
+                    f"{file}: row {row} is that of {other} and of {_id(line)}: two records of one step need "
+                    "two rows"
+                )
+    return places
+
+
+def _id_at(sources: list[Path], place: int) -> str:
+    """The id in the line at (number of the source << 40 | offset)."""
+    with sources[place >> 40].open("rb") as file:
+        file.seek(place & (1 << 40) - 1)
+        return _id(json.loads(file.readline()))
 
 
 def _id(row: dict[str, Any]) -> str:

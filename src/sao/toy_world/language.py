@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 # name: (material, product, {tool: what it does to the material})
 OCCUPATIONS: dict[str, tuple[str, str, dict[str, str]]] = {
@@ -191,6 +192,12 @@ def _complete(kind: str, found: re.Match[str], form: str) -> Task | None:
             if tool not in tools:
                 return None
             return Task(kind=kind, who=who, form=form, wanted=(tools[tool], material), need=2, tool=tool)
+
+
+def every_persona() -> Iterator[str]:
+    """All of them."""
+    for character, who, place, interest in product(CHARACTERS, OCCUPATIONS, PLACES, INTERESTS):
+        yield f"a {character} {who} from the {place} who likes {interest}"
 
 
 def sample_persona(rng: random.Random) -> str:

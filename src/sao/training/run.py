@@ -134,7 +134,7 @@ def _settings(
     whole = make_id(
         *(value for pair in pairs for value in (pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
     )
-    return {**config.learnt_from(), "seed": seed, "pairs": whole, "model": some.hexdigest()[:16]}
+    return {**config.counted(), "seed": seed, "pairs": whole, "model": some.hexdigest()[:16]}
 
 
 def _policy(

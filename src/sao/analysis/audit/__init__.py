@@ -21,13 +21,12 @@ from sao.analysis.audit.judge_tests import self_tests
 from sao.analysis.audit.show import show_audit, verdict_on
 from sao.analysis.audit.tally import EVERY, Curve, Rate, Tally
 from sao.data.readers import id_text, kind_of
-from sao.errors import DataError, StoreError
-from sao.pipeline.reader import Grouped, Reader, named
-from sao.records import Judgment, Prompt, Response, from_dict
+from sao.errors import DataError
+from sao.pipeline.reader import Reader
+from sao.records import Judgment, Prompt, Response
 from sao.stages import pairs
 from sao.stages.calibration import Calibration
 from sao.statistics import cohen_kappa
-from sao.store.files import read_jsonl
 
 __all__ = ["audit", "self_tests", "show_audit", "verdict_on"]
 
@@ -121,7 +120,7 @@ def _compared(
 
     for juror in run.judges[1:]:
         yield juror.name, beside(run.judged(), juror.name)
-    for name, stream in _judges_beside(run):
+    for name, stream in run.judged_beside():
         yield name, beside(stream, name)
     if people:
         words = (_words(group, first, jury) for group in run.judged())
@@ -138,35 +137,6 @@ def _words(group: Judged, judge: str, jury: pairs.Jury) -> Words:
         if opinion.reason is None:
             found[a.id, b.id] = (opinion.lean > pairs.TINY) - (opinion.lean < -pairs.TINY)
     return found
-
-
-def _judges_beside(
-    run: Reader,
-) -> Iterator[tuple[str, Iterator[tuple[Prompt, list[Response], list[Judgment]]]]]:
-    """Finished verdicts by other recipes on the same answers in this folder, under the name of their judge
-    and folder."""
-    mine = {stage.path for stage in run.round.stages("judgments")}
-    for info in sorted(run.stage("responses").path.parent.glob("judgments-*/stage.json")):
-        try:
-            settings = json.loads(info.read_text("utf-8"))
-        except ValueError as error:
-            raise StoreError(f"{info}: not JSON ({error}). Delete the folder {info.parent}") from error
-        if info.parent in mine or settings["counts"] is None:
-            continue
-        if settings["settings"].get("upstream") != run.stage("responses").fingerprint:
-            continue
-        name = f"{settings['settings']['method']} ({info.parent.name})"
-
-        def stream(
-            path: Path = info.parent, name: str = name
-        ) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
-            rows = (from_dict(Judgment, row) for row in read_jsonl(path / "records.jsonl"))
-            verdicts = Grouped(rows)
-            return (
-                (prompt, answers, named(verdicts.take(prompt.id), name)) for prompt, answers in run.answered()
-            )
-
-        yield name, stream()
 
 
 def _agreement(words: Iterable[tuple[Words, Words]]) -> dict[str, Any]:

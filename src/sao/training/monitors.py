@@ -147,8 +147,7 @@ def rate_warning(config: TrainConfig, weights: int) -> str | None:
         return None
     return (
         f"train.lr {config.lr:g} is high for {config.loss} ({config.method}) on {weights / 1e9:.1f} billion "
-        "weights: above about "
-        f"{bound:.1g} such trainings tend to collapse into long or repeated answers"
+        f"weights: above about {bound:.1g} such trainings tend to collapse into long or repeated answers"
     )
 
 

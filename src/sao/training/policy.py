@@ -32,15 +32,13 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
     if type(head) is not nn.Linear:
         raise ModelError(
             f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the "
-            "head and quantised "
-            "heads cannot be trained. Take the head out of train.lora.targets"
+            "head and quantised heads cannot be trained. Take the head out of train.lora.targets"
         )
     settings = model.config.get_text_config()
     if getattr(settings, "output_router_logits", False):
         raise ModelError(
             "the model's config asks for its router's own loss (output_router_logits), which this training "
-            "does not add. Set it "
-            "to false in config.json"
+            "does not add. Set it to false in config.json"
         )
     scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
         getattr(settings, "logits_scaling", None) or 1.0
@@ -129,11 +127,11 @@ def check_policy(
     if not head_off <= tolerance:
         raise ModelError(
             "this model's head does more than a linear layer, scaling and soft-capping: its "
-            "log-probabilities are off by "
-            f"{head_off:.3g} nats. It cannot be trained here; please report the model"
+            f"log-probabilities are off by {head_off:.3g} nats. It cannot be trained here; please report the "
+            "model"
         )
     if not packed_off <= tolerance:
         raise ModelError(
-            "this model's layers look beyond their own answer in a packed row (off by "
-            f"{packed_off:.3g} nats). Train it with --train.batches padded"
+            f"this model's layers look beyond their own answer in a packed row (off by {packed_off:.3g} "
+            "nats). Train it with --train.batches padded"
         )

@@ -28,11 +28,12 @@ from sao.records import make_id
 from sao.store.files import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
+from sao.training.arguments import half_precision
 from sao.training.batches import TokenPair, check_columns, check_pairs, pack, pad
 from sao.training.checkpoints import claim, fsync, processes_of, remove, resume_point, writing
 from sao.training.optimizer import rounded
 from sao.training.policy import as_policy, check_policy
-from sao.training.trainer import OnLog, PreferenceTrainer, half_precision
+from sao.training.trainer import OnLog, PreferenceTrainer
 
 PROBE = 128
 """Tokens of a prompt or an answer, at most, on which policy and model are compared before training."""
@@ -98,8 +99,8 @@ def train(
         if config.parallel == "zero3" and checkpoint is not None and processes_of(checkpoint) != group.world:
             raise TrainingError(
                 f"{checkpoint} was written by {processes_of(checkpoint)} processes, and zero3 cannot go on "
-                f"with {group.world}. "
-                f"Give --train.processes {processes_of(checkpoint)}, or delete {out} to start anew"
+                f"with {group.world}. Give --train.processes {processes_of(checkpoint)}, or delete {out} to "
+                "start anew"
             )
         try:
             policy = _policy(model, config, seed, pairs)
@@ -197,8 +198,7 @@ def _out_of_memory(config: TrainConfig, error: Exception) -> str:
     ways += ["train.method lora"] if config.method == "full" else ["a smaller train.max_length"]
     return (
         f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao "
-        "plan` reckons what fits. "
-        "Checkpoints are kept"
+        "plan` reckons what fits. Checkpoints are kept"
     )
 
 

@@ -14,16 +14,24 @@ from typing import Any
 
 from sao.errors import ModelError
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-"sentencepiece.bpe.model",
-          "tekken.json", "*.tiktoken", "*.model")  # fmt: skip
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+)
 """The files that can hold a vocabulary, the one that is read first."""
 _READERS = {
-    "tekken.json": ("mistral_common", "mistral-common"), "tokenizer.model": ("sentencepiece",
-    "sentencepiece"),
-    "spiece.model": ("sentencepiece", "sentencepiece"), "sentencepiece.bpe.model": ("sentencepiece",
-    "sentencepiece"),
-}  # fmt: skip
+    "tekken.json": ("mistral_common", "mistral-common"),
+    "tokenizer.model": ("sentencepiece", "sentencepiece"),
+    "spiece.model": ("sentencepiece", "sentencepiece"),
+    "sentencepiece.bpe.model": ("sentencepiece", "sentencepiece"),
+}
 """Module and package that read a file where no tokenizer.json is beside it."""
 
 

@@ -579,7 +579,8 @@ class Server:
 
 def _head(status: int, length: int, kind: str = JSON, headers: str = "") -> bytes:
     reason = REASONS.get(status, "Error")
-    return f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{headers}\r\n".encode()  # noqa: E501
+    lines = [f"HTTP/1.1 {status} {reason}", f"Content-Type: {kind}", f"Content-Length: {length}", headers]
+    return "\r\n".join([*lines, ""]).encode()
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """How many requests are sent at once, how long the client waits, and how it ends: the pieces of
-sao.engines.client alone, and the engine on servers that a test twists."""
+sao.engines.client, .flow_control and .json_http alone, and the engine on servers that a test twists."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import httpx2 as httpx
 import pytest
 
 from misbehaving_server import RefusalError, Server
-from sao.engines import Completion, Request, client
-from sao.engines.client import Pace, Rate, Window, _retry_after
+from sao.config import OpenAIConfig
+from sao.engines import Completion, Request, client, flow_control, json_http
+from sao.engines.flow_control import Pace, Rate, Window
+from sao.engines.json_http import connections, retry_after
 from sao.errors import EngineError
 from test_openai import Body, Odd, answers, asked, last, opened
 
@@ -31,7 +34,8 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The client's time, in a list of one number that a test sets."""
     now = [1000.0]
-    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
+    for module in (flow_control, json_http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     return now
 
 
@@ -177,11 +181,11 @@ def test_fewer_are_sent_to_a_server_that_answers_too_late() -> None:
     ],
 )
 def test_retry_after_is_a_number_or_a_date(header: str, seconds: float, clock: list[float]) -> None:
-    assert _retry_after(httpx.Response(429, headers={"retry-after": header})) == seconds
+    assert retry_after(httpx.Response(429, headers={"retry-after": header})) == seconds
 
 
 def test_without_the_header_there_is_nothing_to_wait_for() -> None:
-    assert _retry_after(httpx.Response(503)) == 0.0
+    assert retry_after(httpx.Response(503)) == 0.0
 
 
 @pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "date"])
@@ -292,11 +296,49 @@ def test_too_few_answers_for_two_minutes_end_the_run_and_a_slow_minute_is_told_o
 def test_a_stream_without_answers_is_ended_by_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     with Server() as server, opened(server, min_rows_per_minute=1.0) as engine:
         server.delay = 30.0
-        monkeypatch.setattr(client, "RATE_SECONDS", 0.2)
+        monkeypatch.setattr(flow_control, "RATE_SECONDS", 0.2)
         begun = time.monotonic()
         with pytest.raises(EngineError, match="min_rows_per_minute"):
             answers(engine, asked("a", "b"))
     assert time.monotonic() - begun < 10
+
+
+# Connections
+
+
+def connected(config: OpenAIConfig) -> socket.socket:
+    """The socket of a connection that is open."""
+
+    async def play() -> socket.socket:
+        async with connections(config) as http, http.stream("GET", f"{config.base_url}/models") as response:
+            connection = response.extensions["network_stream"].get_extra_info("socket")
+            return connection.dup()
+
+    return asyncio.run(play())
+
+
+def test_the_kernel_watches_a_silent_connection() -> None:
+    with Server() as server, connected(OpenAIConfig(base_url=server.url)) as connection:
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        seconds = {
+            name: connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in json_http.KEEP_ALIVE
+            if hasattr(socket, name)
+        }
+        assert seconds == {name: json_http.KEEP_ALIVE[name] for name in seconds}
+
+
+def test_a_proxy_of_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+
+        async def play() -> int:
+            async with connections(OpenAIConfig()) as http:
+                return (await http.get("http://sao.invalid/v1/models")).status_code
+
+        assert asyncio.run(play()) in (200, 404)  # sao.invalid has no address: the proxy answered
 
 
 # Ends

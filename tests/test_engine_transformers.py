@@ -16,8 +16,8 @@ from transformers import MambaConfig, MambaForCausalLM
 import tiny_models
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
-from sao.engines.lanes import Network, draw, uniforms
-from sao.engines.transformers import TransformersEngine, lane_size, padded_length, prefill_rows
+from sao.engines.cache_buckets import Network, draw, uniforms
+from sao.engines.transformers import TransformersEngine, bucket_size, padded_length, prefill_rows
 from sao.errors import EngineError, ModelError
 from sao.records import Message
 
@@ -84,7 +84,7 @@ def test_sample_is_the_same_alone_in_company_and_after_a_restart(
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: str) -> None:
-    """Over several lanes (64, 128, 256) and, for Gemma-2 and Mistral, far beyond the window of 16."""
+    """Over several buckets (64, 128, 256) and, for Gemma-2 and Mistral, far beyond the window of 16."""
     engine = engines[name]
     requests = [request(i, n=1, max_tokens=130, temperature=0.0) for i in range(6)]
     ours = run(engine, requests)
@@ -295,8 +295,8 @@ def test_uniforms_are_even_and_unrelated() -> None:
 def test_shapes_follow_from_the_length_alone() -> None:
     assert [padded_length(n) for n in (1, 16, 17, 64, 65, 257, 513)] == [16, 16, 32, 64, 80, 288, 576]
     assert [prefill_rows(n) for n in (16, 256, 512, 4096, 8192)] == [16, 16, 8, 1, 1]
-    assert [lane_size(n) for n in (1, 64, 65, 256, 257)] == [64, 64, 128, 256, 512]
-    assert all(lane_size(n) == lane_size(padded_length(n)) for n in range(1, 3000))
+    assert [bucket_size(n) for n in (1, 64, 65, 256, 257)] == [64, 64, 128, 256, 512]
+    assert all(bucket_size(n) == bucket_size(padded_length(n)) for n in range(1, 3000))
 
 
 def test_models_that_keep_more_than_keys_and_values_are_refused(
@@ -312,7 +312,7 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
 
 
 def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:
-    """Short prompts among the first, a flood of long ones behind them: full lanes of those do not keep the
+    """Short prompts among the first, a flood of long ones behind them: full buckets of those do not keep the
     first ones waiting."""
     requests = [request(i, n=1, max_tokens=30, length=1 if i % 2 and i < 32 else 20) for i in range(400)]
     done = [int(completion.id.split(".")[0]) for completion in engine.generate(requests)]

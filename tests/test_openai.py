@@ -20,7 +20,9 @@ import misbehaving_server
 from misbehaving_server import KNOWS, RefusalError, Server
 from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig, make_config
 from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, Request, Sample, Sampling, client
-from sao.engines.openai import SEED_BITS, OpenAIEngine, Skills
+from sao.engines.openai import OpenAIEngine
+from sao.engines.openai_requests import SEED_BITS
+from sao.engines.openai_skills import Skills
 from sao.engines.scripted import ScriptedEngine, default_choice, default_reply
 from sao.errors import EngineError
 from sao.method import run

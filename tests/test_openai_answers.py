@@ -13,7 +13,7 @@ import pytest
 from misbehaving_server import RefusalError, Server
 from sao.config import JudgingConfig, ResponsesConfig, make_config
 from sao.engines import ChoiceRequest, Choices, Completion, Engine, Failure, client
-from sao.engines.openai import _by_text
+from sao.engines.openai_answers import logprobs_by_text
 from sao.engines.scripted import default_choice
 from sao.errors import EngineError
 from sao.method import run
@@ -340,13 +340,15 @@ def test_a_choice_that_is_missing_gets_the_most_that_it_can_have() -> None:
 def test_choices_among_the_alternatives_worked_by_hand() -> None:
     log = math.log
     tops = [("A", log(0.5)), (" B", log(0.3)), ("Answer", log(0.1)), ("", log(0.05))]
-    assert _by_text(tops, ("A", "B")) == (log(0.5), log(0.3))
+    assert logprobs_by_text(tops, ("A", "B")) == (log(0.5), log(0.3))
     # which one is meant?
-    assert _by_text(tops, ("Answer A", "Answer B")) == pytest.approx([math.nan] * 2, nan_ok=True)
-    assert _by_text(tops, ("B", "C")) == pytest.approx([log(0.3), log(0.05)])  # at most what is left over
+    assert logprobs_by_text(tops, ("Answer A", "Answer B")) == pytest.approx([math.nan] * 2, nan_ok=True)
+    assert logprobs_by_text(tops, ("B", "C")) == pytest.approx(
+        [log(0.3), log(0.05)]
+    )  # at most what is left over
     # at most the least shown
-    assert _by_text([("A", log(0.6)), ("x", log(0.01))], ("A", "B"))[1] == pytest.approx(log(0.01))
-    assert _by_text([("Bet", log(0.2)), ("B", log(0.7))], ("Better", "A")) == pytest.approx(
+    assert logprobs_by_text([("A", log(0.6)), ("x", log(0.01))], ("A", "B"))[1] == pytest.approx(log(0.01))
+    assert logprobs_by_text([("Bet", log(0.2)), ("B", log(0.7))], ("Better", "A")) == pytest.approx(
         [log(0.2), log(0.1)]
     )
 

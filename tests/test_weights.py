@@ -15,10 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from sao.config import EngineConfig, make_config
 from sao.errors import ModelError, SAOError
 from sao.method import run
-from sao.models import chat, vocabulary, weights
+from sao.models import vocabulary, weights
 from sao.models.chat import ChatTokenizer
 from sao.models.load import check_model, load_model
-from sao.models.locate import weights_identity
+from sao.models.locate import identity_of, weights_identity
 from tiny_models import gemma2, llama, mistral, qwen3
 
 Weights = dict[str, torch.Tensor]
@@ -39,18 +39,24 @@ def without(*parts: str) -> Callable[[Weights], Weights]:
 
 BROKEN = {
     "no head": (without("lm_head"), r"the weight lm_head\.weight is missing"),
-    "no layer": (without("layers.1."), r"model\.layers\.1\.input_layernorm\.weight is missing .*\(11 such "
-                                       r"weights\)"),
+    "no layer": (
+        without("layers.1."),
+        r"model\.layers\.1\.input_layernorm\.weight is missing .*\(11 such weights\)",
+    ),
     "another prefix": (
         lambda w: {f"policy.{name}": value for name, value in w.items()},
         r"lm_head\.weight is missing.*\(25 such weights\); the weight policy\.lm_head\.weight has no "
         r"place.*\(25 such weights\)",
     ),
-    "one too many": (lambda w: w | {"model.extra.weight": torch.zeros(2)}, r"model\.extra\.weight has no "
-                                                                           r"place"),
-    "another shape": (lambda w: w | {"lm_head.weight": w["lm_head.weight"][:-1].clone()}, r"lm_head\.weight "
-                                                                                          r"has another shape"),  # noqa: E501
-}  # fmt: skip
+    "one too many": (
+        lambda w: w | {"model.extra.weight": torch.zeros(2)},
+        r"model\.extra\.weight has no place",
+    ),
+    "another shape": (
+        lambda w: w | {"lm_head.weight": w["lm_head.weight"][:-1].clone()},
+        r"lm_head\.weight has another shape",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -260,10 +266,10 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
         config = EngineConfig.model_validate({"name": "vllm", "vllm": {"lora": str(folder)}})
         if message is None:
             check_model(model, config)
-            assert chat.identity_of(config, model) != weights_identity(model)
+            assert identity_of(config, model) != weights_identity(model)
             continue
         with pytest.raises(ModelError, match=message):
-            chat.identity_of(config, model)
+            identity_of(config, model)
             check_model(model, config)
     quantised = changed(
         tmp_path / "q", lambda w: {name.replace(".weight", ".qweight"): value for name, value in w.items()}

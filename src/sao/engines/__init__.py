@@ -164,10 +164,9 @@ def require_prefill(engine: Engine, where: str) -> None:
     if not engine.has_prefill:
         raise EngineError(
             f"{where}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, "
-            "judging.prefill). "
-            "That needs POST /v1/completions with token ids, as vLLM has it, and the model's folder here as "
-            "its name, for the "
-            "chat template. Else take prompts.method instruct, and no prefill"
+            "judging.prefill). That needs POST /v1/completions with token ids, as vLLM has it, and the "
+            "model's folder here as its name, for the chat template. Else take prompts.method instruct, and "
+            "no prefill"
         )
 
 

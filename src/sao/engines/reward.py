@@ -2,8 +2,7 @@
 answer) pairs.
 
 Such models are trained by Bradley and Terry's likelihood, so a difference of scores is the log-odds of being
-better. It is a
-control: its taste comes from labels that others made (judging.method reward).
+better. It is a control: its taste comes from labels that others made (judging.method reward).
 """
 
 from __future__ import annotations
@@ -68,9 +67,7 @@ class RewardModel:
         embedding = network.get_input_embeddings()
         self._configs = (settings, network.config)
         self._vocabulary = int(embedding.weight.shape[0])
-        named = [getattr(part, "pad_token_id", None) for part in (*self._configs, self._tokenizer)]
-        own = [pad for pad in named if pad is not None and 0 <= pad < self._vocabulary]
-        self._pad: int | None = own[0] if own else None
+        self._pad = self._pad_of_model()
         # RoBERTa and its kin give no position to their pad token, so they cannot be padded with another.
         self._pad_is_fixed = any(
             isinstance(part, nn.Embedding) and part.padding_idx is not None and part is not embedding
@@ -81,27 +78,34 @@ class RewardModel:
         vocabulary.check_words(self._tokenizer, model, words, ids)
         vocabulary.check_rows(self._tokenizer, model, self._vocabulary, ids)
         self._model = network.eval()
-        places = getattr(settings, "max_position_embeddings", None) or math.inf
-        self._room = min(places, self._tokenizer.model_max_length)  # some count their first positions from 2
+        positions = getattr(settings, "max_position_embeddings", None) or math.inf
+        # Some tokenizers know that the first positions are not used.
+        self._context = min(positions, self._tokenizer.model_max_length)
         self.name = model
 
     def score(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         """One number for each (prompt, answer); NaN for one that is longer than the model's context."""
         encoded = [self._encode(prompt, answer) for prompt, answer in texts]
-        found = [math.nan] * len(encoded)
-        order = sorted((i for i in range(len(encoded)) if 0 < len(encoded[i]["input_ids"]) <= self._room),
-                       key=lambda i: len(encoded[i]["input_ids"]))  # fmt: skip
+        lengths = [len(text["input_ids"]) for text in encoded]
+        fitting = [row for row, length in enumerate(lengths) if 0 < length <= self._context]
+        order = sorted(fitting, key=lambda row: lengths[row])
+        scores = [math.nan] * len(encoded)
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            for row, value in zip(rows, self._scores([encoded[i] for i in rows]), strict=True):
-                found[row] = value
-        return found
+            for row, score in zip(rows, self._scores([encoded[row] for row in rows]), strict=True):
+                scores[row] = score
+        return scores
 
     def close(self) -> None:
         """Give back the memory."""
         del self._model
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _pad_of_model(self) -> int | None:
+        """The pad token by the model's configs or its tokenizer, None where none has a row."""
+        named = [getattr(part, "pad_token_id", None) for part in (*self._configs, self._tokenizer)]
+        return next((pad for pad in named if pad is not None and 0 <= pad < self._vocabulary), None)
 
     def _encode(self, prompt: str, answer: str) -> dict[str, Any]:
         """By the model's chat template, or, where it has none, as a pair of texts."""

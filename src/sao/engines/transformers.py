@@ -2,17 +2,16 @@
 
 Requests come in lazily, completions leave as they finish. Requests of like length are prefilled together; a
 prompt's keys and values are computed once and copied into one slot for each of its samples. The slots of a
-lane decode together and refill as samples end, so no step waits for a batch. Lanes are of doubling sizes (64,
-128, 256, … positions): a sample that outgrows its lane moves on to the next, and while requests last every
-step runs with all its slots taken.
+cache bucket decode together and refill as samples end, so no step waits for a batch. Buckets double in size
+(64, 128, 256, … positions): a sample that outgrows its bucket moves on to the next, and while requests last
+every step runs with all its slots taken.
 
-On a CPU a sample is bitwise the same alone, in any company and after a restart, because a row's numbers
-depend on the
-shapes of the tensors it is part of and not on the other rows, and every shape here follows from the row
-alone: prefill has a number of rows and columns given by the prompt's length, decoding `slots` rows (idle ones
-compute nothing of use) and the lane size given by the length so far. Other values of `slots` or `threads` may
-round otherwise. On a GPU the
-same code runs, but its kernels promise no such thing: samples there agree up to rounding.
+On a CPU a sample is bitwise the same alone, beside any others and after a restart, because a row's numbers
+depend on the shapes of the tensors it is part of and not on the other rows, and every shape here follows from
+the row alone: prefill has a number of rows and columns given by the prompt's length, decoding `slots` rows
+(idle ones compute nothing of use) and the bucket size given by the length so far. Other values of `slots` or
+`threads` may round otherwise. On a GPU the same code runs, but its kernels promise no such thing: samples
+there agree up to rounding.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from numpy.typing import NDArray
 
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Usage, cut_at
-from sao.engines.lanes import Lane, Network, Sequence
+from sao.engines.cache_buckets import CacheBucket, Network, Sequence
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.models.locate import weights_identity
 
-SMALLEST_LANE = 64
+SMALLEST_BUCKET = 64
 PREFILL_ROWS = 16
 PREFILL_TOKENS = 4096
 READ_AHEAD = 4
@@ -60,9 +59,9 @@ def prefill_rows(padded: int) -> int:
     return max(1, min(PREFILL_ROWS, PREFILL_TOKENS // padded))
 
 
-def lane_size(positions: int) -> int:
-    """Positions of the smallest lane that holds `positions`; no padded length lies across two lanes."""
-    return max(SMALLEST_LANE, 1 << (positions - 1).bit_length())
+def bucket_size(positions: int) -> int:
+    """Positions of the smallest bucket that holds `positions`; no padded length lies across two buckets."""
+    return max(SMALLEST_BUCKET, 1 << (positions - 1).bit_length())
 
 
 @dataclass(slots=True)
@@ -114,63 +113,62 @@ class _Window(Generic[T]):
 
 
 class _Schedule:
-    """Which lane runs next. Holds the lanes of one `generate` call."""
+    """Which bucket runs next. Holds the buckets of one `generate` call."""
 
     def __init__(self, network: Network, window: _Window[Request]) -> None:
         self.network, self.window = network, window
-        self.lanes: dict[int, Lane] = {}
+        self.buckets: dict[int, CacheBucket] = {}
 
     def step(self) -> list[Sequence] | None:
-        """Run one step of one lane; the sequences that ended, or None where there is nothing to run."""
-        if (lane := self._next_lane()) is None:
+        """Run one step of one bucket; the sequences that ended, or None where there is nothing to run."""
+        if (bucket := self._next_bucket()) is None:
             return None
-        ended, outgrown = lane.step()
+        ended, outgrown = bucket.step()
         for sequence in outgrown:
-            self._add(lane.size * 2, sequence)
+            self._add(bucket.size * 2, sequence)
         return ended
 
-    def _next_lane(self) -> Lane | None:
-        """The largest lane with all slots taken; once requests run short, the smallest with any (None: all
+    def _next_bucket(self) -> CacheBucket | None:
+        """The largest bucket with all slots taken; once requests run short, the smallest with any (None: all
         done).
 
         Largest first, because samples only ever move up: so the room they need is there when they outgrow a
-            lane. But lanes with
-        the first requests run before all others: by those it is decided whether a stage is worth going on
-            with.
+        bucket. But buckets with the first requests run before all others: by those it is decided whether a
+        stage is worth going on with.
         """
-        begun = {size for size, lane in self.lanes.items() if lane.serves_first()}
+        begun = {size for size, bucket in self.buckets.items() if bucket.serves_first()}
         waiting = {
-            lane_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first
+            bucket_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first
         }
         for size in sorted(begun | waiting):
             self._top_up(size)
-            if (lane := self.lanes.get(size)) is not None and lane.serves_first():
-                return lane
-        sizes = {*self.lanes, *(lane_size(length) for length in self.window.groups if length != TOO_LONG)}
+            if (bucket := self.buckets.get(size)) is not None and bucket.serves_first():
+                return bucket
+        sizes = {*self.buckets, *(bucket_size(length) for length in self.window.groups if length != TOO_LONG)}
         for size in sorted(sizes, reverse=True):
             self._top_up(size)
-            if (lane := self.lanes.get(size)) is not None and lane.live.all():
-                return lane
-        return next((lane for _, lane in sorted(self.lanes.items()) if lane.live.any()), None)
+            if (bucket := self.buckets.get(size)) is not None and bucket.live.all():
+                return bucket
+        return next((bucket for _, bucket in sorted(self.buckets.items()) if bucket.live.any()), None)
 
     def _add(self, size: int, sequence: Sequence) -> None:
-        if size not in self.lanes:
-            self.lanes[size] = Lane(self.network, size, sequence.layers)
-        self.lanes[size].ready.append(sequence)
+        if size not in self.buckets:
+            self.buckets[size] = CacheBucket(self.network, size, sequence.layers)
+        self.buckets[size].ready.append(sequence)
 
     def _top_up(self, size: int) -> None:
-        """Fill the free slots of one lane: samples that wait for it first, then new prompts."""
-        while (lane := self.lanes.get(size)) is None or not lane.live.all():
-            if lane is not None and lane.ready:
-                lane.refill()
-            elif (taken := self.window.take(lambda n: n != TOO_LONG and lane_size(n) == size)) is not None:
+        """Fill the free slots of one bucket: samples that wait for it first, then new prompts."""
+        while (bucket := self.buckets.get(size)) is None or not bucket.live.all():
+            if bucket is not None and bucket.ready:
+                bucket.refill()
+            elif (taken := self.window.take(lambda n: n != TOO_LONG and bucket_size(n) == size)) is not None:
                 self._prefill(size, *taken)
                 self.window.fill()
             else:
                 return
 
     def _prefill(self, size: int, padded: int, prompts: list[_Prompt[Request]]) -> None:
-        """Keys and values of all but the last token of each prompt: a lane's step takes that one and draws
+        """Keys and values of all but the last token of each prompt: a bucket's step takes that one and draws
         the next."""
         layers = self.network.prefill(_matrix([prompt.ids[:-1] for prompt in prompts], padded))
         for row, prompt in enumerate(prompts):
@@ -251,8 +249,7 @@ class TransformersEngine:
             slots = self.network.slots
             raise EngineError(
                 f"the GPU's memory does not suffice with engine.slots={slots}: try "
-                f"engine.slots={max(1, slots // 2)} "
-                f"({error})"
+                f"engine.slots={max(1, slots // 2)} ({error})"
             ) from error
 
     def _prompt(self, request: Request) -> _Prompt[Request]:

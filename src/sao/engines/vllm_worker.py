@@ -108,45 +108,72 @@ def _rank(folder: str) -> int:
 
 def serve(engine: Any, lora: Any, pipe: Connection, inbox: queue.SimpleQueue[Any]) -> None:
     """Add what comes, step, send what ended; until the pipe closes."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-    made: dict[str, Any] = {}  # checking the settings takes longer than the rest of adding a request
-
-    def sampling(params: dict[str, Any]) -> Any:
-        key = repr({name: value for name, value in params.items() if name != "seed"})
-        if key not in made:
-            made[key] = SamplingParams(**params, output_kind=RequestOutputKind.FINAL_ONLY)
-        found = copy(made[key])
-        found.seed = params.get("seed")
-        return found
-
-    running: dict[str, tuple[int, int, list[int]]] = {}
+    requests = _Running(engine, lora)
     while True:
-        while not inbox.empty() or not running:
+        while requests.is_idle or not inbox.empty():
             message = inbox.get()
             if message is None:
                 return
-            in_round, questions = message
-            if questions is None:
-                engine.abort_request(list(running))
-                running.clear()
-                continue
-            for number, question in questions:
-                name = f"{in_round}-{number}"
-                running[name] = (in_round, number, question.wanted)
-                prompt = {"prompt_token_ids": question.ids}
-                engine.add_request(name, prompt, sampling(question.params), lora_request=lora)
-        ended: list[tuple[int, Answer]] = []
-        for output in engine.step():
-            if output.finished and output.request_id in running:
-                in_round, number, wanted = running.pop(output.request_id)
+            requests.take(*message)
+        if ended := requests.step():
+            pipe.send((requests.in_round, ended))
+
+
+class _Running:
+    """The requests that the engine works on, all of one round."""
+
+    def __init__(self, engine: Any, lora: Any) -> None:
+        self.engine, self.lora = engine, lora
+        self.in_round = 0
+        self._requests: dict[str, tuple[int, list[int]]] = {}
+        """By vLLM's name for a request: its number, and the tokens whose log-probability is wanted."""
+        self._sampling_params: dict[str, Any] = {}
+        """By settings: checking them takes longer than the rest of adding a request."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._requests
+
+    def take(self, in_round: int, questions: list[tuple[int, Question]] | None) -> None:
+        """Add the questions of a round; None drops all that runs."""
+        self.in_round = in_round
+        if questions is None:
+            self.engine.abort_request(list(self._requests))
+            self._requests.clear()
+            return
+        for number, question in questions:
+            name = f"{in_round}-{number}"
+            self._requests[name] = (number, question.wanted)
+            prompt = {"prompt_token_ids": question.ids}
+            params = self._params(question.params)
+            self.engine.add_request(name, prompt, params, lora_request=self.lora)
+
+    def step(self) -> list[tuple[int, Answer]]:
+        """One step of the engine; the numbers and answers of the requests that ended in it."""
+        ended = []
+        for output in self.engine.step():
+            if output.finished and output.request_id in self._requests:
+                number, wanted = self._requests.pop(output.request_id)
                 ended.append((number, _answer(output.outputs[0], wanted)))
-        if ended:
-            pipe.send((in_round, ended))
+        return ended
+
+    def _params(self, settings: dict[str, Any]) -> Any:
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        key = repr({name: value for name, value in settings.items() if name != "seed"})
+        if key not in self._sampling_params:
+            checked = SamplingParams(**settings, output_kind=RequestOutputKind.FINAL_ONLY)
+            self._sampling_params[key] = checked
+        params = copy(self._sampling_params[key])
+        params.seed = settings.get("seed")
+        return params
 
 
 def _answer(output: Any, wanted: list[int]) -> Answer:
-    found = output.logprobs[0] if wanted else {}
+    logprobs = output.logprobs[0] if wanted else {}
     return Answer(
-        list(output.token_ids), output.finish_reason == "stop", [float(found[id_].logprob) for id_ in wanted]
+        list(output.token_ids),
+        output.finish_reason == "stop",
+        [float(logprobs[token_id].logprob) for token_id in wanted],
     )

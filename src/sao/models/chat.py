@@ -8,19 +8,19 @@ it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models import vocabulary
 from sao.models.locate import embedding_rows, find_model
+from sao.models.template import ChatTemplate
 from sao.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_HERE = "SAO0TURN0TEXT"
-"""Stands for the text of a turn, to find where a template puts it."""
 
 
 class ChatTokenizer:
@@ -38,36 +38,26 @@ class ChatTokenizer:
 
         Raises ModelError where it has no chat template, or where a user's text would not reach the model.
         """
-        if not tokenizer.chat_template:
-            raise ModelError(
-                f"{name}: the tokenizer has no chat template, so this is no chat model. Take the instruct "
-                "version, or put "
-                "the template into chat_template.jinja in the model's folder"
-            )
+        self._template = ChatTemplate(tokenizer, name)
         self.tokenizer: Any = tokenizer
         self.name = name
         self.bos_id: int | None = self.tokenizer.bos_token_id
         self._adds_bos = self.bos_id is not None and self.tokenizer("a").input_ids[:1] == [self.bos_id]
-        added = self.tokenizer.added_tokens_decoder
-        self._special = sorted({t.content for t in added.values() if t.special}, key=len, reverse=True)
-        self._special_ids = {i for i, t in added.items() if t.special}
-        eos = {i for i in [*eos_ids, self.tokenizer.eos_token_id] if i is not None}
-        words = vocabulary.words_of(tokenizer, name)
-        vocabulary.check_words(
-            tokenizer, name, words, self._template([{"role": "user", "content": words}], True)
-        )
-        self.turn_end_id = self._find_turn_end(eos)
+        self._check_words()
+        eos = {token for token in [*eos_ids, self.tokenizer.eos_token_id] if token is not None}
+        self.turn_end_id = self._template.turn_end_id(eos)
         self.end_ids = frozenset(eos | {self.turn_end_id})
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.turn_end_id if pad is None else pad
         if rows is not None:
-            said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            vocabulary.check_rows(tokenizer, name, rows, {*self._template(said, True), *self.end_ids})
+            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            written = {*self._template.ids(turns, True), *self.end_ids}
+            vocabulary.check_rows(tokenizer, name, rows, written)
 
     @classmethod
     def load(cls, model: str, config: EngineConfig, revision: str | None = None) -> ChatTokenizer:
         """The chat tokenizer of a model (see `find_model`)."""
-        from transformers import AutoTokenizer, GenerationConfig
+        from transformers import AutoTokenizer
 
         path = find_model(model, revision)
         vocabulary.check_files(path)
@@ -77,25 +67,18 @@ class ChatTokenizer:
             raise ModelError(
                 f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}"
             ) from error
-        eos: Any = None
-        if (path / "generation_config.json").is_file():
-            eos = GenerationConfig.from_pretrained(path).eos_token_id
-        return cls(
-            tokenizer,
-            eos if isinstance(eos, list) else [] if eos is None else [eos],
-            model,
-            embedding_rows(path),
-        )
+        return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path))
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether the template writes a system message (Gemma's raises an error, some leave it out)."""
+        return self._template.takes_system
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
         """The ids of a chat up to and including the header of the assistant's next turn, with exactly one
         BOS, and the beginning of that turn where one is given."""
-        ids = self._one_bos(self._render(messages, True))
-        return (
-            ids + list(self.tokenizer(self.clean(prefill), add_special_tokens=False).input_ids)
-            if prefill
-            else ids
-        )
+        ids = self._one_bos(self._template.chat_ids(messages, True))
+        return [*ids, *self._text_ids(self.clean(prefill))] if prefill else ids
 
     def user_turn_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a chat up to and including the header of the user's next turn: the model then writes as
@@ -106,51 +89,35 @@ class ChatTokenizer:
         if messages and messages[0].role == "system" and not self.takes_system:
             raise ModelError(
                 f"{self.name}: its chat template takes no system message, so nobody can be told whom the "
-                "model speaks with. Take "
-                "prompts.method instruct (with prompts.prefill true for a small model)"
+                "model speaks with. Take prompts.method instruct (with prompts.prefill true for a small "
+                "model)"
             )
-        opening, _ = self._around_user_text(messages)
+        opening, _ = self._template.around_user_text(messages)
         # A space after the header belongs to the first word.
-        ids = self.tokenizer(opening.rstrip(" "), add_special_tokens=False).input_ids
-        return self._one_bos(list(ids))
+        return self._one_bos(self._text_ids(opening.rstrip(" ")))
 
-    @property
+    @cached_property
     def user_ends(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """What ends a turn of the user: token ids (any special token does), and texts where the template ends
         it by words."""
-        if not hasattr(self, "_user_ends"):
-            try:
-                _, closing = self._around_user_text([Message("system", "a")] if self.takes_system else [])
-            except ModelError:
-                closing = ""  # user_turn_ids says so where it is asked
-            first = self.tokenizer(closing.strip(), add_special_tokens=False).input_ids[:1]
-            if first and first[0] in self.tokenizer.added_tokens_decoder:
-                ends, line = {*self.end_ids, *self._special_ids, *first}, ""
-            else:
-                ends, line = {*self.end_ids, *self._special_ids}, closing.strip().split("\n")[0]
-            self._user_ends = frozenset(ends), (line,) if line else ()
-        return self._user_ends
-
-    def _around_user_text(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """What the template writes before and after the text of a user's turn that follows `messages`."""
-        turns = [
-            {"role": m.role, "content": self.clean(m.content)} for m in [*messages, Message("user", _HERE)]
-        ]
-        text = str(self._apply(turns, True, tokenize=False))
-        if text.count(_HERE) != 1:
-            raise ModelError(
-                f"{self.name}: its chat template writes a user's text {text.count(_HERE)} times, so its turn "
-                "cannot be left "
-                "open. Take prompts.method instruct"
-            )
-        opening, closing = text.split(_HERE)
-        return opening, closing
+        system = [Message("system", "a")] if self.takes_system else []
+        try:
+            _, closing = self._template.around_user_text(system)
+        except ModelError:
+            closing = ""  # user_turn_ids says so where it is asked
+        closing = closing.strip()
+        ends = {*self.end_ids, *self._template.special_ids}
+        first = self._text_ids(closing)[:1]
+        if first and first[0] in self.tokenizer.added_tokens_decoder:
+            return frozenset({*ends, *first}), ()
+        line = closing.split("\n")[0]
+        return frozenset(ends), (line,) if line else ()
 
     def reply_ids(self, messages: Sequence[Message], text: str) -> list[int]:
         """The ids of an assistant's turn `text` after `messages`, its end included."""
         text = self.clean(text)
         prompt = self.prompt_ids(messages)
-        whole = self._one_bos(self._render([*messages, Message("assistant", text)], False))
+        whole = self._one_bos(self._template.chat_ids([*messages, Message("assistant", text)], False))
         if whole[: len(prompt)] == prompt:
             reply = whole[len(prompt) :]
             for i, token in enumerate(reply):
@@ -158,7 +125,7 @@ class ChatTokenizer:
                     return reply[: i + 1]
         # Some templates write an assistant's turn otherwise than they open one (an empty reasoning block,
         # say).
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.turn_end_id]
+        return [*self._text_ids(text), self.turn_end_id]
 
     def choice_ids(
         self, messages: Sequence[Message], choices: Sequence[str], prefill: str = ""
@@ -168,18 +135,15 @@ class ChatTokenizer:
 
         Raises ModelError where two choices go on with the same token.
         """
+        prompt = self.prompt_ids(messages)
         if prefill:
             # Text and choice may share a token (a space and a digit), so each whole is encoded and cut where
             # they part.
-            clean = self.clean(prefill)
-            wholes = [
-                self.tokenizer(clean + choice, add_special_tokens=False).input_ids for choice in choices
-            ]
-            same = _common_length(wholes)
-            prompt = [*self.prompt_ids(messages), *wholes[0][:same]]
-            ids = tuple(whole[same] if len(whole) > same else -1 for whole in wholes)
+            wholes = [self._text_ids(self.clean(prefill) + choice) for choice in choices]
+            common = _common_length(wholes)
+            prompt += wholes[0][:common]
+            ids = tuple(whole[common] if len(whole) > common else -1 for whole in wholes)
         else:
-            prompt = self.prompt_ids(messages)
             ids = tuple(self.reply_ids(messages, choice)[0] for choice in choices)
         if len(set(ids)) != len(ids) or -1 in ids:
             raise ModelError(
@@ -194,52 +158,10 @@ class ChatTokenizer:
 
     def clean(self, text: str) -> str:
         """`text` without the model's special tokens, so that no text can end a turn or open another."""
-        before = None
-        while before != text:  # taking one out may join the halves of another
-            before = text
-            for token in self._special:
-                text = text.replace(token, "")
-        return text
+        return self._template.clean(text)
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> list[int]:
-        turns = [{"role": m.role, "content": self.clean(m.content)} for m in messages]
-        if turns and turns[0]["role"] == "system" and not self.takes_system:
-            system, user, *rest = turns
-            turns = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-        return self._template(turns, generate)
-
-    def _template(self, turns: list[dict[str, str]], generate: bool) -> list[int]:
-        return list(self._apply(turns, generate, tokenize=True))
-
-    def _apply(self, turns: list[dict[str, str]], generate: bool, tokenize: bool) -> Any:
-        # Models that can think before they speak are asked not to: a marker or verdict must come first.
-        # Templates that print the date get a fixed one, so that a run resumed tomorrow sees the same ids.
-        return self.tokenizer.apply_chat_template(
-            turns,
-            add_generation_prompt=generate,
-            tokenize=tokenize,
-            return_dict=False,
-            enable_thinking=False,
-            date_string="26 Jul 2024",
-        )
-
-    @property
-    def takes_system(self) -> bool:
-        """Whether the template writes a system message (Gemma's raises an error, some leave it out)."""
-        if not hasattr(self, "_system"):
-            from jinja2.exceptions import TemplateError
-
-            try:
-                with_it = self._template(
-                    [{"role": "system", "content": "7"}, {"role": "user", "content": "a"}], True
-                )
-                without = self._template(
-                    [{"role": "system", "content": "4"}, {"role": "user", "content": "a"}], True
-                )
-                self._system = with_it != without
-            except TemplateError:
-                self._system = False
-        return self._system
+    def _text_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         if self.bos_id is None:
@@ -250,21 +172,21 @@ class ChatTokenizer:
             ids = ids[1:]
         return ids
 
-    def _find_turn_end(self, eos: set[int]) -> int:
-        """The token with which the template ends an assistant's turn."""
-        turns = [{"role": "user", "content": "a"}]
-        prompt = self._template(turns, True)
-        whole = self._template([*turns, {"role": "assistant", "content": "b"}], False)
-        special = self._special_ids
-        tail = whole[len(prompt) :] if whole[: len(prompt)] == prompt else whole[-2:]
-        for token in tail:
-            if token in eos or token in special:
-                return token
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError(
-                "the chat template ends no turn with a special token and the tokenizer has no EOS token"
-            )
-        return int(self.tokenizer.eos_token_id)
+    def _check_words(self) -> None:
+        """Raise ModelError where a user's words would not reach the model."""
+        words = vocabulary.words_of(self.tokenizer, self.name)
+        ids = self._template.ids([{"role": "user", "content": words}], True)
+        vocabulary.check_words(self.tokenizer, self.name, words, ids)
+
+
+def _generation_eos_ids(path: Path) -> list[int]:
+    """The end tokens by the generation config of a model's folder."""
+    from transformers import GenerationConfig
+
+    if not (path / "generation_config.json").is_file():
+        return []
+    eos: Any = GenerationConfig.from_pretrained(path).eos_token_id
+    return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 def _common_length(rows: Sequence[Sequence[int]]) -> int:

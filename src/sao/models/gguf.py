@@ -67,14 +67,12 @@ def notice(file: Path) -> str:
     if kind not in PLAIN:
         said = (
             f"{file.name}: weights rounded to {kind}. Training starts from these rounded weights, and the "
-            "base in every "
-            "comparison is the same rounded model"
+            "base in every comparison is the same rounded model"
         )
     if rule:
         said += (
             f". WARNING: transformers does not know the rule {rule!r} by which this file's tokenizer splits "
-            "text, and takes "
-            "GPT-2's: tokens may be others than the model was trained on"
+            "text, and takes GPT-2's: tokens may be others than the model was trained on"
         )
     return said
 
@@ -102,8 +100,7 @@ def _convert(file: Path, folder: Path) -> None:
         why = getattr(error, "strerror", None) or error
         raise StoreError(
             f"{folder}: {file.name} cannot be saved there as a model folder ({why}). Free some space (about "
-            "four times the "
-            "file), or name another place by the environment variable SAO_CACHE"
+            "four times the file), or name another place by the environment variable SAO_CACHE"
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -229,8 +226,7 @@ def _plain(file: Path, model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
         if weights[name].shape != wanted.shape:
             raise ModelError(
                 f"{file}: the weight {name} has the shape {list(weights[name].shape)}, but by the settings, "
-                "as transformers "
-                f"reads them, it is {list(wanted.shape)}. Take the model's own folder instead"
+                f"as transformers reads them, it is {list(wanted.shape)}. Take the model's own folder instead"
             )
     fresh.load_state_dict(weights, assign=True)
     fresh.tie_weights()

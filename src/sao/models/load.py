@@ -85,8 +85,7 @@ def _refuse_classifier(path: Path, architectures: Any) -> None:
     if other is not None:
         raise ModelError(
             f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a "
-            "reward model judges "
-            "by judging.method reward"
+            "reward model judges by judging.method reward"
         )
 
 

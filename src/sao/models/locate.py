@@ -61,8 +61,7 @@ def find_model(model: str, revision: str | None = None) -> Path:
         ):
             raise ModelError(
                 f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json "
-                "and "
-                "*.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
+                "and *.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
             )
         path = _fetch(model, revision)
     if not (path / "config.json").is_file():
@@ -94,8 +93,8 @@ def _fetch(model: str, revision: str | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"model {model!r} is no local folder and could not be fetched from the hub "
-            f"({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}). Check the name, the network and, for gated models, HF_TOKEN"
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, the network and, for "
+            "gated models, HF_TOKEN"
         ) from error
 
 

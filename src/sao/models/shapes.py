@@ -132,9 +132,8 @@ def _fetch_config(model: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             f"model {model!r}: it is no local folder, and its config.json could not be fetched "
-            f"({type(error).__name__}). "
-            "Give a folder, check the network and HF_TOKEN, or plan with one that is known: "
-            f"{', '.join(KNOWN)}"
+            f"({type(error).__name__}). Give a folder, check the network and HF_TOKEN, or plan with one that "
+            f"is known: {', '.join(KNOWN)}"
         ) from error
 
 

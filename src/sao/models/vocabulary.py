@@ -14,16 +14,24 @@ from typing import Any
 
 from sao.errors import ModelError
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
-"sentencepiece.bpe.model",
-          "tekken.json", "*.tiktoken", "*.model")  # fmt: skip
+_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+)
 """The files that can hold a vocabulary, the one that is read first."""
 _READERS = {
-    "tekken.json": ("mistral_common", "mistral-common"), "tokenizer.model": ("sentencepiece",
-    "sentencepiece"),
-    "spiece.model": ("sentencepiece", "sentencepiece"), "sentencepiece.bpe.model": ("sentencepiece",
-    "sentencepiece"),
-}  # fmt: skip
+    "tekken.json": ("mistral_common", "mistral-common"),
+    "tokenizer.model": ("sentencepiece", "sentencepiece"),
+    "spiece.model": ("sentencepiece", "sentencepiece"),
+    "sentencepiece.bpe.model": ("sentencepiece", "sentencepiece"),
+}
 """Module and package that read a file where no tokenizer.json is beside it."""
 
 
@@ -37,8 +45,7 @@ def check_files(path: Path) -> None:
     ):
         raise ModelError(
             f"{path}: no tokenizer.json (nor tokenizer.model, vocab.json or another vocabulary). Copy the "
-            "tokenizer's files "
-            "from the model's source"
+            "tokenizer's files from the model's source"
         )
     if found == "vocab.json" and not (path / "merges.txt").is_file():
         raise ModelError(
@@ -49,8 +56,7 @@ def check_files(path: Path) -> None:
     if module and find_spec(module) is None:
         raise ModelError(
             f"{path}: its tokenizer is in {found} only, which needs the package {package}: pip install "
-            f"{package}. Or copy "
-            "tokenizer.json from the model's source"
+            f"{package}. Or copy tokenizer.json from the model's source"
         )
 
 
@@ -70,8 +76,7 @@ def words_of(tokenizer: Any, name: str) -> str:
     if not words and not letters:
         raise ModelError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens and none of them is a word, so its "
-            "vocabulary is missing. Copy "
-            "tokenizer.json (or tokenizer.model) into the folder"
+            "vocabulary is missing. Copy tokenizer.json (or tokenizer.model) into the folder"
         )
     return " ".join(words or letters[:3])
 
@@ -83,8 +88,7 @@ def check_words(tokenizer: Any, name: str, words: str, ids: Sequence[int]) -> No
     if _letters(words) not in _letters(shown):
         raise ModelError(
             f"{name}: what the user says is lost between chat template and tokenizer ({words!r} became "
-            f"{shown[-200:]!r}). Copy "
-            "the tokenizer's files and chat_template.jinja from the model's source"
+            f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source"
         )
 
 
@@ -104,10 +108,8 @@ def check_rows(tokenizer: Any, name: str, rows: int, shown: Collection[int]) -> 
         token_id, token = min(outside)
         raise ModelError(
             f"{name}: the tokenizer knows {token!r} as number {token_id}, but the embedding has {rows} rows "
-            f"({len(outside)} such "
-            "tokens). Resize it (model.resize_token_embeddings) and train those rows, or take the tokenizer "
-            "that belongs to the "
-            "weights"
+            f"({len(outside)} such tokens). Resize it (model.resize_token_embeddings) and train those rows, "
+            "or take the tokenizer that belongs to the weights"
         )
 
 

@@ -116,8 +116,7 @@ def _scan(path: Path, stream: BinaryIO, size: int) -> str:
             if not _all_finite(data, dtype):
                 raise ModelError(
                     f"{path}: the weight {name} holds NaN or infinity, so every answer would be garbage. "
-                    "Copy or download the "
-                    "file again, or take an earlier checkpoint"
+                    "Copy or download the file again, or take an earlier checkpoint"
                 )
         at = max(at, end)
     return digest.hexdigest()
@@ -178,8 +177,7 @@ def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] 
     if problems:
         raise ModelError(
             f"{where}: {'; '.join(problems)}. Take the whole folder as its makers saved it, and a chat model "
-            "(…ForCausalLM) "
-            "where one is asked for"
+            "(…ForCausalLM) where one is asked for"
         )
 
 

@@ -45,8 +45,7 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
         if base is not None and head is not None and base is not head and base.weight is head.weight:
             raise TrainingError(
                 f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the "
-                "head, so an adapter on "
-                "it could not be merged without changing the head too. Leave it out"
+                "head, so an adapter on it could not be merged without changing the head too. Leave it out"
             )
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -7,6 +7,8 @@ attention `sao_packed`; the model's forward pass hands the `segments` through to
 
 On a GPU in half precision all segments go through one FlashAttention kernel (torch's varlen_attn); elsewhere,
 and where attention scores are soft-capped (Gemma-2), segment by segment.
+
+Letters in shapes: T tokens of the row, d head size; of one segment q queries and k keys.
 """
 
 from __future__ import annotations
@@ -50,26 +52,28 @@ class Segments:
     def mask(self, i: int, window: int | None, device: torch.device) -> Tensor | None:
         """[queries, keys] bool, True where segment i may look; None where plain causal masking says the
         same."""
-        q, k = self.queries[i], self.keys[i]
-        if window is not None and window >= k:
+        n_queries, n_keys = self.queries[i], self.keys[i]
+        if window is not None and window >= n_keys:
             window = None
-        if q == k and window is None:
+        if n_queries == n_keys and window is None:
             return None
-        key = (q, k, window)
-        if key not in self._masks:
-            # Query j stands at key k − q + j and sees back `window` keys, itself included.
-            at = torch.arange(k - q, k, device=device)[:, None]
-            to = torch.arange(k, device=device)[None, :]
-            seen = to <= at
-            self._masks[key] = seen if window is None else seen & (to > at - window)
-        return self._masks[key]
+        shape = (n_queries, n_keys, window)
+        if shape not in self._masks:
+            # Query j is key k − q + j and sees back `window` keys, itself included.
+            query_at = torch.arange(n_keys - n_queries, n_keys, device=device)[:, None]  # [q, 1]
+            key_at = torch.arange(n_keys, device=device)[None, :]  # [1, k]
+            visible = key_at <= query_at
+            self._masks[shape] = visible if window is None else visible & (key_at > query_at - window)
+        return self._masks[shape]
 
     def starts(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """[segments + 1] int32 where each segment's queries and keys begin, for varlen kernels."""
         if device not in self._starts:
-            sums = [[0, *itertools.accumulate(lengths)] for lengths in (self.queries, self.keys)]
-            q, k = (torch.tensor(s, dtype=torch.int32, device=device) for s in sums)
-            self._starts[device] = (q, k)
+            query_starts, key_starts = (
+                torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+                for lengths in (self.queries, self.keys)
+            )
+            self._starts[device] = (query_starts, key_starts)
         return self._starts[device]
 
 
@@ -122,27 +126,42 @@ def packed_attention(
         key, value = key.index_select(2, segments.key_index), value.index_select(2, segments.key_index)
     if query.is_cuda and query.dtype != torch.float32 and not softcap and not dropout and _has_varlen():
         return _varlen(query, key, value, scaling, sliding_window, segments), None
+    return _by_segment(query, key, value, dropout, scaling, sliding_window, softcap, segments), None
+
+
+def _by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    segments: Segments,
+) -> Tensor:
+    """[1, T, heads, d] attention, one segment after the other."""
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    pieces = []
     # split, not slices: its backward is one concatenation instead of a full-sized sum for each segment.
-    rows = zip(
-        torch.split(query, segments.queries, 2),
-        torch.split(key, segments.keys, 2),
-        torch.split(value, segments.keys, 2),
+    parts = zip(
+        torch.split(query, segments.queries, 2),  # [1, heads, q, d]
+        torch.split(key, segments.keys, 2),  # [1, heads, k, d]
+        torch.split(value, segments.keys, 2),  # [1, heads, k, d]
         strict=True,
     )
-    for i, (q, k, v) in enumerate(rows):
-        mask = segments.mask(i, sliding_window, q.device)
+    outputs = []
+    for i, (q, k, v) in enumerate(parts):
+        mask = segments.mask(i, window, q.device)
         if softcap:
             inputs = (q, k, v, mask, scaling, softcap, dropout)
-            piece = checkpoint(_softcapped, *inputs, use_reentrant=False, preserve_rng_state=bool(dropout))
-            pieces.append(piece)
+            output = checkpoint(_softcapped, *inputs, use_reentrant=False, preserve_rng_state=bool(dropout))
         else:
-            pieces.append(
-                F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None, scale=scaling)
+            is_causal = mask is None
+            output = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=is_causal, scale=scaling
             )
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+        outputs.append(output)  # [1, heads, q, d]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _softcapped(
@@ -180,14 +199,14 @@ def _varlen(
     """One FlashAttention call for all segments; its causal mask is aligned with the last key, as ours is."""
     from torch.nn.attention.varlen import varlen_attn
 
-    starts_q, starts_k = segments.starts(q.device)
+    query_starts, key_starts = segments.starts(q.device)
     query, key, value = (x[0].transpose(0, 1).contiguous() for x in (q, k, v))  # [T, heads, d]
     out: Any = varlen_attn(
         query,
         key,
         value,
-        starts_q,
-        starts_k,
+        query_starts,
+        key_starts,
         max(segments.queries),
         max(segments.keys),
         scale=scaling,

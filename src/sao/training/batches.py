@@ -2,16 +2,15 @@
 packing.
 
 Each optimiser step takes `batch_size` pairs of a random permutation. Only inside a step are pairs arranged by
-length, so the
-step is as random as without: packed micro-batches get about as many tokens each, padded ones pairs of like
-length. Every process gets as many micro-batches as the others, of about the same number of tokens; where
-pairs run out, a filler of weight 0 stands in.
+length, so the step is as random as without: packed micro-batches get about as many tokens each, padded ones
+pairs of like length. Every process gets as many micro-batches as the others, of about the same number of
+tokens; where pairs run out, a filler of weight 0 stands in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,8 +60,7 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise TrainingError(
                 f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the "
-                "model's "
-                f"vocabulary of {vocabulary}. Its tokenizer belongs to another model"
+                f"model's vocabulary of {vocabulary}. Its tokenizer belongs to another model"
             )
 
 
@@ -76,8 +74,8 @@ def check_columns(pairs: Sequence[TokenPair], config: TrainConfig) -> None:
         if lacking:
             raise TrainingError(
                 f"train.{key} needs {column} of each pair, and {len(lacking)} of {len(pairs)} have none "
-                f"(first: {lacking[0]}). "
-                f"Verdicts by log-probability bring it (judging.method logprob); else leave train.{key} out"
+                f"(first: {lacking[0]}). Verdicts by log-probability bring it (judging.method logprob); else "
+                f"leave train.{key} out"
             )
 
 
@@ -95,8 +93,7 @@ def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPai
     if not all(parts):
         raise TrainingError(
             f"train.held_out_share {share:g} of {len(pairs)} pairs leaves {len(parts[0])} for training and "
-            f"{len(parts[1])} held "
-            "out; give another share or more pairs"
+            f"{len(parts[1])} held out; give another share or more pairs"
         )
     return parts
 
@@ -130,13 +127,13 @@ class EpochOrder:
         order: list[int] = torch.randperm(rows, generator=generator).tolist()
         if self.epoch == 0 and self.front and 2 * self.batch_size <= rows:
             longest = sorted(range(rows), key=lambda row: -self.lengths[row])[: 2 * self.front]
-            place = {row: i for i, row in enumerate(order)}
-            for k, row in enumerate(longest):
-                step, offset = divmod(k, self.front)
-                target = step * self.batch_size + offset
-                other, source = order[target], place[row]
-                order[target], order[source] = row, other
-                place[row], place[other] = target, source
+            position = {row: i for i, row in enumerate(order)}
+            for rank, row in enumerate(longest):
+                step, offset = divmod(rank, self.front)
+                front = step * self.batch_size + offset
+                displaced, before = order[front], position[row]
+                order[front], order[before] = row, displaced
+                position[row], position[displaced] = front, before
         return iter(order)
 
 
@@ -183,7 +180,7 @@ class MicroBatches(Sampler[list[int]]):
         rows = sorted(rows, key=lambda row: (-lengths[row], row))
         steps = self._micro_steps(len(rows))
         if self.packed:
-            groups = self._level(rows, steps)
+            groups = self._balanced(rows, steps)
             groups.sort(key=lambda group: -sum(lengths[row] for row in group))
         else:
             # Alike in number: 9 pairs for 2 processes in micro-batches of up to 4 make 2 micro-steps of 5 and
@@ -191,20 +188,20 @@ class MicroBatches(Sampler[list[int]]):
             sizes = [len(rows) // steps + (i < len(rows) % steps) for i in range(steps)]
             groups = [rows[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(steps)]
         for group in groups:
-            hand = self._level(group, self.world)[self.rank]
-            yield hand or [~group[-1]]
+            own = self._balanced(group, self.world)[self.rank]
+            yield own or [~group[-1]]
 
-    def _level(self, rows: list[int], parts: int) -> list[list[int]]:
-        """Rows, sorted by length, dealt to `parts` of about as many rows each: the longest left to the part
+    def _balanced(self, rows: list[int], n_parts: int) -> list[list[int]]:
+        """Rows, sorted by length, dealt to parts of about as many rows each: the longest left to the part
         with the fewest tokens."""
-        found: list[list[int]] = [[] for _ in range(parts)]
-        tokens = [0] * parts
-        most = -(-len(rows) // parts)
+        parts: list[list[int]] = [[] for _ in range(n_parts)]
+        tokens = [0] * n_parts
+        most = -(-len(rows) // n_parts)
         for row in rows:
-            to = min((i for i in range(parts) if len(found[i]) < most), key=lambda i: tokens[i])
-            found[to].append(row)
-            tokens[to] += self.sampler.lengths[row]
-        return found
+            lightest = min((i for i in range(n_parts) if len(parts[i]) < most), key=lambda i: tokens[i])
+            parts[lightest].append(row)
+            tokens[lightest] += self.sampler.lengths[row]
+        return parts
 
 
 @dataclass
@@ -247,6 +244,31 @@ class Batch:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
+LabelTokens = tuple[Sequence[int], tuple[int, ...]]
+"""Places in the flattened rows whose hidden states predict tokens, and those tokens."""
+
+
+@dataclass
+class _PackedRow:
+    """A row [1, T] that is built segment by segment; see `Segments`."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    queries: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    key_index: list[int] = field(default_factory=list)
+
+    def append(self, ids: Sequence[int], first_position: int = 0, shared: Sequence[int] = ()) -> int:
+        """Append a segment that sees itself and the `shared` places before it; returns where it starts."""
+        start, n = len(self.ids), len(ids)
+        self.ids += ids
+        self.positions += range(first_position, first_position + n)
+        self.queries.append(n)
+        self.keys.append(len(shared) + n)
+        self.key_index += [*shared, *range(start, start + n)]
+        return start
+
+
 def pack(
     pairs: Sequence[TokenPair],
     rows: Sequence[int] = (),
@@ -260,43 +282,29 @@ def pack(
     prompt and its queries seeing the prompt and itself; or, without `share_prompt`, as prompt, chosen,
     prompt, rejected.
     """
-    ids: list[int] = []
-    positions: list[int] = []
-    queries: list[int] = []
-    keys: list[int] = []
-    key_index: list[int] = []
-    # (places that predict, tokens predicted)
-    chosen: list[tuple[list[int], tuple[int, ...]]] = []
-    rejected: list[tuple[list[int], tuple[int, ...]]] = []
-    prompts: list[tuple[list[int], tuple[int, ...]]] = []
+    row = _PackedRow()
+    chosen: list[LabelTokens] = []
+    rejected: list[LabelTokens] = []
+    prompts: list[LabelTokens] = []
     for pair in pairs:
-        start, p, w = len(ids), len(pair.prompt_ids), len(pair.chosen_ids)
-        ids += [*pair.prompt_ids, *pair.chosen_ids]
-        positions += range(p + w)
-        queries.append(p + w)
-        keys.append(p + w)
-        key_index += range(start, start + p + w)
-        prompts.append((list(range(start, start + p - 1)), pair.prompt_ids[1:]))
-        chosen.append((list(range(start + p - 1, start + p + w - 1)), pair.chosen_ids))
-        own, r = len(ids), len(pair.rejected_ids)
+        n_prompt, n_chosen, n_rejected = map(len, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+        start = row.append([*pair.prompt_ids, *pair.chosen_ids])
+        prompt = range(start, start + n_prompt)
+        prompts.append((prompt[:-1], pair.prompt_ids[1:]))
+        chosen.append((range(prompt[-1], prompt[-1] + n_chosen), pair.chosen_ids))
         if share_prompt:
-            ids += pair.rejected_ids
-            positions += range(p, p + r)
-            queries.append(r)
-            key_index += [*range(start, start + p), *range(own, own + r)]
-            rejected.append(([start + p - 1, *range(own, own + r - 1)], pair.rejected_ids))
+            own = row.append(pair.rejected_ids, first_position=n_prompt, shared=prompt)
+            predicting: Sequence[int] = [prompt[-1], *range(own, own + n_rejected - 1)]
         else:
-            ids += [*pair.prompt_ids, *pair.rejected_ids]
-            positions += range(p + r)
-            queries.append(p + r)
-            rejected.append((list(range(own + p - 1, own + p + r - 1)), pair.rejected_ids))
-        keys.append(p + r)
+            own = row.append([*pair.prompt_ids, *pair.rejected_ids])
+            predicting = range(own + n_prompt - 1, own + n_prompt + n_rejected - 1)
+        rejected.append((predicting, pair.rejected_ids))
     parts = [*chosen, *rejected, *(prompts if with_prompts else [])]
     return Batch(
-        input_ids=torch.tensor([ids]),
-        position_ids=torch.tensor([positions]),
+        input_ids=torch.tensor([row.ids]),
+        position_ids=torch.tensor([row.positions]),
         attention_mask=None,
-        segments=Segments(queries, keys, torch.tensor(key_index) if share_prompt else None),
+        segments=Segments(row.queries, row.keys, torch.tensor(row.key_index) if share_prompt else None),
         **_labels(parts, pairs, rows, weights),
     )
 
@@ -312,15 +320,14 @@ def pad(
     sides = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
     ids = [torch.tensor([*prompt, *response]) for prompt, response in sides]
     width = max(len(row) for row in ids)
-    parts = [
-        (list(range(i * width + len(prompt) - 1, i * width + len(prompt) + len(response) - 1)), response)
-        for i, (prompt, response) in enumerate(sides)
-    ]
+    parts: list[LabelTokens] = []
+    for i, (prompt, response) in enumerate(sides):
+        last_of_prompt = i * width + len(prompt) - 1
+        parts.append((range(last_of_prompt, last_of_prompt + len(response)), response))
     if with_prompts:
-        parts += [
-            (list(range(i * width, i * width + len(p.prompt_ids) - 1)), p.prompt_ids[1:])
-            for i, p in enumerate(pairs)
-        ]
+        for i, pair in enumerate(pairs):
+            start = i * width
+            parts.append((range(start, start + len(pair.prompt_ids) - 1), pair.prompt_ids[1:]))
     return Batch(
         input_ids=pad_sequence(ids, batch_first=True, padding_value=pad_id),
         position_ids=None,
@@ -331,7 +338,7 @@ def pad(
 
 
 def _labels(
-    parts: list[tuple[list[int], tuple[int, ...]]],
+    parts: list[LabelTokens],
     pairs: Sequence[TokenPair],
     rows: Sequence[int],
     weights: Sequence[float],

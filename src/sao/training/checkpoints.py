@@ -117,6 +117,5 @@ def writing(path: Path) -> Iterator[None]:
         # torch.save and safetensors report a full disk in exceptions of their own.
         raise StoreError(
             f"{path}: cannot be written ({error}). Earlier checkpoints are kept: free some space and run the "
-            "same "
-            "command again"
+            "same command again"
         ) from error

@@ -46,28 +46,17 @@ def train_run(
     if group.rank > 0:
         progress = notify = _silent
     tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
-    pairs, drops, cut = encode_all(config, tokenizer, source)
-    reasons = dict(Counter(drop.reason for drop in drops).most_common())
+    pairs, drops, n_cut = encode_all(config, tokenizer, source)
     if group.rank == 0:
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
-    share = len(drops) / max(1, len(drops) + len(pairs))
-    if pairs and share > config.max_drop_share:
-        raise DropError(
-            f"train: {len(drops)} of {len(drops) + len(pairs)} pairs were dropped, more than max_drop_share "
-            "= "
-            f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change "
-            "--train.max_length or the "
-            "data, or allow more with --max_drop_share"
-        )
-    if not pairs:
-        raise TrainingError(
-            f"no pairs to train on: all {len(drops)} were dropped ({reasons}); --train.max_length is "
-            f"{config.train.max_length}"
-        )
+    reasons = dict(Counter(drop.reason for drop in drops).most_common())
+    _check_drops(config, len(pairs), len(drops), reasons, folder)
     model = load_to_train(config)
-    warning = monitors.rate_warning(config.train, model.num_parameters())
-    if warning:
+    if warning := monitors.rate_warning(config.train, model.num_parameters()):
         notify(f"warning: {warning}")
+
+    n_train = len(split_pairs(pairs, config.train.held_out_share)[0])
+    steps = -(-n_train // config.train.batch_size) * config.train.epochs
 
     def on_log(line: dict[str, Any]) -> None:
         if "alarm" in line:
@@ -75,22 +64,37 @@ def train_run(
         elif "loss" in line:
             progress("train", int(line["step"]), steps)
 
-    kept = len(split_pairs(pairs, config.train.held_out_share)[0])
-    steps = -(-kept // config.train.batch_size) * config.train.epochs
     progress("train", 0, steps)
     seed = config.seed if config.train.seed is None else config.train.seed
     result = train(pairs, model, tokenizer, folder, config.train, seed, on_log)
-    metrics = {
-        key: float(f"{value:.6g}") for key, value in result.metrics.items() if isinstance(value, float)
-    }
     counts = {
         "records": len(pairs),
         "dropped": len(drops),
         "reasons": reasons,
         "steps": result.steps,
-        "metrics": metrics,
+        "metrics": _rounded(result.metrics),
     }
-    return counts | ({"cut": cut} if cut else {})
+    return counts | ({"cut": n_cut} if n_cut else {})
+
+
+def _check_drops(config: Config, n_pairs: int, n_drops: int, reasons: dict[str, int], folder: Path) -> None:
+    """Raise DropError where too many pairs were dropped, TrainingError where all were."""
+    if not n_pairs:
+        raise TrainingError(
+            f"no pairs to train on: all {n_drops} were dropped ({reasons}); --train.max_length is "
+            f"{config.train.max_length}"
+        )
+    if n_drops / (n_drops + n_pairs) > config.max_drop_share:
+        raise DropError(
+            f"train: {n_drops} of {n_drops + n_pairs} pairs were dropped, more than max_drop_share = "
+            f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change "
+            "--train.max_length or the data, or allow more with --max_drop_share"
+        )
+
+
+def _rounded(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers with a fraction, to 6 digits."""
+    return {key: float(f"{value:.6g}") for key, value in metrics.items() if isinstance(value, float)}
 
 
 def _silent(*args: object) -> None:
@@ -112,30 +116,33 @@ def encode_all(
     """Token pairs, what was dropped, and how many answers were cut."""
     pairs: list[TokenPair] = []
     drops: list[Drop] = []
-    cut = 0
+    n_cut = 0
     for item in source:
         if isinstance(item, Drop):
             drops.append(item)
             continue
-        row = item.row if isinstance(item, TextPair) else item[1].row
-        if isinstance(item, TextPair) and not (
-            tokenizer.clean(item.chosen).strip() and tokenizer.clean(item.rejected).strip()
-        ):
-            # but for special tokens
-            drops.append(Drop(row=row, stage="train", record_id=item.id, reason="empty answer"))
+        row, encoded = _encode(config, tokenizer, item)
+        if isinstance(encoded, Drop):
+            drops.append(encoded)
             continue
-        encoded = (
-            encode_text(tokenizer, item)
-            if isinstance(item, TextPair)
-            else encode_pair(tokenizer, config, *item)
-        )
-        fitting, reason = fit(encoded, config.train)
-        if fitting is None:
+        pair, reason = fit(encoded, config.train)
+        if pair is None:
             drops.append(Drop(row=row, stage="train", record_id=encoded.id, reason=reason))
-        else:
-            pairs.append(fitting)
-            cut += (fitting.chosen_ids != encoded.chosen_ids) + (fitting.rejected_ids != encoded.rejected_ids)
-    return pairs, drops, cut
+            continue
+        pairs.append(pair)
+        n_cut += (pair.chosen_ids != encoded.chosen_ids) + (pair.rejected_ids != encoded.rejected_ids)
+    return pairs, drops, n_cut
+
+
+def _encode(
+    config: Config, tokenizer: ChatTokenizer, item: Labelled | TextPair
+) -> tuple[int, TokenPair | Drop]:
+    """The row of a pair and its ids, or a Drop where an answer has no text but special tokens."""
+    if not isinstance(item, TextPair):
+        return item[1].row, encode_pair(tokenizer, config, *item)
+    if tokenizer.clean(item.chosen).strip() and tokenizer.clean(item.rejected).strip():
+        return item.row, encode_text(tokenizer, item)
+    return item.row, Drop(row=item.row, stage="train", record_id=item.id, reason="empty answer")
 
 
 def fit(pair: TokenPair, config: TrainConfig) -> tuple[TokenPair | None, str]:

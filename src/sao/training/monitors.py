@@ -47,7 +47,7 @@ class Alarms:
         self.raised: set[str] = set()
         self._chosen: list[float] = []
         self._margins: list[float] = []
-        self._samples: dict[str, float] = {}
+        self._first_samples: dict[str, Any] = {}
 
     def replay(self, lines: Iterable[dict[str, Any]]) -> str | None:
         """Take up what was seen before a restart; the last alarm of then."""
@@ -56,36 +56,43 @@ class Alarms:
 
     def see(self, line: dict[str, Any]) -> list[str]:
         """What is wrong now and was not before."""
-        found = {}
+        alarms: dict[str, str] = {}
         if "logps/chosen" in line:
-            self._chosen.append(line["logps/chosen"])
-            self._margins.append(line["rewards/margins"])
-            first, last = (statistics.fmean(part) for part in (self._chosen[:SPAN], self._chosen[-SPAN:]))
-            if len(self._chosen) >= 2 * SPAN and last < first - FALL:
-                found["chosen"] = (
-                    f"log-probability of the chosen answers fell from {first:z.2f} to {last:z.2f} nats a "
-                    "token"
-                )
-            margin = statistics.fmean(self._margins[-SPAN:])
-            if len(self._margins) >= SPAN and margin > MARGIN:
-                found["margin"] = (
-                    f"the mean margin is {margin:.1f}; beyond {MARGIN:g} nothing more is learnt from the "
-                    "pairs"
-                )
+            alarms |= self._see_step(line)
         if "samples/length" in line:
-            start = self._samples or line
-            if line["samples/length"] > LENGTH * start["samples/length"]:
-                a, b = start["samples/length"], line["samples/length"]
-                found["length"] = f"sampled answers grew from {a:.0f} to {b:.0f} tokens"
-            if line["samples/repetition"] > start["samples/repetition"] + REPETITION:
-                a, b = start["samples/repetition"], line["samples/repetition"]
-                found["repetition"] = (
-                    f"repeated 4-grams in sampled answers rose from {100 * a:.0f} to {100 * b:.0f} %"
-                )
-            self._samples = start
-        new = [text for kind, text in found.items() if kind not in self.raised]
-        self.raised |= found.keys()
+            alarms |= self._see_samples(line)
+        new = [text for kind, text in alarms.items() if kind not in self.raised]
+        self.raised |= alarms.keys()
         return new
+
+    def _see_step(self, line: dict[str, Any]) -> dict[str, str]:
+        alarms = {}
+        self._chosen.append(line["logps/chosen"])
+        self._margins.append(line["rewards/margins"])
+        first, last = statistics.fmean(self._chosen[:SPAN]), statistics.fmean(self._chosen[-SPAN:])
+        if len(self._chosen) >= 2 * SPAN and last < first - FALL:
+            alarms["chosen"] = (
+                f"log-probability of the chosen answers fell from {first:z.2f} to {last:z.2f} nats a token"
+            )
+        margin = statistics.fmean(self._margins[-SPAN:])
+        if len(self._margins) >= SPAN and margin > MARGIN:
+            alarms["margin"] = (
+                f"the mean margin is {margin:.1f}; beyond {MARGIN:g} nothing more is learnt from the pairs"
+            )
+        return alarms
+
+    def _see_samples(self, line: dict[str, Any]) -> dict[str, str]:
+        alarms = {}
+        self._first_samples = self._first_samples or line
+        first, length = self._first_samples["samples/length"], line["samples/length"]
+        if length > LENGTH * first:
+            alarms["length"] = f"sampled answers grew from {first:.0f} to {length:.0f} tokens"
+        first, repeated = self._first_samples["samples/repetition"], line["samples/repetition"]
+        if repeated > first + REPETITION:
+            alarms["repetition"] = (
+                f"repeated 4-grams in sampled answers rose from {100 * first:.0f} to {100 * repeated:.0f} %"
+            )
+        return alarms
 
 
 def sample_metrics(
@@ -103,7 +110,7 @@ def sample_metrics(
     An answer ends with one of `end_ids` (none given: the model's own). `together` says that the weights are
     shared out, so that all processes must generate as long. Torch's random numbers are left as they were.
     """
-    lengths, repeated, total = [], 0, 0
+    answers: list[list[int]] = []
     was_training, use_cache = model.training, model.config.use_cache
     model.eval()
     devices = [model.device] if model.device.type == "cuda" else []
@@ -125,13 +132,21 @@ def sample_metrics(
                 synced_gpus=together,
                 use_cache=True,
             )
-            answer = out[0, len(prompt) :].tolist()
-            grams = [tuple(answer[i : i + 4]) for i in range(len(answer) - 3)]
-            lengths.append(len(answer))
-            repeated, total = repeated + len(grams) - len(set(grams)), total + len(grams)
+            answers.append(out[0, len(prompt) :].tolist())
     model.train(was_training)
     model.config.use_cache = use_cache
-    return {"samples/length": statistics.fmean(lengths), "samples/repetition": repeated / max(1, total)}
+    length = statistics.fmean(len(answer) for answer in answers)
+    return {"samples/length": length, "samples/repetition": _repetition(answers)}
+
+
+def _repetition(answers: Sequence[Sequence[int]]) -> float:
+    """The share of 4-grams that stand earlier in the same answer."""
+    repeated = total = 0
+    for answer in answers:
+        grams = [tuple(answer[i : i + 4]) for i in range(len(answer) - 3)]
+        repeated += len(grams) - len(set(grams))
+        total += len(grams)
+    return repeated / max(1, total)
 
 
 def rate_warning(config: TrainConfig, weights: int) -> str | None:
@@ -147,8 +162,7 @@ def rate_warning(config: TrainConfig, weights: int) -> str | None:
         return None
     return (
         f"train.lr {config.lr:g} is high for {config.loss} ({config.method}) on {weights / 1e9:.1f} billion "
-        "weights: above about "
-        f"{bound:.1g} such trainings tend to collapse into long or repeated answers"
+        f"weights: above about {bound:.1g} such trainings tend to collapse into long or repeated answers"
     )
 
 

@@ -60,8 +60,7 @@ class Processes:
         if config.batch_size % at_once:
             raise TrainingError(
                 f"train.micro_batch_size {config.micro_batch_size} times {self.world} processes does not "
-                "divide "
-                f"train.batch_size {config.batch_size}"
+                f"divide train.batch_size {config.batch_size}"
             )
         return config.batch_size // at_once
 
@@ -108,8 +107,7 @@ def processes() -> Processes:
     if state.num_processes != expected:
         raise TrainingError(
             f"torchrun started {expected} processes, but {state.num_processes} found each other. Start them "
-            "with torchrun, "
-            "not with `accelerate launch --cpu`"
+            "with torchrun, not with `accelerate launch --cpu`"
         )
     return Processes(state.num_processes, state.process_index)
 
@@ -131,17 +129,15 @@ def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -
     ):
         raise TrainingError(
             f"process {group.rank} has its model on {model.device}, but each process needs a GPU of its own. "
-            "Set engine.device "
-            "to cuda or auto"
+            "Set engine.device to cuda or auto"
         )
     if way == "ddp":
         return
     if group.world == 1:
         raise TrainingError(
             f"train.parallel {way} shares the model out among several processes, and there is one. Start "
-            "them with "
-            "`torchrun --nproc-per-node N -m sao ...`, or set train.processes; for one process take "
-            "train.parallel ddp"
+            "them with `torchrun --nproc-per-node N -m sao ...`, or set train.processes; for one process "
+            "take train.parallel ddp"
         )
     if config.method == "qlora":
         raise TrainingError(
@@ -190,10 +186,8 @@ def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> No
     if not right or met != group.world:
         raise TrainingError(
             f"train.parallel {config.parallel} in {group.world} processes, but the model is a "
-            f"{type(model).__name__} in {met}: "
-            "it would be trained otherwise than asked. Please report the versions of torch, transformers and "
-            "accelerate; another "
-            "train.parallel may work"
+            f"{type(model).__name__} in {met}: it would be trained otherwise than asked. Please report the "
+            "versions of torch, transformers and accelerate; another train.parallel may work"
         )
 
 

@@ -28,24 +28,8 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
 
     Raises ModelError where its head is not a plain linear layer.
     """
-    head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        raise ModelError(
-            f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the "
-            "head and quantised "
-            "heads cannot be trained. Take the head out of train.lora.targets"
-        )
-    settings = model.config.get_text_config()
-    if getattr(settings, "output_router_logits", False):
-        raise ModelError(
-            "the model's config asks for its router's own loss (output_router_logits), which this training "
-            "does not add. Set it "
-            "to false in config.json"
-        )
-    scale = float(getattr(settings, "logit_scale", None) or 1.0) / float(
-        getattr(settings, "logits_scaling", None) or 1.0
-    )
-    softcap = getattr(settings, "final_logit_softcapping", None)
+    head = _checked_head(model)
+    scale, softcap = _logit_scaling(model)
     plain_head, plain_model = head.forward, model.forward
 
     def head_forward(self: nn.Linear, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -60,15 +44,38 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
         selected = inputs.pop("selected")
         inputs.pop("labels", None)
         inputs["use_cache"] = False
-        hidden = self.base_model(*args, **{k: v for k, v in inputs.items() if v is not None})[
-            0
-        ]  # [rows, T, H]
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        hidden = self.base_model(*args, **inputs)[0]  # [rows, T, H]
         return head(hidden.flatten(0, 1).index_select(0, selected), targets)  # [N]
 
     for module, forward in ((head, head_forward), (model, model_forward)):
         setattr(module, "forward", MethodType(forward, module))  # noqa: B010  # on the instance, not on the class
     if packed:
         model.set_attn_implementation(PACKED)
+
+
+def _checked_head(model: PreTrainedModel) -> nn.Linear:
+    """The model's head. Raises ModelError where log-probabilities are not all that its training needs."""
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ModelError(
+            f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the "
+            "head and quantised heads cannot be trained. Take the head out of train.lora.targets"
+        )
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        raise ModelError(
+            "the model's config asks for its router's own loss (output_router_logits), which this training "
+            "does not add. Set it to false in config.json"
+        )
+    return head
+
+
+def _logit_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
+    """The factor of the logits, and the bound of their soft-capping; see `token_logps`."""
+    settings = model.config.get_text_config()
+    factor = float(getattr(settings, "logit_scale", None) or 1.0)
+    divisor = float(getattr(settings, "logits_scaling", None) or 1.0)
+    return factor / divisor, getattr(settings, "final_logit_softcapping", None)
 
 
 @contextlib.contextmanager
@@ -97,7 +104,7 @@ def check_policy(
     """Compare the policy's log-probabilities on `pairs` with those of the model's own logits under attention
     `plain`.
 
-    `exact` says that all is reckoned in float32: then no token may differ by more than 0.01 nats; else the
+    `exact` says that all is computed in float32: then no token may differ by more than 0.01 nats; else the
     mean by more than 0.05, since rounding to three digits adds up over the layers. Raises ModelError where
     they do: the model then has something in its layers or its head that packing or the tiled head does not
     know, and its training would be silently wrong.
@@ -108,32 +115,34 @@ def check_policy(
     with torch.no_grad(), attention_of(model, plain):
         logits = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits.flatten(0, 1)
         expected = logits[padded.selected].float().log_softmax(-1).gather(1, padded.targets[:, None])[:, 0]
-        head = model(**padded.model_inputs)
+        by_head = model(**padded.model_inputs)
     with torch.no_grad():
-        found = model(**batch.to(model.device).model_inputs)
+        by_batch = model(**batch.to(model.device).model_inputs)
     model.train(was_training)
     if not expected.isfinite().all():
-        broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-        raise ModelError(
-            "the model's log-probabilities are not finite"
-            + (
-                f"; NaN or infinite weights in {', '.join(broken[:5])}. Load it from a sound checkpoint"
-                if broken
-                else ""
-            )
-        )
-    head_off, packed_off = (
-        float((x - expected).abs().max() if exact else (x - expected).abs().mean()) for x in (head, found)
-    )
+        raise ModelError(_not_finite(model))
     tolerance = 0.01 if exact else 0.05
-    if not head_off <= tolerance:
+
+    def difference(logps: Tensor) -> float:
+        differences = (logps - expected).abs()
+        return float(differences.max() if exact else differences.mean())
+
+    if not (head_off := difference(by_head)) <= tolerance:
         raise ModelError(
             "this model's head does more than a linear layer, scaling and soft-capping: its "
-            "log-probabilities are off by "
-            f"{head_off:.3g} nats. It cannot be trained here; please report the model"
+            f"log-probabilities are off by {head_off:.3g} nats. It cannot be trained here; please report the "
+            "model"
         )
-    if not packed_off <= tolerance:
+    if not (packed_off := difference(by_batch)) <= tolerance:
         raise ModelError(
             "this model's layers look beyond their own answer in a packed row (off by "
             f"{packed_off:.3g} nats). Train it with --train.batches padded"
         )
+
+
+def _not_finite(model: PreTrainedModel) -> str:
+    text = "the model's log-probabilities are not finite"
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if not broken:
+        return text
+    return f"{text}; NaN or infinite weights in {', '.join(broken[:5])}. Load it from a sound checkpoint"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -50,17 +51,23 @@ def reference_sums(
         rows = order[start : start + size]
         if all(pairs[row].id in stored for row in rows):
             continue
-        found = []
-        mine = rows[rank::world]
-        if mine:
+        lines = []
+        own_rows = rows[rank::world]
+        if own_rows:
             with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
-                chosen, rejected, *_ = part_sums(model, collate(mine).to(device))
-            found = [
-                (pairs[r].id, c, x) for r, c, x in zip(mine, chosen.tolist(), rejected.tolist(), strict=True)
-            ]
-        found = gather_object(found) if world > 1 else found
-        stored |= {key: (c, x) for key, c, x in found}
+                chosen, rejected, *_ = part_sums(model, collate(own_rows).to(device))
+            ids = [pairs[row].id for row in own_rows]
+            lines = _lines(ids, chosen.tolist(), rejected.tolist())
+        lines = gather_object(lines) if world > 1 else lines
+        stored |= {line["id"]: (line["chosen"], line["rejected"]) for line in lines}
         if rank == 0:
             with writing(path), path.open("a", encoding="utf-8") as file:
-                file.writelines(dumps({"id": key, "chosen": c, "rejected": x}) + "\n" for key, c, x in found)
+                file.writelines(dumps(line) + "\n" for line in lines)
     return torch.tensor([stored[pair.id] for pair in pairs], dtype=torch.float32).view(len(pairs), 2)
+
+
+def _lines(ids: list[str], chosen: list[float], rejected: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"id": pair_id, "chosen": chosen_sum, "rejected": rejected_sum}
+        for pair_id, chosen_sum, rejected_sum in zip(ids, chosen, rejected, strict=True)
+    ]

@@ -28,11 +28,12 @@ from sao.records import make_id
 from sao.store.files import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
+from sao.training.arguments import half_precision
 from sao.training.batches import TokenPair, check_columns, check_pairs, pack, pad
 from sao.training.checkpoints import claim, fsync, processes_of, remove, resume_point, writing
 from sao.training.optimizer import rounded
 from sao.training.policy import as_policy, check_policy
-from sao.training.trainer import OnLog, PreferenceTrainer, half_precision
+from sao.training.trainer import OnLog, PreferenceTrainer
 
 PROBE = 128
 """Tokens of a prompt or an answer, at most, on which policy and model are compared before training."""
@@ -86,33 +87,19 @@ def train(
     parallel.check_setup(model, config, group)
     check_pairs(pairs, model.config.get_text_config().vocab_size)
     check_columns(pairs, config)
-    saved_dtype, use_cache, attention = (
-        _saved_dtype(model),
-        model.config.use_cache,
-        model.config._attn_implementation,
-    )
+    saved_dtype, as_found = _saved_dtype(model), _AsFound(model)
     with _quiet():
-        with writing(out):
-            group.first_alone(lambda: claim(out, _settings(pairs, model, config, seed)))
-            checkpoint = group.first_alone(lambda: resume_point(out))
-        if config.parallel == "zero3" and checkpoint is not None and processes_of(checkpoint) != group.world:
-            raise TrainingError(
-                f"{checkpoint} was written by {processes_of(checkpoint)} processes, and zero3 cannot go on "
-                f"with {group.world}. "
-                f"Give --train.processes {processes_of(checkpoint)}, or delete {out} to start anew"
-            )
+        checkpoint = _resume_point(pairs, model, out, config, seed, group)
         try:
             policy = _policy(model, config, seed, pairs)
             trainer = PreferenceTrainer(
-                pairs, policy, tokenizer, out, config, seed, attention, on_log, checkpoint is None
+                pairs, policy, tokenizer, out, config, seed, as_found.attention, on_log, checkpoint is None
             )
             with trainer.flow.listening():
                 try:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-                finally:  # as it was found, and as it is to be saved
-                    model.config.use_cache = use_cache
-                    model.set_attn_implementation(attention)
-                    model.train(False)
+                finally:
+                    as_found.restore()
                 trainer.raise_if_stopped()
                 _publish(trainer, tokenizer, saved_dtype, out)
                 group.wait()
@@ -122,19 +109,57 @@ def train(
     return _stored_result(out)
 
 
+class _AsFound:
+    """What training changes in a model's settings, as it was found and as it is to be saved."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.use_cache, self.attention = model.config.use_cache, model.config._attn_implementation
+
+    def restore(self) -> None:
+        """Set it again; the model no longer trains."""
+        self.model.config.use_cache = self.use_cache
+        self.model.set_attn_implementation(self.attention)
+        self.model.train(False)
+
+
+def _resume_point(
+    pairs: Sequence[TokenPair],
+    model: PreTrainedModel,
+    out: Path,
+    config: TrainConfig,
+    seed: int,
+    group: parallel.Processes,
+) -> Path | None:
+    """The last whole checkpoint in `out`, which is claimed for this training. Raises TrainingError where
+    these processes cannot go on from it."""
+    with writing(out):
+        group.first_alone(lambda: claim(out, _settings(pairs, model, config, seed)))
+        checkpoint = group.first_alone(lambda: resume_point(out))
+    if config.parallel == "zero3" and checkpoint is not None:
+        written_by = processes_of(checkpoint)
+        if written_by != group.world:
+            raise TrainingError(
+                f"{checkpoint} was written by {written_by} processes, and zero3 cannot go on with "
+                f"{group.world}. Give --train.processes {written_by}, or delete {out} to start anew"
+            )
+    return checkpoint
+
+
 def _settings(
     pairs: Sequence[TokenPair], model: PreTrainedModel, config: TrainConfig, seed: int
 ) -> dict[str, Any]:
     """What a training depends on, compared when it goes on: settings, and hashes of the pairs and of some of
     each weight."""
-    some = hashlib.sha256()
+    weights_hash = hashlib.sha256()
     for name, weight in model.named_parameters():
-        some.update(f"{name} {tuple(weight.shape)}".encode())
-        some.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    whole = make_id(
+        weights_hash.update(f"{name} {tuple(weight.shape)}".encode())
+        weights_hash.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    pairs_hash = make_id(
         *(value for pair in pairs for value in (pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
     )
-    return {**config.counted(), "seed": seed, "pairs": whole, "model": some.hexdigest()[:16]}
+    weights_id = weights_hash.hexdigest()[:16]
+    return {**config.counted(), "seed": seed, "pairs": pairs_hash, "model": weights_id}
 
 
 def _policy(
@@ -197,8 +222,7 @@ def _out_of_memory(config: TrainConfig, error: Exception) -> str:
     ways += ["train.method lora"] if config.method == "full" else ["a smaller train.max_length"]
     return (
         f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao "
-        "plan` reckons what fits. "
-        "Checkpoints are kept"
+        "plan` reckons what fits. Checkpoints are kept"
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback
 
 from sao.config import TrainConfig
 from sao.errors import Terminated, TrainingError
@@ -28,16 +28,16 @@ from sao.models.chat import ChatTokenizer
 from sao.records import make_id, seed_of
 from sao.store.files import dumps, read_jsonl
 from sao.training import monitors, parallel
+from sao.training.arguments import half_precision, training_arguments
 from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, pack, pad, split_pairs
 from sao.training.checkpoints import seal, writing
 from sao.training.losses import PairLogps, preference_loss
+from sao.training.measures import Measures, means
 from sao.training.optimizer import AdamWStochastic
 from sao.training.policy import part_sums
 from sao.training.reference import reference_sums
 
 OnLog = Callable[[dict[str, Any]], None]
-MEASURES = ("loss", "nll", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "tokens")
-"""The rows of what is measured of each pair; see `PreferenceTrainer.pair_losses`."""
 
 
 class PreferenceTrainer(parallel.ParallelTrainer):
@@ -71,29 +71,19 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         self.n_train = len(train_pairs)
         self.pairs = [*train_pairs, *self.held_out]
         self._step_pairs, self._step_tokens = 0, 0
-        covered = [len(p.chosen_ids) + config.nll_on_prompt * (len(p.prompt_ids) - 1) for p in self.held_out]
-        self._held_out_tokens = statistics.fmean(covered) if covered else 0.0
-        self._measured: list[tuple[list[int], Tensor]] = []
+        self._measures = Measures(self.group)
         self._alarms = monitors.Alarms()
-        self._alarm = self._alarms.replay(
-            read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ()
-        )
-        if config.on_alarm == "stop" and self._alarm is not None:
-            raise self._by_alarm("before")
+        self._alarm = self._past_alarm()
         self._targets = torch.tensor([_target(pair, config) for pair in self.pairs])  # [pairs, 2]
-        self._reference: Tensor | None = None  # [pairs, 2]
-        if config.needs_reference:
-            size, world, rank = config.micro_batch_size, self.group.world, self.group.rank
-            self._reference = reference_sums(
-                model, self.pairs, self.batch_of, size, out, half_precision(config, model.device), world, rank
-            )
+        self._reference = self._reference_sums(model, out) if config.needs_reference else None  # [pairs, 2]
         if "tensorboard" in config.report_to:  # its default is among the checkpoints, which are cleared away
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
+        evaluates = bool(self.held_out or config.samples)
         stochastic: Any = {"optimizer_cls_and_kwargs": (AdamWStochastic, {"lr": config.lr})}
         # Without the tokenizer: Trainer would rewrite the model's own end-of-turn ids to match it.
         super().__init__(
             model=model,
-            args=self._arguments(model.device, from_start),
+            args=training_arguments(config, self.group, out, model.device, seed, evaluates, from_start),
             data_collator=self.collate,
             eval_dataset=self.held_out or self.pairs,  # only so that Trainer calls `evaluate`
             **(stochastic if config.optimizer == "adamw_sr" else {}),
@@ -104,55 +94,30 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         )
         self.add_callback(self.flow)
 
-    def _arguments(self, device: torch.device, from_start: bool) -> TrainingArguments:
-        c = self.config
-        measured = bool(self.held_out or c.samples)
-        # The unfused one makes copies of all weights.
-        plain = "adamw_torch_fused" if device.type == "cuda" else "adamw_torch"
-        args = TrainingArguments(
-            output_dir=str(self.checkpoints),
-            num_train_epochs=c.epochs,
-            per_device_train_batch_size=c.micro_batch_size,
-            gradient_accumulation_steps=self.group.micro_steps(c),
-            gradient_checkpointing=c.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            optim="adamw_bnb_8bit" if c.optimizer == "adamw_8bit" else plain,
-            learning_rate=c.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=c.warmup_ratio,  # below 1 it is a share of the steps
-            weight_decay=c.weight_decay,
-            max_grad_norm=c.max_grad_norm,
-            bf16=half_precision(c, device),
-            run_name=self.metrics_file.parent.name,
-            save_strategy="no",  # the callback says when
-            eval_strategy="steps" if measured else "no",
-            eval_steps=c.eval_steps,
-            eval_on_start=measured and from_start,
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would hide a broken loss
-            seed=self.seed % 2**32,  # NumPy takes no more
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            log_level="error",
-            report_to=list(c.report_to) or "none",
-            ddp_find_unused_parameters=False,
-            **({"use_cpu": device.type == "cpu"} | parallel.arguments(c, self.group)),
-        )
-        if args.n_gpu > 1:
-            args._n_gpu = 1  # otherwise Trainer splits every batch over all GPUs it sees (DataParallel)
-        return args
+    def _past_alarm(self) -> str | None:
+        """The last alarm of a training that goes on. Raises TrainingError where it stops training."""
+        alarm = self._alarms.replay(read_jsonl(self.metrics_file) if self.metrics_file.is_file() else ())
+        if self.config.on_alarm == "stop" and alarm is not None:
+            raise self._stopped_by(alarm, "before")
+        return alarm
+
+    def _reference_sums(self, model: PreTrainedModel, out: Path) -> Tensor:
+        """[pairs, 2] log-probabilities of the answers under the model as it starts."""
+        half = half_precision(self.config, model.device)
+        size, world, rank = self.config.micro_batch_size, self.group.world, self.group.rank
+        return reference_sums(model, self.pairs, self.batch_of, size, out, half, world, rank)
 
     # Data
 
     def batch_of(self, rows: Iterable[int]) -> Batch:
         """Rows of `pairs` as one batch; ~row is a filler of weight 0."""
         rows = list(rows)
-        numbers = [row if row >= 0 else ~row for row in rows]
-        chosen, weights = [self.pairs[row] for row in numbers], [float(row >= 0) for row in rows]
+        weights = [float(row >= 0) for row in rows]
+        rows = [row if row >= 0 else ~row for row in rows]
+        pairs = [self.pairs[row] for row in rows]
         if self.config.batches == "padded":
-            return pad(chosen, self.pad_id, numbers, weights, self.config.nll_on_prompt)
-        return pack(chosen, numbers, weights, self.config.share_prompt, self.config.nll_on_prompt)
+            return pad(pairs, self.pad_id, rows, weights, self.config.nll_on_prompt)
+        return pack(pairs, rows, weights, self.config.share_prompt, self.config.nll_on_prompt)
 
     def collate(self, rows: list[int]) -> dict[str, Any]:
         """A micro-batch for `compute_loss`."""
@@ -160,14 +125,20 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The micro-batches of this process (see `sao.training.batches`)."""
-        c, group = self.config, self.group
+        config, group = self.config, self.group
         lengths = [len(pair) for pair in self.pairs[: self.n_train]]
-        order = EpochOrder(lengths, self.seed, c.batch_size)
-        batches = MicroBatches(
-            order, c.batch_size, c.micro_batch_size, group.world, group.rank, c.batches == "packed"
+        micro_batches = MicroBatches(
+            EpochOrder(lengths, self.seed, config.batch_size),
+            config.batch_size,
+            config.micro_batch_size,
+            group.world,
+            group.rank,
+            config.batches == "packed",
         )
-        everything: Any = _Rows(-self.n_train, self.n_train)
-        loader: DataLoader[Any] = DataLoader(everything, batch_sampler=batches, collate_fn=self.collate)
+        row_numbers: Any = _Rows(-self.n_train, self.n_train)
+        loader: DataLoader[Any] = DataLoader(
+            row_numbers, batch_sampler=micro_batches, collate_fn=self.collate
+        )
         # They are dealt to the processes already: this only adds what Trainer expects of a loader.
         prepared: DataLoader[Any] = prepare_data_loader(
             loader, num_processes=1, process_index=0, put_on_device=False
@@ -179,16 +150,18 @@ class PreferenceTrainer(parallel.ParallelTrainer):
     ) -> tuple[list[Any], int]:
         """The micro-batches of one optimiser step and the number of pairs in them, over all processes."""
         inputs = list(itertools.islice(epoch_iterator, num_batches))
-        pairs = sum(item["batch"].weights.sum().item() for item in inputs)
-        tokens = sum((self._covered(item["batch"]) * item["batch"].weights).sum().item() for item in inputs)
+        batches = [item["batch"] for item in inputs]
+        pairs = sum(batch.weights.sum().item() for batch in batches)
+        tokens = sum((self._covered_tokens(batch) * batch.weights).sum().item() for batch in batches)
         self._step_pairs, self._step_tokens = self.group.sums(round(pairs), round(tokens))
         return inputs, self._step_pairs
 
-    def _covered(self, batch: Batch) -> Tensor:
+    def _covered_tokens(self, batch: Batch) -> Tensor:
         """[B] tokens of each pair that the likelihood term covers."""
-        n = len(batch.rows)
-        counts = torch.tensor(batch.lengths, dtype=torch.float32)
-        return counts[:n] + counts[2 * n :] if self.config.nll_on_prompt else counts[:n]
+        n_pairs = len(batch.rows)
+        lengths = torch.tensor(batch.lengths, dtype=torch.float32)
+        chosen, prompts = lengths[:n_pairs], lengths[2 * n_pairs :]
+        return chosen + prompts if self.config.nll_on_prompt else chosen
 
     # Loss
 
@@ -208,7 +181,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         batch = inputs["batch"].to(self.args.device)
         losses, measured = self.pair_losses(model, batch, self._step_tokens / self._step_pairs)
         real = [i for i, row in enumerate(batch.rows) if bool(inputs["batch"].weights[i])]
-        self._measured.append(([batch.rows[i] for i in real], measured[:, real]))
+        self._measures.add([batch.rows[i] for i in real], measured[:, real])
         # Wrappers average the gradients over the processes, so each gives its share times their number.
         loss = (losses * batch.weights).sum() / self._step_pairs * self.group.world
         return (loss, None) if return_outputs else loss
@@ -220,27 +193,35 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
         `tokens_per_pair` is the mean over the global batch, for a likelihood that is averaged over tokens.
         """
-        c = self.config
+        config = self.config
         chosen, rejected, *prompts = part_sums(model, batch)  # [B] each
-        device, n = chosen.device, len(batch.rows)
+        logps = self._pair_logps(batch, chosen, rejected)
+        margin, label = self._targets[batch.rows].to(chosen.device).unbind(1)  # [B] each
+        losses, chosen_rewards, rejected_rewards = preference_loss(config, logps, margin, label)
+        if config.nll_average == "pairs":
+            covered: Tensor | float = self._covered_tokens(batch).to(chosen.device)
+        else:
+            covered = tokens_per_pair
+        nll = -(chosen + prompts[0] if prompts else chosen) / covered
+        if config.likelihood_weight:
+            losses = losses + config.likelihood_weight * nll
+        tokens = logps.chosen_tokens + logps.rejected_tokens
+        measured = [losses, nll, chosen_rewards, rejected_rewards, *logps.means, tokens]  # as MEASURES
+        return losses, torch.stack([row.detach().float() for row in measured])
+
+    def _pair_logps(self, batch: Batch, chosen: Tensor, rejected: Tensor) -> PairLogps:
+        """The sums of the policy and the reference, and the tokens that they cover."""
+        device, n_pairs = chosen.device, len(batch.rows)
         lengths = torch.tensor(batch.lengths, dtype=torch.float32, device=device)
-        reference = None if self._reference is None else self._reference[batch.rows].to(device)
-        logps = PairLogps(
+        reference = None if self._reference is None else self._reference[batch.rows].to(device)  # [B, 2]
+        return PairLogps(
             chosen=chosen,
             rejected=rejected,
-            chosen_tokens=lengths[:n],
-            rejected_tokens=lengths[n : 2 * n],
+            chosen_tokens=lengths[:n_pairs],
+            rejected_tokens=lengths[n_pairs : 2 * n_pairs],
             ref_chosen=None if reference is None else reference[:, 0],
             ref_rejected=None if reference is None else reference[:, 1],
         )
-        gamma, label = self._targets[batch.rows].to(device).unbind(1)
-        losses, reward_w, reward_l = preference_loss(c, logps, gamma, label)
-        covered = self._covered(batch).to(device) if c.nll_average == "pairs" else tokens_per_pair
-        nll = -(chosen + prompts[0] if prompts else chosen) / covered
-        if c.likelihood_weight:
-            losses = losses + c.likelihood_weight * nll
-        seen = [losses, nll, reward_w, reward_l, *logps.means, logps.chosen_tokens + logps.rejected_tokens]
-        return losses, torch.stack([row.detach().float() for row in seen])
 
     # Metrics
 
@@ -250,9 +231,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         Trainer calls this before it saves a checkpoint, so no broken weights are ever saved.
         """
         if "loss" in logs:
-            rows, measured = self._take_measured()
+            rows, measured = self._measures.take()
             self._check_finite(rows, measured[0], logs["grad_norm"])
-            logs.update(self._means(measured))
+            logs.update(means(measured, self._reports_nll))
         elif not any(name.startswith(("eval_", "samples/")) for name in logs):
             return  # Trainer's summary of the whole run
         # Trainer counts micro-batches, of which the last batch may have fewer: the share depends on how they
@@ -274,30 +255,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             if self.on_log is not None:
                 self.on_log(line)
 
-    def _take_measured(self) -> tuple[list[int], Tensor]:
-        """What was measured since the last call, over all processes: rows, and [len(MEASURES), rows]."""
-        rows = [row for rows, _ in self._measured for row in rows]
-        columns = (
-            torch.cat([m for _, m in self._measured], dim=1).double().cpu().t().tolist()
-            if self._measured
-            else []
-        )
-        self._measured.clear()
-        found = self.group.gather(list(zip(rows, columns, strict=True)))
-        return [row for row, _ in found], torch.tensor(
-            [column for _, column in found], dtype=torch.float64
-        ).t()
-
-    def _means(self, measured: Tensor) -> dict[str, float]:
-        """Means over pairs of what MEASURES names. Rewards are the implicit ones of the loss; margins are
-        before γ."""
-        mean = dict(zip(MEASURES, measured.mean(1).tolist(), strict=True))
-        margins = measured[MEASURES.index("rewards/chosen")] - measured[MEASURES.index("rewards/rejected")]
-        mean["rewards/margins"] = margins.mean().item()
-        mean["rewards/accuracies"] = (margins > 0).double().mean().item()
-        if not self.config.likelihood_weight:
-            del mean["nll"]
-        return mean
+    @property
+    def _reports_nll(self) -> bool:
+        return bool(self.config.likelihood_weight)
 
     def _check_finite(self, rows: list[int], losses: Tensor, grad_norm: float) -> None:
         """Raise TrainingError naming the pairs whose loss is not finite, or all where only the gradient is
@@ -308,46 +268,58 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         ids = ", ".join(self.pairs[row].id for row in broken or rows)
         raise TrainingError(
             f"optimiser step {self.state.global_step}: the {'loss' if broken else 'gradient'} is not finite "
-            "for the "
-            f"pairs {ids}. Look at these pairs and whether the model's weights are finite; else lower "
-            "train.lr "
-            f"({self.config.lr:g}) or train.beta ({self.config.scale:g})"
+            f"for the pairs {ids}. Look at these pairs and whether the model's weights are finite; else "
+            f"lower train.lr ({self.config.lr:g}) or train.beta ({self.config.scale:g})"
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss, accuracy and margin on the held-out pairs, and length and repetition of sampled answers."""
-        model, metrics = self.model_wrapped, {}
-        if self.held_out:
-            model.eval()
-            rows = range(self.n_train + self.group.rank, len(self.pairs), self.group.world)
-            size = self.config.micro_batch_size
-            # As many forward passes in every process: sharded weights are gathered by all of them together.
-            for i in range(0, -(-len(self.held_out) // self.group.world), size):
-                batch = self.batch_of(rows[i : i + size] or [self.n_train]).to(self.args.device)
-                with (
-                    torch.no_grad(),
-                    self.compute_loss_context_manager(),
-                    self.autocast_smart_context_manager(),
-                ):
-                    _, measured = self.pair_losses(model, batch, self._held_out_tokens)
-                if rows[i : i + size]:
-                    self._measured.append((batch.rows, measured))
-            metrics = {f"eval_{name}": value for name, value in self._means(self._take_measured()[1]).items()}
-            model.train()
+        metrics = self._measure_held_out() if self.held_out else {}
         if self.config.samples:
-            some = (self.held_out or self.pairs)[: self.config.samples]
-            longest = 2 * max(len(pair.chosen_ids) for pair in some)
-            chat, step = self.accelerator.unwrap_model(self.model), self.state.global_step
-            prompts = [pair.prompt_ids for pair in some]
-            seed = seed_of(make_id(self.seed, step))
-            together = self.group.world > 1 and self.config.parallel != "ddp"
-            metrics |= monitors.sample_metrics(
-                chat, prompts, longest, self.attention, seed, self.end_ids, together
-            )
+            metrics |= self._sample_metrics()
         metrics = self.group.from_first(metrics)  # alarms must see the same in all of them
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _measure_held_out(self) -> dict[str, float]:
+        model = self.model_wrapped
+        covered = [self._likelihood_tokens(pair) for pair in self.held_out]
+        tokens_per_pair = statistics.fmean(covered)
+        model.eval()
+        rows = range(self.n_train + self.group.rank, len(self.pairs), self.group.world)
+        size = self.config.micro_batch_size
+        # As many forward passes in every process: sharded weights are gathered by all of them together.
+        for i in range(0, -(-len(self.held_out) // self.group.world), size):
+            own = rows[i : i + size]
+            batch = self.batch_of(own or [self.n_train]).to(self.args.device)
+            with (
+                torch.no_grad(),
+                self.compute_loss_context_manager(),
+                self.autocast_smart_context_manager(),
+            ):
+                _, measured = self.pair_losses(model, batch, tokens_per_pair)
+            if own:
+                self._measures.add(batch.rows, measured)
+        _, measured = self._measures.take()
+        model.train()
+        return {f"eval_{name}": value for name, value in means(measured, self._reports_nll).items()}
+
+    def _likelihood_tokens(self, pair: TokenPair) -> int:
+        prompt = len(pair.prompt_ids) - 1 if self.config.nll_on_prompt else 0
+        return len(pair.chosen_ids) + prompt
+
+    def _sample_metrics(self) -> dict[str, float]:
+        pairs = (self.held_out or self.pairs)[: self.config.samples]
+        return monitors.sample_metrics(
+            self.accelerator.unwrap_model(self.model),
+            prompts=[pair.prompt_ids for pair in pairs],
+            max_tokens=2 * max(len(pair.chosen_ids) for pair in pairs),
+            attention=self.attention,
+            seed=seed_of(make_id(self.seed, self.state.global_step)),
+            end_ids=self.end_ids,
+            together=self.group.world > 1 and self.config.parallel != "ddp",
+        )
 
     # Ends
 
@@ -359,13 +331,12 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             raise Terminated(
                 f"training: SIGTERM at step {self.state.global_step} of {self.state.max_steps}; it is saved"
             )
-        raise self._by_alarm(f"at step {self.state.global_step}")
+        raise self._stopped_by(self._alarm, f"at step {self.state.global_step}")
 
-    def _by_alarm(self, when: str) -> TrainingError:
+    def _stopped_by(self, alarm: str | None, when: str) -> TrainingError:
         return TrainingError(
-            f"stopped {when} by an alarm: {self._alarm}. The checkpoint is kept. Lower train.lr "
-            f"({self.config.lr:g}), add "
-            "train.nll_weight, or go on with --train.on_alarm warn"
+            f"stopped {when} by an alarm: {alarm}. The checkpoint is kept. Lower train.lr "
+            f"({self.config.lr:g}), add train.nll_weight, or go on with --train.on_alarm warn"
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -377,12 +348,6 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         if self.group.rank == 0:
             seal(folder, self.metrics_file, self.group.world)
         self.group.wait()
-
-
-def half_precision(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained
-    as such."""
-    return device.type == "cuda" and not (config.method == "full" and config.weights == "bfloat16")
 
 
 class _Rows:

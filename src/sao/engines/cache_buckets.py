@@ -1,9 +1,8 @@
-"""Decoding for the built-in engine: a model with a key-value cache, its lanes of slots, and how a token is
-drawn.
+"""Decoding for the built-in engine: a model with a key-value cache in buckets, and how a token is drawn.
 
-A lane is a fixed number of slots whose sequences decode together, each at a position of its own. All tensors
-of a step have one shape for the whole life of the lane, which is what keeps a sequence's numbers apart from
-its company's.
+A bucket is a cache of fixed size: a number of slots whose sequences decode together, each at a position of
+its own. All tensors of a step have one shape for the whole life of the bucket, so the numbers of a sequence
+do not depend on the others beside it.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ def draw(
         before = ordered.cumsum(-1) - ordered
         before[:, 0] = 0.0  # the most probable token always stays
         nucleus = ordered.masked_fill(before >= top_p[:, None], 0.0)
-        places = _invert(nucleus.cumsum(-1), uniform)
-        tokens = torch.where(top_p < 1, order.gather(-1, places[:, None])[:, 0], tokens)
+        ranks = _invert(nucleus.cumsum(-1), uniform)
+        tokens = torch.where(top_p < 1, order.gather(-1, ranks[:, None])[:, 0], tokens)
     return torch.where(temperature > 0, tokens, greedy)
 
 
@@ -90,7 +89,7 @@ def _invert(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values of a lane; in a step each row writes at a position of its own."""
+    """One layer's keys and values of a bucket; in a step each row writes at a position of its own."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -118,16 +117,16 @@ class SlotLayer(CacheLayerMixin):
         return self.keys.shape[2], 0
 
     def get_seq_length(self) -> int:
-        """The lane's size; rows differ, so callers give positions themselves."""
+        """The bucket's size; rows differ, so callers give positions themselves."""
         return self.keys.shape[2]
 
     def get_max_length(self) -> int:
-        """The lane's size."""
+        """The bucket's size."""
         return self.keys.shape[2]
 
 
 class Network:
-    """A causal language model, prepared for lanes: `slots` rows to a decoding step."""
+    """A causal language model, prepared for buckets: `slots` rows to a decoding step."""
 
     def __init__(self, model: PreTrainedModel, chat: ChatTokenizer, slots: int) -> None:
         """Raises ModelError where the model's layers keep anything but keys and values."""
@@ -136,13 +135,12 @@ class Network:
         kinds = getattr(settings, "layer_types", None)
         window = getattr(settings, "sliding_window", None) or _NO_WINDOW
         kinds = set(kinds) if kinds else {"full_attention" if window == _NO_WINDOW else "sliding_attention"}
-        strange = kinds - {"full_attention", "sliding_attention"}
-        if strange or getattr(model, "_is_stateful", False):
+        unknown = kinds - {"full_attention", "sliding_attention"}
+        if unknown or getattr(model, "_is_stateful", False):
             raise ModelError(
-                f"{type(model).__name__} has layers ({', '.join(sorted(strange)) or 'state space'}) that "
-                "keep more "
-                "than keys and values, which the built-in engine cannot batch. Take a model of attention "
-                "layers only"
+                f"{type(model).__name__} has layers ({', '.join(sorted(unknown)) or 'state space'}) that "
+                "keep more than keys and values, which the built-in engine cannot batch. Take a model of "
+                "attention layers only"
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
@@ -196,7 +194,7 @@ class Network:
             hook.remove()
 
     def closed_masks(self, size: int) -> Masks:
-        """Masks of a lane of `size` positions that let nothing through."""
+        """Masks of a bucket of `size` positions that let nothing through."""
         dtype, shape = self.model.dtype, (self.slots, 1, 1, size)
         closed = torch.finfo(dtype).min
         return {
@@ -227,7 +225,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
 
 
-class Lane:
+class CacheBucket:
     """Slots for sequences of up to `size` positions. Arrays have one entry for each slot."""
 
     def __init__(self, network: Network, size: int, like: Layers) -> None:
@@ -255,18 +253,18 @@ class Lane:
         """Move ready sequences into the free slots."""
         for slot in np.flatnonzero(~self.live)[: len(self.ready)]:
             sequence = self.ready.popleft()
-            n = sequence.length
+            length = sequence.length
             for layer, (keys, values) in zip(self.layers, sequence.layers, strict=True):
-                layer.keys[slot, :, :n] = keys[sequence.row, :, :n]
-                layer.values[slot, :, :n] = values[sequence.row, :, :n]
+                layer.keys[slot, :, :length] = keys[sequence.row, :, :length]
+                layer.values[slot, :, :length] = values[sequence.row, :, :length]
             for mask, window in self.masks.values():
                 mask[slot] = torch.finfo(mask.dtype).min
-                mask[slot, ..., max(0, n - window) : n] = 0
+                mask[slot, ..., max(0, length - window) : length] = 0
             sequence.layers = []
             self.held[slot], self.live[slot] = sequence, True
             self.stops[slot], self.first[slot] = bool(sequence.sampling.stop), sequence.first
             self.as_user[slot] = sequence.as_user
-            self.length[slot], self.token[slot], self.drawn[slot] = n, sequence.token, 0
+            self.length[slot], self.token[slot], self.drawn[slot] = length, sequence.token, 0
             self.start[slot], self.left[slot] = len(sequence.tokens), sequence.limit - len(sequence.tokens)
             self.seed[slot] = sequence.sample.seed % 2**64
             self.temperature[slot], self.top_p[slot] = sequence.sampling.temperature, sequence.sampling.top_p
@@ -274,7 +272,7 @@ class Lane:
     @torch.inference_mode()
     def step(self) -> tuple[list[Sequence], list[Sequence]]:
         """Give every live slot one more token; the sequences that ended, and those that need a larger
-        lane."""
+        bucket."""
         token = self._draw(self._forward())
         self.history[self.rows, self.drawn] = token
         self.token = token
@@ -292,14 +290,15 @@ class Lane:
     def _forward(self) -> torch.Tensor:
         """Logits [slots, vocabulary] after each slot's next token. Idle slots write into their own position
         0."""
-        place = np.where(self.live, self.length, 0)
-        positions = self.network.tensor(place)
+        next_position = np.where(self.live, self.length, 0)  # [slots]
+        positions = self.network.tensor(next_position)
         for layer in self.layers:
             layer.positions = positions
         for mask, window in self.masks.values():
-            mask[self.rows, 0, 0, place] = 0
-            if (past := np.flatnonzero(place >= window)).size:
-                mask[past, 0, 0, place[past] - window] = torch.finfo(mask.dtype).min
+            mask[self.rows, 0, 0, next_position] = 0
+            if (windowed := np.flatnonzero(next_position >= window)).size:
+                leaves_window = next_position[windowed] - window
+                mask[windowed, 0, 0, leaves_window] = torch.finfo(mask.dtype).min
         return self.network.forward(
             input_ids=self.network.tensor(self.token)[:, None],
             attention_mask=self.network.mask_argument(self.masks),

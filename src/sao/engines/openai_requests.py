@@ -1,0 +1,135 @@
+"""Requests as the JSON bodies of /v1/chat/completions and /v1/completions, and the server's own token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sao.config import OpenAIConfig
+from sao.engines import Request, Sampling
+from sao.engines.client import Client
+from sao.errors import EngineError
+from sao.records import Message
+
+if TYPE_CHECKING:
+    from sao.models.chat import ChatTokenizer
+
+CHAT, COMPLETIONS = "/chat/completions", "/completions"
+SEED_BITS = 31
+"""Some servers hold seeds in 32 bits, with a sign."""
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWriter:
+    """Writes requests for `model`. `chat` is the model's own tokenizer, where it is here."""
+
+    model: str
+    config: OpenAIConfig
+    chat: ChatTokenizer | None
+
+    def body(self, messages: tuple[Message, ...], sampling: Sampling, seed: int, **more: Any) -> Body:
+        """A chat to continue, for POST /v1/chat/completions."""
+        clean = self.chat.clean if self.chat else str
+        body: Body = {
+            "model": self.model,
+            "messages": [{"role": m.role, "content": clean(m.content)} for m in messages],
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": seed % 2**SEED_BITS,
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        return body | more | self.config.extra_body
+
+    def open_turn_body(self, body: Body, request: Request) -> Body:
+        """`body` for a turn that has begun, for POST /v1/completions: by token ids, since only so nothing is
+        added to them. Needs the model's own tokenizer."""
+        assert self.chat is not None
+        if request.as_user:
+            ids = self.chat.user_turn_ids(request.messages)
+        else:
+            ids = self.chat.prompt_ids(request.messages, request.prefill)
+        end_ids, end_texts = self.turn_ends(request)
+        open_body = by_token_ids(body, ids)
+        if stops := [*body.get("stop", ()), *end_texts]:
+            open_body["stop"] = stops
+        if end_ids:
+            # vLLM's and SGLang's; other servers end at their model's own end tokens.
+            open_body["stop_token_ids"] = sorted(end_ids)
+        return open_body
+
+    def turn_ends(self, request: Request) -> tuple[frozenset[int], tuple[str, ...]]:
+        """What ends the turn that is written: tokens and texts. Needs the model's own tokenizer."""
+        assert self.chat is not None
+        return self.chat.user_ends if request.as_user else (self.chat.end_ids, ())
+
+
+def by_token_ids(body: Body, ids: list[int]) -> Body:
+    """The same request with a prompt of token ids, for POST /v1/completions."""
+    rest = {name: value for name, value in body.items() if name not in ("messages", "stop")}
+    return rest | {"prompt": ids}
+
+
+def is_open_turn(request: Request) -> bool:
+    """Whether the model goes on from a turn that has begun: a reply's, or the user's."""
+    return bool(request.prefill or request.as_user)
+
+
+def logprobs_of_ids(ids: tuple[int, ...]) -> Body:
+    """The settings of vLLM for the log-probabilities of these tokens, whatever their rank."""
+    return {
+        "logprobs": True,
+        "top_logprobs": 0,
+        "logprob_token_ids": list(ids),
+        "return_tokens_as_token_ids": True,
+    }
+
+
+def estimated_tokens(messages: tuple[Message, ...]) -> int:
+    """About how many tokens a chat has, for tokens_per_minute: corrected once the server has counted."""
+    return sum(len(m.content) // 4 + 4 for m in messages)
+
+
+class ServerTokenizer:
+    """The server's own tokenizer, asked by POST /tokenize (vLLM)."""
+
+    def __init__(self, client: Client, model: str) -> None:
+        self._client, self._model = client, model
+        self._url = client.url.removesuffix("/v1") + "/tokenize"
+        self._first_tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
+
+    def first_tokens(self, choices: tuple[str, ...]) -> tuple[int, ...]:
+        """The first token of each choice as the assistant would write it; () where the server does not say.
+
+        Raises EngineError where two are the same.
+        """
+        if choices not in self._first_tokens:
+            tokens = [self._first_token(choice) for choice in choices]
+            ids = tuple(token for token in tokens if token is not None)
+            if len(ids) < len(choices):
+                ids = ()
+            if len(set(ids)) < len(ids):
+                raise EngineError(
+                    f"the choices {list(choices)} begin with the same token; give others with judging.choices"
+                )
+            self._first_tokens[choices] = ids
+        return self._first_tokens[choices]
+
+    def _first_token(self, text: str) -> int | None:
+        question = {"role": "user", "content": "a"}
+        reply = {"role": "assistant", "content": text}
+        prompt = self._ids([question], add_generation_prompt=True)
+        whole = self._ids([question, reply], add_generation_prompt=False, continue_final_message=True)
+        if prompt is None or whole is None:
+            return None
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            return None
+        return int(whole[len(prompt)])
+
+    def _ids(self, messages: list[dict[str, str]], **settings: bool) -> list[Any] | None:
+        body: Body = {"model": self._model, "messages": messages, **settings}
+        ids = (self._client.post(self._url, body) or {}).get("tokens")
+        return ids if isinstance(ids, list) else None

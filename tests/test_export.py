@@ -31,8 +31,10 @@ from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
 from sao.records import Judgment, Persona, PreferencePair, Prompt, Response, make_id
 from sao.sharing.dataset_card import Exported, data_card
-from sao.sharing.export import LARGE, UNFINISHED, arriving, export, joined, paired, split_of, write_rows
+from sao.sharing.export import export, joined, paired, write_rows
 from sao.sharing.formats import COLUMNS, FORMS, VIEWS, Example, rows_of, standings
+from sao.sharing.sinks import UNFINISHED, arriving
+from sao.sharing.split import LARGE, split_of
 from sao.stages.personas import non_commercial
 from sao.store.manifest import read_manifest
 from sao.templates import load_template
@@ -412,7 +414,7 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
 
     export(finished, tmp_path / "old", "axolotl")
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
-    monkeypatch.setattr("sao.sharing.export.write_atomic", full)
+    monkeypatch.setattr("sao.sharing.sinks.write_atomic", full)
     for name in ("old", "new"):
         with pytest.raises(StoreError, match="disk is full"):
             export(finished, tmp_path / name, "trl")

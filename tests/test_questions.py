@@ -131,7 +131,14 @@ def test_a_single_message_is_a_question(tmp_path: Path) -> None:
     assert question.prompt.text == "Hi"
 
 
-def test_ids_hang_on_the_texts_alone() -> None:
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_an_answer_by_somebody_else_is_none(tmp_path: Path, role: str) -> None:
+    row = {"instruction": "Greet me.", "output": {"role": role, "content": "Hi!"}}
+    with pytest.raises(DataError, match=r"no answer to every turn .*\(output holds none\)"):
+        read_answers(lines(tmp_path / "a.jsonl", [row]), [question_of(["Greet me."], 0)])
+
+
+def test_ids_depend_on_the_texts_alone() -> None:
     prompts = [Prompt(id="p", row=5, persona_id="x", text="b"), Prompt(id="q", row=6, persona_id="y",
     text="b"),
                Prompt(id="r", row=7, persona_id="y", text="b", earlier=("u", "a"))]  # fmt: skip

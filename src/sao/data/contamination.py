@@ -1,8 +1,8 @@
-"""Which evaluation items stand in a text: their n-grams, indexed.
+"""Contamination: which evaluation items a text contains, by their n-grams.
 
-An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text
-where at least a share of them (0.7) stands in that text. Items of fewer than three words count only where
-they are the whole text. The evaluation side is indexed, ours streams past it.
+An item's n-grams have n words, n = 8 or the item's number of words where that is less; the item has leaked
+into a text that contains at least a share (0.7) of them. Items of fewer than three words count only where
+they are the whole text. The evaluation items are indexed, the texts are streamed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NGRAM, SHORT = 8, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leak:
-    """An item that stands in a text, and the share of its n-grams that does."""
+    """An item that a text contains, and the share of its n-grams that are there."""
 
     benchmark: str
     item: str
@@ -29,10 +29,10 @@ class Leak:
 
 
 class LeakIndex:
-    """The n-grams of evaluation items, and which texts hold an item.
+    """The n-grams of evaluation items, to find the items in texts.
 
     Memory: 12 bytes for each n-gram, and about 100 for each different beginning of one (SHORT words), by
-    which most places of a text are passed over.
+    which most positions of a text are skipped.
     """
 
     def __init__(self, benchmarks: Iterable[Benchmark], max_overlap: float = 0.7) -> None:
@@ -51,53 +51,57 @@ class LeakIndex:
         self._keys = array("q", np.frombuffer(keys, np.int64)[order].tobytes()) if keys else keys
         self._numbers = array("I", np.frombuffer(numbers, np.uint32)[order].tobytes()) if keys else numbers
 
-    def _add(self, said: list[str], text: str, number: int) -> set[int]:
+    def _add(self, item_words: list[str], text: str, number: int) -> set[int]:
         """The hashes of an item's n-grams; none where it is too short for any."""
-        n = min(NGRAM, len(said))
+        n = min(NGRAM, len(item_words))
         if n < SHORT:
             if whole := normalise(text):
                 self._whole.setdefault(whole, number)
             self._sizes.append(0)
             return set()
-        starts = range(len(said) - n + 1)
+        starts = range(len(item_words) - n + 1)
         for i in starts:
-            beginning = hash(tuple(said[i : i + SHORT]))
+            beginning = hash(tuple(item_words[i : i + SHORT]))
             lengths = self._beginnings.get(beginning, ())
             if n not in lengths:
                 self._beginnings[beginning] = (*lengths, n)
-        grams = {hash(tuple(said[i : i + n])) for i in starts}
+        grams = {hash(tuple(item_words[i : i + n])) for i in starts}
         self._sizes.append(len(grams))
         return grams
 
     def find(self, text: str) -> Leak | None:
-        """The item of which the largest share stands in the text, None where none does to `max_overlap`."""
+        """The item with the largest share in the text, None where no share reaches `max_overlap`."""
         return next(iter(self.find_all(text)), None)
 
     def find_all(self, text: str) -> list[Leak]:
-        """The items that have leaked into the text, those first of which the largest share stands in it."""
-        said = words(text)
-        if len(said) < SHORT:
+        """The items that have leaked into the text, the largest shares first."""
+        text_words = words(text)
+        if len(text_words) < SHORT:
             number = self._whole.get(normalise(text))
             return [] if number is None else [self._leak(number, 1.0)]
         hits: dict[int, int] = {}
-        for number in self._hits(said):
+        for number in self._hits(text_words):
             hits[number] = hits.get(number, 0) + 1
         shares = sorted((-count / self._sizes[number], number) for number, count in hits.items())
         return [self._leak(number, -share) for share, number in shares if -share >= self.max_overlap]
 
-    def _hits(self, said: list[str]) -> Iterator[int]:
-        """The items of each n-gram that stands in the words, each n-gram once."""
-        keys, numbers, seen = self._keys, self._numbers, set[int]()
-        for i, beginning in enumerate(zip(said, said[1:], said[2:], strict=False)):
+    def _hits(self, text_words: list[str]) -> Iterator[int]:
+        """The items of each n-gram that is among the words, each n-gram once."""
+        seen: set[int] = set()
+        for i, beginning in enumerate(zip(text_words, text_words[1:], text_words[2:], strict=False)):
             for n in self._beginnings.get(hash(beginning), ()):
-                key = hash(tuple(said[i : i + n]))
-                if key in seen:
-                    continue
-                seen.add(key)
-                at = bisect_left(keys, key)
-                while at < len(keys) and keys[at] == key:
-                    yield numbers[at]
-                    at += 1
+                gram = hash(tuple(text_words[i : i + n]))
+                if gram not in seen:
+                    seen.add(gram)
+                    yield from self._items_with(gram)
+
+    def _items_with(self, gram: int) -> Iterator[int]:
+        """The numbers of the items that have an n-gram."""
+        keys = self._keys
+        place = bisect_left(keys, gram)
+        while place < len(keys) and keys[place] == gram:
+            yield self._numbers[place]
+            place += 1
 
     def _leak(self, number: int, share: float) -> Leak:
         benchmark, item, text = self.items[number]

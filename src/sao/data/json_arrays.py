@@ -1,8 +1,8 @@
 """The items of a file that is a JSON array, or several arrays one after another, read piece by piece.
 
-Several arrays come of joined files and of writers that work chunk by chunk. Their items are one list where
-all of them are records. Where they are chat messages, texts or numbers, each array may just as well be one
-row: that is an error, no guess.
+Joined files, and writers that work chunk by chunk, leave several arrays. Their items are one list where all
+are records. Where they are chat messages, texts or numbers, each array may also be one row: that is an error;
+nothing is guessed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ _GOES_ON = 4
 """Characters after a number in which it may go on ("1" of "1e+5"), where a piece of the file ends."""
 _ONE_A_LINE = (
     'Write one record a line, as .jsonl (a whole conversation as one record: {"messages": [...]}), or put '
-    "all records "
-    "into one array"
+    "all records into one array"
 )
 
 
@@ -54,8 +53,8 @@ def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Ite
 
 
 class _Arrays:
-    """A file of arrays: the piece of it that is held (`_text`, from `_at` on), and the number of the item
-    that is read."""
+    """A file of arrays: the piece of it that is in memory (`_text`, read up to `_at`), and the number of the
+    current item."""
 
     def __init__(self, path: Path, file: TextIO, piece: int, longest: int) -> None:
         self.number = 0
@@ -111,8 +110,7 @@ class _Arrays:
             if follows not in (",", "]"):
                 raise DataError(
                     f"{self.place}: not JSON ({'no comma' if follows else 'the file ends'} after it). Mend "
-                    "the file, or copy "
-                    "it again if it was cut off"
+                    "the file, or copy it again if it was cut off"
                 )
             yield item
             self._at += follows == ","
@@ -123,15 +121,15 @@ class _Arrays:
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
             except ValueError as error:
-                said = getattr(error, "msg", error)
+                why = getattr(error, "msg", error)
                 if len(self._text) - self._at > self._longest:
                     raise DataError(
-                        f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({said}). Mend it "
+                        f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({why}). Mend it "
                         "or take it out"
                     ) from error
-                if not self._more():  # it merely went on, as long as there was more
+                if not self._more():  # else the value only continues in the next piece
                     raise DataError(
-                        f"{self.place}: not JSON ({said}). Mend the file, or copy it again if it was cut off"
+                        f"{self.place}: not JSON ({why}). Mend the file, or copy it again if it was cut off"
                     ) from error
                 continue
             size = end - self._at
@@ -149,7 +147,7 @@ class _Arrays:
                 return self._text[self._at : self._at + 1]
 
     def _more(self) -> bool:
-        """Read on and let go of what is done; False at the end of the file."""
+        """Read the next piece and drop what was read before; False at the end of the file."""
         rest = self._text[self._at :]
         new = self._file.read(max(self._piece, len(rest)))
         self._text, self._at = rest + new, 0

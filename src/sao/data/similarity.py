@@ -1,13 +1,12 @@
-"""Texts that repeat an earlier one. Texts in the order of their rows in; for each, the earlier one that it
-repeats.
+"""Dedup: texts in the order of their rows in; for each, the earlier text that it repeats out.
 
-Exact: equal but for case, punctuation and spaces. Near: MinHash signatures (rensa) name candidates, and the
-Jaccard similarity of their word pairs decides. By meaning: the cosine of embeddings. The first of a group
-always stays, and a text is compared with those that stayed, so the outcome depends on the order of the rows
-and on nothing else.
+Exact: equal except for case, punctuation and spaces. Near: MinHash signatures (rensa) propose candidates, and
+the Jaccard similarity of their word pairs decides. By meaning: the cosine of embeddings. The first of a group
+is always kept, and a text is compared only with kept ones, so the result depends on the order of the rows and
+on nothing else.
 
 Broder, "On the resemblance and containment of documents" (1997); Leskovec, Rajaraman and Ullman, Mining of
-Massive Datasets, chapter 3. What is found, and how fast: python benchmarks/filters.py --rows 60000
+Massive Datasets, chapter 3. Recall and speed: python benchmarks/filters.py --rows 60000
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ PERMUTATIONS, RECALL, SEED = 128, 0.98, 1
 """Length of a signature, the share of the pairs at the threshold that must become candidates, and the
 signatures' seed."""
 BATCH = 1024
-"""Texts whose signatures or embeddings are made at a time; what is found does not depend on it."""
+"""Texts whose signatures or embeddings are made at a time; the result does not depend on it."""
 GROUP, VERIFIED = 48, 32
-"""So many of the texts before it in each bucket are looked at, and so many of those, the ones met most often,
-are compared. Templated texts ("Explain … in … words." a million times) fill buckets with thousands that are
-no duplicates; without bounds all would be compared. What it costs: a duplicate stays where in each bucket
-GROUP others or more came between it and its original."""
+"""In each bucket the GROUP texts before a text are candidates, and the VERIFIED candidates that share most
+buckets with it are compared. Templated texts ("Explain … in … words." a million times) fill buckets with
+thousands of texts that are no duplicates; without bounds all would be compared. The cost: a duplicate is
+missed where in each bucket at least GROUP others are between it and its original."""
 _SIGNS = (
     r"(?=[-+<=>^$#*/%])(?:[+<=>^$]|(?<=[^\W_])#(?![^\W_])|(?<=[^\W_])[*/](?=[^\W_])"
     r"|(?:(?<=\d)|(?<=\d\s))(?:%|[-*/](?=\s?\d))|(?<![^\W_])-(?=\d))"
 )
-"""Signs that make another question of a text, and so are words: C++, C#, 3 - 4, -5, x/y, 5 %."""
+"""Signs that change what a text asks, and so are words: C++, C#, 3 - 4, -5, x/y, 5 %."""
 _ASCII_WORD = re.compile(f"[a-z0-9]+|{_SIGNS}", re.ASCII)
 _NO_SPACES = (
     "\u0e01-\u0e4e\u0e50-\u0e59\u0e81-\u0edf\u1000-\u1049\u1050-\u109f\u1780-\u17d3\u17e0-\u17e9"
@@ -58,17 +57,17 @@ _NO_SPACES = (
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """For each text [n] the place of the earlier one that it repeats (-1: none), and how similar the two are
-    (1: equal). An equal one is always the first of its kind, though that one itself may repeat another
-    nearly; a near one is one that stayed."""
+    """For each text [n] the number of the earlier one that it repeats (-1: none), and how similar the two are
+    (1: equal). Of equal texts it is always the first, even where that one nearly repeats another; a near one
+    is a text that is kept."""
 
     earlier: array[int]
     similarity: array[float]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, compatibility forms and case made one (NFKC, casefold). Emoji and some signs are
-    words too."""
+    """The words of a text, without differences of compatibility form and case (NFKC, casefold). Emoji and
+    some signs are words too."""
     if text.isascii():
         return _ASCII_WORD.findall(text.lower())
     return _any_word().findall(unicodedata.normalize("NFKC", text).casefold())
@@ -93,29 +92,29 @@ def _any_word() -> re.Pattern[str]:
 
 def _ranges(chars: str) -> str:
     """Characters in ascending order as the inside of a regular expression's brackets."""
-    starts = [c for before, c in zip(" " + chars, chars, strict=False) if ord(c) != ord(before) + 1]
-    ends = [c for c, after in zip(chars, chars[1:] + " ", strict=False) if ord(after) != ord(c) + 1]
-    return "".join(f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    starts = [char for last, char in zip(" " + chars, chars, strict=False) if ord(char) != ord(last) + 1]
+    ends = [char for char, after in zip(chars, chars[1:] + " ", strict=False) if ord(after) != ord(char) + 1]
+    return "".join(f"{start}-{end}" for start, end in zip(starts, ends, strict=True))
 
 
-def _said(text: str) -> list[str]:
-    """The words of a text; of one without any, its characters between spaces, in ASCII."""
+def _terms(text: str) -> list[str]:
+    """The words of a text; of a text without words, its characters between spaces, in ASCII."""
     return words(text) or [part.encode("unicode_escape").decode() for part in text.split()]
 
 
 def normalise(text: str) -> str:
-    """What two texts that count as equal have in common: their words; of a text without any, its
+    """The form in which texts that count as equal are equal: their words; of a text without words, its
     characters."""
-    return " ".join(_said(text))
+    return " ".join(_terms(text))
 
 
 def shingles(text: str) -> set[str]:
     """The pairs of neighbouring words; of a text of one word, that word."""
-    return _pairs(_said(text))
+    return _pairs(_terms(text))
 
 
-def _pairs(said: list[str]) -> set[str]:
-    return {f"{a} {b}" for a, b in pairwise(said)} or set(said)
+def _pairs(terms: list[str]) -> set[str]:
+    return {f"{a} {b}" for a, b in pairwise(terms)} or set(terms)
 
 
 def jaccard(a: set[Any], b: set[Any]) -> float:
@@ -124,11 +123,13 @@ def jaccard(a: set[Any], b: set[Any]) -> float:
 
 
 def bands_for(threshold: float) -> tuple[int, int]:
-    """(bands, rows of a band) of a signature: as many rows as still make RECALL of the pairs at the threshold
-    candidates."""
-    rows = next(
-        r for r in range(10, 0, -1) if r == 1 or 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL
-    )
+    """(bands, rows of a band) of a signature: as many rows as possible, so that at least RECALL of the pairs
+    at the threshold become candidates."""
+
+    def recall(rows: int) -> float:
+        return 1 - (1 - threshold**rows) ** (PERMUTATIONS // rows)
+
+    rows = next((rows for rows in range(10, 1, -1) if recall(rows) >= RECALL), 1)
     return PERMUTATIONS // rows, rows
 
 
@@ -136,50 +137,50 @@ def find_duplicates(texts: Texts, threshold: float | None) -> Repeats:
     """What each text repeats, exactly or, where there is a `threshold` below 1, with a Jaccard similarity of
     at least that.
 
-    Memory: 24 bytes a text; while near ones are looked for 4 more for each band (25 at 0.7), and 4 for each
-    word of the texts that share a bucket with another. The texts themselves pass through.
+    Memory: 24 bytes a text; for near ones 4 more for each band (25 at 0.7), and 4 for each word of the texts
+    that share a bucket with another. The texts themselves are streamed.
     """
     import numpy as np
 
-    near = threshold is not None and threshold < 1
-    keys, bands = _hashed(texts, bands_for(threshold) if near and threshold is not None else (0, 0))
-    _, first, where = np.unique(np.frombuffer(keys, np.uint64), return_index=True, return_inverse=True)
-    places = first[where.reshape(-1)].astype(np.int64)
-    repeated = places != np.arange(len(keys))
-    del first, where
-    found = Repeats(
-        array("q", np.where(repeated, places, -1).tobytes()),
+    near = threshold if threshold is not None and threshold < 1 else None
+    keys, bands = _hashed(texts, (0, 0) if near is None else bands_for(near))
+    _, first, which = np.unique(np.frombuffer(keys, np.uint64), return_index=True, return_inverse=True)
+    originals = first[which.reshape(-1)].astype(np.int64)
+    repeated = originals != np.arange(len(keys))
+    del first, which
+    repeats = Repeats(
+        array("q", np.where(repeated, originals, -1).tobytes()),
         array("f", repeated.astype(np.float32).tobytes()),
     )
-    del places, repeated
-    if near and threshold is not None and len(keys):
-        _find_near(texts, threshold, bands, found)
-    return found
+    del originals, repeated
+    if near is not None and len(keys):
+        _find_near(texts, near, bands, repeats)
+    return repeats
 
 
 def _hashed(texts: Texts, shape: tuple[int, int]) -> tuple[array[int], list[array[int]]]:
-    """Of each text a hash of its words [n], and of each band of its signature one [bands][n]."""
+    """A hash of each text's words [n], and one of each band of its signature [bands][n]."""
     import numpy as np
     import rensa
 
     bands, rows = shape
-    keys, found = array("Q"), [array("I") for _ in range(bands)]
-    waiting = map(_said, texts())
+    keys, band_keys = array("Q"), [array("I") for _ in range(bands)]
+    waiting = map(_terms, texts())
     while batch := list(islice(waiting, BATCH)):
-        keys.extend(_key(" ".join(said)) for said in batch)
+        keys.extend(_key(" ".join(terms)) for terms in batch)
         if bands:
             digests = rensa.RMinHash.digests_from_token_sets(
-                [list(_pairs(said)) for said in batch], bands * rows, SEED
+                [list(_pairs(terms)) for terms in batch], bands * rows, SEED
             )
             mixed = _mixed(np.array(digests, dtype=np.uint64).reshape(len(batch), bands, rows))
-            for band, column in zip(found, mixed.T, strict=True):
+            for band, column in zip(band_keys, mixed.T, strict=True):
                 band.frombytes(column.tobytes())
-    return keys, found
+    return keys, band_keys
 
 
 def _mixed(signatures: np.ndarray) -> np.ndarray:
-    """The rows of each band as one number of 32 bits: [n, bands, rows] → [n, bands]. What falls together by
-    accident is told apart when it is verified."""
+    """The rows of each band as one number of 32 bits: [n, bands, rows] → [n, bands]. Collisions do no harm:
+    candidates are verified."""
     import numpy as np
 
     key = np.zeros(signatures.shape[:2], dtype=np.uint64)
@@ -195,40 +196,57 @@ def _key(text: str) -> int:
     )
 
 
-def _find_near(texts: Texts, threshold: float, bands: list[array[int]], found: Repeats) -> None:
-    """Write near-duplicates into `found`, which holds the exact ones."""
+def _find_near(texts: Texts, threshold: float, bands: list[array[int]], repeats: Repeats) -> None:
+    """Write near-duplicates into `repeats`, which holds the exact ones."""
     import numpy as np
 
-    new = np.flatnonzero(np.frombuffer(found.earlier, np.int64) < 0)
-    shared = np.zeros(len(found.earlier), dtype=bool)
+    new = np.flatnonzero(np.frombuffer(repeats.earlier, np.int64) < 0)
+    shared = np.zeros(len(repeats.earlier), dtype=bool)
     chains = [_chain(np.frombuffer(band, np.uint32), new, shared) for band in bands]
     is_shared = shared.tobytes()
-    hashes, begins = array("I"), array("Q", bytes(8 * len(found.earlier)))
+    kept = _ShingleHashes(len(repeats.earlier))
     for row, text in enumerate(texts()):
         if not is_shared[row]:
             continue
-        own = {crc32(shingle.encode()) for shingle in shingles(text)}
-        best, of = 0.0, -1
-        for other in _candidates(chains, row, found.earlier):
-            begin = begins[other]
-            size = hashes[begin]
-            if min(size, len(own)) < threshold * max(size, len(own)):
-                continue
-            both = len(own.intersection(hashes[begin + 1 : begin + 1 + size]))
-            value = both / (len(own) + size - both)
-            if value > best or (value == best and other < of):
-                best, of = value, other
-        if best >= threshold:
-            found.earlier[row], found.similarity[row] = of, min(best, 0.999)
+        hashes = {crc32(shingle.encode()) for shingle in shingles(text)}
+        original, similarity = -1, 0.0
+        for other in _candidates(chains, row, repeats.earlier):
+            value = kept.similarity(other, hashes, threshold)
+            if value > similarity or (value == similarity and other < original):
+                original, similarity = other, value
+        if similarity >= threshold:
+            repeats.earlier[row], repeats.similarity[row] = original, min(similarity, 0.999)
         else:
-            begins[row] = len(hashes)
-            hashes.append(len(own))
-            hashes.extend(own)
+            kept.add(row, hashes)
+
+
+class _ShingleHashes:
+    """The shingles of the texts that are kept, as hashes in one array; 4 bytes each, and 8 a text."""
+
+    def __init__(self, n: int) -> None:
+        self._hashes = array("I")
+        self._starts = array("Q", bytes(8 * n))
+
+    def add(self, row: int, hashes: set[int]) -> None:
+        self._starts[row] = len(self._hashes)
+        self._hashes.append(len(hashes))
+        self._hashes.extend(hashes)
+
+    def similarity(self, row: int, hashes: set[int], threshold: float) -> float:
+        """The Jaccard similarity with a text that was added; 0 where the sizes alone keep it below the
+        threshold."""
+        start = self._starts[row]
+        size = self._hashes[start]
+        if min(size, len(hashes)) < threshold * max(size, len(hashes)):
+            return 0.0
+        both = len(hashes.intersection(self._hashes[start + 1 : start + 1 + size]))
+        return both / (len(hashes) + size - both)
 
 
 def _chain(keys: np.ndarray, new: np.ndarray, shared: np.ndarray) -> memoryview:
-    """Of each text [n] the one before it in its bucket of this band (-1: none), written over `keys` [n];
-    marks in `shared` [n] those that are not alone in their bucket. Only the `new` texts are in buckets."""
+    """For each text [n] the one before it in its bucket of this band (-1: none), written over `keys` [n];
+    marks in `shared` [n] the texts that are not alone in their bucket. Only the `new` texts are in
+    buckets."""
     import numpy as np
 
     rows = new[np.argsort(keys[new], kind="stable")]
@@ -242,19 +260,19 @@ def _chain(keys: np.ndarray, new: np.ndarray, shared: np.ndarray) -> memoryview:
 
 
 def _candidates(chains: list[memoryview], row: int, earlier: array[int]) -> list[int]:
-    """The texts that stayed, before `row` in its buckets, those met most often first; what did not stay leads
-    to its original."""
-    meets: dict[int, int] = {}
+    """The kept texts before `row` in its buckets, those that share most buckets first; a text that is not
+    kept counts as its original."""
+    buckets: dict[int, int] = {}
     for chain in chains:
         other = chain[row]
         for _ in range(GROUP):
             if other < 0:
                 break
             original = earlier[other]
-            stayed = other if original < 0 else original
-            meets[stayed] = meets.get(stayed, 0) + 1
+            kept = other if original < 0 else original
+            buckets[kept] = buckets.get(kept, 0) + 1
             other = chain[other]
-    return sorted(meets, key=lambda other: (-meets[other], other))[:VERIFIED]
+    return sorted(buckets, key=lambda other: (-buckets[other], other))[:VERIFIED]
 
 
 def find_by_embedding(texts: Texts, model: str, threshold: float, encode: Encode | None = None) -> Repeats:
@@ -265,9 +283,9 @@ def find_by_embedding(texts: Texts, model: str, threshold: float, encode: Encode
         texts: The texts.
         model: A sentence-transformers model, a folder or a hub id.
         threshold: Least cosine.
-        encode: Takes the model's place.
+        encode: Used in place of the model.
 
-    Compares with all that stayed: n² products, minutes for 60,000 texts, hours for a million. Memory: 2 bytes
+    Compares with all kept texts: n² products, minutes for 60,000 texts, hours for a million. Memory: 2 bytes
     a dimension and text. Raises ConfigError where the package or the model is missing.
 
     """

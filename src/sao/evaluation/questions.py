@@ -155,7 +155,7 @@ def _given_and_asked(turns: list[Turn], place: str) -> tuple[tuple[str, ...], tu
     """The turns that the set gives (user, assistant, user, assistant, …), and the user's turns after them,
     which are to be answered.
 
-    The assistant's last words, after all turns of the user, are an answer and no part of the question.
+    Turns of the assistant after the last one of the user are an answer and no part of the question.
     """
     turns = [turn for turn in turns if not _is_empty_system(turn)]
     if any(turn.role == "system" for turn in turns):
@@ -187,7 +187,7 @@ def _after_last(turns: Sequence[Turn], *, by_user: bool) -> int:
 
 
 def _named(turn: Turn) -> str:
-    """A turn in messages: who speaks, and what stands there where it is no text."""
+    """A turn in messages: who speaks, and what the content is where it is no text."""
     if turn.calls_tools:
         return f"{turn.role} (calls a tool)"
     if isinstance(turn.content, str | None):

@@ -1,10 +1,10 @@
 """From verdicts to ranks: a judge's calibration over a run, and the strengths of a prompt's answers
 (Bradley–Terry).
 
-Log-odds are in nats, in favour of the answer that stands first. A judge that saw a pair in both orders said x
-about (a, b) and y about (b, a). Its taste for the first slot adds the same to both, so it shows as (x + y)/2
-and cancels in m = (x − y)/2 (RLAIF, arXiv 2309.00267). How far its confidence can be trusted shows in how
-often its two words agree.
+Log-odds are in nats, in favour of the answer that is shown first. A judge that sees a pair in both orders
+gives x for (a, b) and y for (b, a). Its position bias adds the same to both: it is (x + y)/2, and it cancels
+in the margin m = (x − y)/2 (RLAIF, arXiv 2309.00267). How often its two verdicts agree shows how far its
+confidence can be trusted.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from sao.records import Judgment
 
 LIMIT = 30.0
-"""Log-odds beyond this say nothing more (a probability of 1e-13 is rounding)."""
+"""Larger log-odds are cut to this (a probability of 1e-13 is rounding)."""
 TEMPERATURES = (1.0, 50.0)
-"""Least and greatest. A judge that agrees with itself more often than it claims is not taken to be surer than
-it says: errors that both orders share do not show in their agreement."""
+"""Least and greatest. No less than 1: where the two orders agree more often than the judge's confidence
+predicts, it is not made more confident, since errors that both orders share do not show in their
+agreement."""
 PRIOR_SD = 5.0
-"""Standard deviation, in nats, of the normal prior on strengths: weak, but it keeps those of unbeaten answers
-finite."""
+"""Standard deviation, in nats, of the normal prior on strengths: weak, but it keeps the strength of an
+unbeaten answer finite."""
 Floats = NDArray[np.float64]
 
 
@@ -44,24 +45,23 @@ def sigmoid(x: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What one judge's verdicts over a run say about it. The default takes its words as they are."""
+    """What one judge's verdicts over a run show about it. The default leaves its verdicts as they are."""
 
     bias: float = 0.0
-    """Nats that it adds for the first slot."""
+    """Position bias: nats that it adds for the answer that is shown first."""
     temperature: float = 1.0
-    """What its log-odds are divided by."""
+    """Its log-odds are divided by this."""
     skill: float | None = None
-    """For a judge that gives words only: the log-odds with which one of its verdicts is right, its bias
-    aside."""
+    """For a judge without numbers: the log-odds with which one of its verdicts is right, apart from its
+    bias."""
     agreement: float | None = None
-    """Share of the pairs on which its two orders name the same winner; for log-odds, their bias taken
-    away."""
+    """Share of the pairs on which its two orders name the same winner; for log-odds, without their bias."""
     pairs: int = 0
     """Pairs that it judged in both orders."""
 
     def first(self, judgment: Judgment) -> float | None:
         """Calibrated log-odds that the first answer is the better one, to be averaged over the orders; None
-        where the verdict cannot be read, or is a word of unknown worth."""
+        where the verdict cannot be read, or has no number and the judge's skill is not known."""
         if judgment.verdict is None:
             return None
         if judgment.p_first is not None:
@@ -70,71 +70,80 @@ class Calibration:
             return 0.0
         if self.skill is None:
             return None
-        # Two words that err alone add up, so each counts twice in their mean: the two of an agreeing pair
-        # make 2 · skill, those of a pair that always goes to one slot make 0.
-        s, b = self.skill, self.bias
-        sides = (s + b, b - s) if judgment.verdict == "first" else (-s - b, s - b)
-        return 2 * (_log_sigmoid(sides[0]) - _log_sigmoid(sides[1]))
+        # Two verdicts with independent errors add up, so each counts twice in their mean: an agreeing pair
+        # gets 2 · skill, a pair that goes to one slot in both orders gets 0.
+        skill, bias = self.skill, self.bias
+        if judgment.verdict == "first":
+            return 2 * (_log_sigmoid(skill + bias) - _log_sigmoid(bias - skill))
+        return 2 * (_log_sigmoid(-skill - bias) - _log_sigmoid(skill - bias))
 
 
 @dataclass(slots=True)
 class Calibrator:
-    """Takes in one judge's verdicts, prompt by prompt, and gives its calibration; 16 bytes a pair."""
+    """Reads one judge's verdicts, prompt by prompt, and gives its calibration; 16 bytes a pair."""
 
-    _x: array[float] = field(default_factory=lambda: array("d"))
-    _y: array[float] = field(default_factory=lambda: array("d"))
-    _alone: array[float] = field(default_factory=lambda: array("d"))
-    _words: dict[str, int] = field(default_factory=lambda: {"same": 0, "first": 0, "second": 0})
+    _one_order: array[float] = field(default_factory=lambda: array("d"))
+    """Log-odds of pairs that were judged in both orders: x and y of the module's docstring."""
+    _other_order: array[float] = field(default_factory=lambda: array("d"))
+    _single: array[float] = field(default_factory=lambda: array("d"))
+    """Log-odds of pairs that were judged in one order only."""
+    _verdicts: dict[str, int] = field(default_factory=lambda: {"same": 0, "first": 0, "second": 0})
+    """Pairs without numbers: both orders name the same winner, the first slot, or the second slot."""
 
     def see(self, judgments: Iterable[Judgment]) -> None:
-        """The verdicts on one prompt's answers."""
+        """Read the verdicts on one prompt's answers."""
         waiting: dict[tuple[str, str], Judgment] = {}
-        for j in judgments:
-            if j.verdict is None:
+        for judgment in judgments:
+            if judgment.verdict is None:
                 continue
-            other = waiting.pop((j.second_id, j.first_id), None)
-            if other is None:
-                waiting[j.first_id, j.second_id] = j
-            elif j.p_first is not None and other.p_first is not None:
-                self._x.append(log_odds(other.p_first))
-                self._y.append(log_odds(j.p_first))
-            elif "tie" not in (j.verdict, other.verdict):
-                self._words["same" if j.winner_id == other.winner_id else j.verdict] += 1
-        self._alone.extend(log_odds(j.p_first) for j in waiting.values() if j.p_first is not None)
+            swapped = waiting.pop((judgment.second_id, judgment.first_id), None)
+            if swapped is None:
+                waiting[judgment.first_id, judgment.second_id] = judgment
+            elif judgment.p_first is not None and swapped.p_first is not None:
+                self._one_order.append(log_odds(swapped.p_first))
+                self._other_order.append(log_odds(judgment.p_first))
+            elif "tie" not in (judgment.verdict, swapped.verdict):
+                agree = judgment.winner_id == swapped.winner_id
+                self._verdicts["same" if agree else judgment.verdict] += 1
+        self._single.extend(log_odds(j.p_first) for j in waiting.values() if j.p_first is not None)
 
     def calibration(self) -> Calibration:
-        """What was seen. Without pairs judged in both orders there is neither temperature nor skill."""
-        if self._x:
-            x, y = np.array(self._x), np.array(self._y)
+        """The calibration from all verdicts seen. Without pairs judged in both orders there is neither
+        temperature nor skill."""
+        if self._one_order:
+            x, y = np.array(self._one_order), np.array(self._other_order)
             bias = float(np.median((x + y) / 2))
             agreement = float(np.mean((x - bias) * (y - bias) < 0))
             temperature = _temperature((x - y) / 2, agreement)
             return Calibration(bias=bias, temperature=temperature, agreement=agreement, pairs=len(x))
-        if n := sum(self._words.values()):
-            return _of_words(self._words["same"], self._words["first"], self._words["second"], n)
-        # In one order, which answer stands first is a coin's choice: the mean is the bias, where it is more
-        # than chance.
-        alone = np.array(self._alone)
-        if len(alone) < 2 or abs(alone.mean()) < 2 * alone.std(ddof=1) / math.sqrt(len(alone)):
+        if any(self._verdicts.values()):
+            return _without_numbers(**self._verdicts)
+        # In one order, chance decides which answer is shown first: the mean is the bias, where it is
+        # significant.
+        single = np.array(self._single)
+        if len(single) < 2 or abs(single.mean()) < 2 * single.std(ddof=1) / math.sqrt(len(single)):
             return Calibration()
-        return Calibration(bias=float(alone.mean()))
+        return Calibration(bias=float(single.mean()))
 
 
-def _of_words(same: int, first: int, second: int, n: int) -> Calibration:
-    """From how often two orders name the same winner, and how often both name the first or the second slot.
+def _without_numbers(same: int, first: int, second: int) -> Calibration:
+    """The calibration of a judge without numbers, from how often its two orders name the same winner, and how
+    often both name the first or the second slot.
 
-    A judge of skill s and slot bias b (nats) names the better answer with σ(s + b) where it stands first and
-    σ(s − b) where it stands second; so P(both first) / P(both second) = e^2b, and they agree with σ(s+b)
-    σ(s−b) + σ(−s−b) σ(b−s).
+    A judge of skill s and position bias b (nats) names the better answer with probability σ(s + b) where it
+    is shown first and σ(s − b) where it is shown second; so P(both first) / P(both second) = e^2b, and the
+    orders agree with probability σ(s+b) σ(s−b) + σ(−s−b) σ(b−s).
     """
+    pairs = same + first + second
     bias = 0.5 * math.log((first + 0.5) / (second + 0.5))
-    agreement = (same + 0.5) / (n + 1)  # never wholly certain
+    agreement = (same + 0.5) / (pairs + 1)  # never certain
     low, high = 0.0, LIMIT
     for _ in range(60):
-        s = (low + high) / 2
-        foretold = sigmoid(s + bias) * sigmoid(s - bias) + sigmoid(-s - bias) * sigmoid(bias - s)
-        low, high = (s, high) if foretold < agreement else (low, s)
-    return Calibration(bias=bias, skill=(low + high) / 2, agreement=same / n, pairs=n)
+        skill = (low + high) / 2
+        both_right = sigmoid(skill + bias) * sigmoid(skill - bias)
+        both_wrong = sigmoid(-skill - bias) * sigmoid(bias - skill)
+        low, high = (skill, high) if both_right + both_wrong < agreement else (low, skill)
+    return Calibration(bias=bias, skill=(low + high) / 2, agreement=same / pairs, pairs=pairs)
 
 
 def _log_sigmoid(x: float) -> float:
@@ -142,8 +151,11 @@ def _log_sigmoid(x: float) -> float:
 
 
 def _temperature(margins: Floats, agreement: float) -> float:
-    """T with mean(p² + (1 − p)²) = agreement, p = σ(m / T): if p is the chance that one order names a, this
-    is how often two do so alike. Found by bisection, since a larger T foretells less agreement."""
+    """T with mean(p² + (1 − p)²) = agreement, p = σ(m / T).
+
+    If p is the probability that one order names a, the mean is how often two orders agree. Found by
+    bisection, since a larger T predicts less agreement.
+    """
     low, high = TEMPERATURES
     for _ in range(60):
         middle = math.sqrt(low * high)
@@ -168,8 +180,8 @@ class Strengths:
 
     def sd(self, a: int, b: int) -> float:
         """Standard deviation of that margin, nats."""
-        c = self.covariance
-        return math.sqrt(max(0.0, float(c[a, a] + c[b, b] - 2 * c[a, b])))
+        cov = self.covariance
+        return math.sqrt(max(0.0, float(cov[a, a] + cov[b, b] - 2 * cov[a, b])))
 
 
 def bradley_terry(wins: Floats, prior_sd: float = PRIOR_SD) -> Strengths:
@@ -201,8 +213,7 @@ def bradley_terry(wins: Floats, prior_sd: float = PRIOR_SD) -> Strengths:
 
 
 def connected(wins: Floats) -> list[int]:
-    """A number for each answer, the same for those that were compared with each other, if only through
-    others."""
+    """A group number for each answer, the same for answers that were compared, directly or through others."""
     group = list(range(len(wins)))
     for i, j in np.argwhere(wins + wins.T > 0).tolist():
         old, new = group[i], group[j]

@@ -1,10 +1,10 @@
 """Judging: which of two answers is better. Pairs of responses in, `Judgment` records out (Algorithm 1 of
 arXiv 2510.06652: (y_w, y_l) ← M(ranking instruction with x, y_1, y_2)).
 
-`logprob` (default) reads the probabilities of the verdict's first token in one forward pass and, in both
-orders, lets a judge's taste for a slot show itself (RLAIF, arXiv 2309.00267). `text` samples a ranking line,
-after reasons if so asked, and reads it strictly (the paper's way). A verdict that cannot be read is kept as
-such: it is neither a tie nor a label. The other methods are controls.
+`logprob` (default) reads the probabilities of the verdict's first token in one forward pass; both orders show
+the judge's position bias (RLAIF, arXiv 2309.00267). `text` samples a ranking line, after reasoning where the
+recipe asks for it, and reads it strictly (the paper's way). An unparseable verdict is kept as such: it is
+neither a tie nor a label. The other methods are controls.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sao.stages.rows import pair_number, verdict_row
 from sao.templates import fill, load_template
 
 Oracle = Callable[[str, str], float | None]
-"""(prompt, answer) → score from 0 to 1, None where the prompt is none that it knows."""
+"""(prompt, answer) → score from 0 to 1, None for a prompt that it does not know."""
 SCORED_TOGETHER = 256
-"""Duels whose answers a reward model sees in one call."""
+"""Pairs whose answers a reward model scores in one call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Scorer(Protocol):
 
 
 def reading_judge(config: JudgingConfig) -> JudgingConfig:
-    """How an evaluation is judged: by the recipe's judge in both orders; where that one does not read
+    """How an evaluation is judged: by the recipe's judge in both orders; where that judge reads no answers
     (controls, a reward model, given labels), by the model itself and its log-probabilities."""
     both: dict[str, Any] = {"orders": "both", "opponents": None, "panel": []}
     if config.method not in ("logprob", "text"):
@@ -63,21 +63,21 @@ def reading_judge(config: JudgingConfig) -> JudgingConfig:
 
 
 def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
-    """Which of n answers are compared, by place: all pairs, or those of a ring in which each meets so many
-    others.
+    """Which of n answers are compared, by number: all pairs, or a ring in which each answer meets so many
+    opponents.
 
-    Each answer stands in as many pairs (where n and `opponents` are both odd, some in one more), and the ring
-    holds together, so that all can be ranked.
+    Each answer is in the same number of pairs (where n and `opponents` are both odd, some are in one more),
+    and the ring is connected, so that all can be ranked.
     """
-    every = set(combinations(range(n), 2))
+    all_pairs = set(combinations(range(n), 2))
     if opponents is None or opponents >= n - 1:
-        return every
-    found: set[tuple[int, int]] = set()
+        return all_pairs
+    ring: set[tuple[int, int]] = set()
     for distance in range(1, opponents // 2 + 1):
-        found |= {(min(i, j), max(i, j)) for i in range(n) if (j := (i + distance) % n) != i}
-    if opponents % 2:  # the answers half a ring away, once each
-        found |= {(i, j) for i in range(n // 2 + n % 2) if (j := i + n // 2) < n}
-    return found
+        ring |= {(min(i, j), max(i, j)) for i in range(n) if (j := (i + distance) % n) != i}
+    if opponents % 2:  # the answers half a ring apart, once each
+        ring |= {(i, j) for i in range(n // 2 + n % 2) if (j := i + n // 2) < n}
+    return ring
 
 
 def orders_of(config: JudgingConfig) -> int:
@@ -102,28 +102,30 @@ def ordered_pairs(
     n: int,
     opponents: int | None = None,
 ) -> Iterator[OrderedPair]:
-    """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; a text
-    that stands there twice is judged once.
+    """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; equal
+    texts are judged once.
 
-    Those that begin alike, with the same first answer to the same prompt, follow each other: an engine that
-    keeps what it has read (vLLM's prefix cache) then reads it once.
+    Pairs with the same prompt and the same first answer follow each other: an engine that caches prefixes
+    (vLLM) then reads them once.
     """
     for prompt_id, prompt, responses in groups:
-        found: list[OrderedPair] = []
+        pairs: list[OrderedPair] = []
         # Identical answers never pair; the pairs stage counts them.
-        different = {r.text: r for r in reversed(responses)}
-        there = [r for r in responses if different[r.text] is r]
-        for i, k in sorted(opponents_of(len(there), opponents)):
-            a, b = there[i], there[k]
+        first_of_text = {r.text: r for r in reversed(responses)}
+        distinct = [r for r in responses if first_of_text[r.text] is r]
+        for i, j in sorted(opponents_of(len(distinct), opponents)):
+            a, b = distinct[i], distinct[j]
             index, number = a.row // n, pair_number(a.index, b.index, n)
-            # In one order only, which answer stands first is drawn by the pair's own id, so that a slot's
-            # bias averages out.
+            # In one order only, the pair's own id draws which answer is first, so that a position bias
+            # averages out.
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
-                x, y = (b, a) if (order == 1) != swap else (a, b)
+                first, second = (b, a) if (order == 1) != swap else (a, b)
                 row = verdict_row(index, n, number, orders, order)
-                found.append(OrderedPair(make_id(key, x.id, y.id), row, prompt_id, prompt, x, y))
-        yield from sorted(found, key=lambda pair: pair.first.index)
+                pairs.append(
+                    OrderedPair(make_id(key, first.id, second.id), row, prompt_id, prompt, first, second)
+                )
+        yield from sorted(pairs, key=lambda pair: pair.first.index)
 
 
 def judge(
@@ -154,10 +156,10 @@ def judge(
             yield from _by_reward(todo, scorer, name)
         case "oracle":
             assert oracle is not None, "the oracle belongs to the proving ground"
-            yield from (_judgment(d, name, _oracle_verdict(d, oracle)) for d in todo)
+            yield from (_judgment(pair, name, _oracle_verdict(pair, oracle)) for pair in todo)
         case "random" | "longer" | "shorter" | "first":
             rule = CONTROLS[config.method]
-            yield from (_judgment(d, name, rule(d)) for d in todo)
+            yield from (_judgment(pair, name, rule(pair)) for pair in todo)
 
 
 def _by_logprob(
@@ -202,8 +204,8 @@ def _by_text(
 ) -> Iterator[Judgment | Drop]:
     template = load_template(config.template, ("prompt", "first", "second"))
     first, second = config.choices
-    # In place of log-probabilities, which name one of the two too, the judge is held to the two rankings
-    # where that can be.
+    # In place of log-probabilities, which always name one of the two, the engine restricts the text to the
+    # two rankings where it can.
     one_of = (f"{first} > {second}", f"{second} > {first}") if config.method == "logprob" else ()
     sampling = Sampling(config.max_tokens, config.temperature, one_of=one_of)
     waiting: dict[str, OrderedPair] = {}
@@ -233,13 +235,13 @@ def _by_reward(pairs: Iterable[OrderedPair], scorer: Scorer, name: str) -> Itera
     """Scores are differences of log-odds (Bradley–Terry), so P(first) = σ(score of first − score of
     second)."""
     waiting = iter(pairs)
-    while some := list(islice(waiting, SCORED_TOGETHER)):
-        texts = {(d.prompt, r.text): 0.0 for d in some for r in (d.first, d.second)}
-        texts = dict(zip(texts, scorer.score(list(texts)), strict=True))
-        for pair in some:
-            x, y = (texts[pair.prompt, r.text] for r in (pair.first, pair.second))
-            if math.isfinite(x - y):
-                verdict, p_first, _ = read_logprobs(min(0.0, x - y), min(0.0, y - x), 0.0)
+    while batch := list(islice(waiting, SCORED_TOGETHER)):
+        texts = list(dict.fromkeys((p.prompt, r.text) for p in batch for r in (p.first, p.second)))
+        scores = dict(zip(texts, scorer.score(texts), strict=True))
+        for pair in batch:
+            margin = scores[pair.prompt, pair.first.text] - scores[pair.prompt, pair.second.text]
+            if math.isfinite(margin):
+                verdict, p_first, _ = read_logprobs(min(0.0, margin), min(0.0, -margin), 0.0)
                 yield _judgment(pair, name, verdict, p_first)
             else:  # too long for the model
                 yield _judgment(pair, name, None)
@@ -249,13 +251,13 @@ def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -
     """The verdict of a ranking line "X > Y" or "X = Y" (a tie), X and Y being the two choices.
 
     Without `reasoning` the text is that line and nothing else. With it the last line that is not empty must
-    be one, and no other line may be a different one. Anything else at all is unreadable.
+    be a ranking line, and no other line may be a different one. Anything else is unparseable.
     """
     lines = [line for line in text.splitlines() if line.strip()] if reasoning else [text.strip()]
-    found = [verdict for line in lines if (verdict := _ranking_line(line, choices)) is not None]
-    if not lines or len(set(found)) != 1 or _ranking_line(lines[-1], choices) is None:
+    verdicts = [_ranking_line(line, choices) for line in lines]
+    if not verdicts or verdicts[-1] is None:
         return None
-    return found[0]
+    return verdicts[-1] if set(verdicts) <= {verdicts[-1], None} else None
 
 
 def _ranking_line(line: str, choices: tuple[str, str]) -> Verdict | None:
@@ -296,8 +298,8 @@ def _judgment(
 
 def _longer(pair: OrderedPair) -> Verdict:
     """The longer answer, in characters."""
-    a, b = len(pair.first.text), len(pair.second.text)
-    return "tie" if a == b else "first" if a > b else "second"
+    first, second = len(pair.first.text), len(pair.second.text)
+    return "tie" if first == second else "first" if first > second else "second"
 
 
 def _shorter(pair: OrderedPair) -> Verdict:

@@ -1,13 +1,13 @@
 """Personas: who asks. A source in, `Persona` records out (r_1 … r_n in Algorithm 1 of arXiv 2510.06652).
 
-Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (ships, written
-for SAO, CC0), `builtin:world` (the proving ground's 17,280), `none` (nobody: the control), a file, or a hub
-data set by id and revision. Equal texts count once; the last `held_out` of those taken are for the evaluation
-alone.
+Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (part of the
+package, written for SAO, CC0), `builtin:world` (the toy world's 17,280), `none` (nobody: the control), a
+file, or a hub data set by id and revision. Equal texts count once; the last `held_out` of those taken are for
+the evaluation alone.
 
-Writing them goes in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
-persona knows. What is similar to an earlier one is dropped (`settle`), and where little that is new comes,
-the source has dried up.
+The model writes them in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
+persona knows. A draft that is similar to an earlier one is dropped (`Settled`); writing ends when a round
+brings few new ones.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none":
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What personas are seeded with: axes of short phrases ("works in aviation", "wants to save time"), and
-    the ways in which two people may be related ("colleague")."""
+    """The seeds of personas: axes of short phrases ("works in aviation", "wants to save time"), and the ways
+    in which two people may be related ("colleague")."""
 
     axes: tuple[tuple[str, ...], ...]
     relations: tuple[str, ...]
@@ -49,21 +49,19 @@ class Traits:
 def load_traits(name: str) -> Traits:
     """A shipped grid (`general`, `world`) or a YAML file {axes: [[phrase, …], …], relations: [word, …]}.
 
-    Raises ConfigError where there is none, it has another shape, or what stands for a phrase is no text (a
-    bare `no` or `30`).
+    Raises ConfigError where there is none, it has another shape, or a phrase is no text (a bare `no` or
+    `30`).
     """
     shipped = resources.files("sao").joinpath(f"data/traits_{name}.yaml")
     try:
-        found = yaml.safe_load(
-            shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8")
-        )
-        axes = tuple(_phrases(axis) for axis in found["axes"])
-        relations = _phrases(found["relations"])
+        text = shipped.read_text("utf-8") if shipped.is_file() else Path(name).read_text("utf-8")
+        grid = yaml.safe_load(text)
+        axes = tuple(_phrases(axis) for axis in grid["axes"])
+        relations = _phrases(grid["relations"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes "
-            "and relations, both "
-            f"lists of texts ({type(error).__name__}: {error})"
+            f"and relations, both lists of texts ({type(error).__name__}: {error})"
         ) from error
     if not axes or not all(axes) or not relations:
         raise ConfigError(f"personas.traits {name!r}: an axis or the list of relations is empty")
@@ -115,17 +113,16 @@ def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
 
     Raises DataError for a source that cannot be read (with file and line) or holds too few.
     """
-    wanted, found = config.n + config.held_out, 0
+    wanted, n_found = config.n + config.held_out, 0
     for index, held_out, text in _drawn(config, seed):
         row = persona_row(index, held_out)
         yield Persona(id=make_id("persona", text or row), row=row, text=text)
-        found += 1
-    if found < wanted:
+        n_found += 1
+    if n_found < wanted:
         raise DataError(
-            f"{config.source}: holds {found} distinct personas, but personas.n + personas.held_out = "
+            f"{config.source}: holds {n_found} distinct personas, but personas.n + personas.held_out = "
             f"{config.n} + {config.held_out} are asked for. Lower them, take a larger source, or let the "
-            "model "
-            "write them (--personas.source self)"
+            "model write them (--personas.source self)"
         )
 
 
@@ -152,7 +149,7 @@ def _distinct(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _texts(config: PersonasConfig) -> Iterator[str]:
-    """Every text of the source, white space made single; empty ones are passed over."""
+    """Every text of the source, with single spaces; empty ones are left out."""
     source = config.source
     raw: Iterator[str]
     if source == "builtin:general":
@@ -179,8 +176,8 @@ def _texts(config: PersonasConfig) -> Iterator[str]:
 
 
 def round_size(kept: int) -> int:
-    """How many drafts the next round asks for. It hangs on nothing but what stands, so that whoever takes
-    fewer personas than were aimed at finds the rounds done."""
+    """How many drafts the next round asks for. It depends only on the personas kept so far, so that a run
+    that needs fewer personas finds its rounds done."""
     return max(256, kept // 2)
 
 
@@ -190,7 +187,7 @@ def write_drafts(
     """A round of `size` personas as the model writes them, or Drops, that are not `done`, in order of
     finishing.
 
-    What each is asked for follows from its id, which derives from `key`: traits, or a relation to one of
+    Its id, which derives from `key`, decides what each draft is asked for: traits, or a relation to one of
     those `kept` so far.
     """
     traits = load_traits(config.traits)
@@ -222,7 +219,7 @@ def write_drafts(
 
 
 class Settled:
-    """The distinct personas among drafts, as they come: the first of similar ones stays."""
+    """The distinct personas among the drafts so far: of similar ones the first is kept."""
 
     def __init__(self, max_similarity: float) -> None:
         self.kept: list[Persona] = []
@@ -230,21 +227,21 @@ class Settled:
         self._max_similarity = max_similarity
 
     def add(self, drafts: Iterable[Persona], unreadable: Iterable[Drop] = ()) -> int:
-        """Take in a round, in the order of its rows; how many of its personas are new."""
+        """Add a round, in the order of its rows; how many of its personas are new."""
         self.dropped += unreadable
-        stood, new = len(self.kept), list(drafts)
-        texts = [*(persona.text for persona in self.kept), *(draft.text for draft in new)]
+        kept_before, new = len(self.kept), list(drafts)
+        texts = [persona.text for persona in (*self.kept, *new)]
         earlier = find_duplicates(lambda: iter(texts), self._max_similarity).earlier
-        for place, draft in enumerate(new, stood):
-            if earlier[place] < 0:
+        for number, draft in enumerate(new, kept_before):
+            if earlier[number] < 0:
                 self.kept.append(replace(draft, id=make_id("persona", draft.text)))
                 continue
-            detail = f"{draft.text} | {texts[earlier[place]]}"
+            detail = f"{draft.text} | {texts[earlier[number]]}"
             reason = "repeats an earlier persona"
             self.dropped.append(
                 Drop(row=0, stage="personas", record_id=draft.id, reason=reason, detail=detail)
             )
-        return len(self.kept) - stood
+        return len(self.kept) - kept_before
 
     def stand(self, n: int, held_out: int) -> tuple[int, int]:
         """How many of `n` personas for training and of `held_out` others there are."""

@@ -1,12 +1,12 @@
 """Prompts: what each persona asks. Personas in, `Prompt` records or Drops out (arXiv 2510.06652: x_i ←
 M(instruction with r_i)).
 
-Two methods. `instruct`: the model's text must begin with a fixed marker, which is stripped (with
-`prompts.prefill` it stands there already). Text without it, an empty request, one that was cut off at the
-token limit and one that answers itself (a line begins with "Reply:") are dropped, each with its reason and
-its text. The instruction is one template, or one of several that are drawn by weight (`prompts.mix`). A
-template in which "Reply:" stands asks for a short conversation: its last request is the prompt, what comes
-before are earlier turns. `user_turn`: the persona stands in the system turn and the model writes the user's
+Two methods. `instruct`: the model's text must begin with a fixed marker, which is removed (with
+`prompts.prefill` the reply begins with it already). Text without it, an empty request, one that was cut off
+at the token limit and one that answers itself (a line begins with "Reply:") are dropped, each with its reason
+and its text. The instruction is one template, or one of several that are drawn by weight (`prompts.mix`). A
+template that contains "Reply:" asks for a short conversation: its last request is the prompt, the turns
+before it are earlier turns. `user_turn`: the persona is the system message and the model writes the user's
 turn that follows (Magpie, arXiv 2406.08464); no marker is needed.
 
 Or prompts that others wrote, from a file or hub data set (`given_prompts`): the control with real prompts.
@@ -31,7 +31,7 @@ from sao.stages.rows import persona_row
 from sao.templates import fill, load_template
 
 REPLY = "Reply:"
-"""What the assistant's turns begin with in a conversation that the model writes."""
+"""How the assistant's turns begin in a conversation that the model writes."""
 _REPLIES = re.compile(rf"^[^\S\n]*{REPLY}", re.IGNORECASE | re.MULTILINE)
 
 
@@ -40,22 +40,22 @@ def write_prompts(
 ) -> Iterator[Prompt | Drop]:
     """One prompt (or Drop) for each persona whose prompt is not `done`, in order of finishing; ids derive
     from `key`."""
-    asked = _by_user_turn(config) if config.method == "user_turn" else _by_instruction(config)
+    ask = _by_user_turn(config) if config.method == "user_turn" else _by_instruction(config)
     waiting: dict[str, tuple[Persona, Asked]] = {}
 
     def requests() -> Iterator[Request]:
         for persona in personas:
             prompt_id = make_id(key, persona.id)
             if prompt_id not in done:
-                one = asked(persona, prompt_id)
-                waiting[prompt_id] = persona, one
-                yield one.request
+                asked = ask(persona, prompt_id)
+                waiting[prompt_id] = persona, asked
+                yield asked.request
 
     for completion in engine.generate(requests()):
-        persona, one = waiting.pop(completion.id)
-        turns, reason = one.read(completion)
+        persona, asked = waiting.pop(completion.id)
+        turns, reason = asked.read(completion)
         if reason:
-            yield dropped(completion, persona.row, "prompts", reason, one.request.prefill)
+            yield dropped(completion, persona.row, "prompts", reason, asked.request.prefill)
         else:
             *earlier, text = turns
             yield Prompt(
@@ -69,7 +69,7 @@ Turns = tuple[list[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request for a prompt, and how what comes of it is read."""
+    """A request for a prompt, and the function that reads the completion."""
 
     request: Request
     read: Callable[[Completion | Failure], Turns]
@@ -109,14 +109,15 @@ def _by_user_turn(config: PromptsConfig) -> Callable[[Persona, str], Asked]:
 
 
 def drawn_template(config: PromptsConfig, prompt_id: str) -> str:
-    """The name of the template with which this prompt is asked for."""
+    """The name of the template that asks for this prompt."""
     if not config.mix:
         return config.template
-    return random.Random(f"template {prompt_id}").choices(list(config.mix), list(config.mix.values()))[0]
+    draw = random.Random(f"template {prompt_id}")
+    return draw.choices(list(config.mix), weights=list(config.mix.values()))[0]
 
 
 def read_prompt(completion: Completion | Failure, marker: str, prefill: str = "") -> Turns:
-    """The prompt in a completion, or [] and why there is none (where the model goes on to a reply, say)."""
+    """The prompt in a completion, or [] and why there is none (the model also wrote a reply, say)."""
     text, reason = read_marked(completion, marker, prefill)
     if _REPLIES.search(text):
         return [], "answers itself"
@@ -134,20 +135,22 @@ def read_turns(completion: Completion | Failure, marker: str, prefill: str = "")
     if reason:
         return [], reason
     parts = re.split(rf"^[^\S\n]*({re.escape(marker)}|{REPLY})", text, flags=re.IGNORECASE | re.MULTILINE)
-    turns, marks = [part.strip() for part in parts[::2]], [mark.casefold() for mark in parts[1::2]]
-    expected = [(REPLY, marker)[i % 2].casefold() for i in range(len(marks))]
-    if len(turns) < 3 or len(turns) % 2 == 0 or marks != expected or not all(turns):
+    turns = [part.strip() for part in parts[::2]]
+    marks = [mark.casefold() for mark in parts[1::2]]
+    alternating = [(REPLY, marker)[i % 2].casefold() for i in range(len(marks))]
+    ends_with_request = len(turns) >= 3 and len(turns) % 2 == 1
+    if not ends_with_request or marks != alternating or not all(turns):
         return [], "no conversation"
     return turns, ""
 
 
 def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, key: str) -> Iterator[Prompt]:
-    """Prompts of others, drawn by `seed` from `prompts.source`: personas.n for training, then
+    """Prompts that others wrote, drawn by `seed` from `prompts.source`: personas.n for training, then
     personas.held_out.
 
     Raises DataError for a source that cannot be read or holds too few.
     """
-    wanted, found = personas.n + personas.held_out, 0
+    wanted, n_found = personas.n + personas.held_out, 0
     options: dict[str, Any] = {"revision": config.revision, "subset": config.subset, "split": config.split}
 
     def texts() -> Iterator[str]:
@@ -163,12 +166,11 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
             persona_id=make_id("persona", "given", text),
             text=text,
         )
-        found += 1
-    if found < wanted:
+        n_found += 1
+    if n_found < wanted:
         raise DataError(
-            f"{config.source}: holds {found} distinct prompts, but personas.n + personas.held_out = "
-            f"{personas.n} + "
-            f"{personas.held_out} are asked for. Lower them or take a larger source"
+            f"{config.source}: holds {n_found} distinct prompts, but personas.n + personas.held_out = "
+            f"{personas.n} + {personas.held_out} are asked for. Lower them or take a larger source"
         )
 
 

@@ -1,7 +1,7 @@
 """Responses: n answers to each prompt. Prompts in, `Response` records or Drops out (arXiv 2510.06652: y_1 …
 y_n ~ M(·|x_i)).
 
-All answers to a prompt come from one prefill. A truncated or empty answer is dropped, never passed on as a
+All answers to a prompt are samples of one request. A truncated or empty answer is dropped and never becomes a
 response.
 """
 
@@ -26,21 +26,20 @@ def answer_prompts(
 ) -> Iterator[Response | Drop]:
     """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
 
-    `keep_cut`: truncated and empty answers are answers too (in an evaluation, where dropping them would
-    flatter a model).
+    `keep_cut`: keep truncated and empty answers (in an evaluation, where dropping them would flatter a
+    model).
     """
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
 
     def requests() -> Iterator[Request]:
         for prompt in prompts:
-            ids = [make_id(key, prompt.id, index) for index in range(config.n)]
-            missing = [(index, i) for index, i in enumerate(ids) if i not in done]
+            answer_ids = {make_id(key, prompt.id, index): index for index in range(config.n)}
+            missing = {i: index for i, index in answer_ids.items() if i not in done}
             if missing:
-                waiting.update({i: (prompt, index) for index, i in missing})
-                yield Request(
-                    chat(prompt, config.system), tuple(Sample(i, seed_of(i)) for _, i in missing), sampling
-                )
+                waiting.update({i: (prompt, index) for i, index in missing.items()})
+                samples = tuple(Sample(i, seed_of(i)) for i in missing)
+                yield Request(chat(prompt, config.system), samples, sampling)
 
     for completion in engine.generate(requests()):
         prompt, index = waiting.pop(completion.id)

@@ -37,6 +37,7 @@ from sao.models import gguf
 from sao.models.locate import is_local
 from sao.pipeline.folder import Juror, RunFolder
 from sao.records import Comparison, Drop, Judgment, Message, Persona, PreferencePair, Prompt, Record, Response
+from sao.results.summary import Summary
 from sao.stages import filters, judging, personas, prompts, responses
 from sao.store import manifest
 from sao.store.files import write_atomic
@@ -61,7 +62,7 @@ def run(
     engine: Engine | None = None,
     progress: Progress = lambda stage, done, total: None,
     notify: Notify = lambda line: None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run the method in folder `out` up to the stage `until` (one of STAGES); the summary that `sao run
     --json` prints.
 
@@ -87,9 +88,9 @@ def run(
         summary = summarise(job, STAGES.index(until) + 1, job.worked)
     finally:
         job.close()
-    summary["seconds"] = round(time.monotonic() - started, 1)
+    summary = summary.model_copy(update={"seconds": round(time.monotonic() - started, 1)})
     if until == STAGES[-1] and (job.worked or not (job.root / "summary.json").is_file()):
-        write_atomic(job.root / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(job.root / "summary.json", summary.model_dump_json(indent=1) + "\n")
     return summary
 
 

@@ -24,7 +24,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from sao.evaluation import harness
 from sao.models.load import pick_device
 from sao.models.locate import identity_of
 from sao.records import make_id
+from sao.results.evaluation import TaskComparison
 from sao.statistics import effect, holm, mcnemar_exact, mean
 from sao.store.files import dumps, read_jsonl, write_atomic
 
@@ -89,32 +90,6 @@ class TaskResults:
     def average(self) -> float:
         """The mean over tasks, as the leaderboard shows it."""
         return mean([result.value for result in self.results])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskComparison:
-    """One task before and after.
-
-    `p` is that of McNemar's exact test for accuracies (`only_base` and `only_tuned` documents are right in
-    this model alone), else of random sign flips; `p_holm` is corrected for the number of tasks. `ci95` is
-    that of `difference`, tuned less base; `detectable` the smallest true difference that so many documents
-    find with a power of 80 %.
-    """
-
-    task: str
-    shots: int
-    metric: str
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    difference: float
-    ci95: tuple[float, float]
-    detectable: float
-    only_base: int | None
-    only_tuned: int | None
-    p: float
-    p_holm: float
 
 
 def run_tasks(
@@ -277,7 +252,8 @@ def compare_tasks(
     if [*after] != [(result.task, result.shots) for result in base.results]:
         raise ConfigError("base and tuned ran on different tasks: give both the same tasks")
     rows = [_compare(result, after[result.task, result.shots], resamples, seed) for result in base.results]
-    return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
+    corrected = holm([row.p for row in rows])
+    return [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, corrected, strict=True)]
 
 
 def _check_same(base: TaskResult, tuned: TaskResult) -> None:
@@ -301,12 +277,13 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
 def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> TaskComparison:
     _check_same(base, tuned)
     before, after = [*base.scores.values()], [tuned.scores[doc] for doc in base.scores]
-    pairs, weights = list(zip(before, after, strict=True)), _weights(base)
-    gains = [weight * (b - a) for weight, (a, b) in zip(weights, pairs, strict=True)]
-    low, high = min(0.0, *before, *after), max(1.0, *before, *after)
-    span = (high - low) * max(weights)
-    found = effect(gains, span=(-span, span), resamples=resamples, seed=seed)
-    lost, won = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    weights = _weights(base)
+    gains = [weight * (b - a) for weight, a, b in zip(weights, before, after, strict=True)]
+    lowest, highest = min(0.0, *before, *after), max(1.0, *before, *after)
+    largest_gain = (highest - lowest) * max(weights)
+    found = effect(gains, span=(-largest_gain, largest_gain), resamples=resamples, seed=seed)
+    lost = sum(a > b for a, b in zip(before, after, strict=True))
+    won = sum(a < b for a, b in zip(before, after, strict=True))
     accuracy = {*before, *after} <= {0.0, 1.0}
     p = mcnemar_exact(lost, won) if accuracy else found.p
     return TaskComparison(
@@ -319,11 +296,12 @@ def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> 
         tuned=tuned.value,
         difference=tuned.value - base.value,
         ci95=found.interval,
-        detectable=found.detectable,
+        detectable=found.detectable or None,
         only_base=lost if accuracy else None,
         only_tuned=won if accuracy else None,
         p=p,
         p_holm=p,
+        cut=max(base.cut, tuned.cut),
     )
 
 

@@ -14,6 +14,9 @@ from typing import Any
 import yaml
 
 from sao.config import Config
+from sao.results.audit import Audit
+from sao.results.base import Rate, stage_counts
+from sao.tables import Column, markdown_table, percent
 from sao.training.cards import counts_table, is_given, name_of, origin_rows, other_judge, packages, warning
 
 MARK = "<!-- written by sao export -->"
@@ -38,7 +41,7 @@ CITATION = """```bibtex
 }
 ```"""
 JUDGE_RATES = {
-    "accuracy": "right", "first_slot_rate": "the first slot wins", "flip_rate": "flips when swapped",
+    "accuracy": "accuracy", "first_slot_rate": "the first slot wins", "flip_rate": "flips when swapped",
     "unreadable_rate": "unreadable", "tie_rate": "ties", "longer_wins_rate": "the longer answer wins",
     "intransitive_rate": "goes in circles",
 }  # fmt: skip
@@ -60,13 +63,13 @@ class Exported:
 
 
 def data_card(
-    made: dict[str, Any], funnel: list[dict[str, Any]], done: Exported, audit: Mapping[str, Any] | None = None
+    made: dict[str, Any], funnel: list[dict[str, Any]], done: Exported, audit: Audit | None = None
 ) -> str:
     """Markdown with YAML for the hub: what the data are, how to load them, what made them, and under which
     licences.
 
-    `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` what
-    `sao.analysis.audit.audit` found.
+    `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` the result of
+    `sao.analysis.audit.audit`.
     """
     config = made["config"]
     what = {
@@ -115,7 +118,7 @@ data = load_dataset("DIR")
 {_how(made, done)}
 ## What went in and what was dropped
 
-{counts_table([row for row in funnel if row["stage"] != "train"])}
+{counts_table(stage_counts(row for row in funnel if row["stage"] != "train"))}
 {_held_out(config)}{_audited(audit)}
 ## Columns
 
@@ -254,21 +257,26 @@ def _held_out(config: dict[str, Any]) -> str:
     )
 
 
-def _audited(audit: Mapping[str, Any] | None) -> str:
+def _audited(audit: Audit | None) -> str:
     """The audit's figures as a section; nothing where there are none."""
     if audit is None:
         return ""
-    judge, kept = audit["judge"], audit["kept"]
-    rows = [(text, judge[key], judge["ci95"].get(key)) for key, text in JUDGE_RATES.items()]
+    kept = audit.kept
+    rows = [_rate_row(text, getattr(audit.judge, field)) for field, text in JUDGE_RATES.items()]
     rows += [
-        ("pairs kept, of the possible ones", kept["share"], None),
-        ("their labels are right", kept["label_accuracy"], kept["ci95"]),
-        ("the chosen answer is the longer one", kept["longer_chosen_rate"], None),
+        ["pairs kept, of the possible ones", percent(kept.share), ""] if kept.share is not None else [],
+        _rate_row("their label accuracy", kept.label_accuracy),
+        _rate_row("the chosen answer is the longer one", kept.longer_chosen_rate),
     ]
-    lines = [
-        f"| {text} | {100 * value:.1f} % |" + (f" {100 * ci[0]:.1f} to {100 * ci[1]:.1f} % |" if ci else " |")
-        for text, value, ci in rows
-        if value is not None
-    ]
-    table = "\n".join(["| | rate | 95 % interval |", "|---|---|---|", *lines])
-    return f"\n## What the judge is worth (`sao audit`)\n\n{audit['verdict'][0].upper()}{audit['verdict'][1:]}.\n\n{table}\n"  # noqa: E501
+    columns = [Column(), Column("rate"), Column("95 % interval")]
+    table = "\n".join(markdown_table(columns, filter(None, rows)))
+    verdict = f"{audit.verdict[0].upper()}{audit.verdict[1:]}"
+    return f"\n## What the judge is worth (`sao audit`)\n\n{verdict}.\n\n{table}\n"
+
+
+def _rate_row(text: str, rate: Rate) -> list[str]:
+    """A row of the table; no cells where the rate is not known."""
+    if rate.rate is None:
+        return []
+    low, high = rate.ci95
+    return [text, percent(rate.rate), f"{100 * low:.1f} to {100 * high:.1f} %"]

@@ -30,6 +30,7 @@ from sao.data.similarity import normalise
 from sao.errors import DataError, StoreError
 from sao.pipeline.folder import Grouped, RunFolder
 from sao.records import Persona, PreferencePair, Prompt, make_id
+from sao.results.audit import Audit
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
 from sao.store.files import dumps, store_error, write_atomic
@@ -60,7 +61,7 @@ def export(
     form: str = "trl",
     view: str = "pairs",
     test_share: float = 0.05,
-    audit: dict[str, Any] | None = None,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """Write the run's pairs into the folder `out`, which is made if need be; what was written.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sao.engines import Engine, open_engine
 from sao.evaluation.judge_tests import try_judge
 from sao.pipeline.folder import RunFolder
+from sao.results.audit import SelfTest
 
 
-def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
+def self_tests(run: RunFolder, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, SelfTest]:
     """The first judge on made-up pairs of one answer each of `n` prompts; see
     `sao.evaluation.judge_tests.try_judge`."""
     config = run.jury[0].config

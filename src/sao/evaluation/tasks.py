@@ -24,7 +24,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from typing import Any
 from sao.config import EngineConfig
 from sao.errors import ConfigError, DataError
 from sao.evaluation import harness
+from sao.evaluation.harness import Document, TaskRun
 from sao.models.load import pick_device
 from sao.models.locate import identity_of
 from sao.records import make_id
@@ -183,28 +184,25 @@ class _Runner:
 
     def result(self, bench: harness.Bench) -> TaskResult:
         """What the model scores, its members' results put together."""
-        found = {task.task_name: self._finished(task) for task in bench.tasks}
-        infos = [info for info, _ in found.values()]
-        metric = _pick_metric(bench, [info["values"] for info in infos])
-        rows = {f"{member}/{row['doc_id']}": row for member, (_, rows) in found.items() for row in rows}
+        finished = [self._finished(task) for task in bench.tasks]
+        runs = [run for run, _ in finished]
+        metric = _pick_metric(bench, [run.values for run in runs])
+        documents = {f"{run.task}/{document.doc_id}": document for run, own in finished for document in own}
+        figures = {run.task: run.values[metric] for run in runs}
         return TaskResult(
             task=bench.name,
-            shots=max(info["shots"] for info in infos),
+            shots=max(run.shots for run in runs),
             metric=metric,
-            higher_is_better=infos[0]["higher_is_better"][metric],
-            value=bench.average(
-                {info["task"]: info["values"][metric] for info in infos},
-                {info["task"]: info["n"] for info in infos},
-                metric,
-            ),
-            scores={doc: row["scores"][metric] for doc, row in rows.items()},
-            asked={doc: row["doc"] + row["prompt"] for doc, row in rows.items()},
-            cut=sum(info["cut"] for info in infos),
-            settings={**self.settings, "dtype": infos[0]["dtype"]},
+            higher_is_better=runs[0].higher_is_better[metric],
+            value=bench.average(figures, {run.task: run.n for run in runs}, metric),
+            scores={name: document.scores[metric] for name, document in documents.items()},
+            asked={name: document.doc + document.prompt for name, document in documents.items()},
+            cut=sum(run.cut for run in runs),
+            settings={**self.settings, "dtype": runs[0].dtype},
         )
 
-    def _finished(self, task: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What is kept of one task, and a row for each document; computed where it is not there."""
+    def _finished(self, task: Any) -> tuple[TaskRun, list[Document]]:
+        """One task's run, from its files; computed where they are not there."""
         questions = harness.questions_hash(task, self.asked["limit"])
         key = make_id(dumps(self.settings), self.engine.dtype, questions)
         name = re.sub(r"[^\w.-]+", "_", task.task_name)
@@ -213,16 +211,17 @@ class _Runner:
             start = time.monotonic()
             if self._lm is None:
                 self._lm = harness.language_model(self.model, self.engine, self.revision, self.batch_size)
-            info, rows = harness.evaluate_task(self._lm, task, **self.asked)
-            info |= {"model": self.model, "identity": self.identity, "settings": self.settings}
+            run, documents = harness.evaluate_task(self._lm, task, **self.asked)
+            made_by = {"model": self.model, "identity": self.identity, "settings": self.settings}
             # The rows first: where the JSON is there, all is there.
-            write_atomic(rows_path, "".join(dumps(row) + "\n" for row in rows))
-            write_atomic(path, json.dumps(info, indent=1) + "\n")
-            figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in info["values"].items())
-            self.notify(
-                f"{task.task_name}: {figures} ({len(rows)} documents, {time.monotonic() - start:.0f} s)"
-            )
-        return json.loads(path.read_text("utf-8")), list(read_jsonl(rows_path))
+            write_atomic(rows_path, "".join(dumps(asdict(document)) + "\n" for document in documents))
+            write_atomic(path, json.dumps(asdict(run) | made_by, indent=1) + "\n")
+            figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in run.values.items())
+            seconds = time.monotonic() - start
+            self.notify(f"{run.task}: {figures} ({run.n} documents, {seconds:.0f} s)")
+        info = json.loads(path.read_text("utf-8"))
+        run = TaskRun(**{field.name: info[field.name] for field in fields(TaskRun)})
+        return run, [Document(**row) for row in read_jsonl(rows_path)]
 
 
 def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
@@ -262,15 +261,13 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
         if tuned.settings.get(key) != value:
             raise ConfigError(
                 f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they "
-                "cannot be compared. "
-                "Run both under the same settings; for the number format give --engine.dtype"
+                "cannot be compared. Run both under the same settings; for the number format give --engine.dtype"
             )
     if base.asked != tuned.asked or base.metric != tuned.metric:
         raise DataError(
-            f"{base.task}: base and tuned were asked different questions: the documents, the examples or the "
-            "chat template "
-            "differ. Run both on the same data; models of different templates can be compared without one "
-            "only"
+            f"{base.task}: base and tuned were asked different questions: the documents, the examples or "
+            "the chat template differ. Run both on the same data; models of different templates can be "
+            "compared without one only"
         )
 
 

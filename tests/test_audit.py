@@ -123,7 +123,7 @@ def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
     assert found.judge.first_slot_rate.rate == 1.0
     assert found.judge.flip_rate.rate == 1.0
     assert found.kept.pairs == 0
-    assert found.verdict.startswith("no judge: its verdict hangs on the slot")
+    assert found.verdict.startswith("no judge: position bias decides its verdicts")
     assert folder.pairs_stage.counts["records"] == 0
 
 

@@ -44,8 +44,6 @@ from sao.templates import load_template
 
 SELF_TESTS = TypeAdapter(dict[str, SelfTest])
 """The self-tests as they are kept in a file."""
-Sides = Mapping[tuple[str, str], Answers]
-"""The answers by suite and role."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,21 +182,15 @@ def _write_results(out: Path, evaluation: Evaluation) -> None:
 def _judged(bench: Bench, asked: Asked, suites: list[Suite], official: score.Official | None) -> Evaluation:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
-    answers = {
-        (suite.name, player.role): bench.answers(player, questions[suite.name])
-        for player in asked.players
-        for suite in suites
-    }
-    label: Label = ""
-    why = ""
-    if suites:
-        label, why = judge_label(
-            bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base)
-        )
+    sides: dict[str, dict[str, Answers]] = {suite.name: {} for suite in suites}
+    for player in asked.players:
+        for name, own in sides.items():
+            own[player.role] = bench.answers(player, questions[name])
+    label, why = _label(bench, asked) if suites else ("", "")
     headline = label != "CIRCULAR" or asked.headline
     for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
         shutil.rmtree(bench.out / name, ignore_errors=True)
-    works = {
+    results = {
         suite.name: SuiteWork(
             bench=bench,
             suite=suite,
@@ -206,13 +198,13 @@ def _judged(bench: Bench, asked: Asked, suites: list[Suite], official: score.Off
             source=_source_in_words(asked.source(suite)),
             questions=questions[suite.name],
             players=asked.players,
-            sides={player.role: answers[suite.name, player.role] for player in asked.players},
+            sides=sides[suite.name],
             official=official,
             headline=headline,
-        )
+        ).result()
         for suite in suites
     }
-    tries_judge = bench.config.eval.self_tests and suites
+    first = suites[0].name if suites and bench.config.eval.self_tests else None
     return Evaluation(
         base=asked.base.model,
         tuned=asked.tuned.model,
@@ -222,11 +214,14 @@ def _judged(bench: Bench, asked: Asked, suites: list[Suite], official: score.Off
         why=why,
         headline=headline,
         made_with=made_with(bench, asked),
-        suites={name: work.result() for name, work in works.items()},
-        self_tests=_try_judge(bench, questions[suites[0].name], answers[suites[0].name, "tuned"])
-        if tries_judge
-        else None,
+        suites=results,
+        self_tests=_try_judge(bench, questions[first], sides[first]["tuned"]) if first else None,
     )
+
+
+def _label(bench: Bench, asked: Asked) -> tuple[Label, str]:
+    """How the judge is related to the models."""
+    return judge_label(bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base))
 
 
 def _source_in_words(source: str) -> str:

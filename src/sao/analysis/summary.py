@@ -42,25 +42,35 @@ def summarise(run: RunFolder, until: int, worked: bool) -> Summary:
     are finished."""
     own_pairs = run.config.pairs.source is None
     judge = judge_figures(run) if until >= 3 and own_pairs else None
-    audited = judge is not None and judge.verdicts <= AUDITED_UP_TO
-    evaluated = until == 6 and run.config.personas.held_out > 0
-    held_out = _held_out(run) if evaluated else []
-    unseen = _unseen(run, held_out) if evaluated else []
-    return Summary(
+    kept, verdict = None, None
+    if until >= 4 and judge is not None:
+        kept = _kept_pairs(run)
+        verdict = worth_of_judge(run) if judge.verdicts <= AUDITED_UP_TO else None
+    summary = Summary(
         model=run.config.model,
         seed=run.config.seed,
         judging=run.config.judging.method,
         worked=worked,
         funnel=stage_counts(run.funnel()),
         judge=judge,
-        kept=_kept_pairs(run) if until >= 4 and own_pairs else None,
-        verdict=worth_of_judge(run) if until >= 4 and audited else None,
-        heldout=_held_out_wins(run, held_out, len(unseen)) if evaluated else None,
-        oracle=_oracle_outcome(run, held_out, unseen, run.oracle) if evaluated and run.oracle else None,
-        examples=_examples(held_out),
+        kept=kept,
+        verdict=verdict,
         usage=_usage(run),
         paths=_paths(run),
     )
+    return _with_outcome(summary, run) if until == 6 and run.config.personas.held_out else summary
+
+
+def _with_outcome(summary: Summary, run: RunFolder) -> Summary:
+    """The summary with what the held-out prompts say."""
+    held_out = _held_out(run)
+    unseen = _unseen(run, held_out)
+    outcome = {
+        "heldout": _held_out_wins(run, held_out, len(unseen)),
+        "oracle": _oracle_outcome(run, held_out, unseen, run.oracle) if run.oracle else None,
+        "examples": _examples(held_out),
+    }
+    return summary.model_copy(update=outcome)
 
 
 def worth_of_judge(run: RunFolder) -> str:

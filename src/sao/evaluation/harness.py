@@ -136,22 +136,7 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
 
     Raises ConfigError where the data cannot be had, or the task shows no examples and some are asked for.
     """
-    with quiet(seed):
-        try:
-            loaded = manager.load([name])
-        except (ConfigError, DataError):
-            raise
-        except Exception as error:
-            source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")
-            said = (str(error).splitlines() or [""])[0]
-            raise ConfigError(
-                f"task {name}: its data ({source}) cannot be loaded ({type(error).__name__}: {said}). "
-                "Without a network, set "
-                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
-                "as data_dir: "
-                f"FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset --local-dir "
-                f"FOLDER/{source}`"
-            ) from error
+    loaded = _load(manager, name, seed)
     for task in loaded["tasks"].values():
         own = task.config.num_fewshot
         if own == 0 and shots:
@@ -162,6 +147,24 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
     if group is not None and group.has_aggregation:
         return [Bench(name=name, tasks=tuple(loaded["tasks"].values()), group=group)]
     return [Bench(name=member, tasks=(task,)) for member, task in loaded["tasks"].items()]
+
+
+def _load(manager: Any, name: str, seed: int) -> Any:
+    """lm-eval's tasks and groups under a name. Raises ConfigError where their data cannot be had."""
+    with quiet(seed):
+        try:
+            return manager.load([name])
+        except (ConfigError, DataError):
+            raise
+        except Exception as error:
+            source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise ConfigError(
+                f"task {name}: its data ({source}) cannot be loaded ({reason}). Without a network, set "
+                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
+                f"as data_dir: FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset "
+                f"--local-dir FOLDER/{source}`"
+            ) from error
 
 
 def questions_hash(task: Any, limit: int | None) -> str:

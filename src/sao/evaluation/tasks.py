@@ -261,7 +261,8 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
         if tuned.settings.get(key) != value:
             raise ConfigError(
                 f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they "
-                "cannot be compared. Run both under the same settings; for the number format give --engine.dtype"
+                "cannot be compared. Run both under the same settings; for the number format give "
+                "--engine.dtype"
             )
     if base.asked != tuned.asked or base.metric != tuned.metric:
         raise DataError(

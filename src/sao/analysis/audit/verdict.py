@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sao.results.audit import Coverage, JudgeAudit
+from sao.results.base import Rate
 
 TARGET, LEAST_SHARE = 0.95, 0.05
 """The label accuracy that the advice aims at, and the smallest share of pairs that it would keep for it."""
@@ -49,22 +50,32 @@ def _known_accuracy(row: Coverage) -> float:
 
 def _why_no_judge(judge: JudgeAudit, accuracy: float | None, best_label_accuracy: float) -> str | None:
     """Why nothing can be learnt from a judge, None where something can."""
-    first, flips, longer = judge.first_slot_rate.rate, judge.flip_rate.rate, judge.longer_wins_rate.rate
-    if _is_extreme(first, LEAST_SLOT_RATE) and (flips is None or flips > SLOT_FLIPS):
-        return "its verdict hangs on the slot, not on the answer (position bias)"
-    fits_length = judge.effects is not None and judge.effects.length is not None
-    if _is_extreme(longer, LEAST_LENGTH_RATE) and fits_length and (accuracy or 0) < FAIR:
-        return f"it takes the {'longer' if (longer or 0) > 0.5 else 'shorter'} answer"
-    if accuracy is None and (flips or 0) >= CHANCE and best_label_accuracy < NO_BETTER:
+    if _judges_by_position(judge):
+        return "position bias decides its verdicts, not the answers"
+    if _judges_by_length(judge) and (accuracy is None or accuracy < FAIR):
+        longer_wins = judge.longer_wins_rate.rate or 0.0
+        return f"it takes the {'longer' if longer_wins > 0.5 else 'shorter'} answer"
+    flips = judge.flip_rate.rate or 0.0
+    if accuracy is None and flips >= CHANCE and best_label_accuracy < NO_BETTER:
         return (
-            f"swapped answers flip {100 * (flips or 0):.0f} % of its verdicts, so its two orders agree no "
-            "more often than by chance"
+            f"swapped answers flip {100 * flips:.0f} % of its verdicts, so its two orders agree no more "
+            "often than by chance"
         )
     return None
 
 
-def _is_extreme(rate: float | None, least: float) -> bool:
-    return rate is not None and not least <= rate <= 1 - least
+def _judges_by_position(judge: JudgeAudit) -> bool:
+    flips = judge.flip_rate.rate
+    return _is_extreme(judge.first_slot_rate, LEAST_SLOT_RATE) and (flips is None or flips > SLOT_FLIPS)
+
+
+def _judges_by_length(judge: JudgeAudit) -> bool:
+    known = judge.effects is not None and judge.effects.length is not None
+    return known and _is_extreme(judge.longer_wins_rate, LEAST_LENGTH_RATE)
+
+
+def _is_extreme(rate: Rate, least: float) -> bool:
+    return rate.rate is not None and not least <= rate.rate <= 1 - least
 
 
 def _name(accuracy: float | None, flips: float | None) -> str:

@@ -416,7 +416,10 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         main([*command, "--out", str(tmp_path / "eval"), "--eval.self_tests", "5", "--json", "--quiet"]) == 0
     )
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    table, _, last = capsys.readouterr().out.partition("\n\nfiles in")
+    found = Evaluation.model_validate_json(last.splitlines()[-1])
+    assert (tmp_path / "eval" / "table.md").read_text() == table + "\n"
     assert found.label == "CIRCULAR"
-    assert found.suites["heldout"]["delta"]["value"] > 0.05
-    assert set(found.self_tests) == {"identical", "padded", "truncated", "shuffled"}
+    suite = found.suites["heldout"]
+    assert suite.delta is not None and suite.delta.value > 0.05
+    assert set(found.self_tests or {}) == {"identical", "padded", "truncated", "shuffled"}

@@ -58,18 +58,21 @@ def measure(loss: str, beta: float, lr: float, seed: int, args: argparse.Namespa
     except SAOError as error:  # a collapsed model may give no usable answers: that is a result too
         print(f"{loss} β {beta:g} lr {lr:g} seed {seed}: {error}", file=sys.stderr)
         return {"seed": seed, "failed": str(error)}
-    metrics = next(row["metrics"] for row in summary["funnel"] if row["stage"] == "train")
-    o, held = summary["oracle"], summary["heldout"]
-    print(f"{loss} β {beta:g} lr {lr:g} seed {seed}: gain {o['gain']:+.3f}", file=sys.stderr, flush=True)
+    metrics = next(row.metrics for row in summary.funnel if row.stage == "train")
+    oracle, held = summary.oracle, summary.heldout
+    assert metrics is not None
+    assert oracle is not None
+    assert held is not None
+    print(f"{loss} β {beta:g} lr {lr:g} seed {seed}: gain {oracle.gain:+.3f}", file=sys.stderr, flush=True)
     return {
         "seed": seed,
-        "before": o["before"],
-        "after": o["after"],
-        "gain": o["gain"],
-        "ci95": o["ci95"],
-        "unseen": o["unseen"]["gain"],
-        "win_rate": held["win_rate"],
-        "words": [held["words_base"], held["words_tuned"]],
+        "before": oracle.before,
+        "after": oracle.after,
+        "gain": oracle.gain,
+        "ci95": oracle.ci95,
+        "unseen": oracle.unseen.gain,
+        "win_rate": held.win_rate,
+        "words": [held.words_base, held.words_tuned],
         "chosen": metrics["logps/chosen"],
         "margin": metrics["logps/chosen"] - metrics["logps/rejected"],
     }

@@ -38,7 +38,7 @@ def scripted(requests: int, root: Path) -> int:
     personas = {"source": str(people), "n": requests // 2, "held_out": 0, "licence": "CC0-1.0"}
     config = make_config({"engine": {"name": "scripted"}, "personas": personas, "pairs": {"keep": "all"}})
     summary = run(config, root / "run", until="pairs")
-    return int(summary["funnel"][-1]["records"])
+    return summary.funnel[-1].records
 
 
 def server(requests: int, root: Path) -> int:
@@ -104,7 +104,7 @@ def personas(requests: int, root: Path) -> tuple[int, float]:
     except KeyboardInterrupt:
         started = time.perf_counter()
     summary = run(config, root / "run", until="prompts", engine=engine)
-    return int(summary["funnel"][-1]["records"]), first - started
+    return summary.funnel[-1].records, first - started
 
 
 SIDES: dict[str, Any] = {"scripted": scripted, "server": server, "personas": personas}

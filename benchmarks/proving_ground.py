@@ -19,6 +19,7 @@ from typing import Any
 
 from sao.config import load_recipe
 from sao.method import run
+from sao.results import Summary
 from sao.store.manifest import package_versions
 
 ALL, FOUR = {"pairs.keep": "all"}, {"responses.n": "4", "personas.n": "2000"}
@@ -39,16 +40,16 @@ WAYS: dict[str, dict[str, str]] = {
 }
 
 
-def row(seed: int, summary: dict[str, Any]) -> str:
+def row(seed: int, pairs: int, summary: Summary) -> str:
     """One line of the table."""
-    o, judge, kept = summary["oracle"], summary["judge"], summary["kept"]
-    low, high = o["ci95"]
-    flips = "–" if judge["flip_rate"] is None else f"{judge['flip_rate']:.3f}"
+    oracle, judge, kept = summary.oracle, summary.judge, summary.kept
+    low, high = oracle.ci95
+    flips = "–" if judge.flip_rate is None else f"{judge.flip_rate:.3f}"
     return (
-        f"| {seed} | {o['before']:.3f} | {o['after']:.3f} | {o['gain']:+.3f} | [{low:+.3f}, {high:+.3f}] "
-        f"| {o['unseen']['gain']:+.3f} ({o['unseen']['n']}) "
-        f"| {judge['accuracy']:.3f} | {judge['first_slot_rate']:.3f} | {flips} "
-        f"| {summary['pairs']} | {kept['label_accuracy']:.3f} |"
+        f"| {seed} | {oracle.before:.3f} | {oracle.after:.3f} | {oracle.gain:+.3f} "
+        f"| [{low:+.3f}, {high:+.3f}] | {oracle.unseen.gain:+.3f} ({oracle.unseen.n}) "
+        f"| {judge.accuracy:.3f} | {judge.first_slot_rate:.3f} | {flips} "
+        f"| {pairs} | {kept.label_accuracy:.3f} |"
     )
 
 
@@ -89,15 +90,14 @@ def main() -> None:
             summary = run(
                 load_recipe("demo", settings), args.out / f"{seed}-{settings.get('responses.n', '2')}"
             )
-            summary["pairs"] = next(r["records"] for r in summary["funnel"] if r["stage"] == "pairs")
-            figures = {"judge": summary["judge"]["accuracy"], "label": summary["kept"]["label_accuracy"]}
-            o = summary["oracle"]
+            pairs = next(row.records for row in summary.funnel if row.stage == "pairs")
+            figures = {"judge": summary.judge.accuracy, "label": summary.kept.label_accuracy}
+            gain = summary.oracle
             found.setdefault(way, []).append(
-                {"seed": seed, "gain": o["gain"], "ci95": o["ci95"], "unseen": o["unseen"]["gain"],
-                "pairs": summary["pairs"],
-                 "before": o["before"], "after": o["after"], **figures}
+                {"seed": seed, "gain": gain.gain, "ci95": gain.ci95, "unseen": gain.unseen.gain,
+                 "pairs": pairs, "before": gain.before, "after": gain.after, **figures}
             )  # fmt: skip
-            print(row(seed, summary), flush=True)
+            print(row(seed, pairs, summary), flush=True)
     oracle = statistics.fmean(r["gain"] for r in found["oracle"]) if "oracle" in found else None
     print("\n| way | gain | of the oracle's | unseen | pairs | judge right | labels right | difference |")
     print("|---|---|---|---|---|---|---|---|")

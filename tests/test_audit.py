@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import planted
-from sao.analysis.audit import audit, read_labels, self_tests, show_audit, verdict_on
-from sao.analysis.audit.tally import Rate
+from sao.analysis.audit import audit, read_labels, self_tests, verdict_on
+from sao.analysis.audit.tally import RateSums, Tally
 from sao.analysis.label import label, sample
-from sao.analysis.summary import show_summary, worth_of_judge
+from sao.analysis.summary import worth_of_judge
 from sao.cli import main
 from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
@@ -26,6 +26,12 @@ from sao.method import run
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
 from sao.records import Response
+from sao.report.audit import show_audit
+from sao.report.summary import show_summary
+from sao.results.audit import Agreement, Audit, Coverage, LogOdds, SelfTest
+from sao.results.base import Rate
+from sao.results.summary import Gain, OracleOutcome, OracleWins, Summary
+from sao.stages.calibration import Calibration
 from sao.statistics import cohen_kappa, logistic, ratio_ci, wilson
 
 SIZE = 600
@@ -44,7 +50,7 @@ def recipe(**sections: Any) -> Config:
 
 def audited(
     root: Path, p_first: Callable[[str, str], float], known: bool = True, **sections: Any
-) -> tuple[Reader, dict[str, Any]]:
+) -> tuple[Reader, Audit]:
     """A run judged by a planted judge, and what the audit says of it."""
     engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(p_first))
     config = recipe(**sections)
@@ -54,7 +60,7 @@ def audited(
     return folder, audit(folder)
 
 
-def covers(interval: list[float], truth: float) -> bool:
+def covers(interval: Sequence[float], truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
@@ -65,30 +71,30 @@ def test_accuracy_is_recovered(tmp_path: Path, accuracy: float) -> None:
     misses = 0
     for seed in range(8):
         _, found = audited(tmp_path / str(seed), planted.noisy(accuracy), seed=seed)
-        judge = found["judge"]
-        misses += not covers(judge["ci95"]["accuracy"], accuracy)
-        assert judge["accuracy"] == pytest.approx(accuracy, abs=0.08)
-        assert judge["ci95"]["accuracy"][1] - judge["ci95"]["accuracy"][0] < 0.09
-        assert judge["flip_rate"] == 0.0
-        assert covers(judge["ci95"]["first_slot_rate"], 0.5)
-        assert {0.6: "weak judge", 0.75: "", 0.9: ""}[accuracy] in found["verdict"]
+        judge = found.judge
+        misses += not covers(judge.accuracy.ci95, accuracy)
+        assert judge.accuracy.rate == pytest.approx(accuracy, abs=0.08)
+        assert judge.accuracy.ci95[1] - judge.accuracy.ci95[0] < 0.09
+        assert judge.flip_rate.rate == 0.0
+        assert covers(judge.first_slot_rate.ci95, 0.5)
+        assert {0.6: "weak judge", 0.75: "", 0.9: ""}[accuracy] in found.verdict
     assert misses <= 2
 
 
 @pytest.mark.parametrize("bias", [-1.5, 0.4, 2.0])
 def test_slot_bias_is_recovered_and_taken_away(tmp_path: Path, bias: float) -> None:
     _, found = audited(tmp_path, planted.noisy(0.8, bias=bias))
-    judge = found["judge"]
-    assert judge["slot_bias_nats"] == pytest.approx(bias, abs=1e-6)
-    assert judge["order_agreement"] == 1.0  # once the bias is gone
+    judge = found.judge
+    assert judge.position_bias_nats == pytest.approx(bias, abs=1e-6)
+    assert judge.order_agreement == 1.0  # once the bias is gone
     flips = abs(bias) > math.log(0.8 / 0.2)
-    assert judge["flip_rate"] == float(flips)
-    assert (judge["first_slot_rate"] > 0.99) == (bias > math.log(4))
-    assert found["kept"]["label_accuracy"] == pytest.approx(0.8, abs=0.05)
-    assert found["kept"]["share"] > 0.99  # log-odds of ±ln 4 reach min_p 0.8
-    slot = judge["effects"]["slot"]
+    assert judge.flip_rate.rate == float(flips)
+    assert (judge.first_slot_rate.rate > 0.99) == (bias > math.log(4))
+    assert found.kept.label_accuracy.rate == pytest.approx(0.8, abs=0.05)
+    assert found.kept.share > 0.99  # log-odds of ±ln 4 reach min_p 0.8
+    slot = judge.effects.slot
     if not flips:
-        assert abs(slot["log_odds"]) < 3 * slot["se"]
+        assert abs(slot.log_odds) < 3 * slot.se
 
 
 def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
@@ -98,9 +104,9 @@ def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
     agreed, said = [], []
     for seed in range(6):
         _, found = audited(tmp_path / str(seed), claims, seed=seed, pairs={"min_p": 0.5})
-        agreed.append(found["judge"]["order_agreement"])
-        assert found["judge"]["temperature"] == pytest.approx(4.0, rel=0.35)
-        said += [row["p"] for row in found["calibration"]["bins"]]
+        agreed.append(found.judge.order_agreement)
+        assert found.judge.temperature == pytest.approx(4.0, rel=0.35)
+        said += [row.p for row in found.calibration.bins]
     pairs_in_all = 6 * SIZE
     assert covers(list(wilson(sum(agreed) / 6 * pairs_in_all, pairs_in_all)), 0.68)
     # Where the orders agree: 0.68 · (p² + (1 − p)²) + 0.32 · ½ = 0.68, so p = 0.865, and not the 0.996 that
@@ -110,7 +116,7 @@ def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
     _, raw = audited(
         tmp_path, planted.noisy(0.8, temperature=0.25, shared=False), pairs={"min_p": 0.5, "calibrate": False}
     )
-    assert [row["p"] for row in raw["calibration"]["bins"]] == [pytest.approx(0.996, abs=0.001)]
+    assert [row.p for row in raw.calibration.bins] == [pytest.approx(0.996, abs=0.001)]
 
 
 def test_labels_that_cannot_be_read_take_no_result_away(tmp_path: Path) -> None:
@@ -123,10 +129,10 @@ def test_labels_that_cannot_be_read_take_no_result_away(tmp_path: Path) -> None:
 
 def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
     folder, found = audited(tmp_path, planted.always_first)
-    assert found["judge"]["first_slot_rate"] == 1.0
-    assert found["judge"]["flip_rate"] == 1.0
-    assert found["kept"]["pairs"] == 0
-    assert found["verdict"].startswith("no judge: its verdict hangs on the slot")
+    assert found.judge.first_slot_rate.rate == 1.0
+    assert found.judge.flip_rate.rate == 1.0
+    assert found.kept.pairs == 0
+    assert found.verdict.startswith("no judge: position bias decides its verdicts")
     assert folder.stage("pairs").counts["records"] == 0
 
 
@@ -135,15 +141,12 @@ def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:
     verdicts."""
 
     def said(flips: float, expected: float, share: float = 0.08) -> str:
-        judge = {
-            "accuracy": None,
-            "first_slot_rate": 0.31,
-            "flip_rate": flips,
-            "effects": None,
-            "longer_wins_rate": 0.5,
-        }
-        coverage = [{"min_p": 0.5, "share": share, "accuracy": None, "expected": expected}]
-        return verdict_on({"judge": judge, "coverage": coverage, "agreement": {}})
+        rates = {"first_slot_rate": 0.31, "flip_rate": flips, "longer_wins_rate": 0.5}
+        update = {name: Rate(rate=rate, ci95=(0.0, 1.0), n=100) for name, rate in rates.items()}
+        judge = Tally(Calibration()).figures().model_copy(update=update)
+        unknown = Rate(rate=None, ci95=(0.0, 1.0), n=0)
+        coverage = [Coverage(min_p=0.5, share=share, accuracy=unknown, expected=expected)]
+        return verdict_on(judge, coverage)
 
     assert said(0.85, 0.501).startswith("no judge: swapped answers flip 85 %")
     assert said(0.85, 0.501, share=0.0).startswith("no judge: swapped answers flip 85 %")
@@ -153,14 +156,14 @@ def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:
 
 def test_a_taste_for_length_is_told_from_one_for_quality(tmp_path: Path) -> None:
     _, found = audited(tmp_path / "long", planted.always_longer)
-    assert found["judge"]["longer_wins_rate"] == 1.0
-    assert "it takes the longer answer" in found["verdict"]
-    assert covers(found["judge"]["ci95"]["accuracy"], 0.5)
-    assert not found["judge"]["effects"]["converged"]
+    assert found.judge.longer_wins_rate.rate == 1.0
+    assert "it takes the longer answer" in found.verdict
+    assert covers(found.judge.accuracy.ci95, 0.5)
+    assert not found.judge.effects.converged
     _, fair = audited(tmp_path / "fair", planted.noisy(0.9))
-    length = fair["judge"]["effects"]["length"]
-    assert abs(length["log_odds"]) < 2.6 * length["se"]
-    assert fair["judge"]["effects"]["quality"]["log_odds"] > 3
+    length = fair.judge.effects.length
+    assert abs(length.log_odds) < 2.6 * length.se
+    assert fair.judge.effects.quality.log_odds > 3
 
     def both(first: str, second: str) -> float:
         """Log-odds of 1 for each doubling of the length, and the rest by quality."""
@@ -168,9 +171,9 @@ def test_a_taste_for_length_is_told_from_one_for_quality(tmp_path: Path) -> None
         return float(planted.unit("coin", first, second) < 1 / (1 + math.exp(-gap)))
 
     _, mixed = audited(tmp_path / "mixed", both)
-    effects = mixed["judge"]["effects"]
+    effects = mixed.judge.effects
     for name, truth in (("length", 1.0), ("quality", 3.0), ("slot", 0.0)):
-        assert abs(effects[name]["log_odds"] - truth) < 2.6 * effects[name]["se"]
+        assert abs(getattr(effects, name).log_odds - truth) < 2.6 * getattr(effects, name).se
 
 
 def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
@@ -183,12 +186,12 @@ def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
         return 1 / (1 + math.exp(-(gap + (noise if first < second else -noise))))
 
     _, found = audited(tmp_path, soft, pairs={"min_p": 0.9})
-    shares = [row["share"] for row in found["coverage"]]
+    shares = [row.share for row in found.coverage]
     assert shares == sorted(shares, reverse=True)
-    at = {row["min_p"]: row for row in found["coverage"]}
-    assert at[0.9]["accuracy"] > at[0.5]["accuracy"] + 0.03
-    assert at[0.9]["share"] == pytest.approx(found["kept"]["share"], abs=1e-9)
-    assert covers(at[0.9]["ci95"], found["kept"]["label_accuracy"])
+    at = {row.min_p: row for row in found.coverage}
+    assert at[0.9].accuracy.rate > at[0.5].accuracy.rate + 0.03
+    assert at[0.9].share == pytest.approx(found.kept.share, abs=1e-9)
+    assert covers(at[0.9].accuracy.ci95, found.kept.label_accuracy.rate)
 
 
 def test_some_prompts_without_gold_do_not_hide_what_decides(tmp_path: Path) -> None:
@@ -196,14 +199,14 @@ def test_some_prompts_without_gold_do_not_hide_what_decides(tmp_path: Path) -> N
     folder.oracle = lambda prompt, answer: (
         None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)
     )  # type: ignore[misc]
-    effects = audit(folder)["judge"]["effects"]
-    assert effects["quality"]["log_odds"] > 3
-    assert effects["n"] < 0.9 * 2 * SIZE
+    effects = audit(folder).judge.effects
+    assert effects.quality.log_odds > 3
+    assert effects.n < 0.9 * 2 * SIZE
 
 
 def test_the_audit_shows_a_bias_that_the_run_does_not_take_away(tmp_path: Path) -> None:
     _, found = audited(tmp_path, planted.noisy(0.8, bias=1.0), pairs={"calibrate": False, "min_p": 0.5})
-    assert found["judge"]["slot_bias_nats"] == pytest.approx(1.0)
+    assert found.judge.position_bias_nats == pytest.approx(1.0)
 
 
 def test_circles_are_counted(tmp_path: Path) -> None:
@@ -216,14 +219,14 @@ def test_circles_are_counted(tmp_path: Path) -> None:
     _, found = audited(
         tmp_path / "ring", ring, responses={"n": 3}, personas={"source": "none", "n": 200, "held_out": 0}
     )
-    assert found["judge"]["intransitive_rate"] > 0.9  # where all three are on different places
+    assert found.judge.intransitive_rate.rate > 0.9  # where all three are on different places
     _, straight = audited(
         tmp_path / "line",
         planted.noisy(0.999),
         responses={"n": 3},
         personas={"source": "none", "n": 200, "held_out": 0},
     )
-    assert straight["judge"]["intransitive_rate"] < 0.02
+    assert straight.judge.intransitive_rate.rate < 0.02
 
 
 def test_same_answers_are_counted(tmp_path: Path) -> None:
@@ -237,8 +240,8 @@ def test_same_answers_are_counted(tmp_path: Path) -> None:
 
     engine = ScriptedEngine(reply=reply, choose=planted.judge(planted.noisy(0.9)))
     run(recipe(), tmp_path, until="pairs", engine=engine)
-    rate = audit(reader(recipe(), tmp_path, engine))["same_answers"]
-    assert covers(rate["ci95"], 0.25)
+    rate = audit(reader(recipe(), tmp_path, engine)).same_answers
+    assert covers(rate.ci95, 0.25)
 
 
 def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
@@ -254,20 +257,20 @@ def test_other_judges_and_people_are_compared(tmp_path: Path) -> None:
     said = iter([word(shown) for shown in pairs])
     assert label(folder, 200, "me", ask=lambda prompt: next(said), say=lambda line: None) == 200
     found = audit(folder)
-    people = found["agreement"]["people"]
-    assert people["pairs"] == 200
-    assert covers(people["ci95"], 0.9)
-    assert people["kappa"] == pytest.approx(2 * people["agreement"] - 1, abs=0.02)
-    assert covers(found["kept"]["by_people"]["ci95"], 0.9)
-    (longer,) = [row for name, row in found["agreement"].items() if name.startswith("longer")]
-    assert covers(longer["ci95"], 0.5)
+    people = found.agreement["people"]
+    assert people.pairs == 200
+    assert covers(people.ci95, 0.9)
+    assert people.kappa == pytest.approx(2 * people.agreement - 1, abs=0.02)
+    assert covers(found.kept.by_people.ci95, 0.9)
+    (longer,) = [row for name, row in found.agreement.items() if name.startswith("longer")]
+    assert covers(longer.ci95, 0.5)
     assert "agrees with people" in show_audit(found)
     unknown = reader(recipe(), tmp_path, folder.round.given)  # without the oracle people are the gold
     by_people = audit(unknown)
-    assert by_people["judge"]["accuracy"] is None
-    assert by_people["calibration"]["n"] == 200
-    assert covers(by_people["coverage"][0]["ci95"], 0.9)
-    assert by_people["verdict"].startswith("good judge") or by_people["verdict"].startswith("fair judge")
+    assert by_people.judge.accuracy.rate is None
+    assert by_people.calibration.n == 200
+    assert covers(by_people.coverage[0].accuracy.ci95, 0.9)
+    assert by_people.verdict.startswith("good judge") or by_people.verdict.startswith("fair judge")
 
 
 def test_labels_of_several_people_and_from_other_files(tmp_path: Path) -> None:
@@ -333,7 +336,7 @@ def test_labelling_can_be_stopped_taken_back_and_gone_on_with(tmp_path: Path) ->
     with (tmp_path / "labels.jsonl").open("a") as file:
         file.write('{"prompt_id": "torn')  # a kill
     assert labels(["u", "q"]) == 1
-    assert audit(folder)["agreement"]["people"]["pairs"] == 1  # what was taken back does not count
+    assert audit(folder).agreement["people"].pairs == 1  # what was taken back does not count
     assert labels(["t", "s", "1", "2", "1"]) == 4  # one was skipped
     assert labels(["2"]) == 5
     assert labels([]) == 5
@@ -369,10 +372,10 @@ def test_self_tests(tmp_path: Path) -> None:
         return 0.9 if len(first) < len(second) else 0.1 if len(first) > len(second) else 0.7
 
     found = self_tests(folder, 80, ScriptedEngine(choose=planted.judge(shortest)))
-    assert found["identical"]["rate"] == 1.0  # 0.7 for the first slot
-    assert found["padded"]["rate"] == 1.0
-    assert found["truncated"]["rate"] == 0.0
-    assert found["padded"]["n"] == 160
+    assert found["identical"].rate == 1.0  # 0.7 for the first slot
+    assert found["padded"].rate == 1.0
+    assert found["truncated"].rate == 0.0
+    assert found["padded"].n == 160
     control = reader(recipe(judging={"method": "longer"}), tmp_path, folder.round.given)
     with pytest.raises(ConfigError, match="this run's is longer"):
         self_tests(control, 5)
@@ -402,12 +405,11 @@ def test_the_commands(
     capsys.readouterr()
     assert main(["audit", str(root), "--json", "--self-tests", "4"]) == 0
     out = capsys.readouterr().out.splitlines()
-    found = json.loads(out[-1])
-    assert {"accuracy", "first_slot_rate", "flip_rate"} <= found["judge"].keys()
-    assert {"label_accuracy", "share"} <= found["kept"].keys()
-    assert out[0] == found["verdict"]
-    assert found["agreement"]["people"]["pairs"] == 1
-    assert found["self_tests"].keys() == {"identical", "padded", "truncated", "shuffled"}
+    found = Audit.model_validate_json(out[-1])
+    assert out[0] == found.verdict
+    assert found.agreement["people"].pairs == 1
+    assert found.self_tests is not None
+    assert found.self_tests.keys() == {"identical", "padded", "truncated", "shuffled"}
     (tmp_path / "labels").write_text('{"first_id": "a"}\n')
     assert main(["audit", str(root), "--labels", str(tmp_path / "labels")]) == 1
     assert "line 1: not a label" in capsys.readouterr().err
@@ -430,11 +432,11 @@ def test_no_interval_of_a_rate_leaves_0_to_1() -> None:
     ends are exact there."""
     assert all((wilson(0, n)[0], wilson(n, n)[1]) == (0.0, 1.0) for n in range(1, 500))
     for n in range(1, 500):
-        none, every = Rate(), Rate()
+        none, every = RateSums(), RateSums()
         for _ in range(n):
             none.add(0, 1)
             every.add(1, 1)
-        (low, _), (_, high) = none.summary()["ci95"], every.summary()["ci95"]
+        (low, _), (_, high) = none.rate().ci95, every.rate().ci95
         assert 0 <= low < 1e-15
         assert math.copysign(1, low) == 1
         assert 1 - 1e-15 < high <= 1
@@ -443,17 +445,24 @@ def test_no_interval_of_a_rate_leaves_0_to_1() -> None:
 def test_no_zero_has_a_minus(tmp_path: Path) -> None:
     """Figures that round to zero from below, in the audit's text and in the run's summary."""
     _, found = audited(tmp_path, planted.noisy(0.9))
-    judge = found["judge"]
-    judge["slot_bias_nats"], judge["ci95"]["flip_rate"] = -0.001, (-1e-17, 0.215)
-    judge["effects"]["slot"]["log_odds"] = -0.001
-    found["agreement"]["people"] = {"pairs": 9, "agreement": 0.5, "ci95": [-1e-17, 1.0], "kappa": -0.001}
-    found["self_tests"] = {"padded": {"rate": 0.0, "ci95": [-1e-17, 0.3], "n": 9}}
-    text = show_audit(found)
+    assert found.judge.effects is not None
+    judge = found.judge.model_copy(
+        update={
+            "position_bias_nats": -0.001,
+            "flip_rate": Rate(rate=0.1, ci95=(-1e-17, 0.215), n=9),
+            "effects": found.judge.effects.model_copy(update={"slot": LogOdds(log_odds=-0.001, se=0.1)}),
+        }
+    )
+    people = Agreement(pairs=9, agreement=0.5, ci95=(-1e-17, 1.0), kappa=-0.001)
+    padded = SelfTest(rate=0.0, ci95=(-1e-17, 0.3), n=9)
+    changes = {"judge": judge, "agreement": {"people": people}, "self_tests": {"padded": padded}}
+    text = show_audit(found.model_copy(update=changes))
     assert "[0.0, 21.5]" in text
     assert "slot +0.00 ±" in text
     assert MINUS_ZERO.findall(text) == []
-    gains: dict[str, Any] = {"before": 0.5, "after": 0.5, "gain": -1e-5, "ci95": [-1e-4, 2e-4], "n": 9}
-    summary = {"worked": True, "funnel": [], "paths": {}, "oracle": gains | {"unseen": gains}}
+    gain = Gain(before=0.5, after=0.5, gain=-1e-5, ci95=(-1e-4, 2e-4), n=9, not_of_this_world=0)
+    oracle = OracleOutcome(**dict(gain), verdict=OracleWins(n=0), unseen=gain)
+    summary = Summary(model="m", seed=0, judging="logprob", worked=True, funnel=[], oracle=oracle, paths={})
     text = show_summary(summary)
     assert "gain +0.000 [+0.000, +0.000]" in text
     assert MINUS_ZERO.findall(text) == []

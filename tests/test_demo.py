@@ -36,19 +36,19 @@ def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
     """The demo at a third of its size: the oracle sees the gain, and no gain from a coin's labels on the same
     answers."""
     aligned = run(load_recipe("demo", SMALLER), tmp_path)
-    oracle = aligned["oracle"]
-    assert 0.40 <= oracle["before"] <= 0.65
-    assert oracle["gain"] > 0.03
-    assert oracle["ci95"][0] > 0
-    assert 0.80 <= aligned["judge"]["accuracy"] <= 0.93
-    assert aligned["kept"]["label_accuracy"] >= aligned["judge"]["accuracy"]
-    assert "CIRCULAR" in aligned["heldout"]["label"]
+    oracle = aligned.oracle
+    assert 0.40 <= oracle.before <= 0.65
+    assert oracle.gain > 0.03
+    assert oracle.ci95[0] > 0
+    assert 0.80 <= aligned.judge.accuracy <= 0.93
+    assert aligned.kept.label_accuracy >= aligned.judge.accuracy
+    assert "CIRCULAR" in aligned.heldout.label
     again = run(load_recipe("demo", SMALLER), tmp_path)
-    assert not again["worked"]
-    assert again["oracle"] == oracle
+    assert not again.worked
+    assert again.oracle == oracle
     control = run(load_recipe("demo", {**SMALLER, "judging.method": "random"}), tmp_path)
-    assert control["oracle"]["before"] == oracle["before"]  # the held-out answers of the base are reused
-    assert control["oracle"]["gain"] < 0.02
+    assert control.oracle.before == oracle.before  # the held-out answers of the base are reused
+    assert control.oracle.gain < 0.02
     # The persona role matters: without it the model's prompts repeat far more.
     prompts = {p.text for p in _prompts(tmp_path)}
     alone = tmp_path / "alone"

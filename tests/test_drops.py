@@ -54,7 +54,7 @@ def test_a_hopeless_stage_ends_after_its_first_rows(tmp_path: Path) -> None:
 
 def test_a_stage_that_may_be_fine_goes_on(tmp_path: Path) -> None:
     summary = run(recipe(), tmp_path, until="prompts", engine=forgetful(0.4))
-    assert 40 < summary["funnel"][0]["dropped"] < 120
+    assert 40 < summary.funnel[0].dropped < 120
 
 
 class Late:

@@ -15,12 +15,13 @@ from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, DataError
 from sao.evaluation import alpaca_files
-from sao.evaluation.outputs import show_table
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
 from sao.pipeline.players import Player, player
 from sao.pipeline.two_models import TwoModels
 from sao.records import Message
+from sao.report.evaluation import show_evaluation
+from sao.results.evaluation import Evaluation
 from sao.store.files import write_atomic
 
 N = 40
@@ -80,7 +81,7 @@ def asked(tmp_path: Path, suite: str = "heldout", **more: Any) -> Asked:
     return Asked(base=base, tuned=tuned, questions={suite: str(file)}, **more)
 
 
-def heldout(tmp_path: Path, better: int, judge: ScriptedEngine, **more: Any) -> dict[str, Any]:
+def heldout(tmp_path: Path, better: int, judge: ScriptedEngine, **more: Any) -> Evaluation:
     """The suite heldout where tuned is better on the first `better` questions and worse on the others."""
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9 if i < better else 0.1)
     return evaluate(bench(tmp_path / "out", base, tuned, judge, **more), asked(tmp_path), ["heldout"])
@@ -88,17 +89,16 @@ def heldout(tmp_path: Path, better: int, judge: ScriptedEngine, **more: Any) -> 
 
 def test_a_judge_with_a_known_preference_gives_the_exact_win_rate(tmp_path: Path) -> None:
     found = heldout(tmp_path, 30, judging(by_worth))
-    suite = found["suites"]["heldout"]
-    assert suite["tuned"]["win_rate"]["value"] == 30 / N
-    assert (suite["tuned"]["win"], suite["tuned"]["tie"], suite["tuned"]["loss"]) == (30, 0, 10)
-    assert suite["delta"]["value"] == pytest.approx(0.25)
-    low, high = suite["delta"]["ci95"]
+    suite = found.suites["heldout"]
+    assert suite.tuned.win_rate.value == 30 / N
+    assert (suite.tuned.win, suite.tuned.tie, suite.tuned.loss) == (30, 0, 10)
+    assert suite.delta.value == pytest.approx(0.25)
+    low, high = suite.delta.ci95
     assert 0 < low < 0.25 < high < 0.5
-    assert 0 < suite["delta"]["p"] == suite["delta"]["p_holm"] < 0.01
-    assert suite["tuned"]["warnings"] == []
-    assert found["label"] == ""
-    for name in ("results.json", "table.md", "items-heldout.jsonl"):
-        assert (tmp_path / "out" / name).is_file()
+    assert 0 < suite.delta.p == suite.delta.p_holm < 0.01
+    assert suite.tuned.warnings == []
+    assert found.label == ""
+    assert Evaluation.model_validate_json((tmp_path / "out" / "results.json").read_text()) == found
     rows = [json.loads(line) for line in (tmp_path / "out" / "items-heldout.jsonl").read_text().splitlines()]
     assert len(rows) == N
     assert rows[0]["answers"] == {"base": ["base worth 0.500"], "tuned": ["tuned worth 0.900"]}
@@ -111,8 +111,8 @@ def test_the_sides_mirror_each_other(tmp_path: Path) -> None:
     rates = []
     for i, (x, y) in enumerate(((base, tuned), (tuned, base))):
         found = evaluate(bench(tmp_path / str(i), x, y, judging(by_worth)), asked(tmp_path), ["heldout"])
-        suite = found["suites"]["heldout"]["tuned"]
-        rates.append((suite["win_rate"]["value"], suite["adjusted"]["value"]))
+        suite = found.suites["heldout"].tuned
+        rates.append((suite.win_rate.value, suite.adjusted.value))
     assert rates[0][0] + rates[1][0] == pytest.approx(1)
     assert rates[0][1] + rates[1][1] == pytest.approx(1, abs=1e-6)
 
@@ -120,21 +120,21 @@ def test_the_sides_mirror_each_other(tmp_path: Path) -> None:
 def test_a_model_against_itself_is_a_half(tmp_path: Path) -> None:
     same = answering("same", lambda i: 0.5)
     found = evaluate(bench(tmp_path / "out", same, same, judging(by_worth)), asked(tmp_path), ["heldout"])
-    suite = found["suites"]["heldout"]
-    assert suite["tuned"]["win_rate"]["value"] == 0.5
-    assert suite["tuned"]["verdicts"] == 0
-    assert suite["tuned"]["adjusted"]["value"] == 0.5
-    assert suite["delta"]["value"] == 0
-    assert suite["delta"]["p"] == 1.0
+    suite = found.suites["heldout"]
+    assert suite.tuned.win_rate.value == 0.5
+    assert suite.tuned.verdicts == 0
+    assert suite.tuned.adjusted.value == 0.5
+    assert suite.delta.value == 0
+    assert suite.delta.p == 1.0
 
 
 def test_a_judge_of_the_first_slot_says_nothing_and_is_found_out(tmp_path: Path) -> None:
     found = heldout(tmp_path, 30, judging(lambda first, second: 0.97))
-    tuned = found["suites"]["heldout"]["tuned"]
-    assert tuned["win_rate"]["value"] == 0.5
-    assert tuned["first_slot_rate"] == 1.0
-    assert tuned["warnings"] == ["POSITION BIAS: 100 % of the decided verdicts are for the first slot"]
-    assert "POSITION BIAS" in show_table(found)
+    tuned = found.suites["heldout"].tuned
+    assert tuned.win_rate.value == 0.5
+    assert tuned.first_slot_rate == 1.0
+    assert tuned.warnings == ["POSITION BIAS: 100 % of the decided verdicts are for the first slot"]
+    assert "POSITION BIAS" in show_evaluation(found)
 
 
 def test_unreadable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
@@ -148,13 +148,13 @@ def test_unreadable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
         return math.log(p), math.log1p(-p)
 
     found = heldout(tmp_path, 30, ScriptedEngine(identity="j", name="judge", choose=choose))
-    tuned = found["suites"]["heldout"]["tuned"]
-    assert (tuned["unreadable"], tuned["lost"]) == (20, 10)
-    assert tuned["win_rate"]["value"] == pytest.approx(20 / 30)
-    assert tuned["bounds"] == pytest.approx([20 / 40, 30 / 40])
+    tuned = found.suites["heldout"].tuned
+    assert (tuned.unreadable, tuned.lost) == (20, 10)
+    assert tuned.win_rate.value == pytest.approx(20 / 30)
+    assert tuned.bounds == pytest.approx([20 / 40, 30 / 40])
     assert (
         "20 of 80 verdicts unreadable or not given; with them the figure would be between 50.0 and 75.0 %"
-        in show_table(found)
+        in show_evaluation(found)
     )
 
 
@@ -162,9 +162,9 @@ def test_the_trained_model_as_judge_is_circular_and_withheld(tmp_path: Path) -> 
     judge = judging(by_worth)
     judge.identity = "tuned"
     found = heldout(tmp_path, 30, judge)
-    assert found["label"] == "CIRCULAR"
-    assert not found["headline"]
-    table = show_table(found)
+    assert found.label == "CIRCULAR"
+    assert not found.headline
+    table = show_evaluation(found)
     assert "75.0" not in table
     assert "withheld" in table
     assert "--headline shows them" in table
@@ -173,18 +173,18 @@ def test_the_trained_model_as_judge_is_circular_and_withheld(tmp_path: Path) -> 
     judge.identity = "base"
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9)
     shown = evaluate(bench(tmp_path / "b", base, tuned, judge), asked(tmp_path, headline=True), ["heldout"])
-    assert shown["label"] == "CIRCULAR"
-    assert "100.0" in show_table(shown)
+    assert shown.label == "CIRCULAR"
+    assert "100.0" in show_evaluation(shown)
 
 
 def test_a_constant_answer_is_flagged(tmp_path: Path) -> None:
     base = answering("base", lambda i: 0.5 + i / 1000)
     constant = ScriptedEngine(identity="constant", reply=lambda m, s, p: "always worth 0.9")
     found = evaluate(bench(tmp_path / "out", base, constant, judging(by_worth)), asked(tmp_path), ["heldout"])
-    wrong = found["suites"]["heldout"]["degenerate"]
+    wrong = found.suites["heldout"].degenerate
     assert "40 of 40 answers are the same text: 'always worth 0.9'" in wrong["tuned"][0]
     assert "base" not in wrong
-    assert "DEGENERATE" in show_table(found)
+    assert "DEGENERATE" in show_evaluation(found)
 
 
 def test_a_reference_stands_between_two_models(tmp_path: Path) -> None:
@@ -199,14 +199,14 @@ def test_a_reference_stands_between_two_models(tmp_path: Path) -> None:
     )
     want = asked(tmp_path, "alpaca", reference=Player(role="reference", model=str(tmp_path / "ref.json")))
     found = evaluate(bench(tmp_path / "out", base, tuned, judging(by_worth)), want, ["alpaca"])
-    suite = found["suites"]["alpaca"]
+    suite = found.suites["alpaca"]
     # AlpacaEval counts the judge's probability, 0.9 or 0.1; discrete wins stand in its leaderboard.
-    assert suite["base"]["win_rate"]["value"] == pytest.approx((10 * 0.9 + 30 * 0.1) / N)
-    assert suite["tuned"]["win_rate"]["value"] == pytest.approx((30 * 0.9 + 10 * 0.1) / N)
-    assert suite["delta"]["value"] == pytest.approx(0.4)
-    assert suite["tuned"]["adjusted"]["delta"]["p"] < 0.01
+    assert suite.base.win_rate.value == pytest.approx((10 * 0.9 + 30 * 0.1) / N)
+    assert suite.tuned.win_rate.value == pytest.approx((30 * 0.9 + 10 * 0.1) / N)
+    assert suite.delta.value == pytest.approx(0.4)
+    assert suite.tuned.adjusted.delta.p < 0.01
     assert (tmp_path / "out" / ".eval_results" / "alpaca.yaml").is_file()
-    assert suite["tuned"]["adjusted"]["name"] == "length-adjusted win rate"  # not LC: no official files
+    assert suite.tuned.adjusted.name == "length-adjusted win rate"  # not LC: no official files
     annotations = alpaca_files.read_annotations(
         str(tmp_path / "out" / "alpaca" / "tuned" / "annotations.json")
     )
@@ -245,13 +245,13 @@ def test_arena_reads_five_verdicts_in_both_orders(tmp_path: Path) -> None:
     found = evaluate(
         bench(tmp_path / "out", base, tuned, talking(verdict)), asked(tmp_path, "arena"), ["arena"]
     )
-    tuned_side = found["suites"]["arena"]["tuned"]
-    assert (tuned_side["win"], tuned_side["tie"], tuned_side["loss"]) == (25, 5, 10)
-    assert tuned_side["unreadable"] == 0
+    tuned_side = found.suites["arena"].tuned
+    assert (tuned_side.win, tuned_side.tie, tuned_side.loss) == (25, 5, 10)
+    assert tuned_side.unreadable == 0
     # Strong wins count three times: 25·3 wins, 5 ties, 10 losses over two orders.
-    assert tuned_side["arena"]["value"] == pytest.approx((75 + 2.5) / (75 + 5 + 10), abs=0.01)
-    assert "style controlled" in tuned_side["arena_style"]["name"]
-    assert "Arena-Hard, Bradley–Terry score %" in show_table(found)
+    assert tuned_side.arena.value == pytest.approx((75 + 2.5) / (75 + 5 + 10), abs=0.01)
+    assert "style controlled" in tuned_side.arena_style.name
+    assert "Arena-Hard, Bradley–Terry score %" in show_evaluation(found)
 
 
 def test_mtbench_marks_both_turns(tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_mtbench_marks_both_turns(tmp_path: Path) -> None:
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.8)
     judge = ScriptedEngine(identity="marker", name="judge", reply=mark)
     found = evaluate(bench(tmp_path / "out", base, tuned, judge), asked(tmp_path, "mtbench"), ["mtbench"])
-    suite = found["suites"]["mtbench"]
-    assert (suite["base"]["mark"]["value"], suite["tuned"]["mark"]["value"]) == (5.0, 8.0)
-    assert suite["tuned"]["verdicts"] == 2 * N
-    assert suite["delta"]["value"] == pytest.approx(3.0)
-    assert "MT-Bench, mark" in show_table(found)
+    suite = found.suites["mtbench"]
+    assert (suite.base.mark.value, suite.tuned.mark.value) == (5.0, 8.0)
+    assert suite.tuned.verdicts == 2 * N
+    assert suite.delta.value == pytest.approx(3.0)
+    assert "MT-Bench, mark" in show_evaluation(found)
 
 
 def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.8)
     want = asked(tmp_path, "mtbench-pairs")
     found = evaluate(bench(tmp_path / "out", base, tuned, talking(verdict)), want, ["mtbench-pairs"])
-    assert found["suites"]["mtbench-pairs"]["tuned"]["win_rate"]["value"] == 1.0
+    assert found.suites["mtbench-pairs"].tuned.win_rate.value == 1.0
 
 
 def test_what_is_finished_is_not_asked_again(tmp_path: Path) -> None:
@@ -308,11 +308,11 @@ def test_the_judge_is_tried_once(tmp_path: Path) -> None:
             bench(tmp_path / "out", base, tuned, judge, eval={"self_tests": 5}), asked(tmp_path), ["heldout"]
         )
     assert judge.calls == 2 * N + 4 * 2 * 5
-    tests = found["self_tests"]
-    assert (tests["padded"]["rate"], tests["truncated"]["rate"]) == (0.0, 1.0)  # it likes what is long
-    assert tests["identical"]["rate"] == 1.0  # and the first of two equals
-    assert tests["padded"]["flips"]["rate"] == 0.0
-    assert "padded 0 %" in show_table(found)
+    tests = found.self_tests
+    assert (tests["padded"].rate, tests["truncated"].rate) == (0.0, 1.0)  # it likes what is long
+    assert tests["identical"].rate == 1.0  # and the first of two equals
+    assert tests["padded"].flips.rate == 0.0
+    assert "padded 0 %" in show_evaluation(found)
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
@@ -354,8 +354,8 @@ def test_answers_that_were_cut_off_count(tmp_path: Path) -> None:
     cut = Cut(identity="cut", reply=lambda m, s, p: f"cut off worth 0.1{s % 10}")
     base = answering("base", lambda i: 0.5)
     found = evaluate(bench(tmp_path / "out", base, cut, judging(by_worth)), asked(tmp_path), ["heldout"])
-    assert found["suites"]["heldout"]["tuned"]["loss"] == N
-    assert found["suites"]["heldout"]["missing"] == {"base": 0, "tuned": 0}
+    assert found.suites["heldout"].tuned.loss == N
+    assert found.suites["heldout"].missing == {"base": 0, "tuned": 0}
 
 
 # Questions and the command
@@ -427,7 +427,10 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (
         main([*command, "--out", str(tmp_path / "eval"), "--eval.self_tests", "5", "--json", "--quiet"]) == 0
     )
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["label"] == "CIRCULAR"
-    assert found["suites"]["heldout"]["delta"]["value"] > 0.05
-    assert set(found["self_tests"]) == {"identical", "padded", "truncated", "shuffled"}
+    table, _, last = capsys.readouterr().out.partition("\n\nfiles in")
+    found = Evaluation.model_validate_json(last.splitlines()[-1])
+    assert (tmp_path / "eval" / "table.md").read_text() == table + "\n"
+    assert found.label == "CIRCULAR"
+    suite = found.suites["heldout"]
+    assert suite.delta is not None and suite.delta.value > 0.05
+    assert set(found.self_tests or {}) == {"identical", "padded", "truncated", "shuffled"}

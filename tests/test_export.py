@@ -558,8 +558,8 @@ def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> No
         "| pairs | 270 | 0 |"
         if done["train"] + done["test"] == 270
         else f"| pairs | {done['train'] + done['test']} |",
-        found["verdict"][1:],
-        f"| pairs kept, of the possible ones | {100 * found['kept']['share']:.1f} % |",
+        found.verdict[1:],
+        f"| pairs kept, of the possible ones | {100 * found.kept.share:.1f} % |",
         "arXiv:2510.06652",
         "10 of the prompts are held out",
         "DPOTrainer(model",

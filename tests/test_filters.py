@@ -367,18 +367,18 @@ def config(**filters: Any) -> Config:
 def test_the_stage_stands_between_prompts_and_answers(tmp_path: Path) -> None:
     c = config()
     summary = run(c, tmp_path, until="pairs", engine=engine())
-    funnel = {row["stage"]: row for row in summary["funnel"]}
+    funnel = {row.stage: row for row in summary.funnel}
     assert list(funnel)[:3] == ["prompts", "filtered", "responses"]
-    kept = funnel["filtered"]["records"]
+    kept = funnel["filtered"].records
     assert kept <= 40
-    assert kept + funnel["filtered"]["dropped"] == 150  # more than half are dropped: that is no error here
+    assert kept + funnel["filtered"].dropped == 150  # more than half are dropped: that is no error here
     folder = reader(c, tmp_path, engine())
     training, held_out = [p.text for p in folder.asked(False)], [p.text for p in folder.asked(True)]
     assert len(set(training)) == len(training)
     assert not set(training) & set(held_out)
-    assert funnel["responses"]["records"] == 2 * len(training)
+    assert funnel["responses"].records == 2 * len(training)
     again = run(c, tmp_path, until="pairs", engine=engine())
-    assert not again["worked"]
+    assert not again.worked
 
 
 def test_other_filters_reuse_the_prompts(tmp_path: Path) -> None:
@@ -387,7 +387,7 @@ def test_other_filters_reuse_the_prompts(tmp_path: Path) -> None:
     calls = one.calls
     summary = run(config(duplicates="none"), tmp_path, until="prompts", engine=one)
     assert one.calls == calls
-    assert {row["stage"]: row["records"] for row in summary["funnel"]} == {"prompts": 150, "filtered": 150}
+    assert {row.stage: row.records for row in summary.funnel} == {"prompts": 150, "filtered": 150}
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
@@ -403,12 +403,12 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     )
     c = config(against=[str(tmp_path / "bench.jsonl")])
     summary = run(c, tmp_path / "run", until="pairs", engine=engine(answer="yes"))
-    funnel = {row["stage"]: row for row in summary["funnel"]}
-    leaks = [reason for reason in funnel["filtered"]["reasons"] if reason.startswith("leaks ")]
+    funnel = {row.stage: row for row in summary.funnel}
+    leaks = [reason for reason in funnel["filtered"].reasons if reason.startswith("leaks ")]
     assert leaks
     folder = reader(c, tmp_path / "run", engine())
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
-    assert funnel["filtered_responses"]["dropped"] == 0
+    assert funnel["filtered_responses"].dropped == 0
     quoting = engine(answer=f"as they say: {other}!")
     with pytest.raises(
         DropError, match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl"
@@ -416,9 +416,9 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
         run(c, tmp_path / "leaky", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})
     leaky = run(c, tmp_path / "leaky", until="pairs", engine=quoting)
-    rows = {row["stage"]: row for row in leaky["funnel"]}
-    assert rows["filtered_responses"]["records"] == 0
-    assert next(iter(rows["filtered_responses"]["reasons"])).startswith("leaks ")
+    rows = {row.stage: row for row in leaky.funnel}
+    assert rows["filtered_responses"].records == 0
+    assert next(iter(rows["filtered_responses"].reasons)).startswith("leaks ")
     folder = reader(c, tmp_path / "leaky", engine())
     drop = next(iter(folder.stage("filtered_responses").drops()))
     assert "item 10, overlap 1.00" in str(drop.detail)

@@ -14,6 +14,9 @@ from sao.evaluation.identities import Identity, judge_label, read_identity, rela
 from sao.evaluation.judge_tests import try_judge
 from sao.evaluation.sanity_checks import by_length, degenerate, slot_warning
 from sao.records import Message, Prompt, Response, make_id
+from sao.results.audit import SelfTest
+from sao.results.base import Rate
+from sao.results.evaluation import LengthBin
 
 BASE, TUNED, OTHER = "b" * 16, "7" * 16, "0" * 16
 
@@ -258,23 +261,23 @@ def test_slots() -> None:
 
 def test_win_rate_by_length() -> None:
     bins = by_length([(i, 10, float(i > 10)) for i in range(1, 21)])
-    assert [b["n"] for b in bins] == [5, 5, 5, 5]
-    assert [b["win_rate"] for b in bins] == [0, 0, 1, 1]
-    assert bins[0]["ratio"] == [0.1, 0.5]
+    assert [b.n for b in bins] == [5, 5, 5, 5]
+    assert [b.win_rate for b in bins] == [0, 0, 1, 1]
+    assert bins[0].ratio == (0.1, 0.5)
     assert by_length([]) == []
-    assert by_length([(3, 0, 1.0)]) == [{"ratio": [3.0, 3.0], "win_rate": 1.0, "n": 1}]
+    assert by_length([(3, 0, 1.0)]) == [LengthBin(ratio=(3.0, 3.0), win_rate=1.0, n=1)]
 
 
 def test_equal_ratios_stand_in_one_bin() -> None:
     # All answers are equally long: one bin, whatever the outcomes.
     equal = [(10 * k, 10 * k, float(k % 2)) for k in range(1, 101)]
-    assert by_length(equal) == [{"ratio": [1.0, 1.0], "win_rate": 0.5, "n": 100}]
+    assert by_length(equal) == [LengthBin(ratio=(1.0, 1.0), win_rate=0.5, n=100)]
     # Half of them are, and half of those are won; the others' outcomes have nothing to do with it either.
     rows = [(10, 10, float(i % 2)) for i in range(50)] + [(10 + i, 10, float(i % 2)) for i in range(1, 51)]
     bins = by_length(rows)
-    assert [b["ratio"] for b in bins] == [[1.0, 1.0], [1.1, 3.5], [3.6, 6.0]]
-    assert [b["n"] for b in bins] == [50, 25, 25]
-    assert [b["win_rate"] for b in bins] == pytest.approx([0.5, 13 / 25, 12 / 25])
+    assert [b.ratio for b in bins] == [(1.0, 1.0), (1.1, 3.5), (3.6, 6.0)]
+    assert [b.n for b in bins] == [50, 25, 25]
+    assert [b.win_rate for b in bins] == pytest.approx([0.5, 13 / 25, 12 / 25])
     assert by_length(rows[::-1]) == bins
 
 
@@ -290,7 +293,7 @@ def answer(prompt: Prompt, text: str) -> Response:
     )
 
 
-def judged(p_first: Any, n: int = 20) -> dict[str, Any]:
+def judged(p_first: Any, n: int = 20) -> dict[str, SelfTest]:
     """The self-tests of a judge with p(first) of two answers and the prompt's number."""
 
     def choose(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
@@ -310,12 +313,12 @@ def number(text: str) -> int:
 
 def test_flips_of_a_judge_that_looks_at_the_slot() -> None:
     found = judged(lambda first, second: 0.9)
-    assert set(found["identical"]) == {"rate", "ci95", "n"}
-    assert found["identical"]["rate"] == 1.0
+    assert found["identical"].flips is None
+    assert found["identical"].rate == 1.0
     for name in ("padded", "truncated", "shuffled"):
-        assert (found[name]["rate"], found[name]["n"]) == (0.5, 40)
-        assert (found[name]["flips"]["rate"], found[name]["flips"]["n"]) == (1.0, 20)
-        low, high = found[name]["flips"]["ci95"]
+        assert (found[name].rate, found[name].n) == (0.5, 40)
+        assert (found[name].flips.rate, found[name].flips.n) == (1.0, 20)
+        low, high = found[name].flips.ci95
         assert 0.8 < low < high == pytest.approx(1.0)
 
 
@@ -324,9 +327,9 @@ def test_flips_of_a_judge_that_reads() -> None:
         return 0.5 if len(first) == len(second) else 0.9 if len(first) > len(second) else 0.1
 
     found = judged(longest)
-    assert (found["padded"]["rate"], found["padded"]["flips"]["rate"]) == (0.0, 0.0)
-    assert (found["truncated"]["rate"], found["truncated"]["flips"]["rate"]) == (1.0, 0.0)
-    assert found["padded"]["flips"]["ci95"][0] == pytest.approx(0.0)
+    assert (found["padded"].rate, found["padded"].flips.rate) == (0.0, 0.0)
+    assert (found["truncated"].rate, found["truncated"].flips.rate) == (1.0, 0.0)
+    assert found["padded"].flips.ci95[0] == pytest.approx(0.0)
 
 
 def test_flips_are_of_pairs_that_were_read_twice() -> None:
@@ -341,8 +344,8 @@ def test_flips_are_of_pairs_that_were_read_twice() -> None:
                 return 0.9 if longer else 0.1
 
     found = judged(choose)["padded"]
-    assert (found["n"], found["flips"]["n"]) == (35, 15)
-    assert found["flips"]["rate"] == pytest.approx(5 / 15)
+    assert (found.n, found.flips.n) == (35, 15)
+    assert found.flips.rate == pytest.approx(5 / 15)
     nobody = judged(lambda first, second: None)["padded"]
-    assert (nobody["rate"], nobody["n"]) == (None, 0)
-    assert nobody["flips"] == {"rate": None, "ci95": [0.0, 1.0], "n": 0}
+    assert (nobody.rate, nobody.n) == (None, 0)
+    assert nobody.flips == Rate(rate=None, ci95=(0.0, 1.0), n=0)

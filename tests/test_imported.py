@@ -134,7 +134,7 @@ def test_other_lengths_for_the_evaluation_leave_the_answers_as_they_are(tmp_path
         load_recipe(recipe, {"responses.max_tokens": "64"}), run.root, until="pairs", engine=engine
     )
     assert engine.calls == 0
-    assert summary["kept"]["share"] == 1.0
+    assert summary.kept.share == 1.0
     # Another judge is another judge, and each model's verdicts are its own.
     asked = {"judging.method": "logprob", "judging.orders": "both"}
     for name in ("one", "two"):
@@ -164,7 +164,7 @@ def test_labels_come_back_as_pairs(tmp_path: Path) -> None:
     )
     assert all(isinstance(pair, PreferencePair) for _, pair, _, _ in labelled)
     found = audit(run)
-    assert found["judge"]["verdicts"] == N
+    assert found.judge.verdicts == N
 
 
 def test_system_messages_are_kept(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sao.analysis import contamination
-from sao.analysis.contamination import EXAMPLES, leak_report, show_report, tfidf_candidates
+from sao.analysis.contamination import EXAMPLES, leak_report, tfidf_candidates
 from sao.data import contamination_sets
 from sao.data.contamination import LeakIndex
 from sao.data.contamination_sets import (
@@ -28,6 +28,8 @@ from sao.data.contamination_sets import (
     source_identity,
 )
 from sao.errors import ConfigError, DataError
+from sao.report.contamination import show_contamination
+from sao.results.contamination import Contamination
 
 TEN = "one two three four five six seven eight nine ten"
 
@@ -374,7 +376,7 @@ def test_hostile_texts() -> None:
 # The report
 
 
-def report_of(texts: list[str], benchmarks: list[Benchmark], candidates: int = 5) -> dict[str, Any]:
+def report_of(texts: list[str], benchmarks: list[Benchmark], candidates: int = 5) -> Contamination:
     rows = [("prompt" if i % 2 else "answer", f"{i:016x}", text) for i, text in enumerate(texts)]
     return leak_report(lambda: iter(rows), benchmarks, 0.7, candidates)
 
@@ -384,19 +386,19 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
     sets = [benchmark(a, "never asked in any way", a, name="one"), benchmark(b, name="two")]
     texts = ["nothing to see here", f"{a}? {b} | with a bar", b, "the fourth question of the first set"]
     report = report_of(texts, sets)
-    assert report["texts"] == 4
-    one, two = report["benchmarks"]["one"], report["benchmarks"]["two"]
-    assert (one["items"], one["items_leaked"], one["texts_with_leaks"]) == (3, 2, 1)
-    assert (two["items"], two["items_leaked"], two["texts_with_leaks"]) == (1, 1, 2)
-    assert [(pair.kind, pair.id, pair.item) for pair in two["leaks"]] == [
+    assert report.texts == 4
+    one, two = report.benchmarks["one"], report.benchmarks["two"]
+    assert (one.items, one.items_leaked, one.texts_with_leaks) == (3, 2, 1)
+    assert (two.items, two.items_leaked, two.texts_with_leaks) == (1, 1, 2)
+    assert [(pair.kind, pair.id, pair.item) for pair in two.leaks] == [
         ("prompt", f"{1:016x}", "0"),
         ("answer", f"{2:016x}", "0"),
     ]
-    assert one["candidates"][0].ours == texts[3]
-    assert one["candidates"][0].theirs == a
-    assert 0 < one["candidates"][0].share < 1
-    assert all(pair.ours in (texts[0], texts[3]) for pair in (*one["candidates"], *two["candidates"]))
-    shown = show_report(report)
+    assert one.candidates[0].ours == texts[3]
+    assert one.candidates[0].theirs == a
+    assert 0 < one.candidates[0].share < 1
+    assert all(pair.ours in (texts[0], texts[3]) for pair in (*one.candidates, *two.candidates))
+    shown = show_contamination(report)
     assert (
         shown.splitlines()[0]
         == "4 texts looked at; an item has leaked where 70 % of its n-grams stand in one."
@@ -407,10 +409,10 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
 
 def test_the_report_keeps_few_pairs() -> None:
     report = report_of([f"{TEN} and {i}" for i in range(EXAMPLES + 20)], [benchmark(TEN)], candidates=0)
-    found = report["benchmarks"]["bench"]
-    assert found["texts_with_leaks"] == EXAMPLES + 20
-    assert len(found["leaks"]) == EXAMPLES
-    assert found["candidates"] == []
+    found = report.benchmarks["bench"]
+    assert found.texts_with_leaks == EXAMPLES + 20
+    assert len(found.leaks) == EXAMPLES
+    assert found.candidates == []
 
 
 def test_candidates_are_the_most_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,5 +441,5 @@ def test_candidates_are_the_most_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_scikit_learn_the_report_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     report = report_of(["some text of ours"], [benchmark(TEN)])
-    assert report["benchmarks"]["bench"]["candidates"] == []
-    assert show_report(report).endswith("they need scikit-learn (pip install 'sao[data]').")
+    assert report.benchmarks["bench"].candidates == []
+    assert show_contamination(report).endswith("they need scikit-learn (pip install 'sao[data]').")

@@ -48,10 +48,10 @@ def tiny_config(model: str, tmp_path: Path) -> Config:
 def test_the_whole_run(model: str, tmp_path: Path) -> None:
     Path(model, "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# A model\n")
     summary = run(tiny_config(model, tmp_path), tmp_path / "run")
-    funnel = {row["stage"]: row for row in summary["funnel"]}
-    assert funnel["prompts"]["records"] + funnel["prompts"]["dropped"] == 13
-    assert funnel["train"]["records"] == funnel["pairs"]["records"] > 0
-    tuned = Path(summary["paths"]["model"])
+    funnel = {row.stage: row for row in summary.funnel}
+    assert funnel["prompts"].records + funnel["prompts"].dropped == 13
+    assert funnel["train"].records == funnel["pairs"].records > 0
+    tuned = Path(summary.paths["model"])
     assert "| its licence | apache-2.0 |" in (tuned / "README.md").read_text()
     manifest = json.loads((tuned / "sao_manifest.json").read_text())
     assert manifest["licences"]["model"] == "apache-2.0"
@@ -61,8 +61,8 @@ def test_the_whole_run(model: str, tmp_path: Path) -> None:
     assert before.prompt_ids(chat) == after.prompt_ids(chat)
     assert before.end_ids == after.end_ids
     again = run(tiny_config(model, tmp_path), tmp_path / "run")
-    assert not again["worked"]
-    assert again["paths"] == summary["paths"]
+    assert not again.worked
+    assert again.paths == summary.paths
 
 
 def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: Path) -> None:

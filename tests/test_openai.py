@@ -268,11 +268,11 @@ def test_the_whole_chain_comes_to_the_same_with_faults(tmp_path: Path, honest: d
             recipe(server, **QUICK, price_prompt=2.0, price_completion=3.0), tmp_path, until="pairs"
         )
     assert files(tmp_path) == honest
-    usage = summary["usage"]
-    assert usage["requests"] >= usage["retries"] + 65 + 120 + 120
-    assert usage["retries"] > 40
-    assert usage["completion_tokens"] > 65 + 120 + 120
-    assert usage["cost"] == pytest.approx((2 * usage["prompt_tokens"] + 3 * usage["completion_tokens"]) / 1e6)
+    usage = summary.usage
+    assert usage.requests >= usage.retries + 65 + 120 + 120
+    assert usage.retries > 40
+    assert usage.completion_tokens > 65 + 120 + 120
+    assert usage.cost == pytest.approx((2 * usage.prompt_tokens + 3 * usage.completion_tokens) / 1e6)
 
 
 @mortal

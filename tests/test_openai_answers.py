@@ -407,8 +407,7 @@ def test_the_judge_may_be_a_server_while_the_policy_is_not(tmp_path: Path) -> No
         other = {"name": "openai", "model": "wise", "openai": {"base_url": server.url}}
         summary = run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs")
         assert (
-            run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs")["worked"]
-            is False
+            run(make_config(base | {"judging": {"engine": other}}), tmp_path, until="pairs").worked is False
         )
     run(make_config(base), tmp_path, until="pairs")
     found: dict[str, dict[tuple[str, str], Any]] = {}
@@ -421,5 +420,5 @@ def test_the_judge_may_be_a_server_while_the_policy_is_not(tmp_path: Path) -> No
     assert len(found["wise"]) > 50
     assert found["wise"] == pytest.approx({key: 1 - p for key, p in found["self"].items()})
     assert len(list(tmp_path.glob("round-1/responses-*"))) == 1
-    assert summary["usage"]["requests"] >= len(found["wise"])
+    assert summary.usage.requests >= len(found["wise"])
     assert server.requests < len(found["wise"]) + 20  # it judged, and wrote nothing

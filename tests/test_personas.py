@@ -19,6 +19,7 @@ from sao.errors import ConfigError, DataError, DropError
 from sao.method import run
 from sao.pipeline.folder import reader
 from sao.records import Message, Persona, Prompt
+from sao.results.base import StageCounts
 from sao.stages.personas import (
     draw_traits,
     licence_of,
@@ -263,7 +264,7 @@ def test_a_mix_asks_by_each_of_its_templates(tmp_path: Path) -> None:
     )
     engine = ScriptedEngine(reply=reply)
     summary = run(c, tmp_path, until="pairs", engine=engine)
-    assert {row["stage"]: row["dropped"] for row in summary["funnel"]}["prompts"] == 0
+    assert {row.stage: row.dropped for row in summary.funnel}["prompts"] == 0
     folder = reader(c, tmp_path, engine)
     prompts = list(folder.stage("prompts").records(Prompt))
     turns = [p for p in prompts if p.earlier]
@@ -305,7 +306,7 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
     folder = reader(c, tmp_path / "run", writer(9))
     assert len({p.text for p in folder.asked(False)}) == 30
     assert all(p.text.startswith("real ") for p in folder.asked(True))
-    assert summary["funnel"][0] == {"stage": "prompts", "records": 35, "dropped": 0, "reasons": {}}
+    assert summary.funnel[0] == StageCounts(stage="prompts", records=35, dropped=0, reasons={})
     with pytest.raises(DataError, match=r"no text under the key 'prompt'.*--prompts\.column"):
         run(
             config(prompts={"source": str(tmp_path / "p.jsonl")}),

@@ -49,9 +49,9 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     first = run(config(), tmp_path, until="pairs", engine=engine)
     calls = engine.calls
     again = run(config(), tmp_path, until="pairs", engine=engine)
-    assert (first["worked"], again["worked"]) == (True, False)
+    assert (first.worked, again.worked) == (True, False)
     assert engine.calls == calls == 70 + 2 * 60 + 2 * 60
-    assert first["funnel"] == again["funnel"]
+    assert first.funnel == again.funnel
 
 
 def test_the_funnel_adds_up(tmp_path: Path) -> None:
@@ -59,18 +59,18 @@ def test_the_funnel_adds_up(tmp_path: Path) -> None:
         return "" if seed % 7 == 0 else f"Prompt: number {seed % 1000}"
 
     summary = run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=reply))
-    stages = {row["stage"]: row for row in summary["funnel"]}
+    stages = {row.stage: row for row in summary.funnel}
     for row in stages.values():
-        assert row["dropped"] == sum(row["reasons"].values())
+        assert row.dropped == sum(row.reasons.values())
     held_out = 10
-    assert stages["prompts"]["records"] + stages["prompts"]["dropped"] == 60 + held_out
-    answers = stages["responses"]["records"] + stages["responses"]["dropped"]
+    assert stages["prompts"].records + stages["prompts"].dropped == 60 + held_out
+    answers = stages["responses"].records + stages["responses"].dropped
     assert answers % 2 == 0
-    assert 60 - stages["prompts"]["dropped"] <= answers / 2 <= 60
-    assert stages["pairs"]["records"] + stages["pairs"]["dropped"] == answers / 2
+    assert 60 - stages["prompts"].dropped <= answers / 2 <= 60
+    assert stages["pairs"].records + stages["pairs"].dropped == answers / 2
     lost = next(tmp_path.glob("round-1/responses-*/drops.jsonl")).read_text().splitlines()
     drops = [json.loads(line) for line in lost]
-    assert len(drops) == stages["responses"]["dropped"] > 0
+    assert len(drops) == stages["responses"].dropped > 0
     assert {d["reason"] for d in drops} == {"empty"}
 
 
@@ -111,7 +111,7 @@ def test_a_recipe_changed_half_way_keeps_what_still_holds(tmp_path: Path) -> Non
     engine = ScriptedEngine()
     summary = run(config(judging={"orders": "one"}), tmp_path, until="pairs", engine=engine)
     assert engine.calls == 60
-    assert summary["judge"]["verdicts"] == 60
+    assert summary.judge.verdicts == 60
 
 
 def test_an_edited_persona_file_under_a_half_done_run_is_refused(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_too_many_drops_stop_the_second_call_too(tmp_path: Path) -> None:
         with pytest.raises(DropError, match="32 of the first 32"):
             run(config(), tmp_path, until="pairs", engine=ScriptedEngine(reply=lambda m, seed, s: ""))
     summary = run(config(max_drop_share=1.0), tmp_path, until="prompts", engine=ScriptedEngine())
-    assert summary["funnel"][0]["dropped"] == 32  # the same command goes on with the others
+    assert summary.funnel[0].dropped == 32  # the same command goes on with the others
 
 
 @pytest.mark.parametrize(

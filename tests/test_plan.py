@@ -431,16 +431,17 @@ def test_tokens_by_stage_by_hand() -> None:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    plan = make_plan(load_recipe(name), find_gpu(PLANNED_FOR[name]))
+    gpu = find_gpu(PLANNED_FOR[name])
+    plan = make_plan(load_recipe(name), gpu)
     assert plan.fits
-    assert plan.training.total < 0.97 * plan.gpu.memory * GIB
-    assert plan.gpus == (4 if plan.train.parallel != "ddp" else 1)
+    assert plan.training_gib.total < 0.97 * gpu.memory
+    assert plan.gpus == (4 if plan.parallel != "ddp" else 1)
     if plan.gpus == 4:  # said to be for 4 to 8
-        assert make_plan(load_recipe(name), plan.gpu, 8).fits
-    assert all(way.one_pair <= way.micro_batch for way in plan.ways)
-    own = f"{plan.train.method}, {plan.train.weights}"
-    same = [way for way in plan.ways if way.parallel == plan.train.parallel and way.name.startswith(own)]
-    assert plan.training.total in [way.micro_batch for way in same]
+        assert make_plan(load_recipe(name), gpu, 8).fits
+    assert all(way.one_pair_gib <= way.micro_batch_gib for way in plan.ways)
+    own = f"{plan.method}, {plan.weights}"
+    same = [way for way in plan.ways if way.parallel == plan.parallel and way.name.startswith(own)]
+    assert plan.training_gib.total in [way.micro_batch_gib for way in same]
 
 
 def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -586,7 +587,7 @@ def test_every_recipe_runs_to_the_end(name: str, tmp_path: Path) -> None:
     if recipe.train.optimizer == "adamw_8bit":  # needs CUDA
         changes |= {"train.optimizer": "adamw", "train.weights": "float32"}
     summary = run(load_recipe(name, changes), tmp_path)
-    counts = {row["stage"]: row["records"] for row in summary["funnel"]}
+    counts = {row.stage: row.records for row in summary.funnel}
     assert counts["train"] > 0
-    assert (Path(summary["paths"]["model"]) / "model.safetensors").is_file()
-    assert summary["heldout"]["n"] > 0
+    assert (Path(summary.paths["model"]) / "model.safetensors").is_file()
+    assert summary.heldout is not None and summary.heldout.n > 0

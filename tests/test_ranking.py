@@ -297,8 +297,8 @@ def test_a_budgeted_run_ranks_what_never_met(tmp_path: Path) -> None:
         "pairs": {"rule": "first_last", "min_p": 0.7},
     }
     summary = run(_recipe(60, **sections), tmp_path, until="pairs", engine=engine)
-    judged = next(row for row in summary["funnel"] if row["stage"] == "judgments")
-    assert judged["records"] == 60 * 6 * 2
+    judged = next(row for row in summary.funnel if row.stage == "judgments")
+    assert judged.records == 60 * 6 * 2
     texts = {
         row["id"]: row["text"] for row in read_jsonl(next(tmp_path.glob("round-1/responses-*/records.jsonl")))
     }
@@ -366,8 +366,8 @@ def test_length_matching_leaves_as_many_longer_as_shorter_ones(texts: list[tuple
 def test_length_matching_in_a_run(tmp_path: Path) -> None:
     engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(planted.always_longer))
     summary = run(_recipe(80, pairs={"length_matched": True}), tmp_path, until="pairs", engine=engine)
-    assert summary["funnel"][-1]["reasons"]["length matching"] > 60  # nothing shorter is ever chosen
-    assert summary["funnel"][-1]["records"] == 0
+    assert summary.funnel[-1].reasons["length matching"] > 60  # nothing shorter is ever chosen
+    assert summary.funnel[-1].records == 0
 
 
 # Panels
@@ -396,14 +396,14 @@ def test_a_panel_votes_and_each_judges_rows_are_kept(tmp_path: Path) -> None:
     assert len(stages) == 3  # the first judge's verdicts serve both
     names = {row["judge"] for path in stages for row in read_jsonl(path / "records.jsonl")}
     assert len(names) == 3
-    assert [row["stage"] for row in summary["funnel"]].count("judgments") == 3
+    assert [row.stage for row in summary.funnel].count("judgments") == 3
     texts = {
         row["id"]: row["text"]
         for row in read_jsonl(next((tmp_path / "r").glob("round-1/responses-*/records.jsonl")))
     }
 
     def right(summary: dict[str, Any]) -> float:
-        pairs = list(read_jsonl(Path(summary["paths"]["pairs"])))
+        pairs = list(read_jsonl(Path(summary.paths["pairs"])))
         assert len(pairs) > 450
         return sum(
             planted.quality(texts[p["chosen_id"]]) > planted.quality(texts[p["rejected_id"]]) for p in pairs
@@ -616,8 +616,8 @@ def test_a_verdict_after_reasons_goes_through_a_run(tmp_path: Path) -> None:
         80, judging={"method": "text", "reasoning": True, "template": "judge_reasoning", "max_tokens": 300}
     )
     summary = run(config, tmp_path, until="pairs", engine=ScriptedEngine(reply=reply))
-    assert 4 < summary["judge"]["unreadable"] < 40
-    kept = list(read_jsonl(Path(summary["paths"]["pairs"])))
+    assert 4 < summary.judge.unreadable < 40
+    kept = list(read_jsonl(Path(summary.paths["pairs"])))
     assert len(kept) > 50
     assert len({round(pair["p_chosen"], 9) for pair in kept}) == 1  # twice its skill
     assert kept[0]["p_chosen"] > 0.95
@@ -670,8 +670,8 @@ def test_a_run_judged_by_a_reward_model(tmp_path: Path) -> None:
     summary = run(config, tmp_path / "r", until="pairs", engine=engine)
     rows = list(read_jsonl(next((tmp_path / "r").glob("round-1/judgments-*/records.jsonl"))))
     assert {row["judge"] for row in rows} == {rm}
-    assert summary["judge"]["flip_rate"] == 0.0
-    assert summary["kept"]["share"] > 0.9
+    assert summary.judge.flip_rate == 0.0
+    assert summary.kept.share > 0.9
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_a_real_model_goes_through_the_whole_loop(tmp_path: Path) -> None:
     assert funnel["prompts"]["records"] >= 9
     assert funnel["train"]["records"] >= 1
     assert summary["judge"]["verdicts"] == funnel["judgments"]["records"] > 0
-    assert "judge" in summary["worth"]
+    assert "judge" in summary["verdict"]
     assert summary["heldout"]["n"] >= 1
     rows = [
         json.loads(line)

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sao.config import JudgingConfig, PairsConfig, PersonasConfig, PromptsConfig, ResponsesConfig
+from sao.config import JudgingConfig, PairsConfig, PersonasConfig, PromptsConfig, ResponsesConfig, make_config
 from sao.engines import ChoiceRequest, Choices, Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError
+from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Message, Persona, PreferencePair, Prompt, Response, make_id
 from sao.stages.judging import judge, ordered_pairs, read_logprobs, read_ranking
 from sao.stages.pairs import Jury, build_pairs
-from sao.stages.personas import read_personas, source_identity
+from sao.stages.personas import read_personas
 from sao.stages.prompts import read_prompt, write_prompts
 from sao.stages.responses import answer_prompts
 from sao.templates import fill, load_template
@@ -69,7 +70,8 @@ def test_too_few_personas_is_an_error(tmp_path: Path) -> None:
 def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
     for name, text in (("a.txt", "x\n"), ("b.txt", "x\n"), ("c.txt", "y\n")):
         (tmp_path / name).write_text(text)
-    a, b, c = (source_identity(PersonasConfig(source=str(tmp_path / f"{n}.txt")), 0) for n in "abc")
+    configs = (make_config({"personas": {"source": str(tmp_path / f"{n}.txt")}}) for n in "abc")
+    a, b, c = (reader(config, tmp_path / "run").stage("personas").path for config in configs)
     assert a == b
     assert a != c
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sao.analysis.stats import describe, measures, show_stats, stats
+from sao.analysis.stats import describe, measures, stats
 from sao.analysis.stats.measures import (
     compression,
     distinct_n,
@@ -32,6 +32,16 @@ from sao.engines.scripted import ScriptedEngine
 from sao.errors import StoreError
 from sao.method import run
 from sao.pipeline.folder import reader
+from sao.report.statistics import show_statistics
+from sao.results.statistics import (
+    Compression,
+    Distinct,
+    RunStatistics,
+    Spread,
+    Statistics,
+    TextFigures,
+    Topics,
+)
 from sao.sharing.import_pairs import import_pairs
 from sao.statistics import wilson
 
@@ -46,6 +56,10 @@ def texts_of(texts: list[str]) -> Any:
 def config(**sections: Any) -> Config:
     personas = {"source": "builtin:general", "n": 60, "held_out": 5}
     return make_config({"engine": {"name": "scripted"}, "personas": personas, **sections})
+
+
+def shown(**runs: Statistics) -> str:
+    return show_statistics(RunStatistics(runs=runs))
 
 
 # The figures.
@@ -63,12 +77,9 @@ def test_distinct_n_by_hand() -> None:
 def test_distinct_n_stops_at_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "DISTINCT_WORDS", 4)
     assert first_words(["a b", "", "a c d d d d", "e"]) == [["a", "b"], [], ["a", "c"]]
-    assert describe(texts_of(["a b c d", "a b c d"]), topics=False)["distinct"] == {
-        "1": 1,
-        "2": 1,
-        "3": 1,
-        "words": 4,
-    }
+    assert describe(texts_of(["a b c d", "a b c d"]), topics=False).distinct == Distinct(
+        distinct_1=1, distinct_2=1, distinct_3=1, words=4
+    )
 
 
 def test_vendi_counts_different_texts() -> None:
@@ -98,17 +109,15 @@ def test_repetition_and_lengths_by_hand() -> None:
     found = describe(
         texts_of([long, "What is it?", "what is it", long.replace("rye", "white"), "other words here"])
     )
-    assert found["n"] == 5
-    assert found["exact_repetition"]["rate"] == pytest.approx(1 / 5)
-    assert found["near_repetition"]["rate"] == pytest.approx(2 / 5)
-    assert found["exact_repetition"]["ci95"] == pytest.approx(wilson(1, 5))
-    assert found["words"] == {"mean": pytest.approx(7.8), "median": 3, "p5": 3, "p95": 15}
-    assert found["characters"]["mean"] == pytest.approx((64 + 11 + 10 + 66 + 16) / 5)
-    assert all(
-        0 <= measures.rate(0, n)["ci95"][0] < measures.rate(n, n)["ci95"][1] <= 1 for n in range(1, 2000)
-    )
+    assert found.n == 5
+    assert found.exact_repetition.rate == pytest.approx(1 / 5)
+    assert found.near_repetition.rate == pytest.approx(2 / 5)
+    assert found.exact_repetition.ci95 == pytest.approx(wilson(1, 5))
+    assert found.words == Spread(mean=39 / 5, median=3, p5=3, p95=15)
+    assert found.characters.mean == pytest.approx((64 + 11 + 10 + 66 + 16) / 5)
+    assert all(0 <= measures.rate(0, n).ci95[0] < measures.rate(n, n).ci95[1] <= 1 for n in range(1, 2000))
     assert spread(array("q")) is None
-    assert describe(texts_of(["a", "a"]), near=False)["near_repetition"] is None
+    assert describe(texts_of(["a", "a"]), near=False).near_repetition is None
 
 
 def test_repetition_among_fewer() -> None:
@@ -147,18 +156,19 @@ def test_the_interval_holds_the_rate_to_be_expected(weights: Any) -> None:
 def test_repeated_texts_compress_better(monkeypatch: pytest.MonkeyPatch) -> None:
     same = compression(["a line of text"] * 50)
     different = compression([f"{i * 7919 % 10007} {i * 104729}" for i in range(50)])
-    assert same["ratio"] > 5 * different["ratio"] > 0
-    assert same["bytes"] == 15 * 50 - 1
-    assert compression([]) == {"ratio": None, "bytes": 0}
+    assert same.ratio is not None and different.ratio is not None
+    assert same.ratio > 5 * different.ratio > 0
+    assert same.bytes == 15 * 50 - 1
+    assert compression([]) == Compression(ratio=None, bytes=0)
     monkeypatch.setattr(measures, "COMPRESSED_BYTES", 100)
-    assert compression(["a line of text"] * 50)["bytes"] == 100
+    assert compression(["a line of text"] * 50).bytes == 100
 
 
 def test_figures_do_not_hang_on_the_order_of_the_rows() -> None:
     pytest.importorskip("sklearn")
     rows = list(texts_of([f"text {i % 30} about thing{i * 37 % 11} and part{i % 7}" for i in range(200)])())
     one = describe(lambda: iter(rows), near=False)
-    assert one["topics"]["clusters"]
+    assert one.topics is not None and one.topics.clusters
     assert one == describe(lambda: iter(rows[::-1]), near=False)
     assert smallest(rows, 5, 0) == smallest(rows[::-1], 5, 0) != smallest(rows, 5, 1)
     assert len(smallest(rows, 999, 0)) == 200
@@ -176,13 +186,13 @@ def test_topics_are_found() -> None:
     ]
     found = topics_of(texts, 0)
     assert found is not None
-    assert found["texts"] == 300
-    assert sum(topic["rate"] for topic in found["clusters"]) == pytest.approx(1)
-    for topic in found["clusters"]:
-        assert any(set(topic["words"]) <= set(kind.split()) for kind in kinds)
-        assert topic["ci95"] == pytest.approx(wilson(round(300 * topic["rate"]), 300))
+    assert found.texts == 300
+    assert sum(topic.rate or 0 for topic in found.clusters) == pytest.approx(1)
+    for topic in found.clusters:
+        assert any(set(topic.words) <= set(kind.split()) for kind in kinds)
+        assert topic.ci95 == pytest.approx(wilson(round(300 * topic.rate), 300))
     for few in ([], texts[:3], ["the same"] * 20, ["", "🙂"] * 20):
-        assert topics_of(few, 0) == {"texts": len(few), "clusters": []}
+        assert topics_of(few, 0) == Topics(texts=len(few), clusters=[])
 
 
 def test_hostile_texts_are_counted() -> None:
@@ -198,17 +208,17 @@ def test_hostile_texts_are_counted() -> None:
         "e\u0301" * 500,
     ]
     found = describe(texts_of(texts * 4))
-    assert found["n"] == 36
-    assert found["exact_repetition"]["rate"] == pytest.approx(0.75)
-    assert found["characters"]["p95"] == 100_000
-    json.dumps(found, allow_nan=False)
-    whole = {"prompts": found, "sources": {}, "licences": {}, "funnel": [], "templates": {}}
-    text = show_stats([("a" * 300, whole), ("b" * 300, whole)])
+    assert found.n == 36
+    assert found.exact_repetition.rate == pytest.approx(0.75)
+    assert found.characters.p95 == 100_000
+    assert TextFigures.model_validate_json(found.model_dump_json()) == found
+    whole = Statistics(prompts=found, sources={}, licences={}, funnel=[], templates={})
+    text = shown(**{"a" * 300: whole, "b" * 300: whole})
     assert "\x1b" not in text
     assert max(map(len, text[: text.index("\n\na")].splitlines())) <= 120
     nothing = describe(texts_of([]))
-    assert nothing["exact_repetition"]["rate"] is nothing["vendi"]["score"] is nothing["words"] is None
-    json.dumps(nothing, allow_nan=False)
+    assert nothing.exact_repetition.rate is nothing.vendi.score is nothing.words is None
+    assert TextFigures.model_validate_json(nothing.model_dump_json()) == nothing
 
 
 # Runs.
@@ -228,26 +238,27 @@ def test_a_run_with_filters_and_answers(tmp_path: Path) -> None:
     c = config(filters={"duplicates": "exact"})
     run(c, tmp_path, until="pairs", engine=reply_with(40))
     found = stats(reader(c, tmp_path, ScriptedEngine()))
-    kept, filtered = found["kept_prompts"], found["funnel"][1]
-    assert (found["personas"]["n"], found["prompts"]["n"]) == (65, 65)
-    assert kept["n"] == filtered["records"] <= 40
-    assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(filtered["dropped"] / 65)
-    assert kept["exact_repetition"]["rate"] == 0
-    assert found["answers"]["near_repetition"] is None
-    assert ["topics" in found[kind] for kind in ("prompts", "kept_prompts", "answers")] == [
+    kept, filtered = found.kept_prompts, found.funnel[1]
+    assert kept is not None and found.personas is not None and found.answers is not None
+    assert (found.personas.n, found.prompts.n) == (65, 65)
+    assert kept.n == filtered.records <= 40
+    assert found.prompts.exact_repetition.rate == pytest.approx(filtered.dropped / 65)
+    assert kept.exact_repetition.rate == 0
+    assert found.answers.near_repetition is None
+    assert [texts.topics is not None for texts in (found.prompts, kept, found.answers)] == [
         True,
         False,
         False,
     ]
-    assert found["sources"] == {"model": "builtin:world", "personas": "builtin:general"}
-    assert found["licences"]["personas"] == "CC0-1.0"
-    text = show_stats([("a", found)])
-    assert text == show_stats([("a", json.loads(json.dumps(found, allow_nan=False)))])
+    assert found.sources == {"model": "builtin:world", "personas": "builtin:general"}
+    assert found.licences["personas"] == "CC0-1.0"
+    text = shown(a=found)
+    assert text == shown(a=Statistics.model_validate_json(found.model_dump_json()))
     assert "prompts, after the filters" in text
-    assert f"on {kept['n']} texts" in next(
+    assert f"on {kept.n} texts" in next(
         x for x in text[text.index("after the") :].splitlines() if "Vendi" in x
     )
-    assert f"filtered     {kept['n']} kept, {filtered['dropped']} dropped (" in text
+    assert f"filtered     {kept.n} kept, {filtered.dropped} dropped (" in text
 
 
 def test_prompts_by_template(tmp_path: Path) -> None:
@@ -258,12 +269,12 @@ def test_prompts_by_template(tmp_path: Path) -> None:
     found = stats(reader(c, tmp_path, ScriptedEngine()))
     for what, total in (
         ("asked", 65),
-        ("written", found["prompts"]["n"]),
-        ("kept", found["kept_prompts"]["n"]),
+        ("written", found.prompts.n),
+        ("kept", found.kept_prompts.n),
     ):
-        assert sum(counts[what] for counts in found["templates"].values()) == total
-    assert found["templates"]["prompt_code"]["asked"] > found["templates"]["prompt"]["asked"] > 5
-    assert f"template     prompt: {found['templates']['prompt']['asked']} asked" in show_stats([("a", found)])
+        assert sum(getattr(counts, what) for counts in found.templates.values()) == total
+    assert found.templates["prompt_code"].asked > found.templates["prompt"].asked > 5
+    assert f"template     prompt: {found.templates['prompt'].asked} asked" in shown(a=found)
 
 
 def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,15 +283,15 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run(config(personas={"source": "none", "n": 30, "held_out": 5}), Path(b), until="prompts")
     assert main(["stats", a, b, "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
-    both = json.loads(out[-1])
+    both = RunStatistics.model_validate_json(out[-1]).runs
     assert list(both) == [a, b]
-    assert "answers" not in both[b]
-    assert "personas" not in both[b]  # nobody: their empty texts are no personas
+    assert both[b].answers is None
+    assert both[b].personas is None  # nobody: their empty texts are no personas
     row = next(line for line in out if line.strip().startswith("exact repetition"))
     assert (row.split()[2], row.split()[-1]) == ("0.00", "–")
     assert sum("compare" in line for line in out) == 2
     assert max(map(len, out[: out.index(a)])) <= 120
-    assert "compare" not in show_stats([("a", both[a]), ("a", both[a])])
+    assert "compare" not in shown(a=both[a], b=both[a])
 
 
 def test_a_run_of_given_pairs(tmp_path: Path) -> None:
@@ -290,17 +301,17 @@ def test_a_run_of_given_pairs(tmp_path: Path) -> None:
     given = config(pairs={"source": str(source), "licence": "MIT"})
     run(given, tmp_path / "given", until="prompts")
     found = stats(reader(given, tmp_path / "given"))
-    assert found["sources"]["pairs"] == str(source)
-    text = show_stats([("given", found)])
+    assert found.sources["pairs"] == str(source)
+    text = shown(given=found)
     assert "licence: MIT" in text
     assert "trains on given pairs" in text
     import_pairs(given, tmp_path / "imported")
     manifest = json.loads((tmp_path / "imported" / "manifest.json").read_text())
     found = stats(reader(make_config(manifest["config"]), tmp_path / "imported"))
-    assert (found["prompts"]["n"], found["answers"]["n"]) == (20, 40)
-    assert found["prompts"]["exact_repetition"]["rate"] == pytest.approx(16 / 20)
-    assert found["sources"] == {"pairs": "imported"}
-    assert "personas" not in found
+    assert (found.prompts.n, found.answers.n) == (20, 40)
+    assert found.prompts.exact_repetition.rate == pytest.approx(16 / 20)
+    assert found.sources == {"pairs": "imported"}
+    assert found.personas is None
 
 
 def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,8 +334,8 @@ def test_without_scikit_learn_the_rest_is_shown(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     found = stats(reader(config(), tmp_path))
-    assert found["prompts"]["topics"] is None
-    assert found["prompts"]["vendi"]["score"] > 1
-    text = show_stats([("a", found)])
+    assert found.prompts.topics is None
+    assert found.prompts.vendi.score > 1
+    text = shown(a=found)
     assert "pip install 'sao[data]'" in text
     assert "Vendi score" in text

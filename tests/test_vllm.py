@@ -271,11 +271,11 @@ def test_stop_strings_end_a_sample(vllm: Engine, builtin: Engine) -> None:
 
 def loop(config: Config, out: Path) -> dict[str, Any]:
     summary = run(config, out)
-    assert summary["funnel"][0]["records"] == 100
-    assert summary["kept"]["share"] > 0.3
-    assert summary["judge"]["accuracy"] > 0.75
-    assert summary["heldout"]["n"] > 15
-    assert (Path(summary["paths"]["model"]) / "model.safetensors").is_file()
+    assert summary.funnel[0].records == 100
+    assert summary.kept.share > 0.3
+    assert summary.judge.accuracy > 0.75
+    assert summary.heldout.n > 15
+    assert (Path(summary.paths["model"]) / "model.safetensors").is_file()
     return summary
 
 
@@ -288,14 +288,14 @@ def test_the_whole_loop_in_process(tmp_path: Path) -> None:
         for row in read_jsonl(next(tmp_path.glob("round-1/judgments-*/records.jsonl")))
     ]
     assert {j.judge for j in judgments} == {"self"}
-    assert run(config, tmp_path)["worked"] is False
+    assert run(config, tmp_path).worked is False
 
 
 def test_the_whole_loop_through_the_server(tmp_path: Path, server: str) -> None:
     config = load_recipe("demo", SMALL | {"engine.name": "openai", "engine.openai.base_url": server})
     summary = loop(config, tmp_path)
-    assert summary["usage"]["requests"] > 300
-    assert summary["usage"]["completion_tokens"] > 1000
+    assert summary.usage.requests > 300
+    assert summary.usage.completion_tokens > 1000
 
 
 def test_the_server_as_a_judge_of_the_built_in_engine(tmp_path: Path, server: str) -> None:
@@ -306,10 +306,10 @@ def test_the_server_as_a_judge_of_the_built_in_engine(tmp_path: Path, server: st
     }
     config = load_recipe("demo", SMALL | judge)
     summary = run(config, tmp_path, until="pairs")
-    assert summary["judge"]["accuracy"] > 0.75
+    assert summary.judge.accuracy > 0.75
     alone = run(load_recipe("demo", SMALL), tmp_path / "alone", until="pairs")
     # the same answers, the same judge
-    assert abs(alone["judge"]["accuracy"] - summary["judge"]["accuracy"]) < 0.01
+    assert abs(alone.judge.accuracy - summary.judge.accuracy) < 0.01
 
 
 def test_a_lora_adapter_is_put_on(tmp_path: Path, builtin: Engine) -> None:

@@ -8,12 +8,10 @@ ones, and everything before is reused. The steps themselves: `sao.pipeline.steps
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sao.analysis.summary import summarise, worth_of_judge
 from sao.config import Config
@@ -29,6 +27,7 @@ from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS, own_pairs
 from sao.pipeline.train_step import is_first, is_worker
+from sao.results.summary import Summary
 from sao.store import manifest
 from sao.store.files import write_atomic
 
@@ -51,7 +50,7 @@ def run(
     engine: Engine | None = None,
     progress: Progress = lambda stage, done, total: None,
     notify: Notify = lambda line: None,
-) -> dict[str, Any]:
+) -> Summary:
     """Run the method in folder `out` up to the command or step `until`; the summary that `sao run --json`
     prints.
 
@@ -74,9 +73,9 @@ def run(
         open_run(round_, runner, trains="train" in names)
         run_round(round_, runner, names, until)
         summary = summarise(Reader(round_), _commands_done(until), runner.worked)
-    summary["seconds"] = round(time.monotonic() - began, 1)
+    summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     if until == "eval" and (runner.worked or not (round_.root / "summary.json").is_file()):
-        write_atomic(round_.root / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_atomic(round_.root / "summary.json", summary.model_dump_json(indent=1) + "\n")
     return summary
 
 

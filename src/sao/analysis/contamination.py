@@ -11,14 +11,15 @@ they are the whole text. The evaluation side is indexed, ours streams past it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from sao.data.contamination import Leak, LeakIndex
 from sao.data.contamination_sets import Benchmark
 from sao.errors import ConfigError
+from sao.results.contamination import Contamination, SetLeaks, TextBesideItem
 
 EXAMPLES = 50
 """Pairs of a report that are kept for each evaluation set."""
@@ -26,27 +27,34 @@ BLOCK, ITEMS, CHARACTERS = 512, 4096, 2000
 """For candidates: texts and items whose cosines are held at a time, and how much of a text is looked at."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One of our texts beside an evaluation item: how much of the item stands in it (`share`), or how alike
-    the two are."""
-
-    kind: str
-    id: str
-    ours: str
-    benchmark: str
-    item: str
-    theirs: str
-    share: float
+NEEDS_SKLEARN = "The most similar pairs are left out: they need scikit-learn (pip install 'sao[data]')."
+Row = tuple[str, str, str]
+"""One of our texts as (kind, id, text)."""
+Ours = Callable[[], Iterable[Row]]
+"""Our texts, called twice."""
+Candidate = tuple[float, int, Row, int]
+"""Cosine, minus the text's number (the earlier of two is better), the text, the item's number."""
 
 
-Ours = Callable[[], Iterable[tuple[str, str, str]]]
-"""Our texts as (kind, id, text), called twice."""
+@dataclass
+class _SetCounts:
+    """What of one evaluation set was found so far."""
+
+    items: set[str] = field(default_factory=set)
+    texts: int = 0
+    examples: list[TextBesideItem] = field(default_factory=list)
+
+    def see(self, row: Row, leaks: list[Leak]) -> None:
+        """The leaks of this set's items into one text."""
+        self.texts += bool(leaks)
+        self.items.update(leak.item for leak in leaks)
+        room = max(0, EXAMPLES - len(self.examples))
+        self.examples += [_beside(row, leak) for leak in leaks[:room]]
 
 
 def leak_report(
     ours: Ours, benchmarks: list[Benchmark], max_overlap: float, candidates: int = 5
-) -> dict[str, Any]:
+) -> Contamination:
     """What leaked, by benchmark: its items, how many of them stand in how many of our texts, and the first
     EXAMPLES pairs; and the `candidates` most similar pairs of each benchmark that are no leaks, for a look
     (none without scikit-learn: `note`).
@@ -56,35 +64,38 @@ def leak_report(
     if not 0 < max_overlap <= 1:
         raise ConfigError(f"--max-overlap {max_overlap:g}: give a share above 0 and up to 1")
     index, leaky = LeakIndex(benchmarks, max_overlap), bytearray()
-    found: dict[str, dict[str, Any]] = {}
-    for b in benchmarks:
-        counts = {"items": len(b.items), "items_leaked": set(), "texts_with_leaks": 0, "leaks": []}
-        found[b.name] = {"source": b.source, "digest": b.digest, **counts}
-    for kind, id_, text in ours():
-        leaks = index.find_all(text)
+    counts = {benchmark.name: _SetCounts() for benchmark in benchmarks}
+    for row in ours():
+        leaks = index.find_all(row[2])
         leaky.append(bool(leaks))
         for name in {leak.benchmark for leak in leaks}:
-            found[name]["texts_with_leaks"] += 1
-        for leak in leaks:
-            own = found[leak.benchmark]
-            own["items_leaked"].add(leak.item)
-            if len(own["leaks"]) < EXAMPLES:
-                own["leaks"].append(_pair((kind, id_, text), leak))
-    report = {"texts": len(leaky), "max_overlap": max_overlap, "benchmarks": found}
-    clean = (row for row, leaks in zip(ours() if candidates else (), leaky, strict=False) if not leaks)
-    close = tfidf_candidates(clean, benchmarks, candidates)
-    if close is None:
-        report["note"] = (
-            "The most similar pairs are left out: they need scikit-learn (pip install 'sao[data]')."
-        )
-    for name, own in found.items():
-        own |= {"items_leaked": len(own["items_leaked"]), "candidates": (close or {}).get(name, [])}
-    return report
+            counts[name].see(row, [leak for leak in leaks if leak.benchmark == name])
+    clean = (
+        row for row, has_leaks in zip(ours() if candidates else (), leaky, strict=False) if not has_leaks
+    )
+    similar = tfidf_candidates(clean, benchmarks, candidates)
+    return Contamination(
+        texts=len(leaky),
+        max_overlap=max_overlap,
+        benchmarks={
+            benchmark.name: SetLeaks(
+                source=benchmark.source,
+                digest=benchmark.digest,
+                items=len(benchmark.items),
+                items_leaked=len(counts[benchmark.name].items),
+                texts_with_leaks=counts[benchmark.name].texts,
+                leaks=counts[benchmark.name].examples,
+                candidates=(similar or {}).get(benchmark.name, []),
+            )
+            for benchmark in benchmarks
+        },
+        note=NEEDS_SKLEARN if similar is None else None,
+    )
 
 
 def tfidf_candidates(
-    ours: Iterable[tuple[str, str, str]], benchmarks: list[Benchmark], k: int
-) -> dict[str, list[Found]] | None:
+    ours: Iterable[Row], benchmarks: list[Benchmark], k: int
+) -> dict[str, list[TextBesideItem]] | None:
     """The k pairs of our texts and each benchmark's items that are most alike, by the cosine of TF-IDF
     vectors of 3 to 5 characters; for people to look at. None without scikit-learn."""
     try:
@@ -93,54 +104,66 @@ def tfidf_candidates(
         return None
     import numpy as np
 
-    items = [text[:CHARACTERS] for b in benchmarks for _, text in b.items]
+    items = [text[:CHARACTERS] for benchmark in benchmarks for _, text in benchmark.items]
     # what stands in so many items tells little and costs most of the time
     common = 0.05 if len(items) >= 1000 else 1.0
     vectorizer = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, max_df=common, dtype=np.float32
     )
     vectorizer.fit(items)
-    parts = {
-        b.name: [
-            vectorizer.transform([text[:CHARACTERS] for _, text in b.items[start : start + ITEMS]]).T.tocsr()
-            for start in range(0, len(b.items), ITEMS)
-        ]
-        for b in benchmarks
-    }
-    best: dict[str, list[tuple[float, int, tuple[str, str, str], int]]] = {b.name: [] for b in benchmarks}
+    blocks_by_set = {benchmark.name: _vectors(vectorizer, benchmark) for benchmark in benchmarks}
+    best: dict[str, list[Candidate]] = {benchmark.name: [] for benchmark in benchmarks}
     rows, number = iter(ours), 0
-    while k and (block := list(islice(rows, BLOCK))):
-        vectors = vectorizer.transform([text[:CHARACTERS] for _, _, text in block])
-        for name, own in parts.items():
-            tops = [
-                (cosines.max(1), cosines.argmax(1))
-                for cosines in ((vectors @ part).toarray() for part in own)
-            ]
-            where = np.argmax([top for top, _ in tops], axis=0)
-            for i, part in enumerate(where.tolist()):
-                at = part * ITEMS + int(tops[part][1][i])
-                _keep(best[name], k, (float(tops[part][0][i]), -(number + i), block[i], at))
-        number += len(block)
+    while k and (texts := list(islice(rows, BLOCK))):
+        vectors = vectorizer.transform([text[:CHARACTERS] for _, _, text in texts])
+        for name, blocks in blocks_by_set.items():
+            for i, (cosine, item) in enumerate(_nearest(vectors, blocks)):
+                _keep(best[name], k, (cosine, -(number + i), texts[i], item))
+        number += len(texts)
     return {
-        b.name: [
-            _pair(row, Leak(benchmark=b.name, item=b.items[at][0], share=share, text=b.items[at][1]))
-            for share, _, row, at in sorted(best[b.name], reverse=True)
+        benchmark.name: [
+            _beside(row, _leak(benchmark, item, cosine))
+            for cosine, _, row, item in sorted(best[benchmark.name], reverse=True)
         ]
-        for b in benchmarks
+        for benchmark in benchmarks
     }
 
 
-def _keep(best: list[Any], k: int, one: tuple[float, int, tuple[str, str, str], int]) -> None:
+def _vectors(vectorizer: Any, benchmark: Benchmark) -> list[Any]:
+    """The vectors of a set's items, ITEMS of them at a time, as columns."""
+    starts = range(0, len(benchmark.items), ITEMS)
+    blocks = ([text[:CHARACTERS] for _, text in benchmark.items[start : start + ITEMS]] for start in starts)
+    return [vectorizer.transform(block).T.tocsr() for block in blocks]
+
+
+def _nearest(vectors: Any, blocks: list[Any]) -> Iterator[tuple[float, int]]:
+    """For each of the vectors the largest cosine with an item, and the item's number."""
+    import numpy as np
+
+    cosines = ((vectors @ block).toarray() for block in blocks)
+    tops = [(found.max(1), found.argmax(1)) for found in cosines]
+    best_block = np.argmax([largest for largest, _ in tops], axis=0)
+    for i, block in enumerate(best_block.tolist()):
+        largest, where = tops[block]
+        yield float(largest[i]), block * ITEMS + int(where[i])
+
+
+def _keep(best: list[Candidate], k: int, candidate: Candidate) -> None:
     """Keep the k best of a heap."""
-    if one[0] > 0 and (len(best) < k or one > best[0]):
-        heapq.heappush(best, one)
+    if candidate[0] > 0 and (len(best) < k or candidate > best[0]):
+        heapq.heappush(best, candidate)
         if len(best) > k:
             heapq.heappop(best)
 
 
-def _pair(ours: tuple[str, str, str], leak: Leak) -> Found:
-    kind, id_, text = ours
-    return Found(
+def _leak(benchmark: Benchmark, item: int, share: float) -> Leak:
+    name, text = benchmark.items[item]
+    return Leak(benchmark=benchmark.name, item=name, share=share, text=text)
+
+
+def _beside(row: Row, leak: Leak) -> TextBesideItem:
+    kind, id_, text = row
+    return TextBesideItem(
         kind=kind,
         id=id_,
         ours=text,
@@ -149,43 +172,3 @@ def _pair(ours: tuple[str, str, str], leak: Leak) -> Found:
         theirs=leak.text,
         share=leak.share,
     )
-
-
-def show_report(report: dict[str, Any]) -> str:
-    """The report as Markdown, the pairs side by side."""
-    share = 100 * report["max_overlap"]
-    lines = [
-        f"{report['texts']:,} texts looked at; an item has leaked where {share:g} % of its n-grams stand in "
-        "one.",
-        "",
-        "| evaluation set | items | leaked | texts with leaks |",
-        "|---|---|---|---|",
-    ]
-    for name, found in report["benchmarks"].items():
-        lines.append(
-            f"| {name} | {found['items']:,} | {found['items_leaked']:,} | {found['texts_with_leaks']:,} |"
-        )
-    for name, found in report["benchmarks"].items():
-        lines += ["", f"{name}: {found['source']}, {found['digest']}"] if found["source"] else []
-        for title, pairs in (
-            ("leaks", found["leaks"]),
-            ("most similar, no leaks by this measure", found["candidates"]),
-        ):
-            if pairs:
-                lines += [
-                    "",
-                    f"### {name}: {title}",
-                    "",
-                    "| share | ours | item | theirs |",
-                    "|---|---|---|---|",
-                ]
-                for one in pairs:
-                    ours = f"{one.kind} {one.id}: {_cell(one.ours)}"
-                    lines.append(f"| {one.share:.2f} | {ours} | {one.item} | {_cell(one.theirs)} |")
-    lines += ["", report["note"]] if "note" in report else []
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "\\|")
-    return text if len(text) <= 300 else text[:297] + "…"

@@ -1,68 +1,81 @@
-"""`sao eval --base A --tuned B --suite …`: the suites one after the other, and what came of them as table,
-JSON and files.
+"""`sao eval --base A --tuned B --suite …`: the suites one after the other, and what came of them.
 
-Enters: a recipe (engine, judge, sampling), two models, suites. Leaves, in the folder: results.json, table.md,
-items-SUITE.jsonl (one line for each question), alpaca/ (files that alpaca_eval reads) and .eval_results/ (for
-the model's repository on the hub).
+Enters: a recipe (engine, judge, sampling), two models, suites. Leaves: an `Evaluation`, and in the folder
+results.json (the same), items-SUITE.jsonl (one line for each question), alpaca/ (files that alpaca_eval
+reads) and .eval_results/ (for the model's repository on the hub).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter
+
+from sao.analysis.suite_results import SuiteWork
 from sao.data.contamination_sets import on_disk, parse_source
 from sao.errors import ConfigError
 from sao.evaluation import alpaca_files, score
-from sao.evaluation.identities import judge_label
+from sao.evaluation.identities import Label, judge_label
 from sao.evaluation.judge_tests import try_judge
-from sao.evaluation.length_control import LC, LengthControlled
-from sao.evaluation.outputs import show_table, write_eval_results
-from sao.evaluation.questions import (
-    Question,
-    by_category,
-    held_out_questions,
-    read_questions,
-    with_references,
-)
-from sao.evaluation.sanity_checks import degenerate
+from sao.evaluation.outputs import write_eval_results
+from sao.evaluation.questions import Question, held_out_questions, read_questions, with_references
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
 from sao.pipeline.folder import recorded
 from sao.pipeline.players import Player, run_of
-from sao.pipeline.two_models import Answers, Judging, TwoModels
-from sao.records import Judgment, Rating, make_id, to_dict
-from sao.statistics import Points, holm
-from sao.store.files import dumps, write_atomic
+from sao.pipeline.two_models import Answers, TwoModels
+from sao.records import make_id
+from sao.results.audit import SelfTest
+from sao.results.evaluation import (
+    Evaluation,
+    JudgingSettings,
+    MadeWith,
+    SamplingSettings,
+    SuiteResult,
+    TaskAverage,
+    TaskComparison,
+)
+from sao.statistics import holm
+from sao.store.files import write_atomic
 from sao.store.manifest import package_versions
 from sao.templates import load_template
+
+SELF_TESTS = TypeAdapter(dict[str, SelfTest])
+"""The self-tests as they are kept in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is evaluated: two models, and a third whose answers both are compared with where there is one
-    (`reference`). By
-    suite: the questions, templates and right answers that take the place of its own. AlpacaEval's files of
-    difficulty and gamed rows. `headline`: whether a circular result is shown too."""
+    """What is evaluated."""
 
     base: Player
     tuned: Player
     reference: Player | None = None
+    """A third whose answers both are compared with."""
     questions: Mapping[str, str] = field(default_factory=dict)
+    """By suite: a set in place of its own."""
     templates: Mapping[str, str] = field(default_factory=dict)
+    """By suite: a template in place of its own."""
     references: Mapping[str, str] = field(default_factory=dict)
+    """By suite: right answers that the judge is shown."""
     difficulty: str | None = None
+    """AlpacaEval's file of difficulties."""
     gamed: str | None = None
+    """AlpacaEval's file of gamed rows."""
     headline: bool = False
+    """Whether a circular result is shown too."""
 
     @property
     def players(self) -> list[Player]:
         """All that answer."""
         return [self.base, self.tuned, *([self.reference] if self.reference else [])]
+
+    def source(self, suite: Suite) -> str:
+        """The set of a suite's questions; "" for the held-out prompts of the tuned model's run."""
+        return self.questions.get(suite.name) or suite.questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +92,7 @@ class TaskOptions:
 
 def evaluate(
     bench: TwoModels, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
-) -> dict[str, Any]:
+) -> Evaluation:
     """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's
     folder.
 
@@ -89,32 +102,37 @@ def evaluate(
     _check(bench, asked, suites, options if TASKS in names else None)
     official = _official(asked)
     try:
-        found = _judged(bench, asked, suites, official)
+        evaluation = _judged(bench, asked, suites, official)
     finally:
         bench.close()
-    _write_results(bench.root, found)
+    _write_results(bench.root, evaluation)  # what is judged is kept, whatever becomes of the tasks
     if TASKS in names:
-        found["tasks"], found["task_average"] = _tasks(bench, asked, options)
-    main = [suite["delta"] for suite in found["suites"].values() if suite.get("delta")] + found.get(
-        "tasks", []
-    )
-    for one, p in zip(main, holm([one["p"] for one in main]), strict=True):
-        one["p_holm"] = p  # over all that this call compares
-    _write_results(bench.root, found)
-    write_eval_results(bench.root, found)
-    return found
+        compared, average = _tasks(bench, asked, options)
+        evaluation = evaluation.model_copy(update={"tasks": compared, "task_average": average})
+    evaluation = _with_holm(evaluation)
+    _write_results(bench.root, evaluation)
+    write_eval_results(bench.root, evaluation)
+    return evaluation
+
+
+def _with_holm(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with p values corrected over the main scores of all suites and tasks."""
+    deltas = {name: suite.delta for name, suite in evaluation.suites.items() if suite.delta is not None}
+    corrected = holm([*(d.p for d in deltas.values()), *(task.p for task in evaluation.tasks)])
+    suites: dict[str, SuiteResult] = dict(evaluation.suites)
+    for (name, delta), p_holm in zip(deltas.items(), corrected, strict=False):
+        update = {"delta": delta.model_copy(update={"p_holm": p_holm})}
+        suites[name] = suites[name].model_copy(update=update)
+    tasks = [
+        task.model_copy(update={"p_holm": p_holm})
+        for task, p_holm in zip(evaluation.tasks, corrected[len(deltas) :], strict=True)
+    ]
+    return evaluation.model_copy(update={"suites": suites, "tasks": tasks})
 
 
 def _check(bench: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
     """Raise ConfigError for what would only show itself after hours."""
-    named = {"--questions": asked.questions, "--template": asked.templates, "--references": asked.references}
-    for option, given in named.items():
-        if unknown := sorted(set(given) - {suite.name for suite in suites}):
-            raise ConfigError(f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)")
-    if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
-        raise ConfigError(
-            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json"
-        )
+    _check_options(asked, suites)
     for suite in suites:
         template = _template(bench, suite, asked)
         if suite.way == "duel":
@@ -127,83 +145,117 @@ def _check(bench: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptio
     if suites and "judge" not in bench.given:
         bench.check(bench.judge, prefill=bool(bench.judging.prefill))
     if tasks is not None:
-        if find_spec("lm_eval") is None:
-            raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
-        for folder in filter(None, (tasks.data_dir, tasks.include_path)):
-            if not folder.is_dir():
-                raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)")
+        _check_tasks(tasks)
+
+
+def _check_options(asked: Asked, suites: list[Suite]) -> None:
+    """Raise ConfigError for options that do not go together."""
+    names = {suite.name for suite in suites}
+    by_suite = {
+        "--questions": asked.questions, "--template": asked.templates, "--references": asked.references
+    }  # fmt: skip
+    for option, given in by_suite.items():
+        if unknown := sorted(set(given) - names):
+            raise ConfigError(f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)")
+    if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
+        raise ConfigError(
+            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json"
+        )
+
+
+def _check_tasks(tasks: TaskOptions) -> None:
+    """Raise ConfigError where lm-eval or a folder is missing."""
+    if find_spec("lm_eval") is None:
+        raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
+    for folder in filter(None, (tasks.data_dir, tasks.include_path)):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)")
 
 
 def _template(bench: TwoModels, suite: Suite, asked: Asked) -> str:
     return asked.templates.get(suite.name) or suite.template or bench.judging.template
 
 
-def _write_results(out: Path, found: dict[str, Any]) -> None:
-    write_atomic(
-        out / "results.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-    write_atomic(out / "table.md", show_table(found) + "\n")
+def _write_results(out: Path, evaluation: Evaluation) -> None:
+    write_atomic(out / "results.json", evaluation.model_dump_json(indent=1) + "\n")
 
 
 def _judged(
     bench: TwoModels, asked: Asked, suites: list[Suite], official: score.Official | None
-) -> dict[str, Any]:
+) -> Evaluation:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
-    answers: dict[tuple[str, str], Answers] = {}
+    sides: dict[str, dict[str, Answers]] = {suite.name: {} for suite in suites}
     for player in asked.players:
-        for suite in suites:
-            answers[suite.name, player.role] = bench.answers(player, questions[suite.name])
-    found: dict[str, Any] = {player.role: player.model for player in asked.players}
-    found |= {"reference": found.get("reference"), "judge": None, "label": "", "why": "", "suites": {}}
-    found["made_with"] = made_with(bench, asked)
-    if suites:
-        found["judge"] = bench.judge_identity.name
-        found["label"], found["why"] = judge_label(
-            bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base)
-        )
-    found["headline"] = found["label"] != "CIRCULAR" or asked.headline
+        for name, own in sides.items():
+            own[player.role] = bench.answers(player, questions[name])
+    label, why = _label(bench, asked) if suites else ("", "")
+    headline = label != "CIRCULAR" or asked.headline
     for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
         shutil.rmtree(bench.root / name, ignore_errors=True)
-    for suite in suites:
-        sides = {player.role: answers[suite.name, player.role] for player in asked.players}
-        one = _Work(bench, suite, asked, questions[suite.name], sides, official, found["headline"])
-        found["suites"][suite.name] = one.result()
-    if bench.config.eval.self_tests and suites:
-        found["self_tests"] = _try_judge(bench, questions[suites[0].name], answers[suites[0].name, "tuned"])
-    return found
+    results = {
+        suite.name: SuiteWork(
+            bench=bench,
+            suite=suite,
+            template=_template(bench, suite, asked),
+            source=_source_in_words(asked.source(suite)),
+            questions=questions[suite.name],
+            players=asked.players,
+            sides=sides[suite.name],
+            official=official,
+            headline=headline,
+        ).result()
+        for suite in suites
+    }
+    first = suites[0].name if suites and bench.config.eval.self_tests else None
+    return Evaluation(
+        base=asked.base.model,
+        tuned=asked.tuned.model,
+        reference=asked.reference.model if asked.reference else None,
+        judge=bench.judge_identity.name if suites else None,
+        label=label,
+        why=why,
+        headline=headline,
+        made_with=made_with(bench, asked),
+        suites=results,
+        self_tests=_try_judge(bench, questions[first], sides[first]["tuned"]) if first else None,
+    )
 
 
-def made_with(bench: TwoModels, asked: Asked) -> dict[str, Any]:
-    """What the figures hang on: who answered and judged, by weights, and with which settings."""
-    c = bench.config
-    sampling = c.responses.model_dump(mode="json", include={"system", "temperature", "top_p", "max_tokens"})
-    return {
-        "weights": {player.role: bench.identity(player).weights for player in asked.players},
-        "judge": bench.judge_identity.weights,
-        "judging": bench.judging.model_dump(
-            mode="json", include={"method", "template", "choices", "prefill", "min_mass", "temperature"}
-        ),
-        "sampling": sampling,
-        "engine": {
+def _label(bench: TwoModels, asked: Asked) -> tuple[Label, str]:
+    """How the judge is related to the models."""
+    return judge_label(bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base))
+
+
+def _source_in_words(source: str) -> str:
+    return str(parse_source(source)) if source else "held-out prompts of the run"
+
+
+def made_with(bench: TwoModels, asked: Asked) -> MadeWith:
+    """What the figures depend on: who answered and judged, by weights, and with which settings."""
+    c, judging = bench.config, bench.judging
+    return MadeWith(
+        weights={player.role: bench.identity(player).weights for player in asked.players},
+        judge=bench.judge_identity.weights,
+        judging=JudgingSettings(**judging.model_dump(include=set(JudgingSettings.model_fields))),
+        sampling=SamplingSettings(**c.responses.model_dump(include=set(SamplingSettings.model_fields))),
+        engine={
             player.role: "a file" if player.is_file else bench.own_engine(player).name
             for player in asked.players
         },
-        "seed": c.seed,
-        "resamples": c.eval.bootstrap,
-        "packages": package_versions(),
-    }
+        seed=c.seed,
+        resamples=c.eval.bootstrap,
+        packages=package_versions(),
+    )
 
 
-def _tasks(
-    bench: TwoModels, asked: Asked, options: TaskOptions
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def _tasks(bench: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[TaskComparison], TaskAverage]:
     """Both models on lm-eval's tasks, paired; and the mean over the tasks of each."""
     from sao.evaluation.tasks import compare_tasks, run_tasks
 
     # lm-eval runs on transformers, whatever answers the questions.
     engine = bench.own_engine(asked.base).model_copy(update={"name": "transformers"})
-    results = [
+    base, tuned = (
         run_tasks(
             player.model,
             options.tasks,
@@ -218,13 +270,9 @@ def _tasks(
             notify=bench.runner.notify,
         )
         for player in (asked.base, asked.tuned)
-    ]
-    compared = compare_tasks(*results, resamples=bench.config.eval.bootstrap, seed=bench.config.seed)
-    cut = {result.task: result.cut for side in results for result in side.results if result.cut}
-    rows = [
-        asdict(one) | {"cut": cut.get(one.task, 0), "detectable": one.detectable or None} for one in compared
-    ]
-    return rows, {"base": results[0].average, "tuned": results[1].average}
+    )
+    compared = compare_tasks(base, tuned, resamples=bench.config.eval.bootstrap, seed=bench.config.seed)
+    return compared, TaskAverage(base=base.average, tuned=tuned.average)
 
 
 def questions_of(suite: Suite, asked: Asked) -> list[Question]:
@@ -232,138 +280,23 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
 
     Raises ConfigError where there are none.
     """
-    source = asked.questions.get(suite.name) or suite.questions
+    source = asked.source(suite)
     run = asked.tuned.run or run_of(asked.tuned.model)
     if not source and run is not None:
-        found = held_out_questions(recorded(run).asked(True))
-        if found:
-            return found
+        questions = held_out_questions(recorded(run).asked(True))
+        if questions:
+            return questions
     if not source:
         raise ConfigError(
             f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a "
-            "run that has held-out "
-            "prompts"
+            "run that has held-out prompts"
         )
     place = on_disk(parse_source(source))
-    found = read_questions(
+    questions = read_questions(
         place.path, revision=place.revision, subset=place.subset, split=place.split, column=place.column
     )
-    return with_references(found, asked.references[suite.name]) if suite.name in asked.references else found
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One suite's result."""
-
-    bench: TwoModels
-    suite: Suite
-    asked: Asked
-    questions: list[Question]
-    sides: Mapping[str, Answers]
-    official: score.Official | None
-    headline: bool
-
-    def result(self) -> dict[str, Any]:
-        """The suite as JSON."""
-        texts = {
-            role: [a.text for group in side.values() for a in group] for role, side in self.sides.items()
-        }
-        cut = {
-            role: sum(a.finish_reason == "length" for group in side.values() for a in group)
-            for role, side in self.sides.items()
-        }
-        source = self.asked.questions.get(self.suite.name) or self.suite.questions
-        found: dict[str, Any] = {
-            "title": self.suite.title,
-            "n": len(self.questions),
-            "questions": str(parse_source(source)) if source else "held-out prompts of the run",
-            "template": _template(self.bench, self.suite, self.asked),
-            "degenerate": {
-                role: wrong for role, side in texts.items() if (wrong := degenerate(side, cut=cut[role]))
-            },
-            "cut_off": cut,
-            "missing": {role: len(self.questions) - len(side) for role, side in self.sides.items()},
-        }
-        return found | (self._marks() if self.suite.way == "rating" else self._pairs_judged())
-
-    @property
-    def _drawn(self) -> tuple[int, int]:
-        return self.bench.config.eval.bootstrap, self.bench.config.seed
-
-    def _shown(self, ours: Answers, theirs: Answers, template: str) -> Judging:
-        return Judging(
-            suite=self.suite, questions=self.questions, ours=ours, theirs=theirs, template=template
-        )
-
-    def _marks(self) -> dict[str, Any]:
-        """Marks of each model, and the difference."""
-        template = _template(self.bench, self.suite, self.asked)
-        ratings = {
-            role: self.bench.ratings(self._shown(side, {}, template)) for role, side in self.sides.items()
-        }
-        points = {role: score.marks_of(found) for role, found in ratings.items()}
-        self._write_items(ratings)
-        return {
-            **{role: score.mean_mark(found, *self._drawn) for role, found in points.items()},
-            "delta": score.difference(points["tuned"], points["base"], (-9.0, 9.0), *self._drawn),
-            "by_category": {role: self._by_category(found) for role, found in points.items()},
-        }
-
-    def _pairs_judged(self) -> dict[str, Any]:
-        """Win rates against the reference, or of tuned against base where there is none, and the
-        difference."""
-        other = "reference" if "reference" in self.sides else "base"
-        template = _template(self.bench, self.suite, self.asked)
-        soft = self.suite.name == "alpaca"  # AlpacaEval 2 takes the judge's probabilities
-        found: dict[str, Any] = {"against": other}
-        judged: dict[str, list[Judgment]] = {}
-        games: dict[str, score.Games] = {}
-        points: dict[str, Points] = {}
-        for role in [name for name in ("base", "tuned") if name != other]:
-            games[role] = score.Games.of(self.questions, self.sides[role], self.sides[other])
-            judged[role] = self.bench.verdicts(self._shown(self.sides[role], self.sides[other], template))
-            points[role] = games[role].points(judged[role], soft)
-            found[role] = score.win_rate(points[role], judged[role], games[role].words, *self._drawn)
-        for key, scores in self._refitted(games, judged).items():
-            for role, one in scores.items():
-                found[role][key] = one
-        if soft and self.headline:
-            _write_alpaca(self.bench, self.asked, other, games, judged, found)
-        self._write_items(judged)
-        found["by_category"] = {role: self._by_category(own) for role, own in points.items()}
-        if "base" in points:
-            found["delta"] = score.difference(points["tuned"], points["base"], (-1.0, 1.0), *self._drawn)
-        elif rate := found["tuned"]["win_rate"]:
-            found["delta"] = rate | {
-                "value": rate["value"] - 0.5,
-                "ci95": [end - 0.5 for end in rate["ci95"]],
-            }
-        return found
-
-    def _refitted(
-        self, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]]
-    ) -> dict[str, dict[str, dict[str, Any]]]:
-        """Length-adjusted win rates, and Arena-Hard's scores: by kind and role."""
-        official = self.official if self.suite.name == "alpaca" else None
-        adjusted: dict[str, LengthControlled] = {}
-        name = ""
-        for role, own in games.items():
-            fitted = own.length_adjusted(own.points(judged[role], soft=True), *self._drawn, official)
-            if fitted is not None:
-                adjusted[role], name = fitted
-        found = {"adjusted": score.refitted(adjusted, name)}
-        if self.suite.way == "arena":
-            played = {role: own.arena_games(role, judged[role]) for role, own in games.items()}
-            for key, controlled in (("arena", False), ("arena_style", True)):
-                title = "Bradley–Terry score" + (", style controlled" if controlled else "")
-                found[key] = score.refitted(score.arena(played, *self._drawn, controlled), title)
-        return found
-
-    def _by_category(self, points: Points) -> dict[str, Any]:
-        return by_category(self.questions, dict(zip(points.ids, points.values.tolist(), strict=True)))
-
-    def _write_items(self, judged: Mapping[str, Sequence[Judgment | Rating]]) -> None:
-        _write_items(self.bench.root, self.suite, self.questions, self.sides, judged)
+    references = asked.references.get(suite.name)
+    return questions if references is None else with_references(questions, references)
 
 
 def _official(asked: Asked) -> score.Official | None:
@@ -380,79 +313,14 @@ def _official(asked: Asked) -> score.Official | None:
     )
 
 
-def _write_alpaca(
-    bench: TwoModels, asked: Asked, other: str, games: Mapping[str, score.Games], judged: Mapping[str,
-    list[Judgment]],
-    found: Mapping[str, Any],
-) -> None:  # fmt: skip
-    """The files that alpaca_eval reads: each model's outputs and annotations, and the leaderboard."""
-    names = {player.role: player.title for player in asked.players}
-    if len(set(names.values())) < len(names):
-        names = {role: f"{name}-{role}" for role, name in names.items()}
-    standings = {}
-    for role, own in games.items():
-        annotations = own.annotations(judged[role], names[role], names[other], bench.judge_identity.name)
-        outputs = [
-            alpaca_files.Output(instruction=a.instruction, output=a.output_2, generator=names[role])
-            for a in annotations
-        ]
-        folder = bench.root / "alpaca" / role
-        write_atomic(folder / "model_outputs.json", alpaca_files.outputs_json(outputs))
-        write_atomic(folder / "annotations.json", alpaca_files.annotations_json(annotations))
-        if any(a.p is not None for a in annotations):
-            adjusted = found[role].get("adjusted", {})
-            controlled = adjusted.get("value") if adjusted.get("name") == LC else None
-            standing = alpaca_files.standing_of(annotations)
-            if controlled is not None:
-                standing = replace(standing, length_controlled_winrate=100 * controlled)
-            standings[names[role]] = standing
-    write_atomic(bench.root / "alpaca" / "leaderboard.csv", alpaca_files.leaderboard_csv(standings))
-
-
-def _write_items(
-    out: Path,
-    suite: Suite,
-    questions: list[Question],
-    sides: Mapping[str, Answers],
-    judged: Mapping[str, Sequence[Judgment | Rating]],
-) -> None:
-    """One JSON line for each question: its turns, every answer, every verdict or mark."""
-    by_question: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for role, found in judged.items():
-        for one in found:
-            by_question.setdefault(one.prompt_id, {}).setdefault(role, []).append(to_dict(one))
-
-    def lines() -> Iterator[str]:
-        for question in questions:
-            id_ = question.prompt.id
-            yield dumps(
-                {
-                    "id": id_,
-                    "question": [question.prompt.conversation, *question.later],
-                    "category": question.category,
-                    "answers": {
-                        role: [a.text for a in side[id_]] for role, side in sides.items() if id_ in side
-                    },
-                    "judged": by_question.get(id_, {}),
-                }
-            )
-
-    write_atomic(out / f"items-{suite.name}.jsonl", "".join(line + "\n" for line in lines()))
-
-
-def _try_judge(bench: TwoModels, questions: list[Question], answers: Answers) -> dict[str, Any]:
+def _try_judge(bench: TwoModels, questions: list[Question], answers: Answers) -> dict[str, SelfTest]:
     """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
     n, config, seed = bench.config.eval.self_tests, bench.judging, bench.config.seed
-    asked = make_id(
-        bench.judge_identity.weights,
-        config.model_dump_json(),
-        n,
-        seed,
-        *(a.id for _, own in groups for a in own),
-    )
-    path = bench.root / f"self-tests-{asked[:8]}.json"
+    ids = (answer.id for _, own in groups for answer in own)
+    key = make_id(bench.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
+    path = bench.root / f"self-tests-{key[:8]}.json"
     if not path.is_file():
-        found = try_judge(groups, n, lambda: bench.session.engine(bench.judge), config, seed)
-        write_atomic(path, json.dumps(found, indent=1) + "\n")
-    return dict(json.loads(path.read_text("utf-8")))
+        tests = try_judge(groups, n, lambda: bench.session.engine(bench.judge), config, seed)
+        write_atomic(path, SELF_TESTS.dump_json(tests, indent=1).decode() + "\n")
+    return SELF_TESTS.validate_json(path.read_text("utf-8"))

@@ -1,6 +1,6 @@
 """A person labels a blind sample of a run's pairs in the terminal: `sao label RUN --n 100`.
 
-Two different answers to a prompt are shown in an order drawn by their ids, without the judge's word. Each
+Two different answers to a prompt are shown in an order drawn by their ids, without the judge's verdict. Each
 label is a line of RUN/labels.jsonl, on disk before the next pair is shown; the same command goes on. `sao
 audit` reads the file.
 """
@@ -11,7 +11,7 @@ import os
 import shutil
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import combinations
@@ -23,7 +23,10 @@ from sao.records import Prompt, Response, make_id
 from sao.store.files import dumps, read_jsonl, store_error
 
 KEYS = {"1": "first", "2": "second", "t": "tie"}
-HELP = "1 or 2: the better answer; t: a tie; s: skip; u: take the last label back; q: stop (the same command goes on)"  # noqa: E501
+HELP = (
+    "1 or 2: the better answer; t: a tie; s: skip; u: take the last label back; "
+    "q: stop (the same command goes on)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,64 +67,85 @@ def label(
     Raises StoreError where a label cannot be written, DataError where there are no two different answers, or
     where a line of the file is no label.
     """
-    ask = ask or input
-    path = run.root / "labels.jsonl"
     pairs = sample(run, n, seed)
     if not pairs:
         raise DataError(f"{run.root}: no prompt has two different answers, so there is nothing to compare")
+    labels = _Labels(run.root / "labels.jsonl", by)
     say(HELP)
     skipped: set[str] = set()
-    while True:
-        done = _labelled(path, by)
-        left = [shown for shown in pairs if shown.prompt.id not in done and shown.prompt.id not in skipped]
-        if not left:
+    while left := labels.unlabelled(pairs, skipped):
+        shown = left[0]
+        say(_show(shown, f"{len(pairs) - len(left) + 1} of {len(pairs)}"))
+        command = _read(ask or input)
+        if command == "q":
             break
-        number = len(pairs) - len(left) + 1
-        say(_show(left[0], f"{number} of {len(pairs)}"))
-        try:
-            word = ask("better answer [1/2/t/s/u/q]: ").strip().lower()
-        except EOFError:
-            break
-        if word == "q":
-            break
-        if word == "s":
-            skipped.add(left[0].prompt.id)
-        elif word == "u" and done:
-            _append(path, {"prompt_id": list(done)[-1], "verdict": None, "by": by})
-        elif word in KEYS:
-            shown = left[0]
-            ids = {"prompt_id": shown.prompt.id, "first_id": shown.first.id, "second_id": shown.second.id}
-            _append(
-                path,
-                {
-                    **ids,
-                    "verdict": KEYS[word],
-                    "by": by,
-                    "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                },
-            )
+        if command == "s":
+            skipped.add(shown.prompt.id)
+        elif command == "u" and labels.last():
+            labels.take_back()
+        elif command in KEYS:
+            labels.add(shown, KEYS[command])
         else:
             say(HELP)
-    count = len({shown.prompt.id for shown in pairs} & set(_labelled(path, by)))
-    say(f"{count} of {len(pairs)} labelled, in {path}. `sao audit {run.root}` compares them with the judge")
+    count = len(pairs) - len(labels.unlabelled(pairs))
+    done = f"{count} of {len(pairs)} labelled, in {labels.path}"
+    say(f"{done}. `sao audit {run.root}` compares them with the judge")
     return count
 
 
-def _labelled(path: Path, by: str) -> dict[str, str]:
-    """The last word of this person on each prompt, by the prompt's id, in the order of labelling."""
-    found: dict[str, str] = {}
-    for number, row in enumerate(read_jsonl(path) if path.is_file() else (), 1):
-        if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
-            raise DataError(
-                f"{path}, line {number}: not a label (its verdict must be first, second, tie or null). Mend "
-                "or delete the line"
-            )
-        prompt = row.get("prompt_id")
-        if row.get("by") == by and isinstance(prompt, str):
-            found.pop(prompt, None)
-            if row["verdict"] is not None:
-                found[prompt] = row["verdict"]
-    return found
+def _read(ask: Callable[[str], str]) -> str:
+    """What the person types; q at the end of the input."""
+    try:
+        return ask("better answer [1/2/t/s/u/q]: ").strip().lower()
+    except EOFError:
+        return "q"
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """The file of labels, for one person."""
+
+    path: Path
+    by: str
+
+    def unlabelled(self, pairs: list[Shown], skipped: Collection[str] = ()) -> list[Shown]:
+        """Those of the pairs whose prompts have no label and are not skipped."""
+        done = {*self.last(), *skipped}
+        return [shown for shown in pairs if shown.prompt.id not in done]
+
+    def last(self) -> dict[str, str]:
+        """The person's last word on each prompt, by the prompt's id, in the order of labelling."""
+        words: dict[str, str] = {}
+        for number, row in enumerate(read_jsonl(self.path) if self.path.is_file() else (), 1):
+            if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
+                raise DataError(
+                    f"{self.path}, line {number}: not a label (its verdict must be first, second, tie or "
+                    "null). Mend or delete the line"
+                )
+            prompt = row.get("prompt_id")
+            if row.get("by") == self.by and isinstance(prompt, str):
+                words.pop(prompt, None)
+                if row["verdict"] is not None:
+                    words[prompt] = row["verdict"]
+        return words
+
+    def add(self, shown: Shown, verdict: str) -> None:
+        """A label of two answers."""
+        _append(
+            self.path,
+            {
+                "prompt_id": shown.prompt.id,
+                "first_id": shown.first.id,
+                "second_id": shown.second.id,
+                "verdict": verdict,
+                "by": self.by,
+                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
+
+    def take_back(self) -> None:
+        """Take back the last label."""
+        _append(self.path, {"prompt_id": list(self.last())[-1], "verdict": None, "by": self.by})
 
 
 def _append(path: Path, row: dict[str, str | None]) -> None:
@@ -145,11 +169,8 @@ def _show(shown: Shown, place: str) -> str:
 
     def block(text: str) -> str:
         text = text.expandtabs(4)
-        plain = (
-            "".join(c for c in text if c.isprintable() or c == "\n")
-            .encode("utf-8", "replace")
-            .decode("utf-8")
-        )
+        printable = "".join(c for c in text if c.isprintable() or c == "\n")
+        plain = printable.encode("utf-8", "replace").decode("utf-8")
         return "\n".join(
             textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ")
             for line in plain.splitlines()

@@ -1,7 +1,7 @@
 """What a recipe will take before anything starts: memory for each GPU, tokens and hours of each stage (`sao
 plan RECIPE`).
 
-What enters: a config, a GPU's name and assumed lengths. What leaves: a `Plan`. All of it is arithmetic on the
+What enters: a config, a GPU and assumed lengths. What leaves: a `Plan`. All of it is arithmetic on the
 model's config.json (docs/recipes.md has the formulas in a table); `sao.analysis.probe` measures a few real
 optimiser steps.
 """
@@ -9,12 +9,13 @@ optimiser steps.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sao.config import Config, LoraConfig, TrainConfig
 from sao.errors import ConfigError
 from sao.models.shapes import GPU, Shape, read_shape
+from sao.results.plan import Assumptions, MemoryParts, Plan, PlannedStage, TrainingWay
 from sao.stages.judging import opponents_of
 
 GIB = 2**30
@@ -33,8 +34,10 @@ FOUR_BITS = 4.127 / 8
 """Bytes of a weight in NF4 with its twice quantised scales (QLoRA, arXiv 2305.14314)."""
 STATES = {"adamw": 8.0, "adamw_8bit": 2.03, "adamw_sr": 4.0}
 """Bytes of both moments of a weight: float32, 8 bits with a float32 scale for each 256, or bfloat16."""
-KEPT_BY_NORMS = {(2, "bfloat16"): 16, (2, "float32"): 26, (2, "adapter"): 22,
-                 (4, "bfloat16"): 36, (4, "float32"): 42, (4, "adapter"): 24}  # fmt: skip
+KEPT_BY_NORMS = {
+    (2, "bfloat16"): 16, (2, "float32"): 26, (2, "adapter"): 22,
+    (4, "bfloat16"): 36, (4, "float32"): 42, (4, "adapter"): 24,
+}  # fmt: skip
 """Bytes for each hidden unit that a layer's norms and the inputs of its linear maps keep for the backward
 pass. Counted with saved_tensors_hooks on tiny models (tests/test_plan.py), by norms in a layer and what is
 trained."""
@@ -72,10 +75,10 @@ class Memory:
     def _used(self) -> float:
         return max(self.loading, float(sum(dataclasses.astuple(self))) - self.loading)
 
-    def parts(self) -> dict[str, float]:
-        """GiB by name."""
-        named = dataclasses.asdict(self) | {"overhead": self.overhead, "total": self.total}
-        return {name: round(value / GIB, 2) for name, value in named.items() if value}
+    def in_gib(self) -> MemoryParts:
+        """The same in GiB."""
+        parts = dataclasses.asdict(self) | {"overhead": self.overhead, "total": self.total}
+        return MemoryParts(**{name: value / GIB for name, value in parts.items()})
 
 
 def adapter_parameters(shape: Shape, lora: LoraConfig) -> int:
@@ -100,41 +103,67 @@ def _format(train: TrainConfig) -> str:
 def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1) -> Memory:
     """Memory of one of `gpus` GPUs while a micro-batch of `tokens` tokens is trained on."""
     full, split = train.method == "full", train.parallel != "ddp"
-    size = 4 if _format(train) == "float32" else 2
+    size = _bytes_of_a_weight(train)
     trained = shape.parameters if full else adapter_parameters(shape, train.lora)
-    linear = shape.linear * (FOUR_BITS if train.method == "qlora" else size)
-    # adapters are float32
-    weights = linear + (shape.parameters - shape.linear) * size + (0 if full else 4 * trained)
-    gradients, states = trained * (size if full else 4.0), trained * STATES[train.optimizer]
-    # Autocast keeps a bfloat16 copy of the float32 weights that it has used until the forward pass is over.
-    copies = 2.0 * shape.linear if size == 4 and train.method != "qlora" else 0.0
+    weights, copies = _weight_bytes(shape, train), _copied_bytes(shape, train, trained, gpus)
+    gradients, optimiser = trained * (size if full else 4.0), trained * STATES[train.optimizer]
     if split:
-        weights, gradients, states = weights / gpus, gradients / gpus, states / gpus
-        # One layer in use, the next on its way, and the head, in bfloat16, with their gradients.
-        copies = 2.0 * (2 * shape.linear / shape.layers + shape.head) * (2 if full else 1)
-        # what is gathered from
-        copies += 2 * trained / gpus if train.parallel == "zero3" and full and size == 4 else 0
+        weights, gradients, optimiser = weights / gpus, gradients / gpus, optimiser / gpus
     elif gpus > 1:
         gradients *= 2  # DDP sums them in buckets of its own
-    layer = layer_bytes(shape, train) * tokens
-    if train.gradient_checkpointing:  # the layers' inputs, and one layer with its gradients
-        activations = shape.layers * shape.hidden * size * tokens + 2 * layer
-    else:
-        activations = (shape.layers + 1) * layer
-    if shape.softcap:  # capped scores are made segment by segment, and again in the backward pass
-        activations += 16 * shape.heads * train.max_length**2
-    tile = 4 * min(tokens, TILE) * min(shape.vocabulary, TILE) * (3 if shape.softcap else 2)
-    head = shape.head * size if full and not split else 0  # its gradient is made whole, then added
-    logits = tile + head + 12 * tokens * shape.hidden
     return Memory(
         weights=weights,
         copies=copies,
         gradients=gradients,
-        optimiser=states,
-        activations=activations,
-        logits=logits,
+        optimiser=optimiser,
+        activations=_activation_bytes(shape, train, tokens),
+        logits=_logit_bytes(shape, train, tokens),
         loading=float(size * shape.parameters) if split else 0.0,
     )
+
+
+def _bytes_of_a_weight(train: TrainConfig) -> int:
+    return 4 if _format(train) == "float32" else 2
+
+
+def _weight_bytes(shape: Shape, train: TrainConfig) -> float:
+    """The whole model, and its adapter in float32 where there is one."""
+    size = _bytes_of_a_weight(train)
+    linear = shape.linear * (FOUR_BITS if train.method == "qlora" else size)
+    adapter = 0 if train.method == "full" else 4 * adapter_parameters(shape, train.lora)
+    return linear + (shape.parameters - shape.linear) * size + adapter
+
+
+def _copied_bytes(shape: Shape, train: TrainConfig, trained: int, gpus: int) -> float:
+    """bfloat16 copies that autocast keeps of the float32 weights until the forward pass is over; where the
+    model is split, the layers that are gathered."""
+    full, float32 = train.method == "full", _bytes_of_a_weight(train) == 4
+    if train.parallel == "ddp":
+        return 2.0 * shape.linear if float32 and train.method != "qlora" else 0.0
+    # One layer in use, the next on its way, and the head, in bfloat16, with their gradients.
+    gathered = 2.0 * (2 * shape.linear / shape.layers + shape.head) * (2 if full else 1)
+    gathered_from = 2 * trained / gpus if train.parallel == "zero3" and full and float32 else 0
+    return gathered + gathered_from
+
+
+def _activation_bytes(shape: Shape, train: TrainConfig, tokens: int) -> float:
+    """What the layers keep for the backward pass."""
+    layer = layer_bytes(shape, train) * tokens
+    if train.gradient_checkpointing:  # the layers' inputs, and one layer with its gradients
+        kept = shape.layers * shape.hidden * _bytes_of_a_weight(train) * tokens + 2 * layer
+    else:
+        kept = (shape.layers + 1) * layer
+    # Capped scores are made segment by segment, and again in the backward pass.
+    return kept + (16 * shape.heads * train.max_length**2 if shape.softcap else 0)
+
+
+def _logit_bytes(shape: Shape, train: TrainConfig, tokens: int) -> float:
+    """A tile of logits, the head's gradient, which is made whole and then added, and the answers' hidden
+    states."""
+    tile = 4 * min(tokens, TILE) * min(shape.vocabulary, TILE) * (3 if shape.softcap else 2)
+    whole_head = train.method == "full" and train.parallel == "ddp"
+    head = shape.head * _bytes_of_a_weight(train) if whole_head else 0
+    return tile + head + 12 * tokens * shape.hidden
 
 
 def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) -> Memory:
@@ -143,22 +172,16 @@ def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) 
     The built-in one keeps lanes of doubling sizes, up to the longest answer's. vLLM keeps pages: as many as
     are used, within the share of the GPU that it may take, and at least those of one longest answer.
     """
+    longest = lengths.prompt + config.responses.max_tokens
     if config.engine.name == "vllm":
+        vllm = config.engine.vllm
         weights, room = vllm_room(shape, config, gpu)
-        longest = lengths.prompt + config.responses.max_tokens
-        wanted = (
-            config.engine.vllm.max_num_seqs
-            * longest
-            * shape.kv_bytes
-            / config.engine.vllm.tensor_parallel_size
-        )
-        cache = max(min(room, wanted), longest * shape.kv_bytes / config.engine.vllm.tensor_parallel_size)
-        return Memory(weights=weights, cache=cache)
-    longest = lane(lengths.prompt + config.responses.max_tokens)
+        one_answer = longest * shape.kv_bytes / vllm.tensor_parallel_size
+        return Memory(weights=weights, cache=max(min(room, vllm.max_num_seqs * one_answer), one_answer))
     drawing = 24.0 * config.engine.slots * shape.vocabulary  # probabilities in float64
     return Memory(
         weights=2.0 * shape.parameters,
-        cache=2.0 * longest * config.engine.slots * shape.kv_bytes,
+        cache=2.0 * lane(longest) * config.engine.slots * shape.kv_bytes,
         logits=drawing,
     )
 
@@ -225,17 +248,6 @@ class Lengths:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """Tokens read in one go, tokens written one by one, and the seconds of both."""
-
-    name: str
-    items: int
-    read: int
-    written: int
-    seconds: float
-
-
 def flops_per_token(shape: Shape, train: TrainConfig, context: float) -> float:
     """FLOP to train on one token with `context` tokens before it on average: 6 for each weight, 8 with
     checkpointing, 4 and 6 with an adapter; the tiled head is made again in the backward pass, unless it is
@@ -273,126 +285,116 @@ def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GP
     return tokens / at_once * max(read / (gpu.bandwidth * 1e9), VLLM_STEP)
 
 
-def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[Stage]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Requests to a model in one stage, and the mean tokens read and written for each."""
+
+    name: str
+    items: int
+    read: float
+    written: int
+
+
+def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[PlannedStage]:
     """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source),
     whose size is not known here, personas.n pairs are assumed."""
-    given = config.pairs.source is not None
-    people, n, held = 0 if given else config.personas.n, config.responses.n, config.personas.held_out
-    x, y, rate = lengths.prompt, lengths.response, gpu.tflops * 1e12 * lengths.mfu
-    possible = people * n * (n - 1) // 2
-    asked, text = config.judging.method in ("logprob", "text"), config.judging.method == "text"
-    compared = people * len(opponents_of(n, config.judging.opponents)) * (1 + len(config.judging.panel))
-    judged = compared * (2 if config.judging.orders == "both" else 1) * asked
-    verdict = (JUDGE_FRAME + x + 2 * y, VERDICT if text else 0)
-    drafts = (
-        DRAFTS_EACH * (people + held)
-        if config.personas.source == "self" and config.prompts.source is None
-        else 0
-    )
-    asking = people + held if config.prompts.source is None else 0
-    rows = [  # name, items, tokens read and written for each
-        *([("personas", int(drafts), PERSONA_FRAME, PERSONA)] if drafts else []),
-        ("prompts", asking, PERSONA_FRAME, x),
-        ("responses", people * n, x / n, y),  # a prompt is read once for all its answers
-        ("verdicts", judged, *verdict),
-        ("held-out answers", 2 * held, x, y),
-        ("held-out verdicts", 2 * held, *verdict),
+    before, after = _asked_before_training(config, lengths), _asked_for_evaluation(config, lengths)
+    return [
+        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in before),
+        _training_stage(config, shape, gpu, gpus, lengths),
+        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in after),
     ]
-    found = []
-    for name, items, read, written in rows:
-        seconds = 2 * items * (read * shape.linear + shape.head) / rate
-        length = int(max(read, x)) + written
-        seconds += (
-            vllm_seconds(shape, config, items * written, length, gpu)
-            if config.engine.name == "vllm"
-            else writing_seconds(shape, config.engine.slots, items * written, length, gpu)
-        )
-        if "verdicts" in name and config.judging.engine is not None:
-            seconds = 0.0  # another model's work, elsewhere
-        found.append(
-            Stage(name=name, items=items, read=int(items * read), written=items * written, seconds=seconds)
-        )
-    chosen = {"all": possible, "adjacent": people * (n - 1)}.get(config.pairs.rule, people)
+
+
+def _people(config: Config) -> int:
+    """Personas whose prompts are trained on; none where pairs are given."""
+    return 0 if config.pairs.source is not None else config.personas.n
+
+
+def _asked_before_training(config: Config, lengths: Lengths) -> list[_Asked]:
+    people, n, judging = _people(config), config.responses.n, config.judging
+    writers = people + config.personas.held_out if config.prompts.source is None else 0
+    compared = people * len(opponents_of(n, judging.opponents)) * (1 + len(judging.panel))
+    asks_model = judging.method in ("logprob", "text")
+    verdicts = compared * (2 if judging.orders == "both" else 1) if asks_model else 0
+    drafts = int(DRAFTS_EACH * writers) if config.personas.source == "self" else 0
+    read, written = _verdict_tokens(config, lengths)
+    return [
+        *([_Asked(name="personas", items=drafts, read=PERSONA_FRAME, written=PERSONA)] if drafts else []),
+        _Asked(name="prompts", items=writers, read=PERSONA_FRAME, written=lengths.prompt),
+        # A prompt is read once for all its answers.
+        _Asked(name="responses", items=people * n, read=lengths.prompt / n, written=lengths.response),
+        _Asked(name="verdicts", items=verdicts, read=read, written=written),
+    ]
+
+
+def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
+    items = 2 * config.personas.held_out
+    read, written = _verdict_tokens(config, lengths)
+    return [
+        _Asked(name="held-out answers", items=items, read=lengths.prompt, written=lengths.response),
+        _Asked(name="held-out verdicts", items=items, read=read, written=written),
+    ]
+
+
+def _verdict_tokens(config: Config, lengths: Lengths) -> tuple[int, int]:
+    """Tokens read and written for one verdict."""
+    read = JUDGE_FRAME + lengths.prompt + 2 * lengths.response
+    return read, VERDICT if config.judging.method == "text" else 0
+
+
+def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths) -> PlannedStage:
+    elsewhere = "verdicts" in asked.name and config.judging.engine is not None  # another model's work
+    written = asked.items * asked.written
+    reading = 2 * asked.items * (asked.read * shape.linear + shape.head) / _rate(gpu, lengths)
+    length = int(max(asked.read, lengths.prompt)) + asked.written
+    if config.engine.name == "vllm":
+        writing = vllm_seconds(shape, config, written, length, gpu)
+    else:
+        writing = writing_seconds(shape, config.engine.slots, written, length, gpu)
+    seconds = 0.0 if elsewhere else reading + writing
+    return _planned(asked.name, asked.items, int(asked.items * asked.read), written, seconds)
+
+
+def _training_stage(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> PlannedStage:
+    people, n = _people(config), config.responses.n
+    chosen = {"all": people * n * (n - 1) // 2, "adjacent": people * (n - 1)}.get(config.pairs.rule, people)
+    given = config.pairs.source is not None
     pairs = config.personas.n if given else int(chosen * KEPT[config.pairs.keep])
     tokens = pairs * lengths.pair(config.train) * config.train.epochs
-    seconds = training_seconds(shape, config.train, tokens, lengths, rate * gpus)
-    found.insert(len(found) - 2, Stage(name="training", items=pairs, read=tokens, written=0, seconds=seconds))
-    return found
+    seconds = training_seconds(shape, config.train, tokens, lengths, _rate(gpu, lengths) * gpus)
+    return _planned("training", pairs, tokens, 0, seconds)
+
+
+def _rate(gpu: GPU, lengths: Lengths) -> float:
+    """FLOP/s that one GPU reaches."""
+    return gpu.tflops * 1e12 * lengths.mfu
+
+
+def _planned(name: str, items: int, read: int, written: int, seconds: float) -> PlannedStage:
+    return PlannedStage(
+        name=name, items=items, read=read, written=written, seconds=seconds, hours=seconds / 3600
+    )
 
 
 # The plan.
 
-WAYS: list[tuple[str, dict[str, Any]]] = [
-    ("full, float32, adamw", {"method": "full", "weights": "float32", "optimizer": "adamw"}),
-    ("full, float32, adamw_8bit", {"method": "full", "weights": "float32", "optimizer": "adamw_8bit"}),
-    ("full, bfloat16, adamw_sr", {"method": "full", "weights": "bfloat16", "optimizer": "adamw_sr"}),
-    ("lora, bfloat16", {"method": "lora", "weights": "bfloat16", "optimizer": "adamw"}),
-    ("qlora, bfloat16", {"method": "qlora", "weights": "bfloat16", "optimizer": "adamw"}),
-]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """A way of training: bytes on each GPU with one pair and with the recipe's micro-batch, the largest one
-    that fits."""
-
-    name: str
-    parallel: str
-    one_pair: float
-    micro_batch: float
-    largest: int
-    """Pairs; a power of two; 0 where not even one fits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a recipe takes on `gpus` GPUs."""
-
-    model: str
-    shape: Shape
-    gpu: GPU
-    gpus: int
-    lengths: Lengths
-    train: TrainConfig
-    engine: str
-    """The recipe's engine.name; auto is planned as the built-in one."""
-    vllm: bool
-    """Whether vLLM generates."""
-    kept: float
-    """Share of the pairs that are taken to pass the filter."""
-    longest: int
-    """Tokens of the longest micro-batch."""
-    training: Memory
-    generation: Memory
-    stages: list[Stage]
-    ways: list[Way]
-
-    @property
-    def fits(self) -> bool:
-        """Whether both training and generation do."""
-        return max(self.training.total, self.generation.total) <= self.gpu.memory * GIB
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `--json` prints: GiB, tokens, hours."""
-        t = self.train
-        return {
-            "model": self.model, "parameters": self.shape.parameters, "gpu": self.gpu.name, "gpus": self.gpus,
-            "gpu_gib": self.gpu.memory, "fits": self.fits, "assumed": dataclasses.asdict(self.lengths),
-            "method": t.method, "weights": t.weights, "optimizer": t.optimizer, "parallel": t.parallel,
-            "micro_batch_tokens": self.longest, "training_gib": self.training.parts(),
-            "generation_gib": self.generation.parts(),
-            "stages": [{**dataclasses.asdict(s), "hours": round(s.seconds / 3600, 2)} for s in self.stages],
-            "hours": round(sum(s.seconds for s in self.stages) / 3600, 2),
-            "ways": [
-                {"name": w.name, "parallel": w.parallel, "one_pair_gib": round(w.one_pair / GIB, 1),
-                 "micro_batch_gib": round(w.micro_batch / GIB, 1), "largest_micro_batch": w.largest}
-                for w in self.ways
-            ],
-        }  # fmt: skip
+WAYS: dict[str, tuple[str, str, str]] = {
+    "full, float32, adamw": ("full", "float32", "adamw"),
+    "full, float32, adamw_8bit": ("full", "float32", "adamw_8bit"),
+    "full, bfloat16, adamw_sr": ("full", "bfloat16", "adamw_sr"),
+    "lora, bfloat16": ("lora", "bfloat16", "adamw"),
+    "qlora, bfloat16": ("qlora", "bfloat16", "adamw"),
+}
+"""Ways of training by name: train.method, train.weights, train.optimizer."""
 
 
 def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Lengths | None = None) -> Plan:
-    """The plan of a config; `gpus` is train.processes, if not given."""
+    """The plan of a config; `gpus` is train.processes, if not given.
+
+    Raises ConfigError where the batch does not divide among the GPUs.
+    """
     shape, train, lengths = read_shape(config.model, config.revision), config.train, lengths or Lengths()
     gpus = train.processes if gpus is None else gpus
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
@@ -401,81 +403,53 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
             f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus"
         )
     longest = lengths.worst(train, train.micro_batch_size)
+    training = training_memory(shape, train, longest, gpus)
+    generation = generation_memory(shape, config, lengths, gpu)
+    planned = stages(config, shape, gpu, gpus, lengths)
     return Plan(
-        model=config.model, shape=shape, gpu=gpu, gpus=gpus, lengths=lengths, train=train,
-        engine=config.engine.name, vllm=config.engine.name == "vllm", kept=KEPT[config.pairs.keep],
-        longest=longest,
-        training=training_memory(shape, train, longest, gpus), generation=generation_memory(shape, config,
-        lengths, gpu),
-        stages=stages(config, shape, gpu, gpus, lengths), ways=_ways(shape, train, gpu, gpus, lengths),
-    )  # fmt: skip
+        model=config.model,
+        parameters=shape.parameters,
+        gpu=gpu.name,
+        gpus=gpus,
+        gpu_gib=gpu.memory,
+        fits=max(training.total, generation.total) <= gpu.memory * GIB,
+        assumed=Assumptions(**dataclasses.asdict(lengths), longest_pair=PEAK, kept=KEPT[config.pairs.keep]),
+        engine=config.engine.name,
+        method=train.method,
+        weights=train.weights,
+        optimizer=train.optimizer,
+        parallel=train.parallel,
+        gradient_checkpointing=train.gradient_checkpointing,
+        micro_batch_size=train.micro_batch_size,
+        micro_batch_tokens=longest,
+        training_gib=training.in_gib(),
+        generation_gib=generation.in_gib(),
+        stages=planned,
+        hours=sum(stage.seconds for stage in planned) / 3600,
+        ways=list(_ways(shape, train, gpu, gpus, lengths)),
+    )
 
 
-def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Lengths) -> list[Way]:
-    sizes = [2**k for k in range(11) if 2**k * gpus <= train.batch_size]
-    found = []
-    for name, settings in WAYS:
+def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Lengths) -> Iterator[TrainingWay]:
+    for name, (method, weights, optimizer) in WAYS.items():
         # 4-bit weights are not split; DeepSpeed keeps float32 masters, which stochastic rounding does
         # without.
-        split = "zero3" if train.parallel == "zero3" and settings["optimizer"] != "adamw_sr" else "fsdp2"
-        for parallel in ("ddp",) if gpus == 1 or settings["method"] == "qlora" else ("ddp", split):
-            way = train.model_copy(update={**settings, "parallel": parallel})
-            need = {
-                b: training_memory(shape, way, lengths.worst(train, b), gpus).total
-                for b in {*sizes, train.micro_batch_size}
-            }
-            largest = max((b for b in sizes if need[b] <= gpu.memory * GIB), default=0)
-            here = need[train.micro_batch_size]
-            found.append(
-                Way(name=name, parallel=parallel, one_pair=need[1], micro_batch=here, largest=largest)
-            )
-    return found
+        zero3 = train.parallel == "zero3" and optimizer != "adamw_sr"
+        splits = gpus > 1 and method != "qlora"
+        for parallel in ("ddp", "zero3" if zero3 else "fsdp2") if splits else ("ddp",):
+            settings = {"method": method, "weights": weights, "optimizer": optimizer, "parallel": parallel}
+            yield _way(name, train.model_copy(update=settings), shape, gpu, gpus, lengths)
 
 
-AUTO = "Engine: the built-in one is assumed. Where vLLM is installed engine.name auto takes that: plan it by --engine.name vllm."  # noqa: E501
+def _way(name: str, train: TrainConfig, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> TrainingWay:
+    def gib(pairs: int) -> float:
+        return training_memory(shape, train, lengths.worst(train, pairs), gpus).total / GIB
 
-
-def show_plan(plan: Plan) -> str:
-    """The plan as text."""
-    t, gib, a = plan.train, plan.gpu.memory, plan.lengths
-    full = [name for name in ("training", "generation") if getattr(plan, name).total > gib * GIB]
-    verdict = f"{' and '.join(full)} DO NOT FIT" if full else "fits"
-    lines = [
-        f"{plan.model}: {plan.shape.parameters:,} weights; {plan.gpus} × {plan.gpu.name} ({gib:g} GiB each): "
-        f"{verdict}",
-        f"Computed, not measured. Assumed: prompts of {a.prompt} tokens, answers of {a.response}, "
-        f"{100 * a.mfu:.0f} % of the "
-        f"GPU's peak rate, the longest pairs {PEAK} times the mean, {100 * plan.kept:.0f} % of the pairs "
-        "kept.",
-        *([AUTO] if plan.engine == "auto" else []),
-        "",
-        f"{'GiB on each GPU':18}{'training':>10}{'generation':>12}",
-    ]
-    training, generation = plan.training.parts(), plan.generation.parts()
-    for name in (*(f.name for f in dataclasses.fields(Memory)), "overhead", "total"):
-        lines.append(f"{name:18}{training.get(name, 0):10.1f}{generation.get(name, 0):12.1f}")
-    lines += [
-        f"training: {t.method}, weights {t.weights}, {t.optimizer}, {t.parallel}"
-        + (", gradient checkpointing" if t.gradient_checkpointing else "")
-        + f"; longest micro-batch: {t.micro_batch_size} pairs, {plan.longest:,} tokens",
-        "",
-        f"{'stage':18}{'items':>10}{'M tokens read':>15}{'written':>10}{'hours':>8}",
-    ]
-    for s in plan.stages:
-        lines.append(
-            f"{s.name:18}{s.items:10,}{s.read / 1e6:15.2f}{s.written / 1e6:10.2f}{s.seconds / 3600:8.1f}"
-        )
-    total = sum(s.seconds for s in plan.stages) / 3600
-    lines += [f"{'all':53}{total:8.1f}", "training on all GPUs, the rest on one", ""]
-    lines.append(
-        f"{'other ways to train':28}{'processes':>10}{'1 pair':>9}{'as here':>9}{'largest micro-batch that fits':>31}"  # noqa: E501
+    sizes = [2**k for k in range(11) if 2**k * gpus <= train.batch_size]
+    return TrainingWay(
+        name=name,
+        parallel=train.parallel,
+        one_pair_gib=gib(1),
+        micro_batch_gib=gib(train.micro_batch_size),
+        largest_micro_batch=max((size for size in sizes if gib(size) <= gpu.memory), default=0),
     )
-    for w in plan.ways:
-        largest = f"{w.largest} pairs" if w.largest else "none"
-        lines.append(
-            f"{w.name:28}{w.parallel:>10}{w.one_pair / GIB:9.1f}{w.micro_batch / GIB:9.1f}{largest:>31}"
-        )
-    if plan.generation.total > gib * GIB:
-        way = "more --engine.vllm.tensor_parallel_size" if plan.vllm else "fewer --engine.slots"
-        lines.append(f"Generation needs less memory with {way} or a smaller --responses.max_tokens.")
-    return "\n".join(lines)

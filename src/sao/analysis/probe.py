@@ -7,40 +7,29 @@ import contextlib
 import resource
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sao.analysis.plan import GIB, Plan
+from sao.analysis.plan import GIB, Lengths
 from sao.config import Config
+from sao.models.shapes import read_shape
+from sao.results.plan import Measurement, Plan
 
+if TYPE_CHECKING:
+    from sao.training.batches import TokenPair
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """What was measured on this machine, on one device."""
-
-    device: str
-    tokens_per_second: float
-    peak_gib: float
-    """Most memory in use: by the GPU's allocator, or by the whole process on a CPU."""
-    training_hours: float
-    """All training tokens at that rate, on as many such devices as planned."""
-
-    @property
-    def line(self) -> str:
-        """The measurement as text."""
-        return (
-            f"measured on {self.device}: {self.tokens_per_second:,.0f} tokens/s in training, peak memory "
-            f"{self.peak_gib:.2f} "
-            f"GiB; all of the training at that rate: {self.training_hours:.2f} hours"
-        )
+BARE = {
+    "held_out_share": 0.0, "samples": 0, "report_to": [], "parallel": "ddp", "epochs": 1, "save_steps": 10**9,
+    "save_minutes": 1e9,
+}  # fmt: skip
+"""Settings of a training that only steps: nothing is saved, measured or reported."""
 
 
 class _EnoughError(Exception):
     """Ends a training before anything is saved."""
 
 
-def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
+def probe(config: Config, plan: Plan, steps: int = 3) -> Measurement:
     """Train on pairs of the planned mean lengths for `steps` optimiser steps of one micro-batch each, after
     one to warm up.
 
@@ -49,53 +38,61 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Probe:
     import torch
 
     from sao.models.chat import ChatTokenizer
-    from sao.training.batches import TokenPair
     from sao.training.job import load_to_train
     from sao.training.run import train
 
-    t, lengths = config.train, plan.lengths
-    bare = {"held_out_share": 0.0, "samples": 0, "report_to": [], "parallel": "ddp", "epochs": 1}
-    bare |= {"save_steps": 10**9, "save_minutes": 1e9}
-    quick = t.model_copy(update={**bare, "batch_size": t.micro_batch_size})
-    answer = max(1, min(lengths.response, t.max_length - lengths.prompt))
-    generator = torch.Generator().manual_seed(0)
-
-    def tokens(n: int) -> tuple[int, ...]:
-        return tuple(torch.randint(plan.shape.vocabulary, (n,), generator=generator).tolist())
-
-    pairs = [
-        TokenPair(
-            id=str(i),
-            prompt_ids=tokens(lengths.prompt),
-            chosen_ids=tokens(answer),
-            rejected_ids=tokens(answer),
-        )
-        for i in range(t.micro_batch_size * (steps + 1))
-    ]
-    ends: list[float] = []
+    t, prompt, response = config.train, plan.assumed.prompt, plan.assumed.response
+    answer = max(1, min(response, t.max_length - prompt))
+    pairs = _random_pairs(config, prompt, answer, t.micro_batch_size * (steps + 1))
+    step_ends: list[float] = []
 
     def on_log(line: dict[str, Any]) -> None:
         if "loss" in line:
-            ends.append(time.perf_counter())
-        if len(ends) > steps:
+            step_ends.append(time.perf_counter())
+        if len(step_ends) > steps:
             raise _EnoughError
 
     model = load_to_train(config)
     tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
+    bare = t.model_copy(update={**BARE, "batch_size": t.micro_batch_size})
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
-        train(pairs, model, tokenizer, Path(folder), quick, config.seed, on_log)
+        train(pairs, model, tokenizer, Path(folder), bare, config.seed, on_log)
+    tokens = steps * t.micro_batch_size * Lengths(prompt=prompt, response=answer).pair(t)
+    rate = tokens / (step_ends[-1] - step_ends[0])
+    to_train = next(stage.read for stage in plan.stages if stage.name == "training")
     cuda = model.device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if cuda
-        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    )
-    copies = lengths.pair(t) - 2 * lengths.response  # of the prompt
-    rate = steps * t.micro_batch_size * (copies + 2 * answer) / (ends[-1] - ends[0])
-    total = next(stage.read for stage in plan.stages if stage.name == "training")
-    return Probe(
+    return Measurement(
         device=torch.cuda.get_device_name() if cuda else "CPU",
         tokens_per_second=rate,
-        peak_gib=peak / GIB,
-        training_hours=total / rate / plan.gpus / 3600,
+        peak_gib=_peak_bytes(cuda) / GIB,
+        training_hours=to_train / rate / plan.gpus / 3600,
     )
+
+
+def _random_pairs(config: Config, prompt: int, answer: int, n: int) -> list[TokenPair]:
+    """Pairs of random tokens, with so many in the prompt and in each answer."""
+    import torch
+
+    from sao.training.batches import TokenPair
+
+    vocabulary = read_shape(config.model, config.revision).vocabulary
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(length: int) -> tuple[int, ...]:
+        return tuple(torch.randint(vocabulary, (length,), generator=generator).tolist())
+
+    return [
+        TokenPair(
+            id=str(i), prompt_ids=tokens(prompt), chosen_ids=tokens(answer), rejected_ids=tokens(answer)
+        )
+        for i in range(n)
+    ]
+
+
+def _peak_bytes(cuda: bool) -> int:
+    """Most memory in use so far."""
+    import torch
+
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -355,20 +354,21 @@ def _run(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     finally:
         bar.close()
     if first:
-        from sao.analysis.summary import show_summary
+        from sao.report.summary import show_summary
 
         print(show_summary(summary))
     if first and args.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        print(summary.model_dump_json())
     return 0
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from sao.analysis.evaluate import Asked, TaskOptions, evaluate
     from sao.config import make_config, overridden
-    from sao.evaluation.outputs import show_table
     from sao.pipeline.players import player, recipe_of
     from sao.pipeline.two_models import TwoModels
+    from sao.report.evaluation import show_evaluation
+    from sao.store.files import write_atomic
 
     if not (args.base and args.tuned):
         raise ConfigError("sao eval with suites compares two models: give both --base and --tuned")
@@ -403,13 +403,15 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     bar = Progress(not args.quiet)
     bench = TwoModels(config, args.out or Path("runs/eval"), notify=bar.say, progress=bar)
     try:
-        found = evaluate(bench, asked, args.suite or ["heldout"], tasks)
+        evaluation = evaluate(bench, asked, args.suite or ["heldout"], tasks)
     finally:
         bar.close()
-    print(show_table(found))
+    table = show_evaluation(evaluation)
+    write_atomic(bench.root / "table.md", table + "\n")
+    print(table)
     print(f"\nfiles in {bench.root}: results.json, table.md, items-SUITE.jsonl, .eval_results/")
     if args.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(evaluation.model_dump_json())
     return 0
 
 
@@ -448,16 +450,17 @@ def _own_pairs(root: Path) -> Reader:
 
 
 def _audit(args: argparse.Namespace) -> int:
-    from sao.analysis.audit import audit, self_tests, show_audit
+    from sao.analysis.audit import audit, self_tests
+    from sao.report.audit import show_audit
 
     run = _own_pairs(args.run)
     found = audit(run, args.labels)
     if args.self_tests:
         _quiet_libraries()
-        found["self_tests"] = self_tests(run, args.self_tests)
+        found = found.model_copy(update={"self_tests": self_tests(run, args.self_tests)})
     print(show_audit(found))
     if args.json:
-        print(json.dumps(found))
+        print(found.model_dump_json())
     return 0
 
 
@@ -488,32 +491,35 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _leaks(args: argparse.Namespace) -> int:
-    from sao.analysis.contamination import leak_report, show_report
+    from sao.analysis.contamination import leak_report
     from sao.data.contamination_sets import load_benchmarks
+    from sao.report.contamination import counts_lines, show_contamination
     from sao.store.files import write_atomic
 
     report = leak_report(_run_folder(args.run).texts, load_benchmarks(args.against), args.max_overlap)
-    text = show_report(report)
+    text = show_contamination(report)
     if args.out:
         write_atomic(args.out, text + "\n")
-        print("\n".join(text.splitlines()[: 4 + len(report["benchmarks"])]))
+        print("\n".join(counts_lines(report)))
         print(f"\nthe pairs side by side: {args.out}")
     else:
         print(text)
     if args.json:
-        print(json.dumps(report, default=dataclasses.asdict, ensure_ascii=False))
+        print(report.model_dump_json())
     return 0
 
 
 def _stats(args: argparse.Namespace) -> int:
-    from sao.analysis.stats import show_stats, stats
+    from sao.analysis.stats import stats
+    from sao.report.statistics import show_statistics
+    from sao.results.statistics import RunStatistics
 
     if len(args.runs) > 2:
         raise ConfigError("sao stats shows one run, or two side by side")
-    found = [(str(root), stats(_run_folder(root), args.seed)) for root in args.runs]
-    print(show_stats(found))
+    found = RunStatistics(runs={str(root): stats(_run_folder(root), args.seed) for root in args.runs})
+    print(show_statistics(found))
     if args.json:
-        print(json.dumps(dict(found)))
+        print(found.model_dump_json())
     return 0
 
 
@@ -537,23 +543,23 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from sao.analysis.plan import Lengths, make_plan, show_plan
+    from sao.analysis.plan import Lengths, make_plan
     from sao.models.shapes import find_gpu
+    from sao.report.plan import show_measurement, show_plan
 
     config = read_target(args.target, overrides)
     lengths = Lengths(prompt=args.prompt_tokens, response=args.response_tokens, mfu=args.mfu)
     plan = make_plan(config, find_gpu(args.gpu), args.gpus, lengths)
     print(show_plan(plan))
-    result = plan.as_dict()
     if args.probe:
         _quiet_libraries()
         from sao.analysis.probe import probe
 
         measured = probe(config, plan)
-        print(f"\n{measured.line}")
-        result["measured"] = dataclasses.asdict(measured)
+        print(f"\n{show_measurement(measured)}")
+        plan = plan.model_copy(update={"measured": measured})
     if args.json:
-        print(json.dumps(result))
+        print(plan.model_dump_json())
     return 0
 
 

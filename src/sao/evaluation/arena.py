@@ -184,29 +184,26 @@ class _Games:
 
     @classmethod
     def of(cls, games: list[Game], controlled: bool) -> _Games:
-        worth = [(game, found) for game in games if (found := worth_of(game)) is not None]
-        models, questions = sorted({g.model for g in games}), sorted({g.question for g, _ in worth})
-        if unread := set(models) - {g.model for g, _ in worth}:
+        read = [(game, worth) for game in games if (worth := worth_of(game)) is not None]
+        models, questions = sorted({g.model for g in games}), sorted({g.question for g, _ in read})
+        if unread := set(models) - {g.model for g, _ in read}:
             raise DataError(
                 f"no readable verdict on {', '.join(sorted(unread))}. Look at the judge's answers"
             )
         if not models:
             raise DataError("no games, so there are no scores. Judge some answers first")
-        at = {name: i for i, name in enumerate(models)}
-        place = {name: i for i, name in enumerate(questions)}
-        style = np.array([_difference(g) for g, _ in worth]) if controlled else np.zeros((len(worth), 4))
-        sd = style.std(axis=0)
+        model_number = {name: i for i, name in enumerate(models)}
+        question_number = {name: i for i, name in enumerate(questions)}
+        style = np.array([_difference(g) for g, _ in read]) if controlled else np.zeros((len(read), 4))
         return cls(
             games=games,
             models=models,
             questions=questions,
-            model=np.array([at[g.model] for g, _ in worth]),
-            question=np.array([place[g.question] for g, _ in worth]),
-            points=np.array([points for _, (points, _) in worth]),
-            times=np.array([times for _, (_, times) in worth], dtype=np.float64),
-            style=np.divide(
-                style, sd, out=np.zeros_like(style), where=sd > 1e-9
-            ),  # one value for all tells nothing
+            model=np.array([model_number[g.model] for g, _ in read]),
+            question=np.array([question_number[g.question] for g, _ in read]),
+            points=np.array([points for _, (points, _) in read]),
+            times=np.array([times for _, (_, times) in read], dtype=np.float64),
+            style=_in_standard_deviations(style),
         )
 
     def of_model(self, name: str) -> list[Game]:
@@ -236,6 +233,12 @@ class _Games:
         return soft_logistic(
             x[None], self.points, counts[:, self.question] * self.times, ridge=ridge, start=start
         )
+
+
+def _in_standard_deviations(style: Array) -> Array:
+    """Each column over its standard deviation; 0 where all have one value, which tells nothing."""
+    deviation = style.std(axis=0)
+    return np.asarray(np.divide(style, deviation, out=np.zeros_like(style), where=deviation > 1e-9))
 
 
 def _difference(game: Game) -> list[float]:

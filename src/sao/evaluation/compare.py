@@ -1,15 +1,19 @@
-"""Trained model against base: comparisons and answers in, a summary with intervals out."""
+"""Trained model against base: comparisons and answers in, wins and gains with intervals out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from sao.records import Comparison, Judgment, PreferencePair, Response
+from sao.results.summary import Gain, KeptPairs, OracleWins, Wins
 from sao.statistics import bootstrap_ci, effect, mean, prompt_points
 
 Oracle = Callable[[str, str], float | None]
+"""The exact score of an answer to a prompt, None where the prompt is not of the oracle's world."""
+POINTS = {"tuned": 1.0, "tie": 0.5, "base": 0.0}
+"""The trained model's points for a comparison's winner."""
 
 
 def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
@@ -18,8 +22,10 @@ def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
     p_tuned = judgment.p_first
     if p_tuned is not None and base_first:
         p_tuned = 1 - p_tuned
-    winner: Any = judgment.verdict
-    if judgment.verdict in ("first", "second"):
+    winner: Literal["base", "tuned", "tie"] | None = None
+    if judgment.verdict == "tie":
+        winner = "tie"
+    elif judgment.verdict is not None:
         winner = "base" if judgment.winner_id == base_id else "tuned"
     return Comparison(
         id=judgment.id,
@@ -32,9 +38,7 @@ def comparison_of(judgment: Judgment, base_id: str) -> Comparison:
     )
 
 
-def win_summary(
-    comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int
-) -> dict[str, Any]:
+def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: int, seed: int) -> Wins:
     """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical`
     answers are ties.
 
@@ -42,124 +46,118 @@ def win_summary(
     been lost, or won.
     """
     rows: list[tuple[str, str, float | None]] = [(f"identical {i}", "", 0.5) for i in range(identical)]
-    decided = first = 0
-    for c in comparisons:
-        rows.append(
-            (
-                c.prompt_id,
-                c.order,
-                None if c.winner is None else {"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner],
-            )
-        )
-        if c.winner in ("tuned", "base"):
+    decided = first_slot = 0
+    for comparison in comparisons:
+        winner, order = comparison.winner, comparison.order
+        rows.append((comparison.prompt_id, order, None if winner is None else POINTS[winner]))
+        if winner in ("tuned", "base"):
             decided += 1
-            first += (c.winner == "tuned") == (c.order == "tuned_first")
+            first_slot += (winner == "tuned") == (order == "tuned_first")
     points = prompt_points(rows)
     if not points.ids:
-        return {"n": 0, "unreadable": points.unreadable}
-    found = effect(points.values, 0.5, (0.0, 1.0), resamples, seed)
-    rates = points.values.tolist()
-    return {
-        "n": found.n,
-        "win": sum(r > 0.5 for r in rates),
-        "tie": sum(r == 0.5 for r in rates),
-        "loss": sum(r < 0.5 for r in rates),
-        "win_rate": found.mean,
-        "ci95": list(found.interval),
-        "p": found.p,
-        "detectable": found.detectable if 0 < found.detectable < math.inf else None,
-        "bounds": list(points.bounds),
-        "first_slot_rate": first / decided if decided else None,
-        "unreadable": points.unreadable,
-    }
+        return Wins(n=0, unreadable=points.unreadable)
+    win_rate = effect(points.values, 0.5, (0.0, 1.0), resamples, seed)
+    win, tie, loss = wins_ties_losses(points.values.tolist())
+    return Wins(
+        n=win_rate.n,
+        win=win,
+        tie=tie,
+        loss=loss,
+        win_rate=win_rate.mean,
+        ci95=win_rate.interval,
+        p=win_rate.p,
+        detectable=win_rate.detectable if 0 < win_rate.detectable < math.inf else None,
+        bounds=points.bounds,
+        first_slot_rate=first_slot / decided if decided else None,
+        unreadable=points.unreadable,
+    )
 
 
-def oracle_summary(
-    rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int
-) -> dict[str, Any]:
+def wins_ties_losses(points: Iterable[float]) -> tuple[int, int, int]:
+    """How many prompts were won (more than half a point), tied and lost."""
+    points = list(points)
+    return sum(p > 0.5 for p in points), sum(p == 0.5 for p in points), sum(p < 0.5 for p in points)
+
+
+def oracle_gain(rows: Iterable[tuple[str, str, str]], oracle: Oracle, resamples: int, seed: int) -> Gain:
     """Mean oracle scores of base and tuned on (prompt, base answer, tuned answer), and their paired
     difference."""
     before, after, unknown = [], [], 0
     for prompt, base, tuned in rows:
-        x, y = oracle(prompt, base), oracle(prompt, tuned)
-        if x is None or y is None:
+        base_score, tuned_score = oracle(prompt, base), oracle(prompt, tuned)
+        if base_score is None or tuned_score is None:
             unknown += 1
         else:
-            before.append(x)
-            after.append(y)
+            before.append(base_score)
+            after.append(tuned_score)
     if not before:
-        return {"n": 0, "not_of_this_world": unknown}
+        return Gain(n=0, not_of_this_world=unknown)
     gains = [b - a for a, b in zip(before, after, strict=True)]
-    low, high = bootstrap_ci(gains, resamples, seed)
-    return {
-        "before": mean(before),
-        "after": mean(after),
-        "gain": mean(gains),
-        "ci95": [low, high],
-        "n": len(before),
-        "not_of_this_world": unknown,
-    }
+    return Gain(
+        before=mean(before),
+        after=mean(after),
+        gain=mean(gains),
+        ci95=bootstrap_ci(gains, resamples, seed),
+        n=len(before),
+        not_of_this_world=unknown,
+    )
 
 
-def oracle_verdict(
+def oracle_wins(
     rows: Iterable[tuple[str, str, str, str]],
     comparisons: Iterable[Comparison],
     oracle: Oracle,
     resamples: int,
     seed: int,
-) -> dict[str, Any]:
-    """The win rate as the exact oracle sees it, beside which a judge's stands: (prompt's id, prompt, base's
-    answer, tuned's) in.
+) -> OracleWins:
+    """The win rate by the oracle, beside which a judge's stands: (prompt's id, prompt, base's answer,
+    tuned's) in.
 
     `agreement` is the share of the prompts on which judge and oracle both prefer one side (orders averaged)
     and it is the same.
     """
     judged: dict[str, list[float]] = {}
-    for c in comparisons:
-        if c.winner is not None:
-            judged.setdefault(c.prompt_id, []).append({"tuned": 1.0, "tie": 0.5, "base": 0.0}[c.winner])
-    points, same, both = [], 0, 0
-    for id_, prompt, base, tuned in rows:
-        x, y = oracle(prompt, base), oracle(prompt, tuned)
-        if x is None or y is None:
+    for comparison in comparisons:
+        if comparison.winner is not None:
+            judged.setdefault(comparison.prompt_id, []).append(POINTS[comparison.winner])
+    points, agreed, both = [], 0, 0
+    for prompt_id, prompt, base, tuned in rows:
+        base_score, tuned_score = oracle(prompt, base), oracle(prompt, tuned)
+        if base_score is None or tuned_score is None:
             continue
-        points.append(1.0 if y > x else 0.5 if y == x else 0.0)
-        said = mean(judged.get(id_, [0.5]))
-        if said != 0.5 and points[-1] != 0.5:
-            both, same = both + 1, same + ((said > 0.5) == (points[-1] > 0.5))
+        by_oracle = 0.5 + 0.5 * ((tuned_score > base_score) - (tuned_score < base_score))
+        by_judge = mean(judged.get(prompt_id, [0.5]))
+        points.append(by_oracle)
+        if by_judge != 0.5 and by_oracle != 0.5:
+            both, agreed = both + 1, agreed + ((by_judge > 0.5) == (by_oracle > 0.5))
     if not points:
-        return {"n": 0}
-    low, high = bootstrap_ci(points, resamples, seed)
-    won = {
-        name: sum(p == worth for p in points) for name, worth in (("win", 1.0), ("tie", 0.5), ("loss", 0.0))
-    }
-    agreement = same / both if both else None
-    return {
-        "n": len(points),
-        **won,
-        "win_rate": mean(points),
-        "ci95": [low, high],
-        "agreement": agreement,
-        "both": both,
-    }
+        return OracleWins(n=0)
+    win, tie, loss = wins_ties_losses(points)
+    return OracleWins(
+        n=len(points),
+        win=win,
+        tie=tie,
+        loss=loss,
+        win_rate=mean(points),
+        ci95=bootstrap_ci(points, resamples, seed),
+        agreement=agreed / both if both else None,
+        both=both,
+    )
 
 
-def kept_summary(
+def kept_pairs(
     pairs: Iterable[tuple[str, PreferencePair, Response, Response]], possible: int, oracle: Oracle | None
-) -> dict[str, Any]:
-    """Share of the possible pairs that were kept and, against an oracle, how many of their labels are
-    right."""
-    n = right = known = 0
+) -> KeptPairs:
+    """Share of the possible pairs that were kept and, against an oracle, the accuracy of their labels."""
+    kept = right = scored = 0
     for prompt, _, chosen, rejected in pairs:
-        n += 1
-        x, y = (oracle(prompt, chosen.text), oracle(prompt, rejected.text)) if oracle else (None, None)
-        if x is not None and y is not None and x != y:
-            known += 1
-            right += x > y
-    return {"share": n / possible if possible else None, "label_accuracy": right / known if known else None}
-
-
-def lengths(rows: Iterable[tuple[str, str, str]]) -> Iterator[tuple[int, int]]:
-    """Words in the base and tuned answers."""
-    for _, base, tuned in rows:
-        yield len(base.split()), len(tuned.split())
+        kept += 1
+        if oracle is None:
+            continue
+        chosen_score, rejected_score = oracle(prompt, chosen.text), oracle(prompt, rejected.text)
+        if chosen_score is not None and rejected_score is not None and chosen_score != rejected_score:
+            scored += 1
+            right += chosen_score > rejected_score
+    return KeptPairs(
+        share=kept / possible if possible else None, label_accuracy=right / scored if scored else None
+    )

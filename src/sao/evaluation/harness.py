@@ -136,22 +136,7 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
 
     Raises ConfigError where the data cannot be had, or the task shows no examples and some are asked for.
     """
-    with quiet(seed):
-        try:
-            loaded = manager.load([name])
-        except (ConfigError, DataError):
-            raise
-        except Exception as error:
-            source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")
-            said = (str(error).splitlines() or [""])[0]
-            raise ConfigError(
-                f"task {name}: its data ({source}) cannot be loaded ({type(error).__name__}: {said}). "
-                "Without a network, set "
-                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
-                "as data_dir: "
-                f"FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset --local-dir "
-                f"FOLDER/{source}`"
-            ) from error
+    loaded = _load(manager, name, seed)
     for task in loaded["tasks"].values():
         own = task.config.num_fewshot
         if own == 0 and shots:
@@ -162,6 +147,24 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
     if group is not None and group.has_aggregation:
         return [Bench(name=name, tasks=tuple(loaded["tasks"].values()), group=group)]
     return [Bench(name=member, tasks=(task,)) for member, task in loaded["tasks"].items()]
+
+
+def _load(manager: Any, name: str, seed: int) -> Any:
+    """lm-eval's tasks and groups under a name. Raises ConfigError where their data cannot be had."""
+    with quiet(seed):
+        try:
+            return manager.load([name])
+        except (ConfigError, DataError):
+            raise
+        except Exception as error:
+            source = (manager.task_index[name].cfg or {}).get("dataset_path", "its data set's hub id")
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise ConfigError(
+                f"task {name}: its data ({source}) cannot be loaded ({reason}). Without a network, set "
+                "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
+                f"as data_dir: FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset "
+                f"--local-dir FOLDER/{source}`"
+            ) from error
 
 
 def questions_hash(task: Any, limit: int | None) -> str:
@@ -237,11 +240,46 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRun:
+    """What one model scored on one task, as it is kept in a file."""
+
+    task: str
+    version: Any
+    """lm-eval's version of the task's definition."""
+    shots: int
+    """Examples shown."""
+    n: int
+    """Documents."""
+    values: dict[str, float]
+    """By metric, as NAME,FILTER of the answer: the means over the documents."""
+    higher_is_better: dict[str, bool]
+    """By metric."""
+    cut: int
+    """Requests that were too long for the model's context and lost their beginning."""
+    dtype: str
+    """Number format of the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """What one document scored, as it is kept in a line of a file."""
+
+    doc_id: int
+    doc: str
+    """Hash of the document."""
+    prompt: str
+    """Hash of what the model was shown."""
+    scores: dict[str, float]
+    """By metric, as NAME,FILTER of the answer."""
+    answers: Any
+    """What the model said, as lm-eval has it."""
+
+
 def evaluate_task(
     lm: Any, task: Any, *, limit: int | None, template: bool, seed: int
-) -> tuple[dict[str, Any], Any]:
-    """Run one task: what is to be known of it, and a row for each document with its scores. Raises
-    EngineError where it fails."""
+) -> tuple[TaskRun, list[Document]]:
+    """Run one task. Raises EngineError where it fails."""
     from lm_eval.evaluator import evaluate
 
     name, lm.cut = task.task_name, 0
@@ -254,42 +292,47 @@ def evaluate_task(
             apply_chat_template=template,
             fewshot_as_multiturn=template,
         )
-    rows = _rows(found["samples"][name])
-    values = {m: float(v) for m, v in found["results"][name].items() if _is_mean(rows, m, v)}
+    documents = _documents(found["samples"][name])
+    values = {m: float(v) for m, v in found["results"][name].items() if _is_mean(documents, m, v)}
     better = found["higher_is_better"][name]
-    return {
-        "task": name,
-        "version": found["versions"][name],
-        "shots": found["n-shot"][name],
-        "n": len(rows),
-        "values": values,
-        "higher_is_better": {metric: bool(better.get(metric.split(",")[0], True)) for metric in values},
-        "cut": lm.cut,
-        "dtype": str(lm.model.dtype).removeprefix("torch."),
-    }, rows
+    run = TaskRun(
+        task=name,
+        version=found["versions"][name],
+        shots=found["n-shot"][name],
+        n=len(documents),
+        values=values,
+        higher_is_better={metric: bool(better.get(metric.split(",")[0], True)) for metric in values},
+        cut=lm.cut,
+        dtype=str(lm.model.dtype).removeprefix("torch."),
+    )
+    return run, documents
 
 
-def _rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each document: hashes of it and its prompt, the answers, and its scores under METRIC,FILTER
-    of the answer."""
-    rows: dict[int, dict[str, Any]] = {}
-    for s in samples:
-        hashes = {"doc": s["doc_hash"][:16], "prompt": s["prompt_hash"][:16]}
-        row = rows.setdefault(
-            s["doc_id"], {"doc_id": s["doc_id"], **hashes, "scores": {}, "answers": s["resps"]}
-        )
-        numbers = {
-            m: s[m] for m in s["metrics"] if hasattr(s[m], "__float__") and getattr(s[m], "ndim", 0) == 0
-        }
-        row["scores"] |= {f"{metric},{s['filter']}": float(value) for metric, value in numbers.items()}
-    return [rows[doc] for doc in sorted(rows)]
+def _documents(samples: list[dict[str, Any]]) -> list[Document]:
+    """The documents in order. lm-eval gives a sample of each for each filter of the answer."""
+    documents: dict[int, Document] = {}
+    for sample in samples:
+        number = sample["doc_id"]
+        if number not in documents:
+            documents[number] = Document(
+                doc_id=number,
+                doc=sample["doc_hash"][:16],
+                prompt=sample["prompt_hash"][:16],
+                scores={},
+                answers=sample["resps"],
+            )
+        for metric in sample["metrics"]:
+            score = sample[metric]
+            if hasattr(score, "__float__") and getattr(score, "ndim", 0) == 0:
+                documents[number].scores[f"{metric},{sample['filter']}"] = float(score)
+    return [documents[number] for number in sorted(documents)]
 
 
-def _is_mean(rows: list[dict[str, Any]], metric: str, value: Any) -> bool:
+def _is_mean(documents: list[Document], metric: str, value: Any) -> bool:
     """Whether a metric is the mean of what the documents score: only then can two models be compared document
     by document."""
-    scores = [row["scores"][metric] for row in rows if metric in row["scores"]]
-    return len(scores) == len(rows) and math.isclose(mean(scores), value, rel_tol=1e-6, abs_tol=1e-9)
+    scores = [document.scores[metric] for document in documents if metric in document.scores]
+    return len(scores) == len(documents) and math.isclose(mean(scores), value, rel_tol=1e-6, abs_tol=1e-9)
 
 
 @contextmanager

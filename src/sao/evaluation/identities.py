@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
 _NO_NAME = re.compile(
-    r"(v?\d+|models?|checkpoints?|ckpt|final|merged|last|best|hf|latest|outputs?|weights|snapshots|[0-9a-f]{40})(-\d+)?|.{0,2}"
+    r"(v?\d+|models?|checkpoints?|ckpt|final|merged|last|best|hf|latest|outputs?|weights|snapshots|"
+    r"[0-9a-f]{40})(-\d+)?|.{0,2}"
 )
 """Last parts of a path that say nothing about the model in it."""
 
@@ -31,8 +32,8 @@ _FORMAT = re.compile(
 
 
 _NO_FAMILY = re.compile(
-    "alpha|api|awq|base|beta|bf|bit|bnb|builtin|chat|distill|dpo|flash|fp|gguf|gptq|hf|hub|instruct|int|it|judge|large|latest|"
-    "local|medium|mini|models?|my|nano|ollama|plus|preview|pro|quantized|server|sft|small|the|thinking|tiny|tuned|turbo"
+    "alpha|api|awq|base|beta|bf|bit|bnb|builtin|chat|distill|dpo|flash|fp|gguf|gptq|hf|hub|instruct|int|it|"
+    "judge|large|latest|local|medium|mini|models?|my|nano|ollama|plus|preview|pro|quantized|server|sft|small|the|thinking|tiny|tuned|turbo"
 )
 """Words of names that many families use."""
 
@@ -212,7 +213,10 @@ _CIRCULAR = {
 }
 
 
-def judge_label(judge: Identity, tuned: Identity, base: Identity) -> tuple[str, str]:
+Label = Literal["CIRCULAR", "WARNING", ""]
+
+
+def judge_label(judge: Identity, tuned: Identity, base: Identity) -> tuple[Label, str]:
     """("CIRCULAR" | "WARNING" | "", the reason in a sentence, or several joined by "; "). The tuned model
     goes first."""
     found = {what: relation(judge, model) for what, model in (("tuned", tuned), ("base", base))}

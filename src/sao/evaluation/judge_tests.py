@@ -13,12 +13,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from heapq import nsmallest
-from typing import Any
 
 from sao.config import JudgingConfig
 from sao.engines import Engine
 from sao.errors import ConfigError
 from sao.records import Drop, Prompt, Response, Verdict, make_id
+from sao.results.audit import SelfTest
+from sao.results.base import Rate
 from sao.stages import judging
 from sao.statistics import ratio_ci
 
@@ -27,7 +28,7 @@ Group = tuple[Prompt, list[Response]]
 
 def try_judge(
     groups: Iterable[Group], n: int, open_judge: Callable[[], Engine], config: JudgingConfig, seed: int = 0
-) -> dict[str, Any]:
+) -> dict[str, SelfTest]:
     """The judge on pairs made of one answer each of `n` prompts, in both orders: for each change of `CHANGES`
     the share of its verdicts in favour of the answer as it was (against itself: of the first slot), as rate
     (None for no verdict), ci95 and n; and under `flips` likewise the share of pairs whose verdict changes
@@ -44,26 +45,27 @@ def try_judge(
     return {name: _test(chosen, name, judge, config, seed) for name in CHANGES}
 
 
-def _test(groups: list[Group], name: str, engine: Engine, config: JudgingConfig, seed: int) -> dict[str, Any]:
+def _test(groups: list[Group], name: str, engine: Engine, config: JudgingConfig, seed: int) -> SelfTest:
     ordered_pairs = list(_made_up_pairs(groups, name, CHANGES[name], seed))
-    worths: dict[str, list[float]] = {}
+    points_by_prompt: dict[str, list[float]] = {}
     for verdict in judging.judge(ordered_pairs, engine, config, set()):
         if isinstance(verdict, Drop) or verdict.verdict is None:
             continue
-        good: Verdict = "first" if verdict.row == 0 or name == "identical" else "second"
-        worth = 0.5 if verdict.verdict == "tie" else float(verdict.verdict == good)
-        worths.setdefault(verdict.prompt_id, []).append(worth)
-    found = _rate([(sum(both), len(both)) for both in worths.values()])
-    if name != "identical":
-        found["flips"] = _rate([(both[0] != both[1], 1) for both in worths.values() if len(both) == 2])
-    return found
+        unchanged: Verdict = "first" if verdict.row == 0 or name == "identical" else "second"
+        points = 0.5 if verdict.verdict == "tie" else float(verdict.verdict == unchanged)
+        points_by_prompt.setdefault(verdict.prompt_id, []).append(points)
+    rate = _rate([(sum(both), len(both)) for both in points_by_prompt.values()])
+    if name == "identical":
+        return SelfTest(**dict(rate))
+    read_twice = [both for both in points_by_prompt.values() if len(both) == 2]
+    return SelfTest(**dict(rate), flips=_rate([(both[0] != both[1], 1) for both in read_twice]))
 
 
-def _rate(rows: list[tuple[float, int]]) -> dict[str, Any]:
+def _rate(rows: list[tuple[float, int]]) -> Rate:
     """The rate of (so often, out of so many) a prompt, with its interval and count."""
     hits, of = [hit for hit, _ in rows], [n for _, n in rows]
     rate, interval = ratio_ci(hits, of)
-    return {"rate": rate if rows else None, "ci95": list(interval), "n": sum(of)}
+    return Rate(rate=rate if rows else None, ci95=interval, n=sum(of))
 
 
 def _made_up_pairs(

@@ -231,15 +231,20 @@ class _Data:
         if difficulty is not None and (unknown := [name for name in names if name not in difficulty]):
             raise DataError(
                 f"{len(unknown)} of {len(names)} instructions have no difficulty, such as "
-                f"{unknown[0][:80]!r}. Give the "
-                "difficulty of this set of instructions, or none"
+                f"{unknown[0][:80]!r}. Give the difficulty of this set of instructions, or none"
             )
-        at = {name: i for i, name in enumerate(names)}
+        number = {name: i for i, name in enumerate(names)}
         # Sorted, so that sums are the same whatever the order of the rows.
-        read = sorted((at[r.instruction], r.p, r.baseline_length - r.length) for r in rows if r.p is not None)
-        told = sorted((at[r.instruction], r.p, r.delta) for r in gamed if r.instruction in at)
+        read = sorted(
+            (number[row.instruction], row.p, row.baseline_length - row.length)
+            for row in rows
+            if row.p is not None
+        )
+        known = sorted(
+            (number[row.instruction], row.p, row.delta) for row in gamed if row.instruction in number
+        )
         prompt, p, delta = (np.array(column) for column in zip(*read, strict=True))
-        gamed_prompt, gamed_p, gamed_delta = np.array(told, dtype=np.float64).reshape(-1, 3).T
+        gamed_prompt, gamed_p, gamed_delta = np.array(known, dtype=np.float64).reshape(-1, 3).T
         return cls(
             names=tuple(names),
             p=p.astype(np.float64),

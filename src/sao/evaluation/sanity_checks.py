@@ -1,4 +1,4 @@
-"""Sanity checks of an evaluation: answers that say nothing, and judges with a bias for a slot or for length.
+"""Sanity checks of an evaluation: answers that say nothing, and judges with a position or a length bias.
 
 Answers and points in; warnings in words out. Judged scores are gameable: a constant answer can win
 86 % (arXiv 2410.07137).
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import fsum
-from typing import Any
 
+from sao.results.evaluation import LengthBin
 from sao.stages.pairs import repetition
 
 CONSTANT_SHARE = 0.05
 """More answers than this share that are one and the same text are called degenerate."""
 REPEATED_SHARE = 0.3
 """An answer is repetitive where more of its 4-grams of words than this repeat an earlier one."""
-SLOT_TASTE = 0.1
-"""Further than this from a half, the share of decided verdicts for the first slot is called a taste for a
-slot."""
+POSITION_BIAS = 0.1
+"""Further than this from a half, the share of decided verdicts for the first slot is called position bias."""
+LEAST_DECIDED = 20
+"""Decided verdicts below which nothing is said of it."""
 
 
 def degenerate(texts: Sequence[str], *, cut: int = 0) -> list[str]:
@@ -43,32 +44,32 @@ def degenerate(texts: Sequence[str], *, cut: int = 0) -> list[str]:
 
 
 def slot_warning(first_slot_rate: float | None, decided: int) -> str | None:
-    """A sentence where a judge's verdicts hang on the slot, None where they do not or there are too few to
-    say."""
-    if first_slot_rate is None or decided < 20 or abs(first_slot_rate - 0.5) <= SLOT_TASTE:
+    """A sentence where a judge has a position bias, None where it has none or there are too few verdicts."""
+    if first_slot_rate is None or decided < LEAST_DECIDED or abs(first_slot_rate - 0.5) <= POSITION_BIAS:
         return None
     return f"POSITION BIAS: {100 * first_slot_rate:.0f} % of the decided verdicts are for the first slot"
 
 
-def by_length(rows: Iterable[tuple[int, int, float]], bins: int = 4) -> list[dict[str, Any]]:
+def by_length(rows: Iterable[tuple[int, int, float]], bins: int = 4) -> list[LengthBin]:
     """Win rate by how much longer the model's answer is than the other: (words, other's words, points) a
     prompt.
 
     The bins hold about as many prompts each, with equal ratios in one bin; where one ratio is very common,
     fewer bins are left.
     """
-    same: dict[float, list[float]] = {}
-    for mine, other, points in rows:
-        same.setdefault(mine / max(1, other), []).append(points)
-    total, before = sum(len(group) for group in same.values()), 0
-    parts: dict[int, list[float]] = {}
-    for ratio in sorted(same):
-        # Where the middle of those with this ratio falls.
-        parts.setdefault((2 * before + len(same[ratio])) * bins // (2 * total), []).append(ratio)
-        before += len(same[ratio])
+    points_by_ratio: dict[float, list[float]] = {}
+    for ours, theirs, points in rows:
+        points_by_ratio.setdefault(ours / max(1, theirs), []).append(points)
+    total, before = sum(map(len, points_by_ratio.values())), 0
+    ratios_by_bin: dict[int, list[float]] = {}
+    for ratio in sorted(points_by_ratio):
+        size = len(points_by_ratio[ratio])
+        middle = (2 * before + size) * bins // (2 * total)  # the bin of the middle one with this ratio
+        ratios_by_bin.setdefault(middle, []).append(ratio)
+        before += size
     found = []
-    for ratios in parts.values():
-        points_of = [points for ratio in ratios for points in same[ratio]]
-        rate = fsum(points_of) / len(points_of)
-        found.append({"ratio": [ratios[0], ratios[-1]], "win_rate": rate, "n": len(points_of)})
+    for ratios in ratios_by_bin.values():
+        inside = [points for ratio in ratios for points in points_by_ratio[ratio]]
+        rate = fsum(inside) / len(inside)
+        found.append(LengthBin(ratio=(ratios[0], ratios[-1]), win_rate=rate, n=len(inside)))
     return found

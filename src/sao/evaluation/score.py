@@ -16,15 +16,18 @@ import numpy as np
 
 from sao.evaluation.alpaca_files import Annotation
 from sao.evaluation.arena import ArenaScore, Game, arena_scores, style_of
+from sao.evaluation.compare import wins_ties_losses
 from sao.evaluation.length_control import LC, GamedRow, LengthControlled, Row, length_controlled, score_name
 from sao.evaluation.questions import Question
 from sao.evaluation.sanity_checks import by_length, slot_warning
 from sao.evaluation.suites import said
 from sao.evaluation.verdicts import parse_arena
 from sao.records import Judgment, Rating, Response
+from sao.results.evaluation import EffectSize, FittedScore, Marks, MeanMark, WinRate
 from sao.statistics import Effect, Points, effect, effect_of_samples, paired, prompt_points
 
-WORTH = {"first": 1.0, "second": 0.0, "tie": 0.5}
+POINTS = {"first": 1.0, "second": 0.0, "tie": 0.5}
+"""The first answer's points for a verdict."""
 Words = Mapping[str, tuple[int, int]]
 """By question: words of our answer, and of theirs."""
 Answers = Mapping[str, Sequence[Response]]
@@ -81,16 +84,14 @@ class Games:
         probability, if given."""
         yield from ((id_, "tied", 0.5) for id_ in self.tied)
         yield from ((id_, "missing", None) for id_ in self.missing)
-        for j in judgments:
-            first = j.first_id == self.ours[j.prompt_id]
-            worth = WORTH.get(str(j.verdict))
-            if soft and j.p_first is not None and worth is not None:
-                worth = j.p_first
-            yield (
-                j.prompt_id,
-                "ours first" if first else "theirs first",
-                worth if first or worth is None else 1 - worth,
-            )
+        for judgment in judgments:
+            ours_first = judgment.first_id == self.ours[judgment.prompt_id]
+            points = POINTS.get(str(judgment.verdict))
+            if soft and judgment.p_first is not None and points is not None:
+                points = judgment.p_first
+            if points is not None and not ours_first:
+                points = 1 - points
+            yield judgment.prompt_id, "ours first" if ours_first else "theirs first", points
 
     def points(self, judgments: Iterable[Judgment], soft: bool = False) -> Points:
         """Our points by question; `soft` as in `rows` (AlpacaEval 2's way)."""
@@ -137,51 +138,60 @@ class Games:
     def arena_games(self, role: str, judgments: Iterable[Judgment]) -> list[Game]:
         """The verdicts as Arena-Hard's games against the other side; answers that are the same are two
         ties."""
-        found = []
-        for id_, side, verdict in [
-            *((id_, first, "A=B") for id_ in self.tied for first in (True, False)),
-            *(
-                (
-                    j.prompt_id,
-                    j.first_id == self.ours[j.prompt_id],
-                    parse_arena(j.text or "") if j.verdict else None,
-                )
-                for j in judgments
-            ),
-        ]:
-            mine, other = self.texts[id_]
-            styles = {"style": style_of(mine), "baseline_style": style_of(other)}
-            found.append(Game(question=id_, model=role, model_is_a=side, verdict=verdict, **styles))
-        return found
+        verdicts: list[tuple[str, bool, str | None]] = [
+            (id_, ours_first, "A=B") for id_ in self.tied for ours_first in (True, False)
+        ]
+        for judgment in judgments:
+            ours_first = judgment.first_id == self.ours[judgment.prompt_id]
+            verdict = parse_arena(judgment.text or "") if judgment.verdict else None
+            verdicts.append((judgment.prompt_id, ours_first, verdict))
+        return [
+            Game(
+                question=id_,
+                model=role,
+                model_is_a=ours_first,
+                verdict=verdict,
+                style=style_of(self.texts[id_][0]),
+                baseline_style=style_of(self.texts[id_][1]),
+            )
+            for id_, ours_first, verdict in verdicts
+        ]
 
 
 Scores = dict[str, LengthControlled] | dict[str, ArenaScore]
+"""Fitted scores by role."""
 
 
-def refitted(scores: Scores, name: str) -> dict[str, dict[str, Any]]:
-    """Scores in % that are refitted in each resample, as JSON by role, with the difference under "delta": of
-    tuned to base where both stand on the same questions, or of tuned to a half where base is what it is
-    compared with."""
-    found: dict[str, dict[str, Any]] = {}
-    for role, one in scores.items():
-        interval = [end / 100 for end in one.interval]
-        found[role] = {"value": one.score / 100, "ci95": interval, "name": name}
-    tuned, base = scores.get("tuned"), scores.get("base")
-    if tuned is None:
-        return found
+def fitted_scores(scores: Scores, name: str) -> dict[str, FittedScore]:
+    """Scores that are fitted again in each resample, by role."""
+    return {
+        role: FittedScore(
+            value=score.score / 100,
+            ci95=(score.interval[0] / 100, score.interval[1] / 100),
+            name=name,
+            delta=fitted_difference(scores) if role == "tuned" else None,
+        )
+        for role, score in scores.items()
+    }
+
+
+def fitted_difference(scores: Scores) -> EffectSize | None:
+    """The difference of tuned to base, or to a half where base is what tuned is compared with; None where
+    they do not stand on the same questions."""
+    tuned, base = scores["tuned"], scores.get("base")
     n = len(tuned.prompts) if isinstance(tuned, LengthControlled) else tuned.questions
     if base is None:
-        delta = effect_of_samples((tuned.score - 50) / 100, (tuned.samples - 50) / 100, n)
-    elif (
-        isinstance(tuned, LengthControlled)
-        and isinstance(base, LengthControlled)
-        and tuned.prompts != base.prompts
-    ):
-        return found
-    else:
-        delta = effect_of_samples((tuned.score - base.score) / 100, (tuned.samples - base.samples) / 100, n)
-    found["tuned"]["delta"] = shown(delta)
-    return found
+        return effect_size(effect_of_samples((tuned.score - 50) / 100, (tuned.samples - 50) / 100, n))
+    if _prompts_of(tuned) != _prompts_of(base):
+        return None
+    return effect_size(
+        effect_of_samples((tuned.score - base.score) / 100, (tuned.samples - base.samples) / 100, n)
+    )
+
+
+def _prompts_of(score: LengthControlled | ArenaScore) -> tuple[str, ...]:
+    """The prompts that a length-adjusted win rate stands on."""
+    return score.prompts if isinstance(score, LengthControlled) else ()
 
 
 def arena(
@@ -193,69 +203,59 @@ def arena(
     return arena_scores(games, controlled=controlled, resamples=resamples, seed=seed) if games else {}
 
 
-def shown(found: Effect) -> dict[str, Any]:
-    """An effect as JSON; `detectable` is None where the values tell nothing of their spread."""
+def effect_size(found: Effect) -> EffectSize:
+    """An effect as a result; `detectable` is None where the values tell nothing of their spread."""
     detectable = found.detectable if 0 < found.detectable < math.inf else None
-    return {
-        "value": found.mean,
-        "ci95": list(found.interval),
-        "p": found.p,
-        "n": found.n,
-        "detectable": detectable,
-    }
-
-
-def number(value: float) -> float | None:
-    """A number that JSON has, or None."""
-    return value if math.isfinite(value) else None
+    return EffectSize(value=found.mean, ci95=found.interval, p=found.p, n=found.n, detectable=detectable)
 
 
 def win_rate(
     points: Points, judgments: Sequence[Judgment], words: Words, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> WinRate:
     """Our win rate against the other side, with everything that has to stand beside it."""
     decided = [j.verdict for j in judgments if j.verdict in ("first", "second")]
-    first = decided.count("first") / len(decided) if decided else None
-    found: dict[str, Any] = {
-        "win_rate": shown(effect(points.values, 0.5, (0.0, 1.0), resamples, seed)) if points.ids else None
-    }
-    values = dict(zip(points.ids, points.values.tolist(), strict=True))
-    found |= {
-        "win": sum(v > 0.5 for v in values.values()),
-        "tie": sum(v == 0.5 for v in values.values()),
-        "loss": sum(v < 0.5 for v in values.values()),
-        "unreadable": sum(j.verdict is None for j in judgments),
-        "verdicts": len(judgments),
-        "lost": points.lost,
-        "bounds": [number(end) for end in points.bounds],
-        "first_slot_rate": first,
-        "flip_rate": flip_rate(judgments),
-        "by_length": by_length((*words[q], float(v)) for q, v in values.items() if q in words),
-        "words": [
-            float(np.mean(side)) if side else None
-            for side in ([w[i] for w in words.values()] for i in (0, 1))
-        ],
-    }
-    warning = slot_warning(first, len(decided))
-    return found | {"warnings": [warning] if warning else []}
+    first_slot_rate = decided.count("first") / len(decided) if decided else None
+    by_question = dict(zip(points.ids, points.values.tolist(), strict=True))
+    win, tie, loss = wins_ties_losses(by_question.values())
+    rate = effect(points.values, 0.5, (0.0, 1.0), resamples, seed) if points.ids else None
+    warning = slot_warning(first_slot_rate, len(decided))
+    return WinRate(
+        win_rate=None if rate is None else effect_size(rate),
+        win=win,
+        tie=tie,
+        loss=loss,
+        unreadable=sum(j.verdict is None for j in judgments),
+        verdicts=len(judgments),
+        lost=points.lost,
+        bounds=points.bounds,
+        first_slot_rate=first_slot_rate,
+        flip_rate=flip_rate(judgments),
+        by_length=by_length((*words[q], float(p)) for q, p in by_question.items() if q in words),
+        words=(_mean([ours for ours, _ in words.values()]), _mean([theirs for _, theirs in words.values()])),
+        warnings=[warning] if warning else [],
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def flip_rate(judgments: Iterable[Judgment]) -> float | None:
     """The share of the pairs decided in both orders in which the same slot won twice; None of none."""
     slots: dict[str, list[str]] = {}
-    for j in judgments:
-        if j.verdict in ("first", "second"):
-            slots.setdefault(j.prompt_id, []).append(str(j.verdict))
+    for judgment in judgments:
+        if judgment.verdict in ("first", "second"):
+            slots.setdefault(judgment.prompt_id, []).append(str(judgment.verdict))
     both = [pair for pair in slots.values() if len(pair) == 2]
-    return sum(a == b for a, b in both) / len(both) if both else None
+    return sum(one == other for one, other in both) / len(both) if both else None
 
 
 def difference(
     tuned: Points, base: Points, span: tuple[float, float], resamples: int, seed: int
-) -> dict[str, Any] | None:
+) -> EffectSize | None:
     """The mean of tuned's points less base's over the questions that both have; None where there are none."""
-    x, y = paired(tuned, base)
-    return shown(effect(x - y, 0.0, span, resamples, seed)) if len(x) else None
+    ours, theirs = paired(tuned, base)
+    return effect_size(effect(ours - theirs, 0.0, span, resamples, seed)) if len(ours) else None
 
 
 def marks_of(ratings: Iterable[Rating]) -> Points:
@@ -263,17 +263,13 @@ def marks_of(ratings: Iterable[Rating]) -> Points:
     return prompt_points(((r.prompt_id, r.response_id, r.score) for r in ratings), worst=1.0, best=10.0)
 
 
-def mean_mark(points: Points, resamples: int, seed: int) -> dict[str, Any]:
-    """The mean of the marks over the questions."""
-    found = None
-    if points.ids:
-        found = shown(effect(points.values, 1.0, (1.0, 10.0), resamples, seed))
-        del found["p"], found["detectable"]  # against what? marks are compared with marks
-    bounds = [number(end) for end in points.bounds]
-    return {
-        "mark": found,
-        "unreadable": points.unreadable,
-        "verdicts": points.verdicts,
-        "lost": points.lost,
-        "bounds": bounds,
-    }
+def mean_mark(points: Points, resamples: int, seed: int) -> Marks:
+    """The mean of the marks over the questions. It has no p value: marks are compared with marks."""
+    found = effect(points.values, 1.0, (1.0, 10.0), resamples, seed) if points.ids else None
+    return Marks(
+        mark=None if found is None else MeanMark(value=found.mean, ci95=found.interval, n=found.n),
+        unreadable=points.unreadable,
+        verdicts=points.verdicts,
+        lost=points.lost,
+        bounds=points.bounds,
+    )

@@ -24,7 +24,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from typing import Any
 from sao.config import EngineConfig
 from sao.errors import ConfigError, DataError
 from sao.evaluation import harness
+from sao.evaluation.harness import Document, TaskRun
 from sao.models.load import pick_device
 from sao.models.locate import identity_of
 from sao.records import make_id
+from sao.results.evaluation import TaskComparison
 from sao.statistics import effect, holm, mcnemar_exact, mean
 from sao.store.files import dumps, read_jsonl, write_atomic
 
@@ -89,32 +91,6 @@ class TaskResults:
     def average(self) -> float:
         """The mean over tasks, as the leaderboard shows it."""
         return mean([result.value for result in self.results])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskComparison:
-    """One task before and after.
-
-    `p` is that of McNemar's exact test for accuracies (`only_base` and `only_tuned` documents are right in
-    this model alone), else of random sign flips; `p_holm` is corrected for the number of tasks. `ci95` is
-    that of `difference`, tuned less base; `detectable` the smallest true difference that so many documents
-    find with a power of 80 %.
-    """
-
-    task: str
-    shots: int
-    metric: str
-    higher_is_better: bool
-    n: int
-    base: float
-    tuned: float
-    difference: float
-    ci95: tuple[float, float]
-    detectable: float
-    only_base: int | None
-    only_tuned: int | None
-    p: float
-    p_holm: float
 
 
 def run_tasks(
@@ -208,28 +184,25 @@ class _Runner:
 
     def result(self, bench: harness.Bench) -> TaskResult:
         """What the model scores, its members' results put together."""
-        found = {task.task_name: self._finished(task) for task in bench.tasks}
-        infos = [info for info, _ in found.values()]
-        metric = _pick_metric(bench, [info["values"] for info in infos])
-        rows = {f"{member}/{row['doc_id']}": row for member, (_, rows) in found.items() for row in rows}
+        finished = [self._finished(task) for task in bench.tasks]
+        runs = [run for run, _ in finished]
+        metric = _pick_metric(bench, [run.values for run in runs])
+        documents = {f"{run.task}/{document.doc_id}": document for run, own in finished for document in own}
+        figures = {run.task: run.values[metric] for run in runs}
         return TaskResult(
             task=bench.name,
-            shots=max(info["shots"] for info in infos),
+            shots=max(run.shots for run in runs),
             metric=metric,
-            higher_is_better=infos[0]["higher_is_better"][metric],
-            value=bench.average(
-                {info["task"]: info["values"][metric] for info in infos},
-                {info["task"]: info["n"] for info in infos},
-                metric,
-            ),
-            scores={doc: row["scores"][metric] for doc, row in rows.items()},
-            asked={doc: row["doc"] + row["prompt"] for doc, row in rows.items()},
-            cut=sum(info["cut"] for info in infos),
-            settings={**self.settings, "dtype": infos[0]["dtype"]},
+            higher_is_better=runs[0].higher_is_better[metric],
+            value=bench.average(figures, {run.task: run.n for run in runs}, metric),
+            scores={name: document.scores[metric] for name, document in documents.items()},
+            asked={name: document.doc + document.prompt for name, document in documents.items()},
+            cut=sum(run.cut for run in runs),
+            settings={**self.settings, "dtype": runs[0].dtype},
         )
 
-    def _finished(self, task: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What is kept of one task, and a row for each document; computed where it is not there."""
+    def _finished(self, task: Any) -> tuple[TaskRun, list[Document]]:
+        """One task's run, from its files; computed where they are not there."""
         questions = harness.questions_hash(task, self.asked["limit"])
         key = make_id(dumps(self.settings), self.engine.dtype, questions)
         name = re.sub(r"[^\w.-]+", "_", task.task_name)
@@ -238,16 +211,17 @@ class _Runner:
             start = time.monotonic()
             if self._lm is None:
                 self._lm = harness.language_model(self.model, self.engine, self.revision, self.batch_size)
-            info, rows = harness.evaluate_task(self._lm, task, **self.asked)
-            info |= {"model": self.model, "identity": self.identity, "settings": self.settings}
+            run, documents = harness.evaluate_task(self._lm, task, **self.asked)
+            made_by = {"model": self.model, "identity": self.identity, "settings": self.settings}
             # The rows first: where the JSON is there, all is there.
-            write_atomic(rows_path, "".join(dumps(row) + "\n" for row in rows))
-            write_atomic(path, json.dumps(info, indent=1) + "\n")
-            figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in info["values"].items())
-            self.notify(
-                f"{task.task_name}: {figures} ({len(rows)} documents, {time.monotonic() - start:.0f} s)"
-            )
-        return json.loads(path.read_text("utf-8")), list(read_jsonl(rows_path))
+            write_atomic(rows_path, "".join(dumps(asdict(document)) + "\n" for document in documents))
+            write_atomic(path, json.dumps(asdict(run) | made_by, indent=1) + "\n")
+            figures = ", ".join(f"{m.removesuffix(',none')} {v:.4f}" for m, v in run.values.items())
+            seconds = time.monotonic() - start
+            self.notify(f"{run.task}: {figures} ({run.n} documents, {seconds:.0f} s)")
+        info = json.loads(path.read_text("utf-8"))
+        run = TaskRun(**{field.name: info[field.name] for field in fields(TaskRun)})
+        return run, [Document(**row) for row in read_jsonl(rows_path)]
 
 
 def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
@@ -277,7 +251,8 @@ def compare_tasks(
     if [*after] != [(result.task, result.shots) for result in base.results]:
         raise ConfigError("base and tuned ran on different tasks: give both the same tasks")
     rows = [_compare(result, after[result.task, result.shots], resamples, seed) for result in base.results]
-    return [replace(row, p_holm=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
+    corrected = holm([row.p for row in rows])
+    return [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, corrected, strict=True)]
 
 
 def _check_same(base: TaskResult, tuned: TaskResult) -> None:
@@ -286,27 +261,27 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
         if tuned.settings.get(key) != value:
             raise ConfigError(
                 f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they "
-                "cannot be compared. "
-                "Run both under the same settings; for the number format give --engine.dtype"
+                "cannot be compared. Run both under the same settings; for the number format give "
+                "--engine.dtype"
             )
     if base.asked != tuned.asked or base.metric != tuned.metric:
         raise DataError(
-            f"{base.task}: base and tuned were asked different questions: the documents, the examples or the "
-            "chat template "
-            "differ. Run both on the same data; models of different templates can be compared without one "
-            "only"
+            f"{base.task}: base and tuned were asked different questions: the documents, the examples or "
+            "the chat template differ. Run both on the same data; models of different templates can be "
+            "compared without one only"
         )
 
 
 def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> TaskComparison:
     _check_same(base, tuned)
     before, after = [*base.scores.values()], [tuned.scores[doc] for doc in base.scores]
-    pairs, weights = list(zip(before, after, strict=True)), _weights(base)
-    gains = [weight * (b - a) for weight, (a, b) in zip(weights, pairs, strict=True)]
-    low, high = min(0.0, *before, *after), max(1.0, *before, *after)
-    span = (high - low) * max(weights)
-    found = effect(gains, span=(-span, span), resamples=resamples, seed=seed)
-    lost, won = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    weights = _weights(base)
+    gains = [weight * (b - a) for weight, a, b in zip(weights, before, after, strict=True)]
+    lowest, highest = min(0.0, *before, *after), max(1.0, *before, *after)
+    largest_gain = (highest - lowest) * max(weights)
+    found = effect(gains, span=(-largest_gain, largest_gain), resamples=resamples, seed=seed)
+    lost = sum(a > b for a, b in zip(before, after, strict=True))
+    won = sum(a < b for a, b in zip(before, after, strict=True))
     accuracy = {*before, *after} <= {0.0, 1.0}
     p = mcnemar_exact(lost, won) if accuracy else found.p
     return TaskComparison(
@@ -319,11 +294,12 @@ def _compare(base: TaskResult, tuned: TaskResult, resamples: int, seed: int) -> 
         tuned=tuned.value,
         difference=tuned.value - base.value,
         ci95=found.interval,
-        detectable=found.detectable,
+        detectable=found.detectable or None,
         only_base=lost if accuracy else None,
         only_tuned=won if accuracy else None,
         p=p,
         p_holm=p,
+        cut=max(base.cut, tuned.cut),
     )
 
 

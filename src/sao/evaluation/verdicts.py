@@ -108,13 +108,11 @@ def parse_ranking(text: str, first: str = "m", second: str = "M") -> Verdict | N
     if not isinstance(rows, list) or len(rows) != 2 or not all(isinstance(row, dict) for row in rows):
         return None
     ranks = [(row.get("model"), row.get("rank")) for row in rows]
-    if any(isinstance(rank, bool) or not isinstance(rank, int | float) for _, rank in ranks):
+    if any(type(name) is not str or type(rank) not in (int, float) for name, rank in ranks):
         return None
-    if {name for name, _ in ranks if isinstance(name, str)} != {first, second} or {
-        rank for _, rank in ranks
-    } != {1, 2}:
-        return None
-    return "first" if (first, 1) in ranks else "second"
+    if set(ranks) == {(first, 1), (second, 2)}:
+        return "first"
+    return "second" if set(ranks) == {(first, 2), (second, 1)} else None
 
 
 def _literal(text: str) -> Any:

@@ -21,6 +21,7 @@ from typing import Any
 from sao.errors import DataError
 from sao.pipeline.reader import Groups, Reader
 from sao.records import Persona, PreferencePair, Prompt
+from sao.results.audit import Audit
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
 from sao.sharing.sinks import OWN_FILES, Sink, arriving
@@ -35,7 +36,7 @@ def export(
     form: str = "trl",
     view: str = "pairs",
     test_share: float = 0.05,
-    audit: dict[str, Any] | None = None,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """Write the run's pairs into the folder `out`, which is made where it does not exist.
 

@@ -5,14 +5,19 @@ A run's manifest and funnel in, Markdown out. A licence that forbids commercial 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sao.config import TrainConfig
 from sao.data.readers import hub_errors
 from sao.errors import StoreError
+from sao.results.base import StageCounts, stage_counts
 from sao.stages.personas import non_commercial
+from sao.tables import Column, markdown_table
+
+Fact = tuple[str, str]
+"""What a thing is called, and what it is."""
 
 
 def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
@@ -21,44 +26,64 @@ def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
     `made` is the run's manifest, `funnel` what each stage took in and let through.
     """
     config = made["config"]
-    train = config["train"]
-    settings = TrainConfig(**train)
-    scale = f"β {settings.scale:g}" + (f", γ {settings.target_margin:g}" if settings.loss == "simpo" else "")
-    how, made_of = "with given preferences", "on a data set of preferences that others made"
-    if not is_given(config):
-        judge = other_judge(config)
-        how = f"with {'its own' if judge is None else 'other'} preferences"
-        wrote = ["answers"] if config["prompts"].get("source") else ["prompts", "answers"]
-        *first, last = [*wrote, "verdicts"] if judge is None else wrote
-        by = "" if judge is None else f",\nwith the verdicts of {judge}"
-        made_of = f"on {' and '.join([', '.join(first), last] if first else [last])} that the base model itself wrote{by}"  # noqa: E501
+    model = config["model"]
     return f"""---
-base_model: {config["model"]}
+base_model: {model}
 library_name: transformers
 pipeline_tag: text-generation
-tags: [sao, {train["loss"]}, self-alignment]
+tags: [sao, {config["train"]["loss"]}, self-alignment]
 ---
 
-# {config["model"]}, aligned {how}
+# {model}, aligned with {_whose_preferences(config)} preferences
 {warning(made["licences"], "model")}
-Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {made_of}.
+Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {_made_of(config)}.
 
-| | |
-|---|---|
-| base model | {config["model"]} (weights, config and tokenizer: sha256 {made["model_identity"]}) |
-| its licence | {made["licences"]["model"]} |
-{origin_rows(made)}
-| training | {train["method"]}, {train["loss"]}, {scale}, learning rate {train["lr"]}, {train["epochs"]} epoch(s) |
-| batch | {train["batch_size"]} pairs |
-| seed | {config["seed"]}{"" if settings.seed is None else f"; of the training {settings.seed}"} |
-| packages | {packages(made)} |
+{facts_table(_facts(made))}
 
 The model keeps the licence of its base model; the data keep the licence of their source.
 
 ## What went in
 
-{counts_table(funnel)}
-"""  # noqa: E501
+{counts_table(stage_counts(funnel))}
+"""
+
+
+def _whose_preferences(config: dict[str, Any]) -> str:
+    if is_given(config):
+        return "given"
+    return "its own" if other_judge(config) is None else "other"
+
+
+def _made_of(config: dict[str, Any]) -> str:
+    """What the model was trained on."""
+    if is_given(config):
+        return "on a data set of preferences that others made"
+    judge = other_judge(config)
+    wrote = ["answers"] if config["prompts"].get("source") else ["prompts", "answers"]
+    *first, last = [*wrote, "verdicts"] if judge is None else wrote
+    listed = " and ".join([", ".join(first), last] if first else [last])
+    by = "" if judge is None else f",\nwith the verdicts of {judge}"
+    return f"on {listed} that the base model itself wrote{by}"
+
+
+def _facts(made: dict[str, Any]) -> list[Fact]:
+    config, train = made["config"], made["config"]["train"]
+    settings = TrainConfig(**train)
+    margin = f", γ {settings.target_margin:g}" if settings.loss == "simpo" else ""
+    training_seed = "" if settings.seed is None else f"; of the training {settings.seed}"
+    return [
+        ("base model", f"{config['model']} (weights, config and tokenizer: sha256 {made['model_identity']})"),
+        ("its licence", made["licences"]["model"]),
+        *origin_facts(made),
+        (
+            "training",
+            f"{train['method']}, {train['loss']}, β {settings.scale:g}{margin}, learning rate {train['lr']}, "
+            f"{train['epochs']} epoch(s)",
+        ),
+        ("batch", f"{train['batch_size']} pairs"),
+        ("seed", f"{config['seed']}{training_seed}"),
+        ("packages", packages(made)),
+    ]
 
 
 def push_model(folder: Path, repository: str) -> str:
@@ -90,12 +115,11 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
         more |= {"allow_patterns": only} if data else {}
         return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, **more))
     except hub_errors() as error:
+        reason = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
+        what, flag = ("data set", " --repo-type dataset") if data else ("model", "")
         raise StoreError(
-            f"{option} {repository}: not uploaded ({type(error).__name__}: "
-            f"{[*str(error).splitlines(), ''][0]}). The "
-            f"{'data set' if data else 'model'} lies in {folder}; check HF_TOKEN and the network, then `hf "
-            "upload "
-            f"{repository} {folder}{' --repo-type dataset' if data else ''}`"
+            f"{option} {repository}: not uploaded ({reason}). The {what} lies in {folder}; check HF_TOKEN "
+            f"and the network, then `hf upload {repository} {folder}{flag}`"
         ) from error
 
 
@@ -122,42 +146,61 @@ def name_of(source: str) -> str:
         return source
 
 
+def facts_table(facts: Iterable[Fact]) -> str:
+    """A table without heads: what a thing is called, and what it is."""
+    return "\n".join(markdown_table([Column(), Column()], facts))
+
+
 def origin_rows(made: dict[str, Any]) -> str:
     """Rows of a table: where prompts and verdicts come from."""
+    return "\n".join(f"| {name} | {fact} |" for name, fact in origin_facts(made))
+
+
+def origin_facts(made: dict[str, Any]) -> list[Fact]:
+    """Where prompts and verdicts come from."""
     config, licences = made["config"], made["licences"]
     if is_given(config):
         source = config["pairs"]["source"]
         name = "imported from a data set" if source is None else name_of(source)
-        return f"| pairs | {name}; licence: {licences['pairs']} |"
-    asked = config["prompts"].get("source")
-    if asked is not None:
-        first = f"| prompts | {name_of(asked)}; licence: {licences['prompts']} |"
-    else:
-        first = f"| personas | {name_of(config['personas']['source'])}; licence: {licences['personas']} |"
+        return [("pairs", f"{name}; licence: {licences['pairs']}")]
+    what, source = "prompts", config["prompts"].get("source")
+    if source is None:
+        what, source = "personas", config["personas"]["source"]
     judging = config["judging"]
-    judge = f"{judging['method']}, orders: {judging['orders']}; {other_judge(config) or 'the model itself'}"
-    panel = len(judging.get("panel") or [])
-    return f"{first}\n| judge | {judge}{f', and a panel of {panel} more' if panel else ''} |"
+    members = len(judging.get("panel") or [])
+    panel = f", and a panel of {members} more" if members else ""
+    judge = other_judge(config) or "the model itself"
+    return [
+        (what, f"{name_of(source)}; licence: {licences[what]}"),
+        ("judge", f"{judging['method']}, orders: {judging['orders']}; {judge}{panel}"),
+    ]
 
 
 def packages(made: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
 
 
-def counts_table(funnel: list[dict[str, Any]]) -> str:
+def counts_table(funnel: Iterable[StageCounts]) -> str:
     """What each stage let through, as a table."""
+    columns = [Column(head) for head in ("stage", "kept", "dropped", "reasons")]
     rows = [
-        f"| {row['stage']} | {row['records']} | {row['dropped']} | "
-        + ", ".join(f"{reason}: {n}" for reason, n in row["reasons"].items())
-        + " |"
+        [
+            row.stage,
+            str(row.records),
+            str(row.dropped),
+            ", ".join(f"{why}: {n}" for why, n in row.reasons.items()),
+        ]
         for row in funnel
     ]
-    return "\n".join(["| stage | kept | dropped | reasons |", "|---|---|---|---|", *rows])
+    return "\n".join(markdown_table(columns, rows))
 
 
 def warning(licences: Mapping[str, str], what: str) -> str:
     """A paragraph on those of the licences that forbid commercial use; "" where none does."""
-    found = [f"the {key} ({licence})" for key, licence in licences.items() if non_commercial(licence)]
-    if not found:
+    forbidding = [f"the {key} ({licence})" for key, licence in licences.items() if non_commercial(licence)]
+    if not forbidding:
         return ""
-    return f"\n**Non-commercial use only**: so says the licence of {' and of '.join(found)}, and it binds this {what}.\n"  # noqa: E501
+    return (
+        f"\n**Non-commercial use only**: so says the licence of {' and of '.join(forbidding)}, and it binds "
+        f"this {what}.\n"
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sao.engines import Engine
 from sao.evaluation.judge_tests import try_judge
 from sao.execution.session import Session
 from sao.pipeline.reader import Reader
+from sao.results.audit import SelfTest
 
 
-def self_tests(run: Reader, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, Any]:
+def self_tests(run: Reader, n: int, engine: Engine | None = None, seed: int = 0) -> dict[str, SelfTest]:
     """The first judge on made-up pairs of one answer each of `n` prompts; see
     `sao.evaluation.judge_tests.try_judge`."""
     judge = run.judges[0]

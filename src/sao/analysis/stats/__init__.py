@@ -1,5 +1,4 @@
-"""How varied a run's data is: `sao stats RUN`, or two runs side by side. A run folder in, a dict of figures
-and a table out.
+"""How varied a run's data is: `sao stats RUN`, or two runs side by side. A run folder in, `Statistics` out.
 
 Repetition is the share of texts that repeat an earlier one: exactly (equal but for case, punctuation and
 spaces), or nearly (a Jaccard similarity of word pairs of at least 0.7; the exact ones are among them). It is
@@ -9,7 +8,7 @@ personas and 45.65 % without (arXiv 2510.06652, 10,000 pairs; how it was counted
 with the number of texts, so it is also given for 1,000 and for 10,000 of them. Of answers, equal ones to one
 prompt count too.
 
-Distinct-n, compression and the Vendi score hang on the size of what they are taken on. They are taken on
+Distinct-n, compression and the Vendi score depend on the size of what they are taken on. They are taken on
 samples of fixed size, drawn by the hash of a record's id, and the size is shown wherever there was less than
 that.
 """
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sao.analysis.stats.measures import (
@@ -38,34 +37,38 @@ from sao.analysis.stats.measures import (
     topics_of,
     vendi,
 )
-from sao.analysis.stats.show import show_stats
 from sao.config import Config
 from sao.data.similarity import find_duplicates, words
 from sao.errors import StoreError
 from sao.pipeline.reader import Reader
 from sao.records import Persona, Prompt, Response
+from sao.results.base import stage_counts
+from sao.results.statistics import (
+    Distinct,
+    ExactRepetition,
+    NearRepetition,
+    Statistics,
+    TemplateCounts,
+    TextFigures,
+    Vendi,
+)
 from sao.stages.prompts import drawn_template
 from sao.store.manifest import read_manifest
 from sao.store.stage import Stage
 
-__all__ = ["describe", "show_stats", "stats"]
+__all__ = ["describe", "stats"]
 
 Texts = Callable[[], Iterator[tuple[str, str]]]
 """(id, text), in the order of the rows; called a few times."""
 
 
-def stats(run: Reader, seed: int = 0) -> dict[str, Any]:
-    """The figures of a run, ready for JSON.
+def stats(run: Reader, seed: int = 0) -> Statistics:
+    """The figures of a run.
 
     Args:
         run: A run whose prompts are written. One that trains on given pairs has none of its own; what there
             is is shown.
         seed: Another one draws other samples.
-
-    Returns:
-        `personas`, `prompts` (as written), `kept_prompts` (where the filters dropped any) and `answers`, each
-        only where it is there and as `describe` gives it; `sources`, `licences`, `funnel`; `templates`, for
-        prompts.mix.
 
     Raises:
         StoreError: The run's prompts are not written yet.
@@ -76,21 +79,25 @@ def stats(run: Reader, seed: int = 0) -> dict[str, Any]:
             f"{run.root}: its prompts are not all written yet. Go on with its recipe: sao prompts RECIPE "
             f"--out {run.root}"
         )
-    found: dict[str, Any] = {
-        "sources": sources(run.config),
-        "licences": read_manifest(run.root).get("licences", {}),
-        "funnel": run.funnel(),
-        "templates": by_template(run),
-    }
-    for name, stage, kind in _kinds(run):
+    figures: dict[str, TextFigures] = {}
+    for name, stage, record_type in _kinds(run):
 
-        def texts(stage: Stage = stage, kind: Any = kind) -> Iterator[tuple[str, str]]:
-            return ((record.id, _text(record)) for record in stage.records(kind))
+        def texts(stage: Stage = stage, record_type: Any = record_type) -> Iterator[tuple[str, str]]:
+            return ((record.id, _text(record)) for record in stage.records(record_type))
 
         # Answers are long and many, and MinHash takes time by the word: of them only what is exactly the same
         # is counted.
-        found[name] = describe(texts, seed, topics=name == "prompts", near=name != "answers")
-    return found
+        figures[name] = describe(texts, seed, topics=name == "prompts", near=name != "answers")
+    return Statistics(
+        sources=sources(run.config),
+        licences=read_manifest(run.root).get("licences", {}),
+        funnel=stage_counts(run.funnel()),
+        templates=by_template(run),
+        personas=figures.get("personas"),
+        prompts=figures.get("prompts"),
+        kept_prompts=figures.get("kept_prompts"),
+        answers=figures.get("answers"),
+    )
 
 
 def _kinds(run: Reader) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Response]]]:
@@ -116,61 +123,85 @@ def sources(config: Config) -> dict[str, str]:
     if c.pairs.imported is not None:
         return {"pairs": "imported"}
     asked = ("prompts", c.prompts) if c.prompts.source is not None else ("personas", c.personas)
-    found = {"model": c.model if c.revision is None else f"{c.model}@{c.revision}"}
+    named = {"model": c.model if c.revision is None else f"{c.model}@{c.revision}"}
     for name, part in (asked, ("pairs", c.pairs)):
         if part.source is not None:
-            found[name] = part.source if part.revision is None else f"{part.source}@{part.revision}"
-    return found
+            named[name] = part.source if part.revision is None else f"{part.source}@{part.revision}"
+    return named
 
 
-def by_template(run: Reader) -> dict[str, dict[str, int]]:
+def by_template(run: Reader) -> dict[str, TemplateCounts]:
     """Of each template of prompts.mix how many prompts were asked for, written, and kept by the filters; {}
     without a mix."""
-    c, kept = run.config, run.stage("filtered")
+    c, kept_stage = run.config, run.stage("filtered")
     written_by_mix = c.prompts.source is None and c.personas.source != "none" and c.pairs.imported is None
     if not c.prompts.mix or not written_by_mix or not run.stage("prompts").finished:
         return {}
-    found = {name: {"asked": 0, "written": 0} for name in c.prompts.mix}
-    for prompt in run.stage("prompts").records(Prompt):
-        found[drawn_template(c.prompts, prompt.id)]["written"] += 1
-    lost = Counter(drawn_template(c.prompts, drop.record_id) for drop in run.stage("prompts").drops())
-    for name, counts in found.items():
-        counts["asked"] = counts["written"] + lost[name]
-    if kept.finished:
-        left = Counter(drawn_template(c.prompts, prompt.id) for prompt in kept.records(Prompt))
-        for name, counts in found.items():
-            counts["kept"] = left[name]
-    return found
+
+    def count(ids: Iterable[str]) -> Counter[str]:
+        return Counter(drawn_template(c.prompts, id_) for id_ in ids)
+
+    written = count(prompt.id for prompt in run.stage("prompts").records(Prompt))
+    dropped = count(drop.record_id for drop in run.stage("prompts").drops())
+    kept = count(p.id for p in kept_stage.records(Prompt)) if kept_stage.finished else None
+    return {
+        name: TemplateCounts(
+            asked=written[name] + dropped[name],
+            written=written[name],
+            kept=None if kept is None else kept[name],
+        )
+        for name in c.prompts.mix
+    }
 
 
-def describe(texts: Texts, seed: int = 0, topics: bool = True, near: bool = True) -> dict[str, Any]:
+def describe(texts: Texts, seed: int = 0, topics: bool = True, near: bool = True) -> TextFigures:
     """The figures of some texts; `topics` and `near` leave out what takes longest.
 
     Passes over the texts: one for lengths and sample, one for exact repetition, two more for near. Memory: 16
     bytes a text, a sample of SAMPLE texts, and what `sao.data.similarity.find_duplicates` takes.
     """
-    said, characters = array("q"), array("q")
+    word_counts, characters = array("q"), array("q")
 
     def measured() -> Iterator[tuple[str, str]]:
         for record_id, text in texts():
-            said.append(len(words(text)))
+            word_counts.append(len(words(text)))
             characters.append(len(text))
             yield record_id, text[:LONGEST]
 
-    sampled = [text for _, text in smallest(measured(), SAMPLE, seed)]
+    sample = [text for _, text in smallest(measured(), SAMPLE, seed)]
+    exact, nearly = _repetition(texts, near)
+    return TextFigures(
+        n=len(characters),
+        words=spread(word_counts),
+        characters=spread(characters),
+        exact_repetition=exact,
+        near_repetition=nearly,
+        distinct=_distinct(sample),
+        compression=compression(sample),
+        vendi=Vendi(score=vendi(sample[:VENDI_TEXTS]), texts=min(VENDI_TEXTS, len(sample))),
+        topics=topics_of(sample, seed) if topics else None,
+    )
+
+
+def _repetition(texts: Texts, near: bool) -> tuple[ExactRepetition, NearRepetition | None]:
+    """How many texts repeat an earlier one exactly, and nearly where that is asked for."""
     repeats = find_duplicates(lambda: (text for _, text in texts()), NEAR if near else None)
-    n, groups, start = len(said), group_sizes(repeats), first_words(sampled)
-    exact = rate(sum(value >= 1 for value in repeats.similarity), n)
-    found: dict[str, Any] = {
-        "n": n,
-        "words": spread(said),
-        "characters": spread(characters),
-        "exact_repetition": exact | {"among": {str(m): repetition_among(groups, m) for m in AMONG}},
-        "near_repetition": rate(sum(place >= 0 for place in repeats.earlier), n) | {"jaccard": NEAR}
-        if near
-        else None,
-        "distinct": {str(k): distinct_n(start, k) for k in (1, 2, 3)} | {"words": sum(map(len, start))},
-        "compression": compression(sampled),
-        "vendi": {"score": vendi(sampled[:VENDI_TEXTS]), "texts": min(VENDI_TEXTS, len(sampled))},
-    }
-    return found | ({"topics": topics_of(sampled, seed)} if topics else {})
+    n, groups = len(repeats.similarity), group_sizes(repeats)
+    exact = ExactRepetition(
+        **dict(rate(sum(similarity >= 1 for similarity in repeats.similarity), n)),
+        among={size: repetition_among(groups, size) for size in AMONG},
+    )
+    if not near:
+        return exact, None
+    nearly = rate(sum(earlier >= 0 for earlier in repeats.earlier), n)
+    return exact, NearRepetition(**dict(nearly), jaccard=NEAR)
+
+
+def _distinct(sample: list[str]) -> Distinct:
+    first = first_words(sample)
+    return Distinct(
+        distinct_1=distinct_n(first, 1),
+        distinct_2=distinct_n(first, 2),
+        distinct_3=distinct_n(first, 3),
+        words=sum(map(len, first)),
+    )

@@ -9,10 +9,12 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sao.data.similarity import Repeats, words
 from sao.records import make_id
+from sao.results.base import Rate
+from sao.results.statistics import Compression, Spread, Topic, Topics
 from sao.statistics import wilson
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ DISTINCT_WORDS, COMPRESSED_BYTES, VENDI_TEXTS = 20_000, 100_000, 1_000
 TOPICS, TOPIC_WORDS = 8, 6
 
 
-def rate(hits: int, n: int) -> dict[str, Any]:
+def rate(hits: int, n: int) -> Rate:
     """A share with Wilson's 95 % interval.
 
     Repetitions are no independent trials, but the interval holds the rate that is to be expected of as many
@@ -37,24 +39,24 @@ def rate(hits: int, n: int) -> dict[str, Any]:
     distributions).
     """
     low, high = wilson(hits, n)
-    return {"rate": hits / n if n else None, "ci95": [max(0.0, low), min(1.0, high)]}
+    return Rate(rate=hits / n if n else None, ci95=(max(0.0, low), min(1.0, high)), n=n)
 
 
 def smallest(texts: Iterable[tuple[str, str]], n: int, seed: int) -> list[tuple[str, str]]:
-    """A sample of n texts, or all, in an order that hangs on the ids alone: those with the smallest
+    """A sample of n texts, or all, in an order that depends on the ids alone: those with the smallest
     hashes."""
     return heapq.nsmallest(n, texts, key=lambda row: make_id("stats", seed, row[0]))
 
 
-def spread(values: array[int]) -> dict[str, float] | None:
+def spread(values: array[int]) -> Spread | None:
     """Mean, median and the 5 % and 95 % quantiles; None of nothing."""
     import numpy as np
 
-    held = np.array(values)
-    if not len(held):
+    lengths = np.array(values)
+    if not len(lengths):
         return None
-    low, middle, high = np.quantile(held, [0.05, 0.5, 0.95])
-    return {"mean": float(held.mean()), "median": float(middle), "p5": float(low), "p95": float(high)}
+    p5, median, p95 = np.quantile(lengths, [0.05, 0.5, 0.95]).tolist()
+    return Spread(mean=float(lengths.mean()), median=median, p5=p5, p95=p95)
 
 
 def group_sizes(repeats: Repeats) -> Counter[int]:
@@ -89,14 +91,14 @@ def repetition_among(groups: Counter[int], m: int) -> float | None:
 
 def first_words(texts: Iterable[str]) -> list[list[str]]:
     """The words of each text, until there are DISTINCT_WORDS."""
-    found: list[list[str]] = []
+    taken: list[list[str]] = []
     left = DISTINCT_WORDS
     for text in texts:
         if left <= 0:
             break
-        found.append(words(text)[:left])
-        left -= len(found[-1])
-    return found
+        taken.append(words(text)[:left])
+        left -= len(taken[-1])
+    return taken
 
 
 def distinct_n(texts: Iterable[list[str]], n: int) -> float | None:
@@ -106,14 +108,14 @@ def distinct_n(texts: Iterable[list[str]], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def compression(texts: Iterable[str]) -> dict[str, Any]:
+def compression(texts: Iterable[str]) -> Compression:
     """Bytes of the texts, one a line, over bytes of the same compressed (zlib, level 9), on the first
     COMPRESSED_BYTES of them.
 
     The larger, the more they repeat each other (Shaib et al., arXiv 2403.00553).
     """
     raw = "\n".join(texts).encode("utf-8", "replace")[:COMPRESSED_BYTES]
-    return {"ratio": len(raw) / len(zlib.compress(raw, 9)) if raw else None, "bytes": len(raw)}
+    return Compression(ratio=len(raw) / len(zlib.compress(raw, 9)) if raw else None, bytes=len(raw))
 
 
 def vendi(texts: list[str]) -> float | None:
@@ -129,7 +131,7 @@ def vendi(texts: list[str]) -> float | None:
         return None
     shares = np.linalg.eigvalsh(cosines([Counter(words(text) or [text]) for text in texts]) / len(texts))
     shares = shares[shares > 1e-12]
-    # further digits hang on the number of threads
+    # further digits depend on the number of threads
     return round(float(np.exp(-(shares * np.log(shares)).sum())), 6)
 
 
@@ -164,7 +166,7 @@ def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
     return kernel
 
 
-def topics_of(texts: list[str], seed: int) -> dict[str, Any] | None:
+def topics_of(texts: list[str], seed: int) -> Topics | None:
     """Clusters of the texts (k-means on TF-IDF), the largest first: share, and the words that tell them from
     the other texts.
 
@@ -175,7 +177,6 @@ def topics_of(texts: list[str], seed: int) -> dict[str, Any] | None:
         from sklearn.feature_extraction.text import TfidfVectorizer
     except ImportError:
         return None
-    found: dict[str, Any] = {"texts": len(texts), "clusters": []}
     vectorizer = TfidfVectorizer(
         tokenizer=_topic_words,
         token_pattern=None,
@@ -187,16 +188,18 @@ def topics_of(texts: list[str], seed: int) -> dict[str, Any] | None:
     try:
         vectors = vectorizer.fit_transform(texts if len(texts) >= TOPICS else [])
     except ValueError:  # no word is left: each stands in more than 30 % of the texts
-        return found
+        return Topics(texts=len(texts), clusters=[])
     # Not KMeans: with several threads it sums in the order in which they finish, so its clusters may change.
     labels = MiniBatchKMeans(TOPICS, random_state=seed, n_init=3, batch_size=1024).fit(vectors).labels_
     names, usual = vectorizer.get_feature_names_out(), vectors.mean(axis=0).A1
+    clusters = []
     for k in sorted(set(labels.tolist())):
         more = vectors[labels == k].mean(axis=0).A1 - usual
         telling = [str(names[i])[:24] for i in (-more).argsort(kind="stable")[:TOPIC_WORDS] if more[i] > 0]
-        found["clusters"].append(rate(int((labels == k).sum()), len(texts)) | {"words": telling})
-    found["clusters"].sort(key=lambda cluster: -cluster["rate"])
-    return found
+        size = int((labels == k).sum())
+        clusters.append((size, Topic(**dict(rate(size, len(texts))), words=telling)))
+    clusters.sort(key=lambda cluster: -cluster[0])
+    return Topics(texts=len(texts), clusters=[topic for _, topic in clusters])
 
 
 def _topic_words(text: str) -> list[str]:

@@ -1,0 +1,32 @@
+"""What SAO finds out, as typed records: read them, print them as JSON, validate them against docs/schemas.
+
+Every result names its `kind` and the `version` of its schema. A field's docstring says meaning and unit.
+
+    from sao.results import Summary
+    Summary.model_validate_json(Path("runs/demo/summary.json").read_text())
+"""
+
+from sao.results.audit import Audit
+from sao.results.base import Rate, Result, StageCounts
+from sao.results.contamination import Contamination
+from sao.results.evaluation import Evaluation
+from sao.results.plan import Plan
+from sao.results.statistics import RunStatistics, Statistics
+from sao.results.summary import Summary
+
+RESULTS: tuple[type[Result], ...] = (Summary, Audit, RunStatistics, Contamination, Evaluation, Plan)
+"""The results that a command prints with --json, each with a schema of its own."""
+
+__all__ = [
+    "RESULTS",
+    "Audit",
+    "Contamination",
+    "Evaluation",
+    "Plan",
+    "Rate",
+    "Result",
+    "RunStatistics",
+    "StageCounts",
+    "Statistics",
+    "Summary",
+]

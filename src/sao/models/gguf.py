@@ -7,7 +7,7 @@ folder with safetensors, tokenizer, chat template, end tokens and a card with th
 rounded model that training starts from.
 
 The folder lies in the cache (`sao.models.weights.cache_folder`) under the file's SHA-256: a changed file is
-read anew.
+read again.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generat
 
     The sums are made in float32. Where the weights are bfloat16 they are rounded stochastically: most changes
     are smaller than half of a weight's last digit, and rounding to the nearest would undo them. Onto weights
-    of 4 bits nothing can be added
-    without loss: then the model is loaded anew as `dtype`, on the CPU, and takes the adapter from its folder.
+    of 4 bits nothing can be added without loss: then the model is loaded again as `dtype`, on the CPU, and
+    takes the adapter from its folder.
     """
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer

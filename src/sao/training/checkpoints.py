@@ -54,7 +54,7 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
         if differing:
             raise TrainingError(
                 f"{out} holds a training with other {', '.join(differing)}. Take another folder, or delete "
-                "this one to start anew"
+                "this one to start again"
             )
     else:
         write_atomic(path, dumps(settings) + "\n")

@@ -20,7 +20,7 @@ PIECE = 1 << 24
 
 
 class AdamWStochastic(Optimizer):
-    """AdamW (arXiv 1711.05101, algorithm 2) reckoned in float32, kept in the format of the weights."""
+    """AdamW (arXiv 1711.05101, algorithm 2) computed in float32, kept in the format of the weights."""
 
     def __init__(
         self,

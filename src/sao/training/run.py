@@ -141,7 +141,7 @@ def _resume_point(
         if written_by != group.world:
             raise TrainingError(
                 f"{checkpoint} was written by {written_by} processes, and zero3 cannot go on with "
-                f"{group.world}. Give --train.processes {written_by}, or delete {out} to start anew"
+                f"{group.world}. Give --train.processes {written_by}, or delete {out} to start again"
             )
     return checkpoint
 
@@ -222,7 +222,7 @@ def _out_of_memory(config: TrainConfig, error: Exception) -> str:
     ways += ["train.method lora"] if config.method == "full" else ["a smaller train.max_length"]
     return (
         f"the GPU's memory does not suffice ({str(error).splitlines()[0]}). Try {', '.join(ways)}; `sao "
-        "plan` reckons what fits. Checkpoints are kept"
+        "plan` estimates what fits. Checkpoints are kept"
     )
 
 
@@ -280,7 +280,7 @@ def _stored_result(out: Path) -> TrainResult:
         elif "alarm" not in line:
             measured = {name: value for name, value in line.items() if name.startswith(("eval_", "samples/"))}
     if not last:
-        raise StoreError(f"{path}: missing or empty beside a finished model. Delete {out} to train anew")
+        raise StoreError(f"{path}: missing or empty beside a finished model. Delete {out} to train again")
     return TrainResult(model_dir=out / "model", steps=int(last["step"]), metrics=last | measured)
 
 

@@ -29,7 +29,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# The proving ground's model, from its seed (under 90 minutes on two cores).
+# The toy world's model, from its seed (under 90 minutes on two cores).
 world: $(STAMP)
 	$(BIN)/python scripts/build_world.py --out build/world-model
 

@@ -7,7 +7,7 @@ Prompts of 8 to 60 made-up words (Zipf's law) and templated ones lie in a file a
 an evaluation set of 3,000 items. Planted are exact copies (case, punctuation and spaces changed), light edits
 of prompts of 12 words and more (one word replaced, taken out or put in, or two neighbours swapped), and
 evaluation items: as they are, within other text, edited. `sao.stages.filters.filter_prompts` runs in a
-process of its own, as in a run with the default filters and `filters.against`.
+process of its own, as in a run with the default filters and `filters.decontaminate`.
 
 The JSON line printed last: `recall` of what was planted; `near_by_definition`, the share of the light edits
 whose similarity reaches the threshold at all; `wrong`, rows that nobody planted and that were dropped though
@@ -181,7 +181,9 @@ def child(folder: Path) -> None:
 
     idle = peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
-    config = FiltersConfig(duplicates="near", against=[str(folder / "items.jsonl")], max_similarity=THRESHOLD)
+    config = FiltersConfig(
+        duplicates="near", decontaminate=[str(folder / "items.jsonl")], max_similarity=THRESHOLD
+    )
 
     def read() -> Any:
         return ((from_dict(Prompt, row), "") for row in read_jsonl(folder / "prompts.jsonl"))

@@ -37,7 +37,7 @@ WAYS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "one order": (2, {"orders": "one"}, {"keep": "all"}),
     "default": (2, {}, {}),
     "n = 4, all pairs": (4, {}, {}),
-    "n = 4, ring of 2": (4, {"opponents": 2}, {}),
+    "n = 4, ring of 2": (4, {"comparisons_per_answer": 2}, {}),
     "n = 4, first_last": (4, {}, {"rule": "first_last"}),
 }
 """Answers to a prompt, how they are judged, which pairs are kept; the first is what the others are measured
@@ -92,7 +92,7 @@ def judged(
     orders = 2 if config.orders == "both" else 1
     engine.tokens, start = 0, time.perf_counter()
     ordered_pairs = judging.ordered_pairs(
-        ((p.id, p.text, answers) for p, answers in groups), orders, "key", n, config.opponents
+        ((p.id, p.text, answers) for p, answers in groups), orders, "key", n, config.comparisons_per_answer
     )
     verdicts: dict[str, list[Judgment]] = {}
     for verdict in judging.judge(ordered_pairs, engine, config, set()):

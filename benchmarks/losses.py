@@ -1,4 +1,4 @@
-"""The losses beside each other on the proving ground, each with a learning rate and β of its own: is the
+"""The losses beside each other on the toy world, each with a learning rate and β of its own: is the
 paper's comparison fair?
 
     python benchmarks/losses.py --out runs/losses --threads 1

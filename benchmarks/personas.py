@@ -1,11 +1,11 @@
 """Who asks: shipped personas, personas that the model writes itself, nobody. Repetition of the prompts, and
 the gain.
 
-    python benchmarks/personas.py --seeds 0 1 2 3 4 --threads 1 --out runs/proving-ground
+    python benchmarks/personas.py --seeds 0 1 2 3 4 --threads 1 --out runs/toy-world
 
 Each way writes as many prompts and is trained as the demo is. All models are then asked the same held-out
 prompts, those of the shipped personas, so that the gains compare; prompts that stand in a way's own training
-set are left out for all. Goes on where it stopped, and shares its folders with proving_ground.py. Prints a
+set are left out for all. Goes on where it stopped, and shares its folders with toy_world.py. Prints a
 Markdown table and one JSON line last.
 
 Repetition is the share of the training prompts that equal an earlier one (normalised), as in the paper's 0.73
@@ -105,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/proving-ground"))
+    parser.add_argument("--out", type=Path, default=Path("runs/toy-world"))
     args = parser.parse_args()
     runs = [one_seed(seed, args.threads, args.out) for seed in args.seeds]
     print(

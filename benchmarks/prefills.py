@@ -1,5 +1,5 @@
-"""What a prefill does to a judge's verdicts: mass of the verdict's tokens, taste for the first slot, spread
-of margins.
+"""What a prefill does to a judge's verdicts: verdict_prob of the verdict's tokens, taste for the first slot,
+spread of margins.
 
     python benchmarks/prefills.py RUN [--pairs 40] [--engine vllm] [PREFILL …]
 
@@ -34,7 +34,7 @@ def figures(found: list[Judgment]) -> dict[str, float]:
         odds.setdefault(frozenset((verdict.first_id, verdict.second_id)), []).append(math.log(p / (1 - p)))
     both = [pair for pair in odds.values() if len(pair) == 2]
     return {
-        "mass": round(statistics.mean(float(v.mass or 0) for v in found), 3),
+        "verdict_prob": round(statistics.mean(float(v.verdict_prob or 0) for v in found), 3),
         "first_slot": round(statistics.mean(float(v.p_first or 0) > 0.5 for v in found), 3),
         "bias": round(statistics.mean((a + b) / 2 for a, b in both), 3),
         "margin_sd": round(statistics.pstdev((a - b) / 2 for a, b in both), 3),
@@ -57,7 +57,7 @@ def main() -> None:
     engine = open_engine(run.config.engine.model_copy(update={"name": args.engine}), run.config.model)
     table = {}
     for prefill in args.prefills:
-        config = run.config.judging.model_copy(update={"prefill": prefill, "min_mass": 0.0})
+        config = run.config.judging.model_copy(update={"prefill": prefill, "min_verdict_prob": 0.0})
         found = judging.judge(judging.ordered_pairs(groups, 2, "prefills", 2), engine, config, set())
         table[prefill] = figures([v for v in found if isinstance(v, Judgment)])
         print(f"{prefill!r:32} {table[prefill]}", flush=True)

@@ -1,4 +1,4 @@
-"""Build the proving ground's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
+"""Build the toy world's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
 
 What enters: nothing but a seed (the corpus is written by `sao.toy_world.language`, marked by
 `sao.toy_world.oracle`). What

@@ -42,7 +42,7 @@ SCRIPTED: dict[str, dict[str, Any]] = {
         "judging": {"panel": [{"template": "world/judge", "weight": 0.5}]},
         "pairs": {"rule": "first_last", "length_matched": True, "min_p": 0.5},
     },
-    "filters": {"filters": {"duplicates": "near", "min_words": 2, "against": ["FOLDER/set.jsonl"]}},
+    "filters": {"filters": {"duplicates": "near", "min_words": 2, "decontaminate": ["FOLDER/set.jsonl"]}},
     "no filters": {
         "filters": {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
     },

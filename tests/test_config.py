@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sao.config import (
     make_config,
     recipe_names,
 )
+from sao.config.recipe import RENAMED
 from sao.errors import ConfigError
 
 
@@ -105,3 +107,12 @@ def test_when_checkpoints_are_written_does_not_count() -> None:
     assert TrainConfig(save_minutes=0.1).counted() == TrainConfig().counted()
     with pytest.raises(ConfigError, match="greater than 0"):
         load_recipe("default", {"train.save_minutes": "0"})
+
+
+def test_a_key_of_before_names_the_one_of_now() -> None:
+    for old, new in RENAMED.items():
+        assert new in set(field_names(Config))
+        with pytest.raises(
+            ConfigError, match=f"unknown key {re.escape(old)}. It is called {re.escape(new)} now"
+        ):
+            load_recipe("default", {old: "1"})

@@ -1,4 +1,4 @@
-"""The proving ground for real: the shipped model, the whole run, the control, and kills."""
+"""The toy world for real: the shipped model, the whole run, the control, and kills."""
 
 import hashlib
 import os

@@ -152,7 +152,7 @@ def test_a_verdict_that_cannot_be_read_counts(tmp_path: Path) -> None:
     with pytest.raises(DropError, match=r"(?s)32 of the first 32.*together: 0\.012.*judging\.prefill"):
         for row in range(40):
             ids = {"prompt_id": "p", "first_id": "a", "second_id": "b", "judge": "self"}
-            watch.see(Judgment(id=f"{row}", row=row, **ids, verdict=None, p_first=0.5, mass=0.012))
+            watch.see(Judgment(id=f"{row}", row=row, **ids, verdict=None, p_first=0.5, verdict_prob=0.012))
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:

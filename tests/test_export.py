@@ -74,7 +74,7 @@ def example(row: int = 0, margins: dict[tuple[int, int], float | None] | None = 
             judgments.append(
                 Judgment(id=make_id(first.id, second.id), row=0, prompt_id=asked.id, first_id=first.id,
                 second_id=second.id,
-                         judge="self", verdict=verdict, p_first=chance, mass=1.0)  # type: ignore[arg-type]
+                         judge="self", verdict=verdict, p_first=chance, verdict_prob=1.0)  # type: ignore[arg-type]
             )  # fmt: skip
     return Example(prompt=asked, persona=f"person {row}", pairs=pairs, judgments=judgments)
 

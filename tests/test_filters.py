@@ -58,7 +58,7 @@ def test_nothing_is_filtered_where_all_is_off() -> None:
         "min_words": 1,
         "languages": ["en"],
         "reject": "a:b",
-        "against": ["x"],
+        "decontaminate": ["x"],
     }
     assert all(is_active(FiltersConfig(**{**OFF, name: value})) for name, value in some.items())
     assert fates(["", "I cannot", "Prompt: x"]) == ["kept"] * 3
@@ -320,8 +320,8 @@ def test_wrong_settings_show_before_any_work(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "empty.jsonl").write_text("")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"reject": "nowhere_at_all:f"}, r"filters\.reject"),
-        ({"against": ["no_such_set"]}, "no evaluation set 'no_such_set'"),
-        ({"against": [str(tmp_path / "empty.jsonl")]}, "holds no evaluation items"),
+        ({"decontaminate": ["no_such_set"]}, "no evaluation set 'no_such_set'"),
+        ({"decontaminate": [str(tmp_path / "empty.jsonl")]}, "holds no evaluation items"),
         ({"min_words": 5, "max_words": 4}, "min_words 5 is more than max_words 4"),
     ]
     monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
@@ -401,7 +401,7 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     (tmp_path / "bench.jsonl").write_text(
         "".join(json.dumps({"instruction": text}) + "\n" for text in (*items, other))
     )
-    c = config(against=[str(tmp_path / "bench.jsonl")])
+    c = config(decontaminate=[str(tmp_path / "bench.jsonl")])
     summary = run(c, tmp_path / "run", until="pairs", engine=engine(answer="yes"))
     funnel = {row.stage: row for row in summary.funnel}
     leaks = [reason for reason in funnel["filtered"].reasons if reason.startswith("leaks ")]

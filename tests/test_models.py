@@ -36,7 +36,7 @@ def tiny_config(model: str, tmp_path: Path) -> Config:
         "personas": {"source": str(tmp_path / "people.txt"), "n": 10, "held_out": 3},
         "prompts": {"marker": "", "max_tokens": 400, "temperature": 1.0},
         "responses": {"max_tokens": 400, "system": "be brief", "temperature": 1.0},
-        "judging": {"min_mass": 0.0},
+        "judging": {"min_verdict_prob": 0.0},
         "pairs": {"keep": "all"},
         "train": {"batch_size": 4, "micro_batch_size": 2, "lr": 1e-3, "max_length": 4096},
         "max_drop_share": 1.0,

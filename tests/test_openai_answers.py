@@ -370,7 +370,7 @@ def test_verdicts_that_are_none_of_the_choices_are_unreadable(tmp_path: Path) ->
         found = list(
             judge(ordered_pairs([("p", "question", answer)], 2, "key", 2), engine, JudgingConfig(), set())
         )
-    assert [(j.verdict, j.p_first, j.mass) for j in found if isinstance(j, Judgment)] == [
+    assert [(j.verdict, j.p_first, j.verdict_prob) for j in found if isinstance(j, Judgment)] == [
         (None, None, None)
     ] * 2
 

@@ -138,7 +138,7 @@ def test_no_pairs_is_an_error_that_says_why(tmp_path: Path) -> None:
         run(config(), tmp_path, until="train", engine=always_first)
 
 
-def test_oracle_outside_the_proving_ground_is_refused(tmp_path: Path) -> None:
+def test_oracle_outside_the_toy_world_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(70)))
     personas = {**BASE["personas"], "source": str(tmp_path / "p.txt")}
     with pytest.raises(ConfigError, match="toy world only"):
@@ -285,7 +285,7 @@ def test_a_run_is_read_without_what_lay_outside_it(tmp_path: Path, monkeypatch: 
         config(
             personas={"source": "people.txt", "n": 60, "held_out": 10},
             prompts={"template": "ask.txt"},
-            filters={"against": ["bench.jsonl"]},
+            filters={"decontaminate": ["bench.jsonl"]},
         ),
         tmp_path / "run",
         until="pairs",

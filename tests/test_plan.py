@@ -89,7 +89,7 @@ def test_the_toy_by_hand() -> None:
     assert adapter_parameters(TOY, LoraConfig(r=2, targets=["q_proj", "v_proj"])) == 3 * 2 * (10 + 8)
 
 
-def test_the_proving_ground_is_read_from_its_folder() -> None:
+def test_the_toy_world_is_read_from_its_folder() -> None:
     model = AutoModelForCausalLM.from_pretrained(find_model("builtin:world"))
     assert read_shape("builtin:world").parameters == sum(p.numel() for p in model.parameters())
 
@@ -546,7 +546,7 @@ def test_a_probe_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["training_hours"] > 0
 
 
-# The proving ground in the place of a real model: everything else is the recipe's own.
+# The toy world in the place of a real model: everything else is the recipe's own.
 TINY = {
     "model": "builtin:world",
     "revision": "null",

@@ -23,7 +23,7 @@ from sao.errors import ConfigError, DropError
 from sao.method import run
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages.calibration import Calibration, Calibrator, bradley_terry, connected, log_odds, sigmoid
-from sao.stages.judging import judge, opponents_of, ordered_pairs, read_ranking
+from sao.stages.judging import compared_pairs, judge, ordered_pairs, read_ranking
 from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
 from sao.store.files import read_jsonl
 
@@ -175,11 +175,15 @@ def test_strengths_do_not_hang_on_the_order_and_unbeaten_ones_stay_finite(n: int
 # The schedule
 
 
-@pytest.mark.parametrize(("n", "opponents"), [(4, 2), (5, 2), (6, 3), (6, 4), (8, 2), (8, 5), (9, 4)])
-def test_a_budget_compares_each_answer_as_often_and_leaves_none_apart(n: int, opponents: int) -> None:
-    pairs = opponents_of(n, opponents)
+@pytest.mark.parametrize(
+    ("n", "comparisons_per_answer"), [(4, 2), (5, 2), (6, 3), (6, 4), (8, 2), (8, 5), (9, 4)]
+)
+def test_a_budget_compares_each_answer_as_often_and_leaves_none_apart(
+    n: int, comparisons_per_answer: int
+) -> None:
+    pairs = compared_pairs(n, comparisons_per_answer)
     met = Counter(i for pair in pairs for i in pair)
-    assert set(met.values()) == {opponents}
+    assert set(met.values()) == {comparisons_per_answer}
     reached, edge = {0}, [0]
     while edge:
         here = edge.pop()
@@ -193,10 +197,10 @@ def test_a_budget_compares_each_answer_as_often_and_leaves_none_apart(n: int, op
 @settings(max_examples=80)
 @given(st.integers(3, 8), st.integers(2, 6), st.randoms(use_true_random=False))
 def test_a_budget_holds_together_although_answers_are_missing_or_alike(
-    n: int, opponents: int, rng: random.Random
+    n: int, comparisons_per_answer: int, rng: random.Random
 ) -> None:
     there = [r for r in answers([rng.choice("abcdefgh") for _ in range(n)]) if rng.random() < 0.8]
-    found = list(ordered_pairs([("prompt0", "q", there)], 1, "key", n, opponents))
+    found = list(ordered_pairs([("prompt0", "q", there)], 1, "key", n, comparisons_per_answer))
     texts = sorted({r.text for r in there})
     place = {text: k for k, text in enumerate(texts)}
     met = np.zeros((len(texts), len(texts)))
@@ -208,8 +212,8 @@ def test_a_budget_holds_together_although_answers_are_missing_or_alike(
 
 def test_without_a_budget_all_meet() -> None:
     for n in range(2, 7):
-        assert opponents_of(n, None) == set(combinations(range(n), 2)) == opponents_of(n, n - 1)
-    met = Counter(i for pair in opponents_of(5, 3) for i in pair)
+        assert compared_pairs(n, None) == set(combinations(range(n), 2)) == compared_pairs(n, n - 1)
+    met = Counter(i for pair in compared_pairs(5, 3) for i in pair)
     assert set(met.values()) <= {3, 4}
 
 
@@ -293,7 +297,7 @@ def test_a_budgeted_run_ranks_what_never_met(tmp_path: Path) -> None:
     engine = ScriptedEngine(reply=planted.reply, choose=planted.judge(_soft))
     sections = {
         "responses": {"n": 6},
-        "judging": {"opponents": 2},
+        "judging": {"comparisons_per_answer": 2},
         "pairs": {"rule": "first_last", "min_p": 0.7},
     }
     summary = run(_recipe(60, **sections), tmp_path, until="pairs", engine=engine)

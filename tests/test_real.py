@@ -58,8 +58,8 @@ def test_a_real_model_goes_through_the_whole_loop(tmp_path: Path) -> None:
     ]
     assert all(row["text"] for row in rows if row["reason"] == "cut off at max_tokens")
     judgments = next((tmp_path / "run").rglob("judgments-*/records.jsonl")).read_text().splitlines()
-    mass = [json.loads(line)["mass"] for line in judgments]
-    assert sum(mass) / len(mass) > 0.7  # the prefill's doing: without it 0.26
+    verdict_prob = [json.loads(line)["verdict_prob"] for line in judgments]
+    assert sum(verdict_prob) / len(verdict_prob) > 0.7  # the prefill's doing: without it 0.26
     model = Path(summary["paths"]["model"])
     card = (model / "README.md").read_text("utf-8")
     assert "apache-2.0" in card.lower()

@@ -129,7 +129,7 @@ def test_each_answer_has_its_own_seed_and_empty_ones_drop() -> None:
 
     prompts = [
         Prompt(id="a", row=0, persona_id="x", text="hi"),
-        Prompt(id="b", row=1, persona_id="y", text="ho"),
+        Prompt(id="b", row=2, persona_id="y", text="ho"),
     ]
     out = list(answer_prompts(prompts, ScriptedEngine(reply=reply), ResponsesConfig(), "key", set()))
     assert len(set(seeds)) == 4
@@ -166,9 +166,9 @@ def test_swapping_the_answers_swaps_the_verdict(x: float, y: float) -> None:
 
 
 def test_logprob_verdicts_by_hand() -> None:
-    verdict, p, mass = read_logprobs(math.log(0.6), math.log(0.2), 0.05)
-    assert (verdict, p, mass) == ("first", pytest.approx(0.75), pytest.approx(0.8))
-    assert read_logprobs(math.log(0.01), math.log(0.02), 0.05)[0] is None  # too little mass
+    verdict, p, verdict_prob = read_logprobs(math.log(0.6), math.log(0.2), 0.05)
+    assert (verdict, p, verdict_prob) == ("first", pytest.approx(0.75), pytest.approx(0.8))
+    assert read_logprobs(math.log(0.01), math.log(0.02), 0.05)[0] is None  # too little verdict_prob
     assert read_logprobs(math.nan, -1.0, 0.05) == (None, None, None)
     assert read_logprobs(-math.inf, -math.inf, 0.0) == (None, None, None)
     assert read_logprobs(-1000.0, -1.0, 0.05)[1] == 0.0

@@ -85,9 +85,9 @@ class Judgment:
     """One verdict on two responses in one order; `verdict` None is an unreadable one: neither a tie nor a
     label.
 
-    `p_first` is the probability that the first is better among the verdict tokens, `mass` the probability
-    that the model gave to the verdict tokens together; both are None for verdicts read from text, whose
-    wording is kept in `text`.
+    `p_first` is the probability that the first is better among the verdict tokens, `verdict_prob` the
+    probability that the model gave to the verdict tokens together; both are None for verdicts read from text,
+    whose wording is kept in `text`.
     """
 
     id: str
@@ -98,7 +98,7 @@ class Judgment:
     judge: str
     verdict: Verdict | None
     p_first: float | None = None
-    mass: float | None = None
+    verdict_prob: float | None = None
     text: str | None = None
 
     @property

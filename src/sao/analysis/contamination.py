@@ -5,7 +5,7 @@ An item's n-grams are of n words, n = 8 or its number of words where that is les
 where at least a share of them (0.7) stands in that text. Items of fewer than three words count only where
 they are the whole text. The evaluation side is indexed, ours streams past it.
 
-    sao leaks RUN --against alpaca_eval my-eval.jsonl --out leaks.md
+    sao contamination RUN --against alpaca_eval my-eval.jsonl --out leaks.md
 """
 
 from __future__ import annotations

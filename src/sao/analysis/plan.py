@@ -16,7 +16,7 @@ from sao.config import Config, LoraConfig, TrainConfig
 from sao.errors import ConfigError
 from sao.models.shapes import GPU, Shape, read_shape
 from sao.results.plan import Assumptions, MemoryParts, Plan, PlannedStage, TrainingWay
-from sao.stages.judging import opponents_of
+from sao.stages.judging import compared_pairs
 
 GIB = 2**30
 
@@ -314,7 +314,7 @@ def _people(config: Config) -> int:
 def _asked_before_training(config: Config, lengths: Lengths) -> list[_Asked]:
     people, n, judging = _people(config), config.responses.n, config.judging
     writers = people + config.personas.held_out if config.prompts.source is None else 0
-    compared = people * len(opponents_of(n, judging.opponents)) * (1 + len(judging.panel))
+    compared = people * len(compared_pairs(n, judging.comparisons_per_answer)) * (1 + len(judging.panel))
     asks_model = judging.method in ("logprob", "text")
     verdicts = compared * (2 if judging.orders == "both" else 1) if asks_model else 0
     drafts = int(DRAFTS_EACH * writers) if config.personas.source == "self" else 0

@@ -145,22 +145,24 @@ def build_parser() -> argparse.ArgumentParser:
     stats.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="one run folder, or two")
     stats.add_argument("--seed", type=int, default=0, help="another seed draws other samples")
     stats.add_argument("--json", action="store_true", help="print the result as one JSON line last")
-    leaks = commands.add_parser("leaks", help="which evaluation items stand in a run's prompts and answers")
-    leaks.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    leaks.add_argument(
+    contamination = commands.add_parser(
+        "contamination", help="which evaluation items stand in a run's prompts and answers"
+    )
+    contamination.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    contamination.add_argument(
         "--against",
         nargs="+",
         required=True,
         metavar="SET",
-        help="presets, files or hub ids, as in filters.against",
+        help="presets, files or hub ids, as in filters.decontaminate",
     )
-    leaks.add_argument(
+    contamination.add_argument(
         "--max-overlap", type=float, default=0.7, help="share of an item's n-grams (default: 0.7)"
     )
-    leaks.add_argument(
+    contamination.add_argument(
         "--out", type=Path, help="write the report with the pairs side by side into this Markdown file"
     )
-    leaks.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+    contamination.add_argument("--json", action="store_true", help="print the result as one JSON line last")
     audit = commands.add_parser(
         "audit", help="what a run's judge is worth: accuracy, biases, calibration, what to keep"
     )
@@ -260,7 +262,13 @@ def _dispatch(argv: list[str]) -> int:
         return _env(args.json)
     if args.command == "import":
         return _import(args, read_overrides(extra))
-    others = {"export": _export, "audit": _audit, "label": _label, "stats": _stats, "leaks": _leaks}
+    others = {
+        "export": _export,
+        "audit": _audit,
+        "label": _label,
+        "stats": _stats,
+        "contamination": _contamination,
+    }
     for name, command in others.items():
         if args.command == name:
             _no_more(extra)
@@ -490,7 +498,7 @@ def _import(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
-def _leaks(args: argparse.Namespace) -> int:
+def _contamination(args: argparse.Namespace) -> int:
     from sao.analysis.contamination import leak_report
     from sao.data.contamination_sets import load_benchmarks
     from sao.report.contamination import counts_lines, show_contamination

@@ -10,7 +10,7 @@ from __future__ import annotations
 from sao.config.engine import EngineConfig, JudgeConfig, OpenAIConfig, VllmConfig
 from sao.config.evaluation import EvalConfig
 from sao.config.filters import FiltersConfig
-from sao.config.judging import JudgingConfig, JurorConfig
+from sao.config.judging import JudgingConfig, PanelJudge
 from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
@@ -27,11 +27,11 @@ __all__ = [
     "FiltersConfig",
     "JudgeConfig",
     "JudgingConfig",
-    "JurorConfig",
     "LoraConfig",
     "Loss",
     "OpenAIConfig",
     "PairsConfig",
+    "PanelJudge",
     "PersonasConfig",
     "PromptsConfig",
     "ResponsesConfig",

@@ -23,7 +23,7 @@ class FiltersConfig(Section):
     none."""
     max_cosine: float = Field(default=0.95, gt=0, le=1)
     """Cosine of two embeddings from which on a prompt is a duplicate."""
-    against: list[str] = []
+    decontaminate: list[str] = []
     """Evaluation sets that must not leak into prompts or answers: presets (alpaca_eval, mt_bench, arena_hard,
     gsm8k …), files, or hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
     max_overlap: float = Field(default=0.7, gt=0, le=1)

@@ -10,7 +10,7 @@ from sao.config.engine import JudgeConfig
 from sao.config.section import Section
 
 
-class JurorConfig(Section):
+class PanelJudge(Section):
     """A further judge, who votes beside the first by the same method."""
 
     template: str | None = None
@@ -29,11 +29,11 @@ class JudgingConfig(Section):
     ] = "logprob"
     """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward:
     scores of a reward model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the
-    longer or shorter answer, the one that stands first, the exact oracle (proving ground only); given: the
+    longer or shorter answer, the one that stands first, the exact oracle (toy world only); given: the
     labels that `sao import` read."""
     orders: Literal["both", "one"] = "both"
     """Whether each pair is also judged with its answers swapped (paper: one)."""
-    opponents: int | None = Field(default=None, ge=2)
+    comparisons_per_answer: int | None = Field(default=None, ge=2)
     """With how many others each answer to a prompt is compared; null: with all."""
     template: str = "judge"
     """Template with {prompt}, {first}, {second}."""
@@ -49,12 +49,12 @@ class JudgingConfig(Section):
     """Sampling temperature of text verdicts."""
     max_tokens: int = Field(default=16, ge=1)
     """Longest text verdict, in tokens."""
-    min_mass: float = Field(default=0.05, ge=0, le=1)
+    min_verdict_prob: float = Field(default=0.05, ge=0, le=1)
     """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
     engine: JudgeConfig | None = None
     """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is
     RLAIF)."""
-    panel: list[JurorConfig] = []
+    panel: list[PanelJudge] = []
     """Further judges who vote too, such as [{template: my-judge.txt}, {engine: {name: openai, model:
     other}}]."""
 

@@ -169,8 +169,18 @@ def _is_number(text: str) -> bool:
     return text.lower() not in ("nan", "inf", "-inf", "infinity")
 
 
+RENAMED = {
+    "filters.against": "filters.decontaminate",
+    "judging.opponents": "judging.comparisons_per_answer",
+    "judging.min_mass": "judging.min_verdict_prob",
+}
+"""Keys of earlier versions, with what they are called now."""
+
+
 def nearest(dotted: str) -> str:
     """The hint that names the key nearest to a mistyped one."""
+    if dotted in RENAMED:
+        return f" It is called {RENAMED[dotted]} now."
     names = list(field_names(Config))
     by_last = {name.rsplit(".", 1)[-1]: name for name in names}
     near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)

@@ -118,7 +118,7 @@ def lost(record: Record | Drop) -> tuple[str | None, str | None]:
     if isinstance(record, Drop):
         return record.reason, record.text
     if isinstance(record, Judgment) and record.verdict is None:
-        return UNREADABLE, _wrote(record.text, record.mass)
+        return UNREADABLE, _wrote(record.text, record.verdict_prob)
     if isinstance(record, Comparison) and record.winner is None:
         return UNREADABLE, None
     return None, None
@@ -127,14 +127,16 @@ def lost(record: Record | Drop) -> tuple[str | None, str | None]:
 def _lost_row(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """The same of a row in a part file."""
     if "verdict" in row and row["verdict"] is None:
-        return UNREADABLE, _wrote(row["text"], row["mass"])
+        return UNREADABLE, _wrote(row["text"], row["verdict_prob"])
     if "winner" in row and row["winner"] is None:
         return UNREADABLE, None
     return row.get("reason"), row.get("text")
 
 
-def _wrote(text: str | None, mass: float | None) -> str | None:
-    return text if mass is None else f"(probability of the verdict's words together: {mass:.3f})"
+def _wrote(text: str | None, verdict_prob: float | None) -> str | None:
+    return (
+        text if verdict_prob is None else f"(probability of the verdict's words together: {verdict_prob:.3f})"
+    )
 
 
 def check_finished(stage: Stage, limit: float) -> None:

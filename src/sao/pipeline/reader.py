@@ -114,7 +114,7 @@ class Reader:
         for prompt, answers in self.answered():
             said: list[Judgment] = []
             for judge, orders, verdicts in each:
-                shown = judging.shown_pairs(answers, judge.config.opponents) * orders
+                shown = judging.shown_pairs(answers, judge.config.comparisons_per_answer) * orders
                 said += named(verdicts.take(prompt, shown), judge.name)
             yield prompt, answers, said
         for *_, verdicts in each:
@@ -136,13 +136,13 @@ class Reader:
             name = f"{settings['method']} ({stage.path.name})"
             orders = 2 if settings["orders"] == "both" else 1
             verdicts = Groups(stage, Judgment, rows.pairs_each(n) * orders)
-            yield name, self._with_verdicts(verdicts, name, orders, settings["opponents"])
+            yield name, self._with_verdicts(verdicts, name, orders, settings["comparisons_per_answer"])
 
     def _with_verdicts(
-        self, verdicts: Groups[Judgment], name: str, orders: int, opponents: int | None
+        self, verdicts: Groups[Judgment], name: str, orders: int, comparisons_per_answer: int | None
     ) -> Iterator[tuple[Prompt, list[Response], list[Judgment]]]:
         for prompt, answers in self.answered():
-            shown = judging.shown_pairs(answers, opponents) * orders
+            shown = judging.shown_pairs(answers, comparisons_per_answer) * orders
             yield prompt, answers, named(verdicts.take(prompt, shown), name)
 
     def jury(self) -> pairs.Jury:

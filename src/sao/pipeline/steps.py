@@ -50,7 +50,7 @@ def filters_prompts(config: Config) -> bool:
 
 def filters_answers(config: Config) -> bool:
     """Whether answers are searched for evaluation items."""
-    return own_pairs(config) and bool(config.filters.against) and config.pairs.imported is None
+    return own_pairs(config) and bool(config.filters.decontaminate) and config.pairs.imported is None
 
 
 def compares(config: Config) -> bool:
@@ -206,8 +206,8 @@ def filter_ids(run: Round, _: Any) -> Settings:
     """The section filters, its evaluation sets and its function by what they hold, and the prompts'
     marker."""
     config = run.config.filters
-    sets = [run.outside.evaluation_set(name) for name in config.against]
-    settings = config.counted() | {"against": sets, "marker": run.config.prompts.marker}
+    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
+    settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
     if (function := config.reject) is not None:
         settings["reject"] = run.outside.look(f"reject {function}", lambda: filters.plug_identity(function))
     return settings
@@ -249,8 +249,8 @@ def some_are_left(work: Work[Round]) -> None:
 def answer_filter_settings(run: Round, _: Any) -> Settings:
     """The evaluation sets, and how much of an item may stand in an answer."""
     config = run.config.filters
-    sets = [run.outside.evaluation_set(name) for name in config.against]
-    return {"against": sets, "max_overlap": config.max_overlap}
+    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
+    return {"decontaminate": sets, "max_overlap": config.max_overlap}
 
 
 # Answers and verdicts.
@@ -297,7 +297,7 @@ def training_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
     judge: Judge = work.variant
     groups = ((p.id, p.conversation, answers) for p, answers in Reader(work.run).answered())
     n, orders = work.config.responses.n, judging.orders_of(judge.config)
-    return judging.ordered_pairs(groups, orders, work.key, n, judge.config.opponents)
+    return judging.ordered_pairs(groups, orders, work.key, n, judge.config.comparisons_per_answer)
 
 
 def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
@@ -315,7 +315,11 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
 def judgment_total(work: Work[Round]) -> int:
     """Verdicts at most: identical answers are not judged."""
     n, how = work.config.responses.n, work.variant.config
-    return work.config.personas.n * len(judging.opponents_of(n, how.opponents)) * judging.orders_of(how)
+    return (
+        work.config.personas.n
+        * len(judging.compared_pairs(n, how.comparisons_per_answer))
+        * judging.orders_of(how)
+    )
 
 
 def pair_settings(run: Round, _: Any) -> Settings:

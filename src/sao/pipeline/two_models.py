@@ -230,7 +230,7 @@ def make_answers(work: Two) -> Iterator[Response | Drop]:
 
 def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) -> dict[str, Any]:
     """What a judge's word depends on; `how` is None for marks."""
-    used = {"method", "choices", "min_mass", "temperature", "max_tokens", "reasoning"}
+    used = {"method", "choices", "min_verdict_prob", "temperature", "max_tokens", "reasoning"}
     own: dict[str, Any] = {"max_tokens": run.config.eval.max_tokens}
     if how is not None and shown.suite.way == "duel":
         own = how.model_dump(mode="json", include=used) | ({"prefill": how.prefill} if how.prefill else {})

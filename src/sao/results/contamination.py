@@ -1,4 +1,4 @@
-"""The result of `sao leaks`: evaluation items that stand in a run's texts."""
+"""The result of `sao contamination`: evaluation items that stand in a run's texts."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ class JudgingSettings(Result):
     """The beginning of the judge's reply."""
     temperature: float
     """Sampling temperature of text verdicts."""
-    min_mass: float
+    min_verdict_prob: float
     """Least probability of the verdict tokens together."""
 
 

@@ -183,7 +183,7 @@ class Summary(Result):
     heldout: HeldOut | None = None
     """The comparison on held-out prompts; null before the stage eval, and without held-out prompts."""
     oracle: OracleOutcome | None = None
-    """The oracle's measure of the same answers; null outside the proving ground."""
+    """The oracle's measure of the same answers; null outside the toy world."""
     examples: list[Example] = []
     """Held-out prompts, the first few on which the models differ."""
     usage: Spent | None = None

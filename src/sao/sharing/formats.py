@@ -214,7 +214,7 @@ def _verdict(judgment: Judgment) -> dict[str, Any]:
         "second_id": judgment.second_id,
         "verdict": judgment.verdict,
         "p_first": judgment.p_first,
-        "mass": judgment.mass,
+        "verdict_prob": judgment.verdict_prob,
         "text": None if judgment.text is None else clean(judgment.text),
     }
 
@@ -236,7 +236,8 @@ COLUMNS = {
     "losses": "pairs in which it is rejected",
     "verdicts": "all verdicts on these answers, one for each judge and order: `judge`; `first_id` and "
     "`second_id` (the answers as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` "
-    "(probability of the first) and `mass` (of all verdict tokens), where read from log-probabilities; "
+    "(probability of the first) and `verdict_prob` (of all verdict tokens), where read from "
+    "log-probabilities; "
     "`text`, where read from text",
     "id": "id of the pair, or of the answer where a row holds one answer",
     "chosen_id": "id of the chosen answer",

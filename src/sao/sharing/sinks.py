@@ -173,7 +173,7 @@ def _schema(row: dict[str, Any]) -> Any:
 
     text, number = pa.string(), pa.float64()
     verdict = [(name, text) for name in ("judge", "first_id", "second_id", "verdict")]
-    verdict += [("p_first", number), ("mass", number), ("text", text)]
+    verdict += [("p_first", number), ("verdict_prob", number), ("text", text)]
     named = {
         "p_chosen": number,
         "margin": number,

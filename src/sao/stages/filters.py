@@ -74,7 +74,7 @@ def is_active(config: FiltersConfig) -> bool:
     """Whether the recipe filters anything."""
     asked_for = (
         config.embeddings,
-        config.against,
+        config.decontaminate,
         config.min_words,
         config.max_words,
         config.languages,
@@ -255,7 +255,7 @@ def prompt_checks(config: FiltersConfig, marker: str) -> list[Check]:
         checks.append(lambda prompt, persona: _persona_check(prompt, persona, marker))
     if config.languages:
         checks.append(language_check(config.languages))
-    if config.against:
+    if config.decontaminate:
         leaks = leak_check(config)
         checks.append(lambda prompt, _: leaks(prompt.conversation))
     if config.reject is not None:
@@ -355,8 +355,8 @@ def language_check(languages: list[str]) -> Check:
 
 
 def leak_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
-    """Whether a text contains an item of the evaluation sets `filters.against`."""
-    index = LeakIndex(load_benchmarks(config.against), config.max_overlap)
+    """Whether a text contains an item of the evaluation sets `filters.decontaminate`."""
+    index = LeakIndex(load_benchmarks(config.decontaminate), config.max_overlap)
 
     def check(text: str) -> Reason | None:
         leak = index.find(text)

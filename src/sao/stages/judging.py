@@ -56,26 +56,26 @@ class Scorer(Protocol):
 def reading_judge(config: JudgingConfig) -> JudgingConfig:
     """How an evaluation is judged: by the recipe's judge in both orders; where that judge reads no answers
     (controls, a reward model, given labels), by the model itself and its log-probabilities."""
-    both: dict[str, Any] = {"orders": "both", "opponents": None, "panel": []}
+    both: dict[str, Any] = {"orders": "both", "comparisons_per_answer": None, "panel": []}
     if config.method not in ("logprob", "text"):
         both |= {"method": "logprob", "engine": None, "reasoning": False}
     return config.model_copy(update=both)
 
 
-def opponents_of(n: int, opponents: int | None) -> set[tuple[int, int]]:
+def compared_pairs(n: int, comparisons_per_answer: int | None) -> set[tuple[int, int]]:
     """Which of n answers are compared, by number: all pairs, or a ring in which each answer meets so many
-    opponents.
+    comparisons_per_answer.
 
-    Each answer is in the same number of pairs (where n and `opponents` are both odd, some are in one more),
-    and the ring is connected, so that all can be ranked.
+    Each answer is in the same number of pairs (where n and `comparisons_per_answer` are both odd, some are in
+    one more), and the ring is connected, so that all can be ranked.
     """
     all_pairs = set(combinations(range(n), 2))
-    if opponents is None or opponents >= n - 1:
+    if comparisons_per_answer is None or comparisons_per_answer >= n - 1:
         return all_pairs
     ring: set[tuple[int, int]] = set()
-    for distance in range(1, opponents // 2 + 1):
+    for distance in range(1, comparisons_per_answer // 2 + 1):
         ring |= {(min(i, j), max(i, j)) for i in range(n) if (j := (i + distance) % n) != i}
-    if opponents % 2:  # the answers half a ring apart, once each
+    if comparisons_per_answer % 2:  # the answers half a ring apart, once each
         ring |= {(i, j) for i in range(n // 2 + n % 2) if (j := i + n // 2) < n}
     return ring
 
@@ -85,14 +85,14 @@ def orders_of(config: JudgingConfig) -> int:
     return 2 if config.orders == "both" else 1
 
 
-def shown_pairs(answers: Sequence[Response], opponents: int | None) -> int:
+def shown_pairs(answers: Sequence[Response], comparisons_per_answer: int | None) -> int:
     """How many pairs of these answers a judge is shown: identical ones never pair."""
-    return _shown_pairs(len({answer.text for answer in answers}), opponents)
+    return _shown_pairs(len({answer.text for answer in answers}), comparisons_per_answer)
 
 
 @lru_cache
-def _shown_pairs(different: int, opponents: int | None) -> int:
-    return len(opponents_of(different, opponents))
+def _shown_pairs(different: int, comparisons_per_answer: int | None) -> int:
+    return len(compared_pairs(different, comparisons_per_answer))
 
 
 def ordered_pairs(
@@ -100,7 +100,7 @@ def ordered_pairs(
     orders: int,
     key: str,
     n: int,
-    opponents: int | None = None,
+    comparisons_per_answer: int | None = None,
 ) -> Iterator[OrderedPair]:
     """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; equal
     texts are judged once.
@@ -113,7 +113,7 @@ def ordered_pairs(
         # Identical answers never pair; the pairs stage counts them.
         first_of_text = {r.text: r for r in reversed(responses)}
         distinct = [r for r in responses if first_of_text[r.text] is r]
-        for i, j in sorted(opponents_of(len(distinct), opponents)):
+        for i, j in sorted(compared_pairs(len(distinct), comparisons_per_answer)):
             a, b = distinct[i], distinct[j]
             index, number = a.row // n, pair_number(a.index, b.index, n)
             # In one order only, the pair's own id draws which answer is first, so that a position bias
@@ -155,7 +155,7 @@ def judge(
             assert scorer is not None
             yield from _by_reward(todo, scorer, name)
         case "oracle":
-            assert oracle is not None, "the oracle belongs to the proving ground"
+            assert oracle is not None, "the oracle belongs to the toy world"
             yield from (_judgment(pair, name, _oracle_verdict(pair, oracle)) for pair in todo)
         case "random" | "longer" | "shorter" | "first":
             rule = CONTROLS[config.method]
@@ -178,25 +178,27 @@ def _by_logprob(
         if isinstance(choices, Failure):
             yield _failed(pair, choices)
             continue
-        verdict, p_first, mass = read_logprobs(choices.logprobs[0], choices.logprobs[1], config.min_mass)
-        yield _judgment(pair, name, verdict, p_first, mass)
+        verdict, p_first, verdict_prob = read_logprobs(
+            choices.logprobs[0], choices.logprobs[1], config.min_verdict_prob
+        )
+        yield _judgment(pair, name, verdict, p_first, verdict_prob)
 
 
 def read_logprobs(
-    first: float, second: float, min_mass: float
+    first: float, second: float, min_verdict_prob: float
 ) -> tuple[Verdict | None, float | None, float | None]:
-    """Verdict, P(first | a verdict token) and their mass, from two log-probabilities in nats.
+    """Verdict, P(first | a verdict token) and their verdict_prob, from two log-probabilities in nats.
 
-    A mass below `min_mass`, or a value that is no number, is unreadable.
+    A verdict_prob below `min_verdict_prob`, or a value that is no number, is unreadable.
     """
     if math.isnan(first) or math.isnan(second) or max(first, second) == -math.inf:
         return None, None, None
-    mass = math.exp(first) + math.exp(second)
+    verdict_prob = math.exp(first) + math.exp(second)
     gap = second - first
     p_first = 1 / (1 + math.exp(gap)) if gap < 700 else 0.0
-    if mass < min_mass:
-        return None, p_first, mass
-    return "tie" if first == second else "first" if first > second else "second", p_first, mass
+    if verdict_prob < min_verdict_prob:
+        return None, p_first, verdict_prob
+    return "tie" if first == second else "first" if first > second else "second", p_first, verdict_prob
 
 
 def _by_text(
@@ -279,7 +281,7 @@ def _ask(template: str, pair: OrderedPair) -> tuple[Message, ...]:
 
 def _judgment(
     pair: OrderedPair, name: str, verdict: Verdict | None, p_first: float | None = None,
-    mass: float | None = None,
+    verdict_prob: float | None = None,
     text: str | None = None,
 ) -> Judgment:  # fmt: skip
     return Judgment(
@@ -291,7 +293,7 @@ def _judgment(
         judge=name,
         verdict=verdict,
         p_first=p_first,
-        mass=mass,
+        verdict_prob=verdict_prob,
         text=text,
     )
 

@@ -1,4 +1,4 @@
-"""The proving ground's language: occupations, personas, tasks, and answers of mixed quality.
+"""The toy world's language: occupations, personas, tasks, and answers of mixed quality.
 
 A micro-world of 24 occupations. Everything a person of this world can ask is one of six kinds of task,
 written in a small English grammar, so that any prompt can be read back (`Task.parse`) and any answer scored

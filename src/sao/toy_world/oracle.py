@@ -1,4 +1,4 @@
-"""The exact oracle of the proving ground: what an answer is worth, from 0 to 1.
+"""The exact oracle of the toy world: what an answer is worth, from 0 to 1.
 
     score = correctness · (0.4 · completeness + 0.3 · form + 0.3 · brevity)
 

@@ -1,6 +1,6 @@
 """The demo over several seeds and ways of judging: what alignment gains by the oracle's measure.
 
-    python benchmarks/proving_ground.py --seeds 0 1 2 3 4 --threads 1 --out runs/proving-ground
+    python benchmarks/toy_world.py --seeds 0 1 2 3 4 --threads 1 --out runs/toy-world
 
 All ways write as many answers: 2 to each of 4,000 prompts, or 4 to each of 2,000. Ways with as many answers
 to a prompt share a run folder, and with it personas, prompts and answers. Interrupted, it goes on where it
@@ -78,7 +78,7 @@ def main() -> None:
         "--ways", nargs="+", choices=list(WAYS), default=list(WAYS), metavar="WAY", help=", ".join(WAYS)
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/proving-ground"))
+    parser.add_argument("--out", type=Path, default=Path("runs/toy-world"))
     args = parser.parse_args()
     found: dict[str, list[dict[str, Any]]] = {}
     for way in args.ways:

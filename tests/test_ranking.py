@@ -357,7 +357,7 @@ def test_length_matching_leaves_as_many_longer_as_shorter_ones(texts: list[tuple
     for row, pair in enumerate(texts):
         a, b = (replace(r, id=make_id(row, r.index)) for r in answers(list(pair)))
         groups.append(
-            (replace(ASKED, row=row, id=make_id(row)), [a, b], [said(a, b, 0.95), said(b, a, 0.05)])
+            (replace(ASKED, row=2 * row, id=make_id(row)), [a, b], [said(a, b, 0.95), said(b, a, 0.05)])
         )
     config = PairsConfig(length_matched=True)
     found = list(build_pairs(groups, config, "key", 2, PLAIN, balance_lengths(groups, config, "key", PLAIN)))

@@ -194,8 +194,8 @@ def difference(tuned: LengthControlled, base: LengthControlled) -> Effect:
     if tuned.prompts != base.prompts or len(tuned.samples) != len(base.samples):
         raise DataError(
             f"scores of {len(base.prompts)} and {len(tuned.prompts)} prompts, {len(base.samples)} and "
-            f"{len(tuned.samples)} "
-            "resamples: no paired difference. Score both on the prompts that have a readable verdict for both"
+            f"{len(tuned.samples)} resamples: no paired difference. Score both on the prompts that have a "
+            "readable verdict for both"
         )
     return effect_of_samples(tuned.score - base.score, tuned.samples - base.samples, len(tuned.prompts))
 

@@ -1,10 +1,11 @@
-"""The commands that look at a run and at this machine: stats, contamination, audit, label, env."""
+"""The commands that look at a run and at this machine: status, stats, contamination, audit, label, env."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """The parsers of this group."""
+    status = commands.add_parser("status", help="what a run is doing now, or why it ended")
+    status.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    add_json(status)
+    status.set_defaults(call=_status)
     _add_stats(commands)
     _add_contamination(commands)
     _add_audit(commands)
@@ -81,6 +86,18 @@ def _add_label(commands: Commands) -> None:
     add_option("--by", default="me", help="who labels (default: me)")
     add_option("--seed", type=int, default=0, help="another seed draws other pairs")
     command.set_defaults(call=_label)
+
+
+def _status(args: argparse.Namespace, extra: list[str]) -> int:
+    from sao.execution.status import read_status
+    from sao.report.status import show_status
+
+    no_more(extra)
+    status = read_status(args.run)
+    print(show_status(status, args.run, time.time()))
+    if args.json:
+        print(status.model_dump_json())
+    return 0
 
 
 def _stats(args: argparse.Namespace, extra: list[str]) -> int:

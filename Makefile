@@ -26,6 +26,7 @@ test: $(STAMP) $(SMOLLM2)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

@@ -314,7 +314,8 @@ def test_arena_s_errors() -> None:
 
 
 def test_style_by_hand() -> None:
-    text = "# Title\n\n- one\n* two **bold** and __bold__\n2. three\n\n###### deep\n#no header\n```\n# code\n- code\n```\n**open"  # noqa: E501
+    listed = "# Title\n\n- one\n* two **bold** and __bold__\n2. three\n\n###### deep\n#no header\n"
+    text = f"{listed}```\n# code\n- code\n```\n**open"
     assert style_of(text) == Style(len(text), headers=2, items=3, bold=2)
     assert style_of("plain", length=1) == Style(1, 0, 0, 0)
 

@@ -208,8 +208,8 @@ def filter_ids(run: Round, _: Any) -> Settings:
     config = run.config.filters
     sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
     settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
-    if (function := config.reject) is not None:
-        settings["reject"] = run.outside.look(f"reject {function}", lambda: filters.plug_identity(function))
+    if config.reject is not None:
+        settings["reject"] = run.outside.function(config.reject, "filters.reject")
     return settings
 
 
@@ -287,6 +287,8 @@ def judgment_settings(run: Round, judge: Judge) -> Settings:
     settings = how.counted() | {"engine": None, "panel": None, "seed": run.config.seed}
     if how.method in ("logprob", "text"):
         settings["text"] = run.outside.template(how.template)
+    if how.function is not None:
+        settings["function"] = run.outside.function(how.function, "judging.function")
     if how.method in ASKED:
         settings["engine"] = run.identity(judge.role, reward=how.method == "reward")
     return settings

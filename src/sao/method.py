@@ -25,7 +25,8 @@ from sao.execution.step import Step
 from sao.pipeline import checks
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
-from sao.pipeline.steps import STEPS, own_pairs
+from sao.pipeline.settings import own_pairs
+from sao.pipeline.steps import STEPS
 from sao.pipeline.train_step import is_first, is_worker
 from sao.results.summary import Summary
 from sao.store import manifest

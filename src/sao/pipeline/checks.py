@@ -18,7 +18,7 @@ from sao.models.locate import is_local
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
-from sao.pipeline.steps import has_personas, prompt_templates
+from sao.pipeline.settings import has_personas, prompt_templates
 from sao.records import Message
 from sao.stages import filters, personas
 from sao.stages.functions import load_function

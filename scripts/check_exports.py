@@ -249,7 +249,8 @@ def two_steps(trainer_type: Any, config_type: Any, data: Any, more: dict[str, An
     assert done.global_step == 2
     assert math.isfinite(done.training_loss)
     assert any((a != b).any() for a, b in zip(before, model.parameters(), strict=True)), "no weight moved"
-    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {len(data['train'])} rows, loss {done.training_loss:.3f}"  # noqa: E501
+    rows, loss = len(data["train"]), done.training_loss
+    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {rows} rows, loss {loss:.3f}"
 
 
 def check_simpo(out: Path, view: str) -> str:

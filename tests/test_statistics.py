@@ -1,12 +1,10 @@
 """Intervals and tests: worked by hand, and against simulations with a known truth
 (benchmarks/coverage.py)."""
 
-import importlib.util
 import itertools
 import math
 import random
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -29,18 +27,13 @@ from sao.statistics import (
     sign_flip,
     wilson,
 )
+from support.repository import load_script
 
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
     """benchmarks/coverage.py."""
-    spec = importlib.util.spec_from_file_location(
-        "coverage_benchmark", Path(__file__).parents[1] / "benchmarks/coverage.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/coverage.py")
 
 
 # Points of a prompt

@@ -142,8 +142,11 @@ def watched(runner: Runner) -> Iterator[None]:
     except SAOError as error:
         runner.status.end("failed", f"{type(error).__name__}: {error}")
         raise
+    except KeyboardInterrupt:
+        runner.status.end("stopped")
+        raise
     except BaseException as error:
-        runner.status.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", repr(error))
+        runner.status.end("failed", repr(error))
         raise
     else:
         runner.status.end("finished")

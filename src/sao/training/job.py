@@ -51,6 +51,7 @@ def train_run(
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
     reasons = dict(Counter(drop.reason for drop in drops).most_common())
     _check_drops(config, len(pairs), len(drops), reasons, folder)
+    notify(f"loading {config.model}")
     model = load_to_train(config)
     if warning := monitors.rate_warning(config.train, model.num_parameters()):
         notify(f"warning: {warning}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,6 +56,18 @@ class Outside:
     def evaluation_set(self, name: str) -> str:
         """What an evaluation set is."""
         return str(self.look(f"set {name}", partial(source_identity, name)))
+
+
+def rounds_of(
+    config: Config,
+    root: Path,
+    steps: Sequence[Step[Round]],
+    *,
+    given: Engine | None = None,
+    sizes: Sizes | None = None,
+) -> Iterator[Round]:
+    """The rounds of a run, one after the other. There is one: its policy is the recipe's model."""
+    yield Round(config, root, steps, given=given, sizes=sizes, number=1)
 
 
 class Round:

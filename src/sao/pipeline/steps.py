@@ -142,8 +142,8 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
     stage = Stage(run.place, "drafts", settings).open()
     if not stage.finished:
         engine, writing = work.engine(run.roles.policy), work.config.personas.writing
-        make = partial(personas.write_drafts, size, kept, engine, writing, stage.key, stage.done)
-        runner.fill(stage, Persona, make, size, runner.limit, range(size))
+        drafts = personas.write_drafts(size, kept, engine, writing, stage.key, stage.done)
+        runner.fill(stage, Persona, drafts, size, runner.limit, range(size))
     runner.check(stage)
     return stage
 

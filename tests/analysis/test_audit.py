@@ -31,7 +31,7 @@ from sao.results.audit import Agreement, Audit, Coverage, LogOdds, SelfTest
 from sao.results.base import Rate
 from sao.results.summary import Gain, OracleOutcome, OracleWins, Summary
 from sao.stages.calibration import Calibration
-from sao.statistics import cohen_kappa, logistic, ratio_ci, wilson
+from sao.statistics import ratio_ci, wilson
 from support import planted
 
 SIZE = 600
@@ -470,15 +470,6 @@ def test_no_zero_has_a_minus(tmp_path: Path) -> None:
     assert MINUS_ZERO.findall("-0.05 and 1.0-0.3 and -0.5") == []
 
 
-# Statistics
-
-
-def test_wilson_by_hand_and_by_simulation() -> None:
-    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
-    assert wilson(5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
 def test_the_interval_of_a_rate_covers_although_verdicts_of_a_prompt_hang_together() -> None:
     """Prompts of 1 to 6 verdicts with a rate of their own each (Beta(2, 3)): the truth is 0.4."""
     rng, hits = np.random.default_rng(1), 0
@@ -488,21 +479,3 @@ def test_the_interval_of_a_rate_covers_although_verdicts_of_a_prompt_hang_togeth
         _, (low, high) = ratio_ci(counts.tolist(), sizes.tolist())
         hits += low <= 0.4 <= high
     assert 0.92 <= hits / 400 <= 0.98
-
-
-def test_logistic_recovers_planted_coefficients_and_its_errors_allow_for_clusters() -> None:
-    rng = np.random.default_rng(0)
-    n = 4000
-    x = np.stack([np.ones(n), rng.normal(size=n)], 1)
-    y = (rng.random(n) < 1 / (1 + np.exp(-(0.5 - 1.2 * x[:, 1])))).astype(float)
-    fit = logistic(x, y, np.arange(n))
-    assert fit.converged
-    assert np.abs((fit.coefficients - [0.5, -1.2]) / fit.errors).max() < 3
-    twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(n), 2))
-    assert np.allclose(twice.errors, fit.errors, rtol=1e-6)  # saying all twice adds nothing
-    assert not logistic(x, (x[:, 1] > 0).astype(float), np.arange(n)).converged
-
-
-def test_kappa_by_hand() -> None:
-    assert cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
-    assert math.isnan(cohen_kappa(np.array([[10.0, 0.0], [0.0, 0.0]])))

@@ -1,10 +1,15 @@
+"""Recipes: every one loads, keys and values that cannot be are refused, and which of them count."""
+
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from sao.config import (
     Config,
+    PromptsConfig,
     TrainConfig,
     field_names,
     load_recipe,
@@ -13,6 +18,8 @@ from sao.config import (
 )
 from sao.config.recipe import RENAMED
 from sao.errors import ConfigError
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -116,3 +123,36 @@ def test_a_key_of_before_names_the_one_of_now() -> None:
             ConfigError, match=f"unknown key {re.escape(old)}. It is called {re.escape(new)} now"
         ):
             load_recipe("default", {old: "1"})
+
+
+def test_settings_that_do_not_belong_together_are_refused() -> None:
+    for wrong in ({"prefill": True}, {"mix": {"prompt": 1.0}}):
+        with pytest.raises(ValidationError, match="belongs to method instruct"):
+            PromptsConfig.model_validate({"method": "user_turn", **wrong})
+
+
+def test_every_way_of_writing_prompts_has_a_place_of_its_own(tmp_path: Path) -> None:
+    def stage(**prompts: Any) -> Any:
+        config = make_config({"model": "m", "engine": {"name": "scripted"}, "prompts": prompts})
+        return reader(config, tmp_path).stage("prompts")
+
+    plain, begun, open_turn = stage(), stage(prefill=True), stage(method="user_turn")
+    assert len({s.path for s in (plain, begun, open_turn)}) == 3
+    assert len({s.key for s in (plain, begun, open_turn)}) == 3
+
+
+def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Path) -> None:
+    """A run with near-duplicates dropped is not one with exact ones, whichever of them is the default."""
+
+    def folder(**filters: Any) -> Reader:
+        return reader(
+            make_config({"model": "m", "engine": {"name": "scripted"}, "filters": filters}), tmp_path
+        )
+
+    exact, near = folder(), folder(duplicates="near")
+    assert exact.stage("filtered").settings["duplicates"] == "exact"
+    assert exact.stage("filtered").path != near.stage("filtered").path
+    fields = type(exact.config.filters).model_fields
+    assert {*fields} <= exact.stage("filtered").settings.keys()
+    assert exact.stage("filtered").key == folder(duplicates="exact").stage("filtered").key
+    assert exact.stage("responses").path != near.stage("responses").path

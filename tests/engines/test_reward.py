@@ -31,8 +31,12 @@ from transformers import (
 
 from sao.config import EngineConfig
 from sao.engines.reward import RewardModel, check_reward_model
+from sao.engines.scripted import ScriptedEngine
 from sao.errors import ModelError
-from support import tiny_models
+from sao.method import run
+from support import planted, tiny_models
+from support.made_up import scripted_recipe
+from support.run_files import records_of
 
 PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}"
 TEMPLATES = {
@@ -296,3 +300,66 @@ def test_a_head_left_over_from_the_language_model_does_no_harm(tmp_path: Path) -
         weights["lm_head.weight"] = torch.zeros(300, 32)
 
     check(reweigh(llama(tmp_path), add))
+
+
+# A reward model
+
+
+def reward_model(folder: Path, labels: int = 1, template: bool = True) -> str:
+    """A tiny random sequence classifier with a chat template."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    from support import tiny_models
+
+    base = tiny_models.llama(folder / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(1)
+    settings = {**tiny_models.SMALL, "max_position_embeddings": 512}
+    config = LlamaConfig(
+        **settings, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=labels
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder / "rm")
+    if not template:
+        tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder / "rm")
+    return str(folder / "rm")
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_reward_model_scores_alone_as_in_a_batch(tmp_path: Path, template: bool) -> None:
+    from sao.config import EngineConfig
+    from sao.engines.reward import RewardModel
+
+    model = RewardModel(reward_model(tmp_path, template=template), EngineConfig(threads=1))
+    texts = [("Name a tool.", "Hello " * k) for k in (1, 7, 20, 3)] + [("Name a tool.", "Hello " * 600)]
+    together = model.score(texts)
+    assert math.isnan(together[-1])
+    assert len(set(together[:4])) == 4
+    for text, value in zip(texts[:4], together[:4], strict=True):
+        assert model.score([text])[0] == pytest.approx(value, abs=1e-4)
+    model.close()
+
+
+def test_a_run_judged_by_a_reward_model(tmp_path: Path) -> None:
+    rm = reward_model(tmp_path)
+    judging = {"method": "reward", "engine": {"model": rm, "threads": 1}}
+    engine = ScriptedEngine(reply=planted.reply)
+    config = scripted_recipe(12, judging=judging, pairs={"min_p": 0.5})
+    summary = run(config, tmp_path / "r", until="pairs", engine=engine)
+    rows = records_of(tmp_path / "r", "judgments")
+    assert {row["judge"] for row in rows} == {rm}
+    assert summary.judge.flip_rate == 0.0
+    assert summary.kept.share > 0.9
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
+    from sao.config import EngineConfig
+    from sao.engines.reward import RewardModel
+    from sao.errors import ModelError
+
+    with pytest.raises(ModelError, match="scores 3 classes"):
+        RewardModel(reward_model(tmp_path / "a", labels=3), EngineConfig())
+    reward_model(tmp_path / "b")
+    with pytest.raises(ModelError, match=r"weight score\.weight is missing"):
+        RewardModel(str(tmp_path / "b/base"), EngineConfig())

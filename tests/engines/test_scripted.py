@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from sao.cli import main
+from sao.config import PromptsConfig
 from sao.data.similarity import find_duplicates
 from sao.engines import Completion, Sampling, read_marked
-from sao.engines.scripted import default_reply
-from sao.records import Message
-from sao.stages.prompts import read_prompt, read_turns
+from sao.engines.scripted import ScriptedEngine, default_reply
+from sao.records import Message, Prompt
+from sao.stages.prompts import read_prompt, read_turns, write_prompts
 from sao.store.files import read_jsonl
 from sao.templates import fill, load_template
+from support.made_up import people
 
 PERSON = "Mends clocks in a small town."
 RECORDED = [
@@ -82,3 +84,9 @@ def test_the_recipe_self_made_runs_to_its_pairs(tmp_path: Path, capsys: pytest.C
     (written,) = tmp_path.glob("round-1/prompts-*/records.jsonl")
     turns = [1 + len(row.get("earlier") or ()) for row in read_jsonl(written)]
     assert set(turns) == {1, 3}
+
+
+def test_the_scripted_engine_leaves_a_prefill_out_of_its_text() -> None:
+    config = PromptsConfig(prefill=True)
+    found = list(write_prompts(people(5), ScriptedEngine(), config, "k", set()))
+    assert all(isinstance(p, Prompt) and p.text.startswith("Explain ") for p in found)

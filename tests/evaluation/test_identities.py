@@ -1,22 +1,12 @@
-"""Guards of an evaluation, by hand: who judges whom, answers that say nothing, slots and lengths, self-tests
-of a judge."""
+"""Who judges whom: models that are one, relatives, and who labelled the training pairs."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sao.config import JudgingConfig
-from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.evaluation.identities import Identity, judge_label, read_identity, relation
-from sao.evaluation.judge_tests import try_judge
-from sao.evaluation.sanity_checks import by_length, degenerate, slot_warning
-from sao.records import Message, Prompt, Response, make_id
-from sao.results.audit import SelfTest
-from sao.results.base import Rate
-from sao.results.evaluation import LengthBin
 
 BASE, TUNED, OTHER = "b" * 16, "7" * 16, "0" * 16
 
@@ -239,113 +229,3 @@ def test_base_and_tuned_that_are_one(tmp_path: Path) -> None:
     assert label == "WARNING"
     assert "same weights" in why
     assert "same family" in why
-
-
-def test_degenerate_answers() -> None:
-    assert degenerate([f"answer {i}" for i in range(50)]) == []
-    assert "answers repeat themselves" in degenerate(["a b c d " * 20 + str(i) for i in range(10)])[0]
-    assert (
-        degenerate(["", " ", *(f"x {i}" for i in range(20))])[-1] == "DEGENERATE: 2 of 22 answers are empty"
-    )
-    assert degenerate([]) == ["no answers"]
-    texts = [f"answer {i}" for i in range(100)]
-    assert degenerate(texts, cut=5) == []
-    assert degenerate(texts, cut=6) == ["CUT OFF: 6 of 100 answers were cut off at the token limit"]
-
-
-def test_slots() -> None:
-    assert slot_warning(0.7, 10) is None
-    assert slot_warning(0.55, 100) is None
-    assert "70 %" in str(slot_warning(0.7, 100))
-
-
-def test_win_rate_by_length() -> None:
-    bins = by_length([(i, 10, float(i > 10)) for i in range(1, 21)])
-    assert [b.n for b in bins] == [5, 5, 5, 5]
-    assert [b.win_rate for b in bins] == [0, 0, 1, 1]
-    assert bins[0].ratio == (0.1, 0.5)
-    assert by_length([]) == []
-    assert by_length([(3, 0, 1.0)]) == [LengthBin(ratio=(3.0, 3.0), win_rate=1.0, n=1)]
-
-
-def test_equal_ratios_stand_in_one_bin() -> None:
-    # All answers are equally long: one bin, whatever the outcomes.
-    equal = [(10 * k, 10 * k, float(k % 2)) for k in range(1, 101)]
-    assert by_length(equal) == [LengthBin(ratio=(1.0, 1.0), win_rate=0.5, n=100)]
-    # Half of them are, and half of those are won; the others' outcomes have nothing to do with it either.
-    rows = [(10, 10, float(i % 2)) for i in range(50)] + [(10 + i, 10, float(i % 2)) for i in range(1, 51)]
-    bins = by_length(rows)
-    assert [b.ratio for b in bins] == [(1.0, 1.0), (1.1, 3.5), (3.6, 6.0)]
-    assert [b.n for b in bins] == [50, 25, 25]
-    assert [b.win_rate for b in bins] == pytest.approx([0.5, 13 / 25, 12 / 25])
-    assert by_length(rows[::-1]) == bins
-
-
-def answer(prompt: Prompt, text: str) -> Response:
-    return Response(
-        id=make_id(prompt.id),
-        row=prompt.row,
-        prompt_id=prompt.id,
-        index=0,
-        text=text,
-        token_ids=None,
-        finish_reason="stop",
-    )
-
-
-def judged(p_first: Any, n: int = 20) -> dict[str, SelfTest]:
-    """The self-tests of a judge with p(first) of two answers and the prompt's number."""
-
-    def choose(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
-        answers = read_answers(messages)
-        assert answers is not None
-        p = p_first(*answers)
-        return (-20.0, -20.0) if p is None else (math.log(p), math.log1p(-p))
-
-    prompts = [Prompt(id=make_id(i), row=i, persona_id=make_id(i), text=f"question {i}") for i in range(n)]
-    groups = [(prompt, [answer(prompt, f"number {i}. One. Two. Three.")]) for i, prompt in enumerate(prompts)]
-    return try_judge(groups, n, lambda: ScriptedEngine(choose=choose), JudgingConfig())
-
-
-def number(text: str) -> int:
-    return int(next(word for word in text.split() if word.rstrip(".").isdigit()).rstrip("."))
-
-
-def test_flips_of_a_judge_that_looks_at_the_slot() -> None:
-    found = judged(lambda first, second: 0.9)
-    assert found["identical"].flips is None
-    assert found["identical"].rate == 1.0
-    for name in ("padded", "truncated", "shuffled"):
-        assert (found[name].rate, found[name].n) == (0.5, 40)
-        assert (found[name].flips.rate, found[name].flips.n) == (1.0, 20)
-        low, high = found[name].flips.ci95
-        assert 0.8 < low < high == pytest.approx(1.0)
-
-
-def test_flips_of_a_judge_that_reads() -> None:
-    def longest(first: str, second: str) -> float:
-        return 0.5 if len(first) == len(second) else 0.9 if len(first) > len(second) else 0.1
-
-    found = judged(longest)
-    assert (found["padded"].rate, found["padded"].flips.rate) == (0.0, 0.0)
-    assert (found["truncated"].rate, found["truncated"].flips.rate) == (1.0, 0.0)
-    assert found["padded"].flips.ci95[0] == pytest.approx(0.0)
-
-
-def test_flips_are_of_pairs_that_were_read_twice() -> None:
-    def choose(first: str, second: str) -> float | None:
-        longer = len(first) > len(second)
-        match number(min(first, second, key=len)) % 4:
-            case 0:
-                return 0.9  # by the slot
-            case 1:
-                return None if longer else 0.1  # read in one order only
-            case _:
-                return 0.9 if longer else 0.1
-
-    found = judged(choose)["padded"]
-    assert (found.n, found.flips.n) == (35, 15)
-    assert found.flips.rate == pytest.approx(5 / 15)
-    nobody = judged(lambda first, second: None)["padded"]
-    assert (nobody.rate, nobody.n) == (None, 0)
-    assert nobody.flips == Rate(rate=None, ci95=(0.0, 1.0), n=0)

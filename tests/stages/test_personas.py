@@ -1,5 +1,4 @@
-"""Personas that the model writes itself, prompts by a mix of templates, conversations, and prompts of
-others."""
+"""Personas: from the model itself, from files and data sets, built in."""
 
 import gzip
 import json
@@ -7,19 +6,23 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from sao.config import Config, PersonasConfig, PromptsConfig, make_config
+from sao.config import (
+    Config,
+    PersonasConfig,
+    make_config,
+)
 from sao.data.readers import draw_texts
-from sao.engines import Completion, Sampling
+from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DataError, DropError
 from sao.method import run
 from sao.pipeline.folder import reader
-from sao.records import Message, Persona, Prompt
-from sao.results.base import StageCounts
+from sao.records import Message, Persona
 from sao.stages.personas import (
     draw_traits,
     licence_of,
@@ -28,30 +31,10 @@ from sao.stages.personas import (
     read_personas,
     round_size,
 )
-from sao.stages.prompts import drawn_template, first_request, given_prompts, read_prompt, read_turns
 from sao.stages.rows import is_held_out
+from support.made_up import self_made, writer
+from support.pair_files import write
 from support.run_files import drops_of
-
-
-def config(**sections: Any) -> Config:
-    personas = {"source": "self", "n": 300, "held_out": 40, **sections.pop("personas", {})}
-    return make_config({"engine": {"name": "scripted"}, "personas": personas, **sections})
-
-
-def writer(kinds: int) -> ScriptedEngine:
-    """An engine that knows `kinds` different people, and asks as itself."""
-
-    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
-        last = messages[-1].content
-        if last.startswith(("Invent", "Here is a person:")):
-            number = seed % kinds
-            words = " ".join(f"w{number}x{i}" for i in range(6))
-            return f"Persona: somebody of kind {number} who knows {words}"
-        if "uses an assistant" in last:
-            return f"Prompt: what about {seed}?"
-        return f"answer {seed}"
-
-    return ScriptedEngine(reply=reply)
 
 
 def people(root: Path, c: Config, engine: ScriptedEngine) -> list[Persona]:
@@ -60,7 +43,7 @@ def people(root: Path, c: Config, engine: ScriptedEngine) -> list[Persona]:
 
 def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: Path) -> None:
     said: list[str] = []
-    c, engine = config(), writer(2000)
+    c, engine = self_made(), writer(2000)
     run(c, tmp_path, until="prompts", engine=engine, notify=said.append)
     found = people(tmp_path, c, engine)
     assert len(found) == 340
@@ -82,14 +65,14 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
 def test_a_source_that_dries_up_stops_and_says_so_and_less_can_be_taken(tmp_path: Path) -> None:
     engine = writer(150)
     with pytest.raises(DropError, match=r"run dry: of the last \d+ it wrote \d+ were new") as raised:
-        run(config(), tmp_path, until="prompts", engine=engine)
+        run(self_made(), tmp_path, until="prompts", engine=engine)
     said = re.findall(
         r"(\d+) distinct ones exist .*--personas\.n (\d+) --personas\.held_out (\d+)\)", str(raised.value)
     )
     exist, n, held_out = (int(number) for number in said[0])
     assert 100 < exist <= 150
     assert n + held_out == exist
-    calls, fewer = engine.calls, config(personas={"n": n, "held_out": held_out})
+    calls, fewer = engine.calls, self_made(personas={"n": n, "held_out": held_out})
     run(fewer, tmp_path, until="prompts", engine=engine)
     assert engine.calls - calls == exist  # the prompts; no draft is written again
     assert len(people(tmp_path, fewer, engine)) == exist
@@ -105,7 +88,7 @@ def test_similar_personas_are_dropped_as_they_come(tmp_path: Path) -> None:
             else f"Prompt: ask {seed}"
         )
 
-    c = config(personas={"n": 80, "held_out": 0, "writing": {"min_new": 0}})
+    c = self_made(personas={"n": 80, "held_out": 0, "writing": {"min_new": 0}})
     run(c, tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
     kept = people(tmp_path, c, ScriptedEngine())
     assert len({p.text.split()[0] for p in kept}) == 80  # one variant of each
@@ -123,7 +106,7 @@ def test_relatives_are_asked_for_and_the_draft_hangs_on_its_id_alone(tmp_path: P
         return f"Persona: number {seed} of {seed + 1} and {seed + 2} with {seed + 3}"
 
     run(
-        config(personas={"n": 600}, prompts={"marker": "Persona:"}),
+        self_made(personas={"n": 600}, prompts={"marker": "Persona:"}),
         tmp_path,
         until="prompts",
         engine=ScriptedEngine(reply=reply),
@@ -176,7 +159,7 @@ def test_a_non_commercial_licence_is_said_aloud_and_written_down(tmp_path: Path)
     (tmp_path / "p.txt").write_text("\n".join(f"person {i}" for i in range(20)))
     given = {"source": str(tmp_path / "p.txt"), "licence": "CC BY-NC-SA 4.0", "n": 10, "held_out": 2}
     said: list[str] = []
-    run(config(personas=given), tmp_path / "run", until="prompts", engine=writer(9), notify=said.append)
+    run(self_made(personas=given), tmp_path / "run", until="prompts", engine=writer(9), notify=said.append)
     assert any(line.startswith("NON-COMMERCIAL: the licence of the personas") for line in said)
     assert (
         json.loads((tmp_path / "run" / "manifest.json").read_text())["licences"]["personas"]
@@ -232,142 +215,6 @@ def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=3, held_out=0), 0))
 
 
-# Prompts
-
-
-def test_templates_are_drawn_by_weight_and_id() -> None:
-    c = PromptsConfig(mix={"prompt": 3, "prompt_code": 1})
-    drawn = [drawn_template(c, f"{i:016x}") for i in range(4000)]
-    assert drawn == [drawn_template(c, f"{i:016x}") for i in range(4000)]
-    assert 900 < drawn.count("prompt_code") < 1100
-
-
-def test_a_mix_asks_by_each_of_its_templates(tmp_path: Path) -> None:
-    asked: Counter[str] = Counter()
-
-    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
-        text = messages[-1].content
-        asked["code" if "program" in text else "turns" if "three turns" in text else "plain"] += 1
-        if "three turns" in text:
-            return f"Prompt: first {seed}\nReply: said {seed}\nPrompt: then {seed}"
-        return (
-            f"Prompt: one {seed}"
-            if "uses an assistant" in text
-            else f"answer {seed} to {len(messages)} turns"
-        )
-
-    c = config(
-        personas={"source": "builtin:general", "n": 300, "held_out": 0},
-        prompts={"mix": {"prompt": 1, "prompt_code": 1, "prompt_turns": 1}},
-    )
-    engine = ScriptedEngine(reply=reply)
-    summary = run(c, tmp_path, until="pairs", engine=engine)
-    assert {row.stage: row.dropped for row in summary.funnel}["prompts"] == 0
-    folder = reader(c, tmp_path, engine)
-    prompts = list(folder.stage("prompts").records(Prompt))
-    turns = [p for p in prompts if p.earlier]
-    assert 70 < len(turns) < 130
-    assert all(p.text.startswith("then") and p.earlier[1].startswith("said") for p in turns)
-    answers = {p.id: [r.text for r in found] for p, found in folder.answered()}
-    assert all(answers[p.id][0].endswith("to 3 turns") for p in turns)  # the whole conversation was answered
-    assert "User: first" in turns[0].conversation
-    assert asked["code"] > 70
-
-
-@pytest.mark.parametrize(
-    ("text", "turns"),
-    [
-        ("Prompt: a\nReply: b\nPrompt: c", ["a", "b", "c"]),
-        ("prompt: a\n reply: b\n\nmore\nPROMPT: c\nd", ["a", "b\n\nmore", "c\nd"]),
-        ("Prompt: a\nReply: b\nPrompt: c\nReply: d\nPrompt: e", ["a", "b", "c", "d", "e"]),
-        ("Prompt: a", []),
-        ("Prompt: a\nReply: b", []),
-        ("Prompt: a\nPrompt: b\nReply: c", []),
-        ("Prompt: a\nReply:\nPrompt: c", []),
-    ],
-)
-def test_conversations_are_read_strictly(text: str, turns: list[str]) -> None:
-    found, reason = read_turns(Completion("x", text, None, "stop"), "Prompt:")
-    assert found == turns
-    assert reason == ("" if turns else "no conversation")
-
-
-def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
-    rows = [
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"real {i}"}]}
-        for i in range(50)
-    ]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = {"source": str(tmp_path / "p.jsonl"), "column": "messages", "licence": "CC BY-NC 4.0"}
-    c = config(personas={"n": 30, "held_out": 5}, prompts=given)
-    summary = run(c, tmp_path / "run", until="pairs", engine=writer(9))
-    folder = reader(c, tmp_path / "run", writer(9))
-    assert len({p.text for p in folder.asked(False)}) == 30
-    assert all(p.text.startswith("real ") for p in folder.asked(True))
-    assert summary.funnel[0] == StageCounts(stage="prompts", records=35, dropped=0, reasons={})
-    with pytest.raises(DataError, match=r"no text under the key 'prompt'.*--prompts\.column"):
-        run(
-            config(prompts={"source": str(tmp_path / "p.jsonl")}),
-            tmp_path / "x",
-            until="prompts",
-            engine=writer(9),
-        )
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("a ", "a"), ("", ""), ("  ", ""), ([], ""), (3, None), ([1], None), (None, None), ({"text": "x"},
-        None), (["a"], None),
-        ([{"from": "human", "value": "b"}], "b"), ({"role": "user", "content": "b"}, "b"),
-        ([{"role": "assistant", "content": "c"}], ""), ([{"role": "user", "content": None}], ""),
-        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "text", "text": "e "}]}],
-        "de"),
-        ([{"role": "user", "content": [{"type": "text", "text": "d"}, {"type": "image_url",
-        "image_url": "u"}]}], ""),
-        # Who says what names no speaker: the user, as in all other readers. Not a message: another type.
-        ([{"content": "e"}], "e"), ([{"text": "x"}], None), ([{"role": "user", "content": 3}], None),
-        ([{"role": "tool", "content": "42"}], ""), ({"role": None, "from": "human", "value": "f"}, "f"),
-        ("\n\nHuman: g\n\nAssistant: h\n\nHuman: i\n\nAssistant:", "g"),
-    ],
-)  # fmt: skip
-def test_the_first_request_of_a_column(value: Any, text: str | None) -> None:
-    assert first_request(value) == text
-
-
-def test_rows_without_a_prompt_are_passed_over_and_other_types_named(tmp_path: Path) -> None:
-    rows: list[Any] = [
-        "one",
-        "",
-        "   ",
-        [],
-        None,
-        [{"role": "system", "content": "s"}],
-        "two \ud83d",
-        "\ud83d",
-    ]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
-    c, n = PromptsConfig(source=str(tmp_path / "p.jsonl")), PersonasConfig(n=2, held_out=0)
-    assert {p.text for p in given_prompts(c, n, 0, "key")} == {"one", "two "}
-    with pytest.raises(DataError, match="holds 2 distinct prompts"):
-        list(given_prompts(c, PersonasConfig(n=3, held_out=0), 0, "key"))
-    for value, kind in ((3, "int"), ({"a": 1}, "dict"), ([1], "list")):
-        (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": value}))
-        with pytest.raises(
-            DataError, match=rf"line 1: no text under the key 'prompt', but a {kind} .*--prompts\.column"
-        ):
-            list(given_prompts(c, n, 0, "key"))
-
-
-def test_a_prompt_with_its_own_answer_is_none() -> None:
-    def read(text: str) -> tuple[list[str], str]:
-        return read_prompt(Completion("x", text, None, "stop"), "Prompt:")
-
-    assert read("Prompt: How do I prune roses?\n\nReply: Cut them in March.") == ([], "answers itself")
-    assert read("Prompt: How do I reply: in prose?") == (["How do I reply: in prose?"], "")
-    assert read("no") == ([], "no marker")
-
-
 def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(tmp_path: Path) -> None:
     class Killed(Exception):  # noqa: N818
         pass
@@ -384,11 +231,11 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(t
 
         return ScriptedEngine(reply=reply)
 
-    run(config(), tmp_path / "whole", until="prompts", engine=writer(2000))
+    run(self_made(), tmp_path / "whole", until="prompts", engine=writer(2000))
     for after in (100, 150, 80, 200):
         with pytest.raises(Killed):
-            run(config(), tmp_path / "killed", until="prompts", engine=dying(after))
-    run(config(), tmp_path / "killed", until="prompts", engine=writer(2000))
+            run(self_made(), tmp_path / "killed", until="prompts", engine=dying(after))
+    run(self_made(), tmp_path / "killed", until="prompts", engine=writer(2000))
     both = [
         {str(p.relative_to(tmp_path / out)): p.read_bytes() for p in (tmp_path / out).rglob("*.jsonl")}
         for out in ("whole", "killed")
@@ -455,5 +302,77 @@ def test_odd_personas_pass_or_count_once(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     c = PersonasConfig(source=str(tmp_path / "p.jsonl"), n=6, held_out=0, sample="first")
     assert [p.text for p in read_personas(c, 0)] == ["a person", "b\0c", "\ufeffd", "日本", "🙂", "cut"]
-    run(config(personas=c.model_dump()), tmp_path / "run", until="prompts", engine=writer(9))
-    assert len(people(tmp_path / "run", config(personas=c.model_dump()), writer(9))) == 6
+    run(self_made(personas=c.model_dump()), tmp_path / "run", until="prompts", engine=writer(9))
+    assert len(people(tmp_path / "run", self_made(personas=c.model_dump()), writer(9))) == 6
+
+
+# From files
+
+
+def test_personas_from_jsonl_txt_and_parquet_are_the_same(tmp_path: Path) -> None:
+    texts = ["a baker", "a smith", "A  Baker", "a nurse"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"persona": t}) + "\n" for t in texts))
+    (tmp_path / "p.txt").write_text("\n".join(texts) + "\n")
+    pyarrow.parquet.write_table(pyarrow.table({"persona": texts}), tmp_path / "p.parquet")
+    for name in ("p.jsonl", "p.txt", "p.parquet"):
+        config = PersonasConfig(source=str(tmp_path / name), n=2, held_out=1)
+        assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith", "a nurse"]
+
+
+def test_a_broken_line_is_named_with_file_and_number(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"persona": "a"}\n{"persona": \n')
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2: not JSON"):
+        list(read_personas(PersonasConfig(source=str(file), n=2, held_out=0), 0))
+    file.write_text('{"text": "a"}\n')
+    with pytest.raises(DataError, match=r"line 1: no text under the key 'persona' \(it holds: text\)"):
+        list(read_personas(PersonasConfig(source=str(file), n=1, held_out=0), 0))
+
+
+def test_too_few_personas_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\n")
+    with pytest.raises(DataError, match="holds 1 distinct personas"):
+        list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=2, held_out=0), 0))
+
+
+def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "x\n"), ("b.txt", "x\n"), ("c.txt", "y\n")):
+        (tmp_path / name).write_text(text)
+    configs = (make_config({"personas": {"source": str(tmp_path / f"{n}.txt")}}) for n in "abc")
+    a, b, c = (reader(config, tmp_path / "run").stage("personas").path for config in configs)
+    assert a == b
+    assert a != c
+
+
+def test_a_hub_data_set_needs_its_revision() -> None:
+    with pytest.raises(DataError, match="revision"):
+        list(read_personas(PersonasConfig(source="some/set", n=1), 0))
+
+
+def test_built_in_personas_and_nobody() -> None:
+    for source in ("builtin:general", "builtin:world"):
+        found = list(read_personas(PersonasConfig(source=source, n=1000, held_out=200), 0))
+        assert len({p.text.casefold() for p in found}) == 1200
+    nobody = list(read_personas(PersonasConfig(source="none", n=3, held_out=1), 0))
+    assert [p.text for p in nobody] == [""] * 4
+    assert len({p.id for p in nobody}) == 4
+
+
+# Every source
+
+
+def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"persona": "a baker"}, {"persona": None}, {"persona": "a smith"}]
+    for name in ("p.jsonl", "p.json", "p.parquet"):
+        config = PersonasConfig(source=write(tmp_path / name, rows), n=2, held_out=0, sample="first")
+        assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]
+    with pytest.raises(
+        DataError, match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)"
+    ):
+        list(read_personas(PersonasConfig(source=str(tmp_path / "p.parquet"), column="x", n=1), 0))
+    with pytest.raises(DataError, match="a folder"):
+        list(read_personas(PersonasConfig(source=str(tmp_path), n=1), 0))
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: iter(rows))
+    config = PersonasConfig(source="some/set", revision="abc123", n=2, held_out=0, sample="first")
+    assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]

@@ -1,3 +1,5 @@
+"""A stage's files: sealed, resumed, cut where a line is torn."""
+
 import errno
 import json
 import os

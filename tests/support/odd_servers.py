@@ -97,9 +97,6 @@ def stage(root: Path, name: str, kind: type[Any], make: Callable[[str, set[str]]
     return (place.path / "records.jsonl").read_bytes()
 
 
-# The whole chain
-
-
 def recipe(server: Server, **settings: Any) -> Config:
     return make_config(
         {

@@ -1,3 +1,5 @@
+"""The toy world: its questions, and the oracle's scores."""
+
 import random
 
 import pytest

@@ -1,9 +1,7 @@
-"""Losses worked by hand, training that is exact: the same weights however batches are cut and whenever it is
-killed."""
+"""Training that is exact: the same weights whenever it is killed, and what cannot be trained on refused."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -16,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,11 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from sao.config import TrainConfig
 from sao.errors import ModelError, StoreError, Terminated, TrainingError
-from sao.training import PairLogps, TokenPair, TrainResult, orpo_loss, preference_loss, simpo_loss, train
+from sao.training import TokenPair, TrainResult, train
 from sao.training import run as training_run
-from sao.training.batches import EpochOrder, MicroBatches, pack, pad
+from sao.training.batches import EpochOrder
 from sao.training.monitors import SaveAndStop
 from support.tiny_training import (
     CONFIG,
@@ -52,10 +47,6 @@ from support.tiny_training import (
 STEPS = 12
 
 
-def the_order() -> list[int]:
-    return list(EpochOrder([len(pair) for pair in some_pairs()], 7, CONFIG.batch_size))
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
@@ -70,261 +61,6 @@ def assert_same(out: Path, undisturbed: Path) -> None:
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     assert (out / "metrics.jsonl").read_text() == (undisturbed / "metrics.jsonl").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model", "training.json"]
-
-
-# Losses
-
-
-def test_simpo_by_hand() -> None:
-    chosen, rejected = torch.tensor([-1.0, -0.8, -2.0]), torch.tensor([-1.5, -1.0, -2.0])
-    # β 2, γ 0.5: margins 1, 0.4, 0; less γ 0.5, −0.1, −0.5; −log σ = log(1 + e^−x)
-    expected = [math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.1)), math.log(1 + math.exp(0.5))]
-    assert simpo_loss(chosen, rejected, 2.0, 0.5).tolist() == pytest.approx(expected, abs=1e-6)
-    # 2 − 3 = −1
-    assert simpo_loss(chosen[1:2], rejected[1:2], 10.0, 3.0).item() == pytest.approx(1.3132617, abs=1e-6)
-    # margin = γ
-    assert simpo_loss(chosen[:1], rejected[:1], 4.0, 2.0).item() == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_gamma_shifts_the_margin_and_is_not_scaled_by_beta() -> None:
-    chosen, rejected = torch.tensor([-1.0]), torch.tensor([-1.25])
-    with_gamma = simpo_loss(chosen, rejected, 4.0, 3.0)
-    assert with_gamma.item() == pytest.approx(
-        simpo_loss(chosen - 3.0 / 4.0, rejected, 4.0, 0.0).item(), abs=1e-6
-    )
-    assert with_gamma.item() == pytest.approx(math.log(1 + math.exp(2.0)), abs=1e-6)
-
-
-def test_simpo_gradient_by_hand_and_no_overflow() -> None:
-    chosen = torch.tensor([-1.0, -100.0], requires_grad=True)
-    loss = simpo_loss(chosen, torch.tensor([-1.0, -1.0]), 10.0, 0.0)
-    loss.sum().backward()
-    assert loss.tolist() == pytest.approx([math.log(2), 990.0])
-    assert chosen.grad is not None
-    assert chosen.grad.tolist() == pytest.approx([-5.0, -10.0])  # −β σ(−margin)
-
-
-LOGPS = PairLogps(
-    chosen=torch.tensor([-4.0]),
-    rejected=torch.tensor([-9.0]),
-    chosen_tokens=torch.tensor([4.0]),
-    rejected_tokens=torch.tensor([6.0]),
-    ref_chosen=torch.tensor([-5.0]),
-    ref_rejected=torch.tensor([-8.0]),
-)
-SIGMOID = {m: 1 / (1 + math.exp(-m)) for m in (0.1, 1.0, -0.2)}
-# By hand: ā −1 and −1.5; gains +1 and −1, a token +1/4 and −1/6.
-BY_HAND = [
-    ("simpo", 2.0, math.log(1 + math.exp(-(2 * 0.5 - 0.6))), 2 * -1, 2 * -1.5),  # γ is 0.3 β
-    ("dpo", 0.5, math.log(1 + math.exp(-0.5 * 2)), 0.5, -0.5),
-    ("dpo_norm", 3.0, math.log(1 + math.exp(-3 * (1 / 4 + 1 / 6))), 3 / 4, -3 / 6),
-    ("ipo", 0.5, (1 / 4 + 1 / 6 - 1 / (2 * 0.5)) ** 2, 0.5 / 4, -0.5 / 6),
-    ("cpo", 0.1, math.log(1 + math.exp(-0.1 * 5)), -0.4, -0.9),
-    ("kto", 0.1, (1 - SIGMOID[0.1]) + (1 - SIGMOID[0.1]), 0.1, -0.1),
-    # Odds e^−1 / (1 − e^−1) against e^−1.5 / (1 − e^−1.5); −log σ of the difference of their logarithms.
-    ("orpo", 0.1, 0.1 * math.log(1 + (math.exp(1) - 1) / (math.exp(1.5) - 1)), -0.1, -0.15),
-]
-
-
-@pytest.mark.parametrize(("loss", "beta", "value", "reward_w", "reward_l"), BY_HAND)
-def test_losses_by_hand(loss: Any, beta: float, value: float, reward_w: float, reward_l: float) -> None:
-    config = TrainConfig(loss=loss, beta=beta)
-    losses, chosen, rejected = preference_loss(config, LOGPS, config.target_margin, 1.0)
-    assert losses.item() == pytest.approx(value, rel=1e-5)
-    assert chosen.item() == pytest.approx(reward_w, rel=1e-5)
-    assert rejected.item() == pytest.approx(reward_l, rel=1e-5)
-
-
-@pytest.mark.parametrize("loss", [row[0] for row in BY_HAND])
-def test_every_loss_falls_as_the_chosen_answer_gains(loss: Any) -> None:
-    chosen = torch.tensor([-4.0], requires_grad=True)
-    rejected = torch.tensor([-9.0], requires_grad=True)
-    config = TrainConfig(loss=loss)
-    logps = dataclasses.replace(LOGPS, chosen=chosen, rejected=rejected)
-    preference_loss(config, logps, config.target_margin, 1.0)[0].sum().backward()
-    assert chosen.grad is not None
-    assert rejected.grad is not None
-    assert chosen.grad.item() < 0 < rejected.grad.item()
-
-
-@pytest.mark.parametrize("loss", [row[0] for row in BY_HAND])
-def test_a_label_of_zero_is_the_pair_the_other_way_round(loss: Any) -> None:
-    config = TrainConfig(loss=loss)
-    swapped = PairLogps(
-        chosen=LOGPS.rejected,
-        rejected=LOGPS.chosen,
-        chosen_tokens=LOGPS.rejected_tokens,
-        rejected_tokens=LOGPS.chosen_tokens,
-        ref_chosen=LOGPS.ref_rejected,
-        ref_rejected=LOGPS.ref_chosen,
-    )
-    with_zero = preference_loss(config, LOGPS, 0.0, 0.0)[0]
-    assert with_zero.item() == pytest.approx(preference_loss(config, swapped, 0.0, 1.0)[0].item(), rel=1e-5)
-    half = preference_loss(config, LOGPS, 0.0, 0.5)[0].item()
-    assert half == pytest.approx(
-        (with_zero.item() + preference_loss(config, LOGPS, 0.0, 1.0)[0].item()) / 2, rel=1e-5
-    )
-
-
-def test_orpo_is_finite_where_an_answer_is_certain_or_hopeless() -> None:
-    chosen = torch.tensor([0.0, -1e-9, -400.0, -3.0], requires_grad=True)
-    losses = orpo_loss(chosen, torch.tensor([-2.0, 0.0, 0.0, -400.0]), 1.0)
-    losses.sum().backward()
-    assert losses.isfinite().all()
-    assert chosen.grad is not None
-    assert chosen.grad.isfinite().all()
-
-
-# Batches
-
-
-TWO = [
-    TokenPair(id="x", prompt_ids=(1, 3), chosen_ids=(5, END), rejected_ids=(6, 7, END)),
-    TokenPair(id="y", prompt_ids=(1,), chosen_ids=(8, END), rejected_ids=(END,)),
-]
-
-
-def test_pad_by_hand() -> None:
-    batch = pad(TWO, pad_id=0, rows=[4, 9])
-    assert batch.input_ids.tolist() == [[1, 3, 5, 2, 0], [1, 8, 2, 0, 0], [1, 3, 6, 7, 2], [1, 2, 0, 0, 0]]
-    assert batch.attention_mask is not None
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1] * 5, [1, 1, 0, 0, 0]]
-    # In rows of five, the token before each label; prompts (with_prompts) are predicted from the chosen rows.
-    assert batch.selected.tolist() == [1, 2, 5, 6, 11, 12, 13, 15]
-    assert batch.targets.tolist() == [5, END, 8, END, 6, 7, END, END]
-    assert (batch.lengths, batch.rows, batch.weights.tolist()) == ([2, 2, 3, 1], [4, 9], [1, 1])
-    assert pad(TWO, 0, with_prompts=True).targets.tolist()[8:] == [3]
-
-
-def test_pack_by_hand() -> None:
-    batch = pack(TWO, with_prompts=True)
-    assert batch.input_ids.tolist() == [[1, 3, 5, 2, 6, 7, 2, 1, 8, 2, 2]]
-    assert batch.position_ids is not None
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4, 0, 1, 2, 1]]
-    assert batch.selected.tolist() == [1, 2, 7, 8, 1, 4, 5, 7, 0]
-    assert batch.targets.tolist() == [5, END, 8, END, 6, 7, END, END, 3]
-    assert batch.lengths == [2, 2, 3, 1, 1, 0]
-    segments = batch.segments
-    assert segments is not None
-    assert (segments.queries, segments.keys) == ([4, 3, 3, 1], [4, 5, 3, 2])
-    assert segments.key_index is not None
-    assert segments.key_index.tolist() == [0, 1, 2, 3, 0, 1, 4, 5, 6, 7, 8, 9, 7, 10]
-    apart = pack(TWO, share_prompt=False)
-    assert apart.input_ids.tolist() == [[1, 3, 5, 2, 1, 3, 6, 7, 2, 1, 8, 2, 1, 2]]
-    assert apart.selected.tolist() == [1, 2, 9, 10, 5, 6, 7, 12]
-    assert apart.segments is not None
-    assert apart.segments.key_index is None
-
-
-def test_masks_by_hand() -> None:
-    segments = pack(TWO).segments
-    assert segments is not None
-    cpu = torch.device("cpu")
-    assert segments.mask(0, None, cpu) is None
-    assert segments.mask(0, 4, cpu) is None  # a window as long as the segment
-    second = segments.mask(1, None, cpu)
-    assert second is not None
-    assert second.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    narrow = segments.mask(1, 2, cpu)
-    assert narrow is not None
-    assert narrow.int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
-    micro=st.integers(1, 4),
-    world=st.integers(1, 3),
-    steps=st.integers(1, 4),
-    epoch=st.integers(0, 2),
-    packed=st.booleans(),
-)
-@settings(max_examples=100, deadline=None)
-def test_every_pair_is_dealt_once_and_every_process_gets_as_many_batches(
-    lengths: list[int], micro: int, world: int, steps: int, epoch: int, packed: bool
-) -> None:
-    batch = micro * world * steps
-    dealt = []
-    for rank in range(world):
-        order = EpochOrder(lengths, 5, batch)
-        order.set_epoch(epoch)
-        batches = MicroBatches(order, batch, micro, world, rank, packed)
-        dealt.append(list(batches))
-        assert len(dealt[-1]) == len(batches)
-        assert all(1 <= len(rows) <= micro for rows in dealt[-1])
-    real = [row for hand in dealt for rows in hand for row in rows if row >= 0]
-    assert sorted(real) == list(range(len(lengths)))
-    # A step's pairs do not depend on how they are dealt.
-    alone = EpochOrder(lengths, 5, batch)
-    alone.set_epoch(epoch)
-    order_alone = list(alone)
-    for step in range(0, len(lengths), batch):
-        some = order_alone[step : step + batch]
-        micro_steps = -(-len(some) // (micro * world))
-        first = step // batch * steps
-        here = [
-            row for hand in dealt for rows in hand[first : first + micro_steps] for row in rows if row >= 0
-        ]
-        assert sorted(here) == sorted(some)
-
-
-def test_the_longest_pairs_come_first_and_micro_batches_are_alike_in_length() -> None:
-    lengths = [5 + (i * 37) % 101 for i in range(96)]
-    order = EpochOrder(lengths, 0, batch_size=16)
-    longest = sorted(lengths, reverse=True)
-    batches = [[lengths[row] for row in rows] for rows in MicroBatches(order, 16, 4, packed=False)]
-    assert [*batches[0], *batches[1]] == longest[:8]
-    assert [*batches[4], *batches[5]] == longest[8:16]
-    for first in range(0, len(batches), 4):
-        step = [length for rows in batches[first : first + 4] for length in rows]
-        assert step == sorted(step, reverse=True)
-    # Packed, a step's micro-batches are alike in tokens, and the first has the most.
-    tokens = [sum(lengths[row] for row in rows) for rows in MicroBatches(order, 16, 4)]
-    for first in range(0, len(tokens), 4):
-        step = tokens[first : first + 4]
-        assert step == sorted(step, reverse=True)
-        assert max(step) < 1.15 * min(step)
-    order.set_epoch(1)
-    assert sorted([lengths[row] for row in list(order)[:16]], reverse=True)[:4] != longest[:4]
-
-
-def test_order_is_a_permutation_for_each_epoch_and_seed() -> None:
-    order = EpochOrder([1] * 50, 3, 8)
-    first = list(order)
-    order.set_epoch(1)
-    second = list(order)
-    order.set_epoch(0)
-    assert sorted(first) == sorted(second) == list(range(50))
-    assert first == list(order)
-    assert len({tuple(first), tuple(second), tuple(EpochOrder([1] * 50, 4, 8)), tuple(range(50))}) == 4
-
-
-def test_each_pair_weighs_the_same_also_in_the_last_batch(tmp_path: Path) -> None:
-    # weights stay, so that losses can be added up
-    still = CONFIG.model_copy(update={"lr": 1e-30, "epochs": 1})
-    run(tmp_path, still, dropout=0.0)
-    batch = pad(some_pairs(), pad_id=0)
-    with torch.no_grad():
-        logits = tiny_model()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    logps = logits.flatten(0, 1)[batch.selected].log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-    means = torch.stack([part.mean() for part in torch.split(logps, batch.lengths)])
-    losses = simpo_loss(*means.chunk(2), still.scale, still.target_margin)
-    rows = the_order()
-    expected = [losses[rows[start : start + 4]].mean().item() for start in range(0, 22, 4)]
-    assert [line["loss"] for line in lines(tmp_path)] == pytest.approx(expected, rel=1e-5)
-
-
-def test_micro_batches_make_no_difference(tmp_path: Path) -> None:
-    config = TrainConfig(batch_size=8, micro_batch_size=8, lr=1e-3, epochs=2, max_length=32)
-    run(tmp_path / "8", config, dropout=0.0)
-    run(tmp_path / "2", config.model_copy(update={"micro_batch_size": 2}), dropout=0.0)
-    whole, cut = weights(tmp_path / "8/model"), weights(tmp_path / "2/model")
-    for name in whole:
-        torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
-    norms = [[line["grad_norm"] for line in lines(tmp_path / size)] for size in ("8", "2")]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
-
-
-# Training
 
 
 def test_loss_falls_and_margin_rises(tmp_path: Path) -> None:

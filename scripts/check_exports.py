@@ -2,8 +2,8 @@
 [--out DIR]
 
 Exports the run's pairs in every form and view, lets each tool's own code read the folder in a process of its
-own, and compares
-what it understood with what was written: rows in train and test, each row's answers in their order, labels.
+own, and compares what it understood with what was written: rows in train and test, each row's answers in
+their order, labels.
 
     trl           DPOTrainer, KTOTrainer and SFTTrainer train the tiny model for two steps
     simpo         alignment-handbook's get_datasets and apply_chat_template; CPOTrainer (SimPO's loss) trains

@@ -9,8 +9,7 @@ ones, and everything before is reused. The steps themselves: `sao.pipeline.steps
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sao.analysis.summary import summarise, worth_of_judge
@@ -18,8 +17,8 @@ from sao.config import Config
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, NoPairsError, SAOError
-from sao.execution.runner import Progress, Runner
+from sao.errors import ConfigError, NoPairsError
+from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import checks
@@ -67,8 +66,8 @@ def run(
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
     runner = Runner(root, session, config.max_drop_share, progress, notify, is_first())
     session.notify = runner.notify
+    sizes = manifest.grown(root, config)
     with watched(runner):
-        sizes = manifest.grown(root, config)
         for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
             names = wanted(round_, until)
             open_run(round_, runner, trains="train" in names)
@@ -124,6 +123,7 @@ def open_run(round_: Round, runner: Runner, trains: bool) -> None:
         round_.root, round_.config, identity, source, licences, outside, round_.sizes
     ):
         runner.notify(f"changed since the last run here: {line}")
+    runner.status.start()
 
 
 def only_training(round_: Round, until: str) -> None:
@@ -133,26 +133,6 @@ def only_training(round_: Round, until: str) -> None:
             "under torchrun there is only training: first `sao pairs` with the same recipe and --out, then "
             "torchrun with `-m sao train`. On one machine plain `sao run` with --train.processes does it all"
         )
-
-
-@contextmanager
-def watched(runner: Runner) -> Iterator[None]:
-    """Engines are closed and the status file is true, however it ends."""
-    try:
-        yield
-    except SAOError as error:
-        runner.status.end("failed", f"{type(error).__name__}: {error}")
-        raise
-    except KeyboardInterrupt:
-        runner.status.end("stopped")
-        raise
-    except BaseException as error:
-        runner.status.end("failed", repr(error))
-        raise
-    else:
-        runner.status.end("finished")
-    finally:
-        runner.session.close()
 
 
 def _commands_done(until: str) -> int:

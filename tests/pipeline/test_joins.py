@@ -63,7 +63,7 @@ def test_a_missing_row(tmp_path: Path, step: str, number: int) -> None:
     found = finished(tmp_path)
     count = len((found.stage(step).path / "records.jsonl").read_text().splitlines())
     place = edit(found, step, without(number % count))
-    with pytest.raises(StoreError, match=rf"{place}, line .*not \d+ together.*[Dd]elete"):
+    with pytest.raises(StoreError, match=rf"{place}, line .*not \d+ together.*Delete"):
         READ[step](found)
 
 

@@ -113,8 +113,8 @@ def test_stage_counts_are_those_of_the_folder() -> None:
 
 def test_results_load_without_torch() -> None:
     code = (
-        "import sys, sao.results, sao.tables;"
-        "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'yaml') if m in sys.modules])"
+        "import sys, sao.results, sao.tables;print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', "
+        "'yaml') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

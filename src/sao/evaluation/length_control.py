@@ -7,11 +7,10 @@ al., arXiv 2404.04475, section 3; the settings as in alpaca_eval 0.6.6, metrics/
     logit p = w_length · tanh(Δ/sd) + w_difficulty · difficulty + w_model
 
 p: the judge's preference for the model, a number from 0 to 1. Δ: characters of the baseline's answer less
-those of the model's.
-sd: its standard deviation over the rows. difficulty: of the instruction, fitted once over many models and
-then fixed. The score is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the weights sane, rows of
-the baseline told to be brief or wordy, against itself, are added at a tenth of a row's weight, without
-w_model. A lasso of strength 1/C pulls on the weights.
+those of the model's. sd: its standard deviation over the rows. difficulty: of the instruction, fitted once
+over many models and then fixed. The score is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the
+weights sane, rows of the baseline told to be brief or wordy, against itself, are added at a tenth of a row's
+weight, without w_model. A lasso of strength 1/C pulls on the weights.
 
 alpaca_eval takes, of ten values of C, the one that predicts best in 5-fold cross-validation. That pulls a
 score of few prompts towards 50 %, and the interval knows nothing of it: it covers 88 % at 100 prompts, 94 %

@@ -3,11 +3,13 @@ drops, shows progress, books what engines were asked, seals. It knows no step by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sao.errors import SAOError
 from sao.execution.drops import DropWatch, check_finished
 from sao.execution.session import Notify, Session
 from sao.execution.status import StatusFile
@@ -35,7 +37,7 @@ class Runner:
         notify: Notify = lambda line: None,
         writes_status: bool = True,
     ) -> None:
-        """`limit` is max_drop_share."""
+        """`limit` is max_drop_share; `writes_status`: see StatusFile."""
         self.root, self.session, self.limit = root, session, limit
         self.status = StatusFile(root, writes_status)
         self.worked = False
@@ -130,3 +132,23 @@ def _id(record: Record | Drop) -> str:
 def undone(records: Iterable[Record | Drop], done: Container[str]) -> Iterable[Record | Drop]:
     """Those of the records that do not exist yet."""
     return (record for record in records if _id(record) not in done)
+
+
+@contextmanager
+def watched(runner: Runner) -> Iterator[None]:
+    """Engines are closed and the status file is true, however it ends."""
+    try:
+        yield
+    except SAOError as error:
+        runner.status.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        runner.status.end("stopped")
+        raise
+    except BaseException as error:
+        runner.status.end("failed", repr(error))
+        raise
+    else:
+        runner.status.end("finished")
+    finally:
+        runner.session.close()

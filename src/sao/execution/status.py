@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from sao.errors import StoreError
 from sao.results.status import State, Status
 from sao.store.files import write_atomic
-from sao.store.manifest import MANIFEST
 
 NAME = "status.json"
 EVERY = 2.0
@@ -26,13 +25,13 @@ EVERY = 2.0
 
 
 class StatusFile:
-    """Keeps status.json of the folder `root` true, once the folder is a run's. Errors of the disk are left to
-    the stages, which report them."""
+    """Keeps status.json of the folder `root` true from `start` on: a run that is refused leaves the folder as
+    it was. Errors of the disk are left to the stages, which report them."""
 
     def __init__(self, root: Path, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         """`writes`: false in all but one of several processes."""
         self.path = root / NAME
-        self._writes, self._clock = writes, clock
+        self._writes, self._clock, self._started_writing = writes, clock, False
         self._lock = threading.Lock()  # engines speak from threads of their own
         self._started = time.time()
         self._state: State = "running"
@@ -45,6 +44,11 @@ class StatusFile:
         self._said: str | None = None
         self._counted_from: tuple[int, float] | None = None
         """Rows and time that the rate is counted from."""
+
+    def start(self) -> None:
+        """The run has been checked and works from now on."""
+        self._started_writing = True
+        self._write()
 
     @property
     def step(self) -> str | None:
@@ -97,7 +101,7 @@ class StatusFile:
 
     def _write(self) -> None:
         self._written = self._clock()
-        if not (self._writes and (self.path.parent / MANIFEST).is_file()):
+        if not (self._writes and self._started_writing):
             return
         with self._lock:
             try:

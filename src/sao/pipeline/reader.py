@@ -84,8 +84,7 @@ class Reader:
             if persona is None or persona.id != prompt.persona_id:
                 raise StoreError(
                     f"{stage.path / 'records.jsonl'}: no persona {prompt.persona_id} at row {prompt.row}, of "
-                    "whom "
-                    f"prompt {prompt.id} is. {MEND}"
+                    f"whom prompt {prompt.id} is. {MEND}"
                 )
             yield prompt, persona.text
 
@@ -174,8 +173,7 @@ class Reader:
                     if id_ not in by_id:
                         raise StoreError(
                             f"{stage.path / 'records.jsonl'}: pair {pair.id} names answer {id_}, which "
-                            "prompt "
-                            f"{prompt.id} does not have. {MEND}"
+                            f"prompt {prompt.id} does not have. {MEND}"
                         )
                 yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]
         pairs_of.end()

@@ -11,12 +11,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sao.config import Config, TrainConfig
+from sao.data.messages import chat
 from sao.data.preferences import TextPair
 from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.records import Drop, PreferencePair, Prompt, Response, to_dict
-from sao.stages.responses import chat
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation

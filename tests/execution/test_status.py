@@ -207,6 +207,7 @@ def root(tmp_path: Path) -> Path:
 def test_rate_and_time_left_by_hand(root: Path) -> None:
     clock = Clock()
     file = StatusFile(root, clock=clock)
+    file.start()
     file.begin("responses", 40, 100)  # 40 rows lay there already: they count for no rate
     status = read_status(root)
     assert (status.done, status.planned, status.rate, status.eta_s) == (40, 100, None, None)
@@ -228,6 +229,7 @@ def test_rate_and_time_left_by_hand(root: Path) -> None:
 def test_training_counts_optimiser_steps_from_the_first_on(root: Path) -> None:
     clock = Clock()
     file = StatusFile(root, clock=clock)
+    file.start()
     file.begin("train", 0, 0)
     assert read_status(root).planned is None
     clock.now += 500.0  # a model is loaded
@@ -245,6 +247,7 @@ def test_it_is_written_every_two_seconds(root: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(status_module, "EVERY", 2.0)
     clock = Clock()
     file = StatusFile(root, clock=clock)
+    file.start()
     file.begin("responses", 0, 10)
     clock.now += 1.9
     file.see(1, 10)
@@ -261,13 +264,16 @@ def test_it_is_written_every_two_seconds(root: Path, monkeypatch: pytest.MonkeyP
 
 def test_no_file_before_there_is_a_run_nor_from_a_second_process(tmp_path: Path) -> None:
     StatusFile(tmp_path).begin("prompts", 0, 1)
-    (tmp_path / "manifest.json").write_text("{}")
-    StatusFile(tmp_path, writes=False).begin("prompts", 0, 1)
+    second = StatusFile(tmp_path, writes=False)
+    second.start()
+    second.begin("prompts", 0, 1)
     assert not (tmp_path / "status.json").exists()
 
 
 def test_a_line_that_is_no_unicode_is_said(root: Path) -> None:
-    StatusFile(root).say("half \ud800")
+    file = StatusFile(root)
+    file.start()
+    file.say("half \ud800")
     assert read_status(root).doing == "half ?"
 
 
@@ -333,7 +339,9 @@ def test_durations() -> None:
 
 
 def test_json_is_the_status(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    StatusFile(root).begin("prompts", 1, 4)
+    file = StatusFile(root)
+    file.start()
+    file.begin("prompts", 1, 4)
     assert main(["status", str(root), "--json"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert Status.model_validate_json(line) == read_status(root)

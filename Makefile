@@ -21,7 +21,7 @@ test: $(STAMP) $(SMOLLM2)
 	$(MAKE) $(ZERO3)
 	$(BIN)/pytest -m slow
 	$(MAKE) $(VLLM)
-	build/vllm/bin/pytest tests/test_vllm.py
+	build/vllm/bin/pytest tests/engines/test_vllm.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

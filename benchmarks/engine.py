@@ -33,7 +33,7 @@ from sao.engines.transformers import TransformersEngine
 from sao.records import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny_models
+from support import tiny_models
 
 DEMO_SIZE = {
     "hidden_size": 96,

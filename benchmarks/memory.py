@@ -4,10 +4,10 @@
 
 Each run has a process of its own. `scripted`: all of `sao pairs` with the scripted engine (half as many
 personas as requests, two answers each, both orders judged). `server`: a stage of responses through the openai
-engine from a loopback server (tests/misbehaving_server.py) in another process. `personas`: as many personas
-as requests, drawn from a file, each of which writes a prompt (scripted engine); the run breaks off at the
-last one, and `resume_seconds` is the time from calling it again to its next request. Peak is the process's
-greatest resident set, after sealing and reading the records again. The last line printed is JSON.
+engine from a loopback server (tests/support/misbehaving_server.py) in another process. `personas`: as many
+personas as requests, drawn from a file, each of which writes a prompt (scripted engine); the run breaks off
+at the last one, and `resume_seconds` is the time from calling it again to its next request. Peak is the
+process's greatest resident set, after sealing and reading the records again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-SERVER = Path(__file__).parents[1] / "tests" / "misbehaving_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "misbehaving_server.py"
 
 
 def scripted(requests: int, root: Path) -> int:

@@ -35,7 +35,7 @@ from typing import Any
 DELAY, SLOW_DELAY, SLOW_EVERY = 0.2, 2.0, 10
 SAMPLES = 2
 MAX_TOKENS, TEMPERATURE = 256, 0.6
-SERVER = Path(__file__).parents[1] / "tests" / "misbehaving_server.py"
+SERVER = Path(__file__).parents[1] / "tests" / "support" / "misbehaving_server.py"
 MEMORY_SECONDS = 1.5
 PEER = "distilabel[openai]==1.5.3"
 PEER_SETTINGS: tuple[tuple[int, int, int], ...] = (

@@ -1,12 +1,10 @@
 """Intervals and tests: worked by hand, and against simulations with a known truth
 (benchmarks/coverage.py)."""
 
-import importlib.util
 import itertools
 import math
 import random
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,10 +14,12 @@ from hypothesis import strategies as st
 
 from sao.statistics import (
     bootstrap_ci,
+    cohen_kappa,
     detectable_effect,
     effect,
     effect_of_samples,
     holm,
+    logistic,
     mcnemar_exact,
     mean_ci,
     paired,
@@ -29,18 +29,13 @@ from sao.statistics import (
     sign_flip,
     wilson,
 )
+from support.repository import load_script
 
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
     """benchmarks/coverage.py."""
-    spec = importlib.util.spec_from_file_location(
-        "coverage_benchmark", Path(__file__).parents[1] / "benchmarks/coverage.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/coverage.py")
 
 
 # Points of a prompt
@@ -284,3 +279,27 @@ def test_an_interval_holds_its_mean(values: list[float]) -> None:
     found = effect(values, 0.5, (0.0, 1.0), 400)
     assert found.interval[0] - 1e-9 <= found.mean + 0.05 and found.interval[1] + 0.05 >= found.mean
     assert 0 < found.p <= 1
+
+
+def test_wilson_by_hand_and_by_simulation() -> None:
+    assert wilson(0, 10) == (0.0, pytest.approx(0.2775, abs=1e-4))
+    assert wilson(5, 10) == (pytest.approx(0.2366, abs=1e-4), pytest.approx(0.7634, abs=1e-4))
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_logistic_recovers_planted_coefficients_and_its_errors_allow_for_clusters() -> None:
+    rng = np.random.default_rng(0)
+    n = 4000
+    x = np.stack([np.ones(n), rng.normal(size=n)], 1)
+    y = (rng.random(n) < 1 / (1 + np.exp(-(0.5 - 1.2 * x[:, 1])))).astype(float)
+    fit = logistic(x, y, np.arange(n))
+    assert fit.converged
+    assert np.abs((fit.coefficients - [0.5, -1.2]) / fit.errors).max() < 3
+    twice = logistic(np.repeat(x, 2, 0), np.repeat(y, 2), np.repeat(np.arange(n), 2))
+    assert np.allclose(twice.errors, fit.errors, rtol=1e-6)  # saying all twice adds nothing
+    assert not logistic(x, (x[:, 1] > 0).astype(float), np.arange(n)).converged
+
+
+def test_kappa_by_hand() -> None:
+    assert cohen_kappa(np.array([[20.0, 5.0], [10.0, 15.0]])) == pytest.approx(0.4)
+    assert math.isnan(cohen_kappa(np.array([[10.0, 0.0], [0.0, 0.0]])))

@@ -24,8 +24,9 @@ from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import checks
 from sao.pipeline.reader import Reader
-from sao.pipeline.rounds import Round
-from sao.pipeline.steps import STEPS, own_pairs
+from sao.pipeline.rounds import Round, rounds_of
+from sao.pipeline.settings import own_pairs
+from sao.pipeline.steps import STEPS
 from sao.pipeline.train_step import is_first, is_worker
 from sao.results.summary import Summary
 from sao.store import manifest
@@ -58,24 +59,24 @@ def run(
     the configured one (tests, planted judges). Raises SAOError's children; whatever was finished before stays
     finished.
     """
-    began = time.monotonic()
+    began, root = time.monotonic(), Path(out)
     if engine is None:
         config = settle(config)[0]
     if not own_pairs(config):  # nobody is asked for training; the evaluation has its own personas
         config = config.model_copy(update={"personas": config.personas.model_copy(update={"n": 0})})
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
-    runner = Runner(Path(out), session, config.max_drop_share, progress, notify, is_first())
+    runner = Runner(root, session, config.max_drop_share, progress, notify, is_first())
     session.notify = runner.notify
-    sizes = manifest.grown(Path(out), config)
-    round_ = Round(config, Path(out), steps, given=engine, sizes=sizes)
     with watched(runner):
-        names = wanted(round_, until)
-        open_run(round_, runner, trains="train" in names)
-        run_round(round_, runner, names, until)
+        sizes = manifest.grown(root, config)
+        for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
+            names = wanted(round_, until)
+            open_run(round_, runner, trains="train" in names)
+            run_round(round_, runner, names, until)
         summary = summarise(Reader(round_), _commands_done(until), runner.worked)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
-    if until == "eval" and (runner.worked or not (round_.root / "summary.json").is_file()):
-        write_atomic(round_.root / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    if until == "eval" and (runner.worked or not (root / "summary.json").is_file()):
+        write_atomic(root / "summary.json", summary.model_dump_json(indent=1) + "\n")
     return summary
 
 

@@ -291,9 +291,9 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
             f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a "
             "run that has held-out prompts"
         )
-    place = on_disk(parse_source(source))
+    given = on_disk(parse_source(source))
     questions = read_questions(
-        place.path, revision=place.revision, subset=place.subset, split=place.split, column=place.column
+        given.path, revision=given.revision, subset=given.subset, split=given.split, column=given.column
     )
     references = asked.references.get(suite.name)
     return questions if references is None else with_references(questions, references)

@@ -68,8 +68,8 @@ class Runner:
             return stage
         limit = self.limit if step.limited else 1.0
         if not stage.finished:
-            make: Callable[[], Iterable[Record | Drop]] = lambda: step.make(work)  # noqa: E731
-            self.fill(stage, step.record, make, step.total(work), limit, step.rows(work), title)
+            self._begin(title or step.name, len(stage.done), step.total(work))
+            self.fill(stage, step.record, step.make(work), step.total(work), limit, step.rows(work), title)
         self.check(stage, limit)
         step.after(work)
         return stage
@@ -82,25 +82,27 @@ class Runner:
         self,
         stage: Stage,
         kind: type[Record],
-        make: Callable[[], Iterable[Record | Drop]],
+        records: Iterable[Record | Drop],
         total: int,
         limit: float,
         rows: Iterable[int] = (),
         title: str | None = None,
     ) -> None:
-        """Write what `make` yields into an open, unfinished stage, and seal it. `total` rows will come at
-        most (0: not known); `rows` are those that it asks for, in order."""
+        """Write `records`, as they come, into an open, unfinished stage, and seal it. `total` rows will come
+        at most (0: not known); `rows` are those that are asked for, in order."""
         what, done = title or stage.name, len(stage.done)
         self._begin(what, done, total)
         self._progress(what, done, total)
         watch = DropWatch(stage, limit, rows)
         try:
             with stage.writer() as out:
-                for record in make():
+                for record in records:
                     if _id(record) in stage.done:
                         continue
                     out.write(record)
                     done += 1
+                    if self.status.step != what:  # a step that it is made from was run in between
+                        self._begin(what, done, total)
                     self.status.see(done, total, watch.reasons)
                     self._progress(what, done, total)
                     if done % BOOKED_EVERY == 0:

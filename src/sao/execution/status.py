@@ -46,6 +46,11 @@ class StatusFile:
         self._counted_from: tuple[int, float] | None = None
         """Rows and time that the rate is counted from."""
 
+    @property
+    def step(self) -> str | None:
+        """The step at work."""
+        return self._step
+
     def begin(self, step: str, done: int, planned: int) -> None:
         """A step begins with `done` of `planned` rows (0: not known)."""
         self._state, self._error = "running", None

@@ -124,14 +124,14 @@ class Reader:
         """Finished verdicts by other recipes on the same answers in this folder, under the name of their
         judge and folder."""
         mine, n = self.round.stages("judgments"), self.config.responses.n
-        upstream = mine[0].settings["upstream"]
+        upstream = mine[0].settings["step"]["upstream"]
         for path in sorted(self.round.place.glob("judgments-*/stage.json")):
             info = read_stage_info(path)
             settings = info["settings"]
             stage = Stage(self.round.place, "judgments", settings, sizes=info["sizes"])
             if stage.path in {own.path for own in mine} or not stage.finished:
                 continue
-            if settings["upstream"] != upstream or info["sizes"] != mine[0].sizes:
+            if settings["step"]["upstream"] != upstream or info["sizes"] != mine[0].sizes:
                 continue
             name = f"{settings['method']} ({stage.path.name})"
             orders = 2 if settings["orders"] == "both" else 1

@@ -26,8 +26,8 @@ KEPT_BY_NORMS = {
     (4, "bfloat16"): 36, (4, "float32"): 42, (4, "adapter"): 24,
 }  # fmt: skip
 """Bytes for each hidden unit that a layer's norms and the inputs of its linear maps keep for the backward
-pass. Counted with saved_tensors_hooks on tiny models (tests/test_plan.py), by norms in a layer and what is
-trained."""
+pass. Counted with saved_tensors_hooks on tiny models (tests/analysis/test_plan.py), by norms in a layer and
+what is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,14 @@
+"""Fixtures that tests of several packages use. Functions that they share stand in `support`."""
+
+from __future__ import annotations
+
+import pytest
+
+from sao.engines import client
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of a server tries again sooner than it would for a real one."""
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.03)
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.5)

@@ -1,0 +1,45 @@
+"""What is refused before anything is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao.config import make_config
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import EngineError, ModelError
+from sao.method import run
+from support.tiny_models import gemma2
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [{"prompts": {"method": "user_turn"}}, {"prompts": {"prefill": True}}, {"judging": {"prefill": "x"}}],
+)
+def test_a_server_that_cannot_is_refused_before_anything_is_written(
+    ask: dict[str, Any], tmp_path: Path
+) -> None:
+    from sao.execution import session
+
+    config = make_config({
+        "model": "m", "engine": {"name": "openai"}, "personas": {"source": "builtin:general", "n": 4,
+        "held_out": 0}, **ask,
+    })  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
+        with pytest.raises(
+            EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"
+        ):
+            run(config, tmp_path / "run", until="judge")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_a_template_that_cannot_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = {
+        "model": gemma2(tmp_path / "m"), "engine": {"name": "transformers"},
+        "prompts": {"method": "user_turn"},
+        "personas": {"source": "builtin:general", "n": 4, "held_out": 0},
+    }  # fmt: skip
+    with pytest.raises(ModelError, match="takes no system message"):
+        run(make_config(recipe), tmp_path / "run", until="prompts")
+    assert not list((tmp_path / "run").rglob("*"))

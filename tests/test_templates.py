@@ -1,0 +1,22 @@
+"""Templates: their fields, and what is put into them."""
+
+from pathlib import Path
+
+import pytest
+
+from sao.errors import ConfigError
+from sao.templates import fill, load_template
+
+
+def test_braces_in_values_are_text() -> None:
+    assert (
+        fill("{prompt} | {first}", prompt="{first} {0} {}", first="{prompt}") == "{first} {0} {} | {prompt}"
+    )
+
+
+def test_a_template_without_its_field_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"\{persona\} does not stand in it"):
+        load_template(str(tmp_path / "t.txt"), ("persona",))
+    with pytest.raises(ConfigError, match="no template"):
+        load_template("nowhere", ())

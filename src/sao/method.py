@@ -101,10 +101,10 @@ def wanted(round_: Round, until: str) -> list[str]:
     goal = COMMANDS.get(until, until)
     if goal not in round_.table:
         raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}")
-    needed = {goal}
+    needed = {round_.in_place_of(goal)}
     for name in reversed(list(round_.table)):
         if name in needed:
-            needed |= set(round_.table[name].reads)
+            needed |= set(round_.inputs(name))
     return [name for name in active if name in needed]
 
 

@@ -107,12 +107,16 @@ class TrainConfig(Section):
     split."""
     held_out_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the pairs kept from training and measured while it runs (metrics eval_*)."""
-    eval_steps: int = setting(default=50, ge=1)
+    eval_steps: int = setting(default=50, ge=1, affects_records=False, because="when metrics are measured")
     """Optimiser steps between those measurements and between the alarms' samples."""
-    samples: int = setting(default=0, ge=0, le=64)
+    samples: int = setting(default=0, ge=0, le=64, affects_records=False, because="metrics only")
     """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and
     repetition."""
-    on_alarm: Literal["warn", "stop"] = setting(default="warn")
+    on_alarm: Literal["warn", "stop"] = setting(
+        default="warn",
+        affects_records=False,
+        because="a training that an alarm stopped is not finished: it goes on from its checkpoint",
+    )
     """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive
     samples)."""
     save_steps: int = setting(default=50, ge=1, affects_records=False, because="when checkpoints are written")

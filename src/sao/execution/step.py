@@ -92,8 +92,9 @@ class Step(Generic[S]):
     revision: int = 1
     """Raised when the same settings make other records (a changed parser): then they are made again."""
     reads: tuple[str, ...] = ()
-    """The steps whose records it reads. Where one of them is not part of the recipe and has the same kind of
-    records as what it reads itself (a filter), its input takes its place."""
+    """The steps that it hangs on: it may read their records, and those of the steps that these hang on. Where
+    one of them is not part of the recipe and has the same kind of records as what it reads itself (a filter),
+    its input takes its place."""
     settings: Callable[[S, Any], Mapping[str, Any]] = lambda run, variant: {}
     """All that its records depend on beside those steps: JSON values, hashed into its fingerprint."""
     ids: Callable[[S, Any], Mapping[str, Any]] | None = None

@@ -133,20 +133,26 @@ class Round:
     def _make(self, step: Step[Round], variant: Any) -> Stage:
         if variant is None:
             variant = next(iter(step.variants(self)))
-        upstream = {name: self._keys(name) for name in step.reads if self._has_records(name)}
+        upstream = {name: self._keys(name) for name in self.inputs(step.name)}
         # Under a key of its own: sections have keys such as `revision`, too.
         chain = {"step": {"revision": step.revision, "upstream": upstream}}
         settings = {**step.settings(self, variant), **chain}
         ids = None if step.ids is None else {**step.ids(self, variant), **chain}
         return Stage(self.place, step.name, settings, ids, self.sizes[-1] if step.build is None else None)
 
-    def _has_records(self, name: str) -> bool:
-        return self.has(name) or self._stand_in(name) is not None
+    def inputs(self, name: str) -> list[str]:
+        """The steps of this round that a step hangs on."""
+        if not self.has(name):
+            return []
+        return [found for read in self.table[name].reads if (found := self.in_place_of(read)) is not None]
+
+    def in_place_of(self, name: str) -> str | None:
+        """The step itself where this round has it, else the one whose records stand in; None where none can."""
+        return name if self.has(name) else self._stand_in(name)
 
     def _keys(self, name: str) -> str | list[str]:
         """What the ids of a step's records derive from; a step with several stages has several."""
-        stages = self.stages(name) if self.has(name) else [self.stage(name)]
-        keys = [stage.key for stage in stages]
+        keys = [stage.key for stage in self.stages(name)]
         return keys if len(keys) > 1 else keys[0]
 
     @property

@@ -284,7 +284,7 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # Some of these are not worth an answer.
     Step(
-        name="filtered", record=Prompt, reads=("prompts", "personas"), settings=filter_settings,
+        name="filtered", record=Prompt, reads=("prompts",), settings=filter_settings,
         ids=filter_ids,
         make=make_filtered, when=filters_prompts, total=partial(_records_of, "prompts"), limited=False,
         after=some_are_left,
@@ -302,7 +302,7 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # … and judges its own answers, in both orders.
     Step(
-        name="judgments", record=Judgment, reads=("filtered_responses", "filtered"),
+        name="judgments", record=Judgment, reads=("filtered_responses",),
         settings=judgment_settings,
         make=make_judgments, when=own_pairs, variants=lambda run: run.roles.judges,
         rows=lambda work: (pair.row for pair in training_pairs(work)), total=judgment_total,
@@ -310,12 +310,12 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # The clear preferences become pairs,
     Step(
-        name="pairs", record=PreferencePair, reads=("judgments", "filtered_responses", "filtered"),
+        name="pairs", record=PreferencePair, reads=("judgments",),
         settings=pair_settings, make=make_pairs, when=own_pairs, total=_possible_pairs, limited=False,
     ),
     # on which the model is trained.
     Step(
-        name="train", record=PreferencePair, reads=("pairs", "filtered_responses", "filtered"),
+        name="train", record=PreferencePair, reads=("pairs",),
         settings=train_settings, make=lambda work: (), build=train, product="model",
     ),
     # Then both answer prompts that it was not trained on,
@@ -333,7 +333,7 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # and the judge says whose answers are better.
     Step(
-        name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base", "filtered"),
+        name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
         settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
         when=compares, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
         total=lambda work: 2 * work.config.personas.held_out, in_funnel=False,

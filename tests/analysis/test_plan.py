@@ -271,13 +271,10 @@ def test_more_gpus_never_need_more_memory_each(
 ) -> None:
     """With ddp from 2 on: its buckets are another copy of the gradients."""
     method, weights, optimizer = way
-    train = TrainConfig(
-        method=method,
-        weights=weights,
-        optimizer=optimizer,
-        parallel=parallel,
-        gradient_checkpointing=checkpointing,
-    )  # type: ignore[arg-type]
+    train = TrainConfig.model_validate({
+        "method": method, "weights": weights, "optimizer": optimizer, "parallel": parallel,
+        "gradient_checkpointing": checkpointing,
+    })  # fmt: skip
     start = 2 if parallel == "ddp" else 1
     totals = [training_memory(shape, train, tokens, gpus).total for gpus in range(start, 9)]
     assert totals == sorted(totals, reverse=True)
@@ -300,7 +297,7 @@ def test_lora_needs_less_than_full_and_qlora_less_than_lora_on_large_models() ->
     """Not on small ones with a large vocabulary: PEFT puts their embedding into float32 for QLoRA."""
     for name in KNOWN:
         if "8B" in name or "9b" in name:
-            ways = [TrainConfig(method=m, weights="bfloat16") for m in ("qlora", "lora")] + [TrainConfig()]  # type: ignore[arg-type]
+            ways = [TrainConfig(method=m, weights="bfloat16") for m in ("qlora", "lora")] + [TrainConfig()]
             totals = [training_memory(read_shape(name), way, 2000).total for way in ways]
             assert totals == sorted(totals)
 

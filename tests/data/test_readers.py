@@ -90,7 +90,7 @@ def test_a_file_of_something_else_names_its_columns(tmp_path: Path, name: str) -
 
 
 def test_a_large_file_of_something_else_is_given_up_early(tmp_path: Path) -> None:
-    seen = []
+    seen: list[TextPair | Drop] = []
     with pytest.raises(DataError, match="no preference pairs"):
         seen.extend(read_pairs(write(tmp_path / "p.jsonl", [{"text": "x"}] * 5000)))
     reader = read_pairs(str(tmp_path / "p.jsonl"))

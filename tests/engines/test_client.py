@@ -307,7 +307,7 @@ def connected(config: OpenAIConfig) -> socket.socket:
 
     async def play() -> socket.socket:
         async with connections(config) as http, http.stream("GET", f"{config.base_url}/models") as response:
-            connection = response.extensions["network_stream"].get_extra_info("socket")
+            connection: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
             return connection.dup()
 
     return asyncio.run(play())

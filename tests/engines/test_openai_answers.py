@@ -21,6 +21,7 @@ from sao.stages.judging import judge, ordered_pairs
 from sao.stages.responses import answer_prompts
 from sao.store.files import read_jsonl
 from sao.store.stage import Stage
+from support.checks import known
 from support.misbehaving_server import RefusalError, Server
 from support.odd_servers import Body, Odd, answers, asked, last, opened, recipe, stage
 
@@ -246,7 +247,8 @@ BAD: dict[str, tuple[Callable[[Body], Any], str]] = {
 
 
 def test_hostile_answers_are_read_as_far_as_they_hold_and_else_given_up() -> None:
-    changes = {name: case[0] for name, case in {**GOOD, **BAD}.items()}
+    changes: dict[str, Callable[[Body], Any]] = {name: case[0] for name, case in GOOD.items()}
+    changes |= {name: case[0] for name, case in BAD.items()}
 
     def twist(body: Body, answer: Body) -> Any:
         return changes.get(last(body), lambda a: a)(answer)
@@ -416,5 +418,5 @@ def test_the_judge_may_be_a_server_while_the_policy_is_not(tmp_path: Path) -> No
     assert len(found["wise"]) > 50
     assert found["wise"] == pytest.approx({key: 1 - p for key, p in found["self"].items()})
     assert len(list(tmp_path.glob("round-1/responses-*"))) == 1
-    assert summary.usage.requests >= len(found["wise"])
+    assert known(summary.usage).requests >= len(found["wise"])
     assert server.requests < len(found["wise"]) + 20  # it judged, and wrote nothing

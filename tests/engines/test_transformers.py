@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: st
     engine = engines[name]
     requests = [request(i, n=1, max_tokens=130, temperature=0.0) for i in range(6)]
     ours = run(engine, requests)
-    model = engine.network.model
+    model: Any = engine.network.model
     lengths = set()
     for i, each in enumerate(requests):
         ids = engine.chat.prompt_ids(each.messages)
@@ -124,7 +125,7 @@ def test_max_tokens_end_tokens_and_reasons(engines: dict[str, TransformersEngine
     engine = engines["gemma2"]
     assert engine.chat.end_ids == {1, 4}
     completions = run(engine, [request(i, n=8, max_tokens=60, temperature=2.0) for i in range(60)]).values()
-    last = Counter()
+    last: Counter[int] = Counter()
     for each in completions:
         ids = each.token_ids or ()
         ends = [token in (1, 4) for token in ids]

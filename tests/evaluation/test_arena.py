@@ -32,7 +32,7 @@ def test_arena_by_hand() -> None:
 def test_arena_s_unreadable_games_are_counted_and_bounded() -> None:
     found = arena_scores([game("1", "A>B"), game("1", None, False), game("2", "B>A")], resamples=5)["m"]
     assert found.score == 50.0 and found.unreadable == 1
-    assert found.bounds == (pytest.approx(100 * 1 / 5), pytest.approx(100 * 4 / 5))
+    assert found.bounds == pytest.approx((100 * 1 / 5, 100 * 4 / 5))
 
 
 def test_arena_turned_round_and_against_itself() -> None:

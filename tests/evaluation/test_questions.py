@@ -155,7 +155,7 @@ def test_alpaca_eval_outputs_join_on_the_text(tmp_path: Path) -> None:
     asked = read_questions(
         lines(tmp_path / "q.jsonl", [{"instruction": "Greet me."}, {"instruction": "Say no."}])
     )
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"dataset": "d", "instruction": "Say no. ", "output": "", "generator": "g", "datasplit": "eval"},
         {
             "dataset": "d",

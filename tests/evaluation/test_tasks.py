@@ -340,9 +340,9 @@ def world_task(folder: Path) -> Path:
     products = {who: OCCUPATIONS[who][1] for who in makers}
     rows = []
     for who in makers:
-        choices = [products[who], *rng.sample([p for p in products.values() if p != products[who]], 2)]
-        rng.shuffle(choices)
-        rows.append({"who": who, "choices": choices, "answer": choices.index(products[who])})
+        words = [products[who], *rng.sample([p for p in products.values() if p != products[who]], 2)]
+        rng.shuffle(words)
+        rows.append({"who": who, "choices": words, "answer": words.index(products[who])})
     write_rows(folder / "facts.jsonl", rows)
     with_stops = "{{[choices[0] + '.', choices[1] + '.', choices[2] + '.']}}"
     for name, choices in (("world_words", "{{choices}}"), ("world_answers", with_stops)):
@@ -411,7 +411,7 @@ def test_a_chat_is_encoded_as_everywhere_else(family: str, tmp_path: Path) -> No
         [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c")],
     ):
         text = lm.apply_chat_template([{"role": role, "content": content} for role, content in turns])
-        wanted = chat.prompt_ids([Message(role, content) for role, content in turns])  # type: ignore[arg-type]
+        wanted = chat.prompt_ids([Message(role, content) for role, content in turns])
         assert lm.tok_encode(text) == wanted
         assert lm.tok_batch_encode([text])[0].tolist() == [wanted]
 

@@ -1,8 +1,8 @@
 """A stage that loses too much ends early, at the same place after a kill, and shows what was written."""
 
-import itertools
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from sao.errors import DropError
 from sao.execution.drops import DropWatch
 from sao.method import run
 from sao.records import Drop, Judgment, Message, Prompt
-from sao.store.stage import Stage
+from sao.store.stage import Ids, Stage
 
 
 def recipe(n: int = 200, **more: object) -> Config:
@@ -63,8 +63,8 @@ class Late:
     def __init__(self, lost: set[int], order: list[int], most: int | None = None) -> None:
         self.lost, self.order, self.most = lost, order, most
 
-    def make(self, key: str, done: object) -> itertools.chain[Prompt | Drop]:
-        rows = [row for row in self.order if f"{row:016x}" not in done]  # type: ignore[operator]
+    def make(self, key: str, done: Ids) -> Iterator[Prompt | Drop]:
+        rows = [row for row in self.order if f"{row:016x}" not in done]
         for number, row in enumerate(rows):
             if number == self.most:
                 raise KeyboardInterrupt

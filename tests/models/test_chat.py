@@ -1,6 +1,7 @@
 """Other chat models go through the whole run, and every stage encodes them alike."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_the_whole_run(model: str, tmp_path: Path) -> None:
     assert again.paths == summary.paths
 
 
-def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: Path) -> None:
+def test_generation_judging_and_training_see_the_same_ids(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(model, tmp_path)
     chat = ChatTokenizer.load(model, config.engine)
     messages = (Message("system", "be brief"), Message("user", "tell me about it"))
@@ -76,7 +79,12 @@ def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: 
     engine = TransformersEngine(model, config.engine)
     seen: list[list[int]] = []
     inner = engine.chat.prompt_ids
-    engine.chat.prompt_ids = lambda m, p="": seen.append(inner(m, p)) or seen[-1]  # type: ignore[func-returns-value]
+
+    def watched(messages: Sequence[Message], prefill: str = "") -> list[int]:
+        seen.append(inner(messages, prefill))
+        return seen[-1]
+
+    monkeypatch.setattr(engine.chat, "prompt_ids", watched)
     list(engine.generate([Request(messages, (Sample("a", 1),), Sampling(4))]))
     prompt = Prompt(id="p", row=0, persona_id="x", text="tell me about it")
     replies = [

@@ -47,8 +47,8 @@ def test_plain_numbers_arrive_as_they_are(tiny: str, tmp_path: Path) -> None:
     assert ours.prompt_ids(messages) == theirs.prompt_ids(messages)
     assert ours.end_ids >= {2}
     ids = torch.tensor([ours.prompt_ids(messages)])
-    logits = [load_model(m, EngineConfig()).eval()(ids).logits for m in (str(file), tiny)]
-    assert torch.allclose(*logits, atol=1e-5)
+    a, b = (load_model(m, EngineConfig()).eval()(ids).logits for m in (str(file), tiny))
+    assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_rounded_weights_are_what_the_file_says(tiny: str, tmp_path: Path) -> None:

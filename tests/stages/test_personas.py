@@ -280,7 +280,7 @@ def test_hostile_files_of_personas_are_named(
     monkeypatch.setattr("sao.data.readers.MAX_LINE", 4096)
     (tmp_path / name).write_bytes(content)
     for sample in ("random", "first"):
-        c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)  # type: ignore[arg-type]
+        c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)
         with pytest.raises(DataError, match=message):
             list(read_personas(c, 0))
 

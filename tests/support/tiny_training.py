@@ -37,8 +37,13 @@ CONFIG = TrainConfig(batch_size=4, micro_batch_size=2, lr=1e-3, epochs=2, save_s
 
 def tiny_model(dropout: float = 0.0) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), attention_dropout=dropout, **sizes, **ids))
 
 

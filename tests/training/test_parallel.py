@@ -288,7 +288,7 @@ def test_bfloat16_weights_are_the_same_in_all_processes(tmp_path: Path, way: str
 
 @pytest.mark.parametrize("way", ["fsdp2", "zero3"])
 def test_one_process_cannot_share(tmp_path: Path, way: str) -> None:
-    config = TrainConfig(**{**SETTINGS, "micro_batch_size": 4, "parallel": way})
+    config = TrainConfig.model_validate({**SETTINGS, "micro_batch_size": 4, "parallel": way})
     with pytest.raises(TrainingError, match=rf"train\.parallel {way}.*there is one.*torchrun"):
         train(some_pairs(), tiny_model(), tiny_tokenizer(), tmp_path, config, seed=0)
 

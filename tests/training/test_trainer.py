@@ -132,7 +132,7 @@ def test_margins_and_soft_labels_of_each_pair(tmp_path: Path) -> None:
     sums = sums_by_hand([pair])[0].tolist()
     chosen, rejected = sums[0] / len(pair.chosen_ids), sums[1] / len(pair.rejected_ids)
     margin = 2.0 * (chosen - rejected)
-    settings = {"lr": 1e-30, "beta": 2.0, "gamma": 0.5, "pairs": [judged]}
+    settings: dict[str, Any] = {"lr": 1e-30, "beta": 2.0, "gamma": 0.5, "pairs": [judged]}
     down = torch.nn.functional.softplus
     run(tmp_path / "margin", **settings, margin_weight=0.25)
     assert lines(tmp_path / "margin")[0]["loss"] == pytest.approx(
@@ -193,7 +193,12 @@ def test_a_number_that_pairs_lack_is_asked_for(tmp_path: Path, key: str, value: 
 
 @pytest.mark.parametrize("loss", ["simpo", "dpo"])
 def test_lora_resume_is_exact(tmp_path: Path, loss: str) -> None:
-    settings = {"method": "lora", "lr": 1e-2, "loss": loss, "lora": LoraConfig(r=4, dropout=0.1)}
+    settings: dict[str, Any] = {
+        "method": "lora",
+        "lr": 1e-2,
+        "loss": loss,
+        "lora": LoraConfig(r=4, dropout=0.1),
+    }
     run(tmp_path / "whole", **settings)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", **settings, on_log=stop_at(5))
@@ -243,7 +248,7 @@ def test_small_changes_survive_on_a_bfloat16_disk(tmp_path: Path, method: str) -
 @pytest.mark.filterwarnings("ignore:bitsandbytes:UserWarning")  # its CPU kernels
 def test_qlora_trains_an_adapter_on_four_bits_and_merges_it_into_the_whole_weights(tmp_path: Path) -> None:
     source = tiny_models.llama(tmp_path / "base", hidden_size=64, head_dim=16)
-    settings = {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "max_length": 64}
+    settings: dict[str, Any] = {"batch_size": 4, "micro_batch_size": 2, "epochs": 2, "max_length": 64}
     config = Config(model=source, train=TrainConfig(method="qlora", lr=1e-2, **settings))
     model = load_to_train(config)
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
@@ -323,7 +328,7 @@ def test_our_adamw_is_torchs_in_float32() -> None:
 
 
 def test_bfloat16_training_learns_and_resumes_exactly(tmp_path: Path) -> None:
-    settings = {"weights": "bfloat16", "optimizer": "adamw_sr", "lr": 1e-3, "epochs": 3}
+    settings: dict[str, Any] = {"weights": "bfloat16", "optimizer": "adamw_sr", "lr": 1e-3, "epochs": 3}
     run(tmp_path / "whole", **settings)
     assert lines(tmp_path / "whole")[-1]["loss"] < 0.7 * lines(tmp_path / "whole")[0]["loss"]
     with pytest.raises(KeyboardInterrupt):

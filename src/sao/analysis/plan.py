@@ -230,7 +230,8 @@ class Lengths:
     def __post_init__(self) -> None:
         if min(self.prompt, self.response) < 1 or not 0 < self.mfu <= 1:
             raise ConfigError(
-                "--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1"
+                "--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1",
+                key="--prompt-tokens",
             )
 
     def pair(self, train: TrainConfig) -> int:
@@ -400,7 +401,8 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
         raise ConfigError(
             f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
-            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus"
+            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus",
+            key="train.batch_size",
         )
     longest = lengths.worst(train, train.micro_batch_size)
     training = training_memory(shape, train, longest, gpus)

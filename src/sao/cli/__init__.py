@@ -284,7 +284,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _no_more(extra: list[str]) -> None:
     if extra:
-        raise ConfigError(f"unknown argument {extra[0]}")
+        raise ConfigError(f"unknown argument {extra[0]}", key=extra[0])
 
 
 def join_overrides(argv: list[str]) -> list[str]:
@@ -297,7 +297,7 @@ def join_overrides(argv: list[str]) -> list[str]:
         if word.startswith("--") and "=" not in word and is_key:
             value = next(words, None)  # an empty text is a value
             if value is None or value.startswith("--"):
-                raise ConfigError(f"--{key}: no value given")
+                raise ConfigError(f"--{key}: no value given", key=f"--{key}")
             word = f"{word}={value}"
         joined.append(word)
     return joined
@@ -309,12 +309,14 @@ def read_overrides(extra: list[str]) -> dict[str, str]:
     words = iter(extra)
     for word in words:
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument {word!r}; recipe keys are given as --section.key value")
+            raise ConfigError(
+                f"unexpected argument {word!r}; recipe keys are given as --section.key value", key=word
+            )
         key, equals, value = word[2:].partition("=")
         if not equals:
             given = next(words, None)  # an empty text is a value
             if given is None or given.startswith("--"):
-                raise ConfigError(f"--{key}: no value given")
+                raise ConfigError(f"--{key}: no value given", key=f"--{key}")
             value = given
         found[key] = value
     return found
@@ -379,7 +381,9 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from sao.store.files import write_atomic
 
     if not (args.base and args.tuned):
-        raise ConfigError("sao eval with suites compares two models: give both --base and --tuned")
+        raise ConfigError(
+            "sao eval with suites compares two models: give both --base and --tuned", key="--base"
+        )
     if args.seed is not None:
         overrides["seed"] = str(args.seed)
     base, tuned = player("base", args.base), player("tuned", args.tuned)
@@ -428,7 +432,7 @@ def _assigned(given: list[str], option: str) -> Iterator[tuple[str, str]]:
     for word in given:
         name, equals, value = word.partition("=")
         if not equals or not value:
-            raise ConfigError(f"{option} {word}: write it as SUITE=VALUE")
+            raise ConfigError(f"{option} {word}: write it as SUITE=VALUE", key=option)
         yield name, value
 
 
@@ -452,7 +456,8 @@ def _own_pairs(root: Path) -> Reader:
         raise ConfigError(
             f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao "
             "import` makes a run of "
-            "them"
+            "them",
+            key="pairs.source",
         )
     return run
 
@@ -523,7 +528,7 @@ def _stats(args: argparse.Namespace) -> int:
     from sao.results.statistics import RunStatistics
 
     if len(args.runs) > 2:
-        raise ConfigError("sao stats shows one run, or two side by side")
+        raise ConfigError("sao stats shows one run, or two side by side", key="run folder")
     found = RunStatistics(runs={str(root): stats(_run_folder(root), args.seed) for root in args.runs})
     print(show_statistics(found))
     if args.json:

@@ -108,7 +108,8 @@ class DropWatch:
             + (f" What was written:{shown}\n" if shown else " ")
             + f"What to change: {'; or '.join(advice) or 'the settings of this stage'}. Look at "
             f"{self.stage.path}; to go on "
-            "nevertheless allow more with --max_drop_share"
+            "nevertheless allow more with --max_drop_share",
+            key="max_drop_share",
         )
 
 

@@ -120,10 +120,11 @@ def read_status(root: Path) -> Status:
         status = Status.model_validate(json.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
         raise StoreError(
-            f"{root}: no status.json, so no run has worked here. Start one: sao run … --out {root}"
+            f"{root}: no status.json, so no run has worked here. Start one: sao run … --out {root}",
+            key="status.json",
         ) from error
     except (OSError, ValueError, ValidationError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+        raise StoreError(f"{path}: cannot be read: {error}", key="status.json") from error
     if status.state == "running" and status.host == socket.gethostname() and not _lives(status.pid):
         return status.model_copy(update={"state": "stopped", "rate": None, "eta_s": None})
     return status

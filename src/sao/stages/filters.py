@@ -93,7 +93,9 @@ def check_filters(config: FiltersConfig) -> None:
     """
     if config.max_words is not None and config.min_words > config.max_words:
         raise ConfigError(
-            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing is kept"
+            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing is "
+            "kept",
+            key="filters.min_words",
         )
     prompt_checks(config, "")
     if config.embeddings is not None:
@@ -333,12 +335,15 @@ def language_check(languages: list[str]) -> Check:
         identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            "filters.languages needs the package py3langid, 0.4 or newer: pip install 'sao[data]'"
+            "filters.languages needs the package py3langid, 0.4 or newer: pip install 'sao[data]'",
+            key="filters.languages",
         ) from error
     known = sorted(identifier.labels)
     if unknown := [code for code in languages if code not in known]:
         raise ConfigError(
-            f"filters.languages: no language {unknown[0]!r}. Give codes such as en; known: {', '.join(known)}"
+            f"filters.languages: no language {unknown[0]!r}. Give codes such as en; known: "
+            f"{', '.join(known)}",
+            key="filters.languages",
         )
 
     def check(prompt: Prompt, persona: str) -> Reason | None:
@@ -382,7 +387,8 @@ def plug_check(path: str) -> Check:
             raise ConfigError(
                 f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row "
                 f"{prompt.row}: {prompt.conversation[:200]!r}. Mend the function, then give the same command "
-                "again"
+                "again",
+                key="filters.reject",
             ) from error
         return (str(reason), None) if reason else None
 
@@ -397,7 +403,7 @@ def load_plug(path: str) -> Callable[[str], Any]:
     except Exception as error:  # the user's module may raise anything
         raise _no_plug(path, f"{type(error).__name__}: {error}") from error
     if not callable(plug):
-        raise ConfigError(f"filters.reject {path!r}: not a function")
+        raise ConfigError(f"filters.reject {path!r}: not a function", key="filters.reject")
     function: Callable[[str], Any] = plug
     return function
 
@@ -421,5 +427,6 @@ def plug_identity(path: str) -> str:
 def _no_plug(path: str, why: str) -> ConfigError:
     return ConfigError(
         f"filters.reject {path!r}: no such function ({why}). Write it as package.module:function; the module "
-        "must be importable here (set PYTHONPATH)"
+        "must be importable here (set PYTHONPATH)",
+        key="filters.reject",
     )

@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import types
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,16 @@ def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespa
     models.mkdir(parents=True)
     (models / "registry.py").write_text('_MODELS = {"Qwen3ForCausalLM": ("qwen3", "Qwen3ForCausalLM")}\n')
     state = types.SimpleNamespace(installed=True, build="vllm", gpu=True)
+
+    def version(package: str) -> str:
+        if package != state.build:
+            raise PackageNotFoundError(package)
+        return "0.32.0"
+
     spec = importlib.machinery.ModuleSpec("vllm", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path / "vllm")]
     monkeypatch.setattr(auto, "find_spec", lambda name: spec if state.installed else None)
-    monkeypatch.setattr(auto, "_is_installed", lambda package: package == state.build)
+    monkeypatch.setattr(auto, "version", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: state.gpu)
     return state
 

@@ -251,7 +251,8 @@ def test_hostile_answers_are_read_as_far_as_they_hold_and_else_given_up() -> Non
     changes |= {name: case[0] for name, case in BAD.items()}
 
     def twist(body: Body, answer: Body) -> Any:
-        return changes.get(last(body), lambda a: a)(answer)
+        change = changes.get(last(body))
+        return change(answer) if change else answer
 
     with Odd(twist=twist) as server, opened(server, retries=1) as engine:
         assert engine.usage is not None

@@ -16,6 +16,7 @@ from sao.pipeline.folder import reader, recorded
 from sao.pipeline.reader import Reader
 from sao.records import Judgment, PreferencePair
 from sao.sharing.import_pairs import import_pairs
+from sao.stages.rows import pair_row
 from sao.store.manifest import read_manifest
 from support.checks import known
 
@@ -207,20 +208,20 @@ def test_an_import_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.M
     whole = imported(tmp_path)
     from sao.sharing import import_pairs as module
 
-    real, calls = module._records, 0
+    calls = 0
 
-    def dying(*args: Any) -> Any:
+    def dying(*args: Any) -> int:
         nonlocal calls
         calls += 1
         if calls > 12:
             raise KeyboardInterrupt
-        return real(*args)
+        return pair_row(*args)
 
-    monkeypatch.setattr(module, "_records", dying)
+    monkeypatch.setattr(module, "pair_row", dying)
     config = load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")})
     with pytest.raises(KeyboardInterrupt):
         import_pairs(config, tmp_path / "killed")
-    monkeypatch.setattr(module, "_records", real)
+    monkeypatch.setattr(module, "pair_row", pair_row)
     import_pairs(config, tmp_path / "killed")
     files = [
         {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.jsonl")}

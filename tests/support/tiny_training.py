@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pkgutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -101,9 +101,9 @@ HASTY = CONFIG.model_copy(update={"save_steps": 1000, "save_minutes": 1e-9})
 
 def die_in(function: str, call: int) -> None:
     """Make the `call`-th call of a function SIGKILL this process before it does anything."""
-    module_name, _, name = function.rpartition(".")
-    module = importlib.import_module(module_name)
-    original, calls = getattr(module, name), [0]
+    owner_name, _, name = function.rpartition(".")
+    owner = pkgutil.resolve_name(owner_name)
+    original, calls = getattr(owner, name), [0]
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -111,4 +111,4 @@ def die_in(function: str, call: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(module, name, dying)
+    setattr(owner, name, dying)

@@ -26,9 +26,9 @@ from transformers import (
 
 from sao.errors import ModelError, StoreError, Terminated, TrainingError
 from sao.training import TokenPair, TrainResult, train
-from sao.training import run as training_run
 from sao.training.batches import EpochOrder
 from sao.training.monitors import SaveAndStop
+from sao.training.trainer import PreferenceTrainer
 from support.tiny_training import (
     CONFIG,
     END,
@@ -272,17 +272,17 @@ def test_a_full_disk_after_the_last_step_costs_no_step(tmp_path: Path, undisturb
     """`save_steps` is larger than the number of steps, as it may be with a real model."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill_disk(*args: Any, **kwargs: Any) -> Any:
+    def fill_disk(self: PreferenceTrainer) -> Any:
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, hard))
-        return original(*args, **kwargs)
+        return original(self)
 
-    original, rarely = training_run._publish, CONFIG.model_copy(update={"save_steps": 1000})
+    original, rarely = PreferenceTrainer.whole_model, CONFIG.model_copy(update={"save_steps": 1000})
     try:
         with (
             pytest.MonkeyPatch.context() as patch,
             pytest.raises(StoreError, match=r"model.partial.*free some space"),
         ):
-            patch.setattr(training_run, "_publish", fill_disk)
+            patch.setattr(PreferenceTrainer, "whole_model", fill_disk)
             run(tmp_path, rarely)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -291,14 +291,14 @@ def test_a_full_disk_after_the_last_step_costs_no_step(tmp_path: Path, undisturb
 
 
 def test_sigterm_while_the_model_is_saved_waits_for_it(tmp_path: Path, undisturbed: Path) -> None:
-    original = training_run._publish
+    original = PreferenceTrainer.whole_model
 
-    def terminated(*args: Any, **kwargs: Any) -> Any:
+    def terminated(self: PreferenceTrainer) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args, **kwargs)
+        return original(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Terminated, match="the model is saved"):
-        patch.setattr(training_run, "_publish", terminated)
+        patch.setattr(PreferenceTrainer, "whole_model", terminated)
         run(tmp_path)
     assert_same(tmp_path, undisturbed)
 
@@ -375,7 +375,12 @@ MOMENTS = [
     ),
     pytest.param("sao.training.checkpoints.write_atomic", 3, id="before the marker", marks=pytest.mark.slow),
     pytest.param("shutil.rmtree", 1, id="while an old checkpoint is deleted", marks=pytest.mark.slow),
-    pytest.param("sao.training.run._publish", 1, id="before the model is saved", marks=pytest.mark.slow),
+    pytest.param(
+        "sao.training.trainer.PreferenceTrainer.whole_model",
+        1,
+        id="before the model is saved",
+        marks=pytest.mark.slow,
+    ),
     pytest.param("sao.training.run.fsync", 1, id="before the model is renamed", marks=pytest.mark.slow),
     pytest.param("sao.training.run.fsync", 2, id="after the model is renamed", marks=pytest.mark.slow),
 ]

@@ -94,7 +94,7 @@ def read_rows(
         raise DataError(
             f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too "
             f"({option}: a commit or tag), so that the run can be repeated",
-            key=option,
+            key="revision",
         )
     else:
         yield from _hub_rows(source, revision, subset, split)

@@ -34,6 +34,7 @@ from sao.stages.calibration import Calibration
 from sao.statistics import ratio_ci, wilson
 from support import planted
 from support.checks import known
+from support.errors import raises
 
 SIZE = 600
 MINUS_ZERO = re.compile(r"-0(?:\.0*)?(?![\d.])")
@@ -123,7 +124,7 @@ def test_overconfidence_shows_in_the_temperature(tmp_path: Path) -> None:
 def test_labels_that_cannot_be_read_take_no_result_away(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     (folder.root / "labels.jsonl").write_text("no label\n{}\n")
-    with pytest.raises(DataError, match=r"labels\.jsonl, line 1"):
+    with raises(DataError, key="labels", match=r"labels\.jsonl, line 1"):
         audit(folder)
     assert worth_of_judge(folder).startswith("not known: ")
 
@@ -304,7 +305,7 @@ def test_labels_whose_ids_are_numbers_or_nothing(tmp_path: Path) -> None:
     assert read(good, nobody) == {("a", "b"): -1}  # one person without a name, whose last word counts
     for key in ("first_id", "second_id", "by", "prompt_id"):
         for value, kind in ((math.nan, "NaN"), (True, "true"), (["a"], "a list")):
-            with pytest.raises(DataError, match=f"line 1: not a label .under {key} stands {kind}"):
+            with raises(DataError, key="labels", match=f"line 1: not a label .under {key} stands {kind}"):
                 read(good | {key: value})
     for row in (
         {"verdict": "first", "first_id": "a"},
@@ -313,7 +314,7 @@ def test_labels_whose_ids_are_numbers_or_nothing(tmp_path: Path) -> None:
         [good],
         3,
     ):
-        with pytest.raises(DataError, match="line 2: not a label"):
+        with raises(DataError, key="labels", match="line 2: not a label"):
             read(good, row)
 
 
@@ -321,7 +322,7 @@ def test_a_line_that_is_no_label_stops_labelling(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     for line in ('{"prompt_id": "p", "by": "me", "verdict": NaN}', '{"prompt_id": "p", "by": "me"}', "[]"):
         (tmp_path / "labels.jsonl").write_text(line + "\n")
-        with pytest.raises(DataError, match=r"labels\.jsonl, line 1: not a label"):
+        with raises(DataError, key="labels", match=r"labels\.jsonl, line 1: not a label"):
             label(folder, 5, "me", ask=lambda prompt: "q", say=lambda text: None)
 
 
@@ -377,7 +378,7 @@ def test_self_tests(tmp_path: Path) -> None:
     assert found["truncated"].rate == 0.0
     assert found["padded"].n == 160
     control = reader(recipe(judging={"method": "longer"}), tmp_path, folder.round.given)
-    with pytest.raises(ConfigError, match="this run's is longer"):
+    with raises(ConfigError, key="--self-tests"):
         self_tests(control, 5)
 
 
@@ -418,9 +419,9 @@ def test_the_commands(
 
 def test_labels_that_are_not_there(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
-    with pytest.raises(DataError, match="sao label"):
+    with raises(DataError, key="labels file", match="sao label"):
         audit(folder, tmp_path / "nowhere")
-    with pytest.raises(StoreError, match="not finished"):
+    with raises(StoreError, key="stage"):
         audit(reader(recipe(responses={"n": 3}), tmp_path, folder.round.given))
 
 

@@ -45,6 +45,7 @@ from sao.results.statistics import (
 from sao.sharing.import_pairs import import_pairs
 from sao.statistics import wilson
 from support.checks import known
+from support.errors import raises
 
 
 def texts_of(texts: list[str]) -> Any:
@@ -326,7 +327,7 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
 
     with pytest.raises(Stop):
         run(config(), tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
-    with pytest.raises(StoreError, match="Go on with its recipe: sao prompts RECIPE --out"):
+    with raises(StoreError, key="run folder", match="Go on with its recipe: sao prompts RECIPE --out"):
         stats(reader(config(), tmp_path, ScriptedEngine()))
     assert main(["stats", str(tmp_path), str(tmp_path), str(tmp_path)]) == 1
     assert "two side by side" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from sao.config.recipe import RENAMED
 from sao.errors import ConfigError
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
+from support.errors import raises
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -49,7 +50,7 @@ def test_bad_keys_and_values_say_what_to_do(key: str, value: str, message: str) 
 
 
 def test_gamma_in_two_ways_is_an_error_and_each_alone_means_the_same() -> None:
-    with pytest.raises(ConfigError, match=r"gamma \(3.0\) and gamma_beta_ratio \(0.3\)"):
+    with raises(ConfigError, key="train", match=r"gamma \(3.0\) and gamma_beta_ratio \(0.3\)"):
         load_recipe("default", {"train.gamma": "3", "train.gamma_beta_ratio": "0.3"})
     one = load_recipe("default", {"train.gamma": "3", "train.beta": "10"})
     two = load_recipe("default", {"train.gamma_beta_ratio": "0.3", "train.beta": "10"})
@@ -61,17 +62,17 @@ def test_numbers_in_scientific_writing_are_numbers() -> None:
 
 
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Did you mean demo"):
+    with raises(ConfigError, key="recipe", match="Did you mean demo"):
         load_recipe("deno")
     bad = tmp_path / "r.yaml"
     bad.write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with raises(ConfigError, key="recipe", match="not valid YAML"):
         load_recipe(bad)
     bad.write_text("- 1")
-    with pytest.raises(ConfigError, match="a mapping"):
+    with raises(ConfigError, key="recipe", match="a mapping"):
         load_recipe(bad)
     bad.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with raises(ConfigError, key="recipe", match="cannot be read"):
         load_recipe(bad)
 
 
@@ -105,14 +106,14 @@ def test_free_text_is_never_read_as_a_number() -> None:
 
 def test_a_training_seed_counts_and_is_checked() -> None:
     assert load_recipe("default", {"train.seed": "7"}).train.counted()["seed"] == 7
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with raises(ConfigError, key="train.seed", match="greater than or equal to 0"):
         load_recipe("default", {"train.seed": "-1"})
 
 
 def test_when_checkpoints_are_written_does_not_count() -> None:
     assert TrainConfig().save_minutes == 5.0
     assert TrainConfig(save_minutes=0.1).counted() == TrainConfig().counted()
-    with pytest.raises(ConfigError, match="greater than 0"):
+    with raises(ConfigError, key="train.save_minutes", match="greater than 0"):
         load_recipe("default", {"train.save_minutes": "0"})
 
 

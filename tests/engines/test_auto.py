@@ -15,6 +15,7 @@ from sao.engines import auto, open_engine
 from sao.engines.auto import choose, settle
 from sao.engines.transformers import TransformersEngine
 from sao.errors import ConfigError, ModelError
+from support.errors import raises
 from support.tiny_models import qwen3
 
 AUTO = EngineConfig()
@@ -96,8 +97,10 @@ def test_what_only_vllm_can_do_is_not_left_out(
     config = EngineConfig.model_validate({"vllm": setting})
     assert choose(config, model)[0].name == "vllm"
     vllm.installed = False
-    with pytest.raises(
-        ConfigError, match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed"
+    with raises(
+        ConfigError,
+        key="config.json",
+        match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed",
     ):
         choose(config, model)
 

@@ -36,6 +36,7 @@ from sao.errors import ModelError
 from sao.method import run
 from support import planted, tiny_models
 from support.checks import known
+from support.errors import raises
 from support.made_up import scripted_recipe
 from support.run_files import records_of
 
@@ -241,8 +242,9 @@ def test_a_text_longer_than_the_context_has_no_score(tmp_path: Path) -> None:
 def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
     for name in ("llama", "qwen3", "gemma2", "mistral"):
         path = getattr(tiny_models, name)(tmp_path / name)
-        with pytest.raises(
+        with raises(
             ModelError,
+            key="reward model",
             match=r"as a reward model: the weight score\.weight is missing.*ForSequenceClassification",
         ):
             RewardModel(path, EngineConfig())
@@ -250,12 +252,12 @@ def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_does_not_belong_to_it_is_named(tmp_path: Path) -> None:
     larger = retell(llama(tmp_path / "larger"), lambda tokenizer: tokenizer.add_tokens(["onemoreword"]))
-    with pytest.raises(ModelError, match="knows 'onemoreword' as number"):
+    with raises(ModelError, key="embedding", match="knows 'onemoreword' as number"):
         RewardModel(larger, EngineConfig())
     bare = Path(llama(tmp_path / "bare"))
     (bare / "tokenizer.json").unlink()
     for look in (check_reward_model, RewardModel):
-        with pytest.raises(ModelError, match=r"no tokenizer\.json"):
+        with raises(ModelError, key="tokenizer.json", match=r"no tokenizer\.json"):
             look(str(bare), EngineConfig())
 
 
@@ -264,8 +266,10 @@ def test_missing_weights_are_named_and_counted(tmp_path: Path) -> None:
         for name in [name for name in weights if ".layers.1." in name]:
             del weights[name]
 
-    with pytest.raises(
-        ModelError, match=r"weight model\.layers\.1\.input_layernorm\.weight is missing .*\(9 such weights\)"
+    with raises(
+        ModelError,
+        key="reward model",
+        match=r"weight model\.layers\.1\.input_layernorm\.weight is missing .*\(9 such weights\)",
     ):
         RewardModel(reweigh(llama(tmp_path), drop_a_layer), EngineConfig())
 
@@ -274,8 +278,10 @@ def test_unexpected_weights_are_named_and_counted(tmp_path: Path) -> None:
     def add(weights: dict[str, torch.Tensor]) -> None:
         weights["score.bias"], weights["v_head.summary.weight"] = torch.zeros(1), torch.zeros(1, 32)
 
-    with pytest.raises(
-        ModelError, match=r"weight score\.bias has no place in this model .*\(2 such weights\)"
+    with raises(
+        ModelError,
+        key="reward model",
+        match=r"weight score\.bias has no place in this model .*\(2 such weights\)",
     ):
         RewardModel(reweigh(llama(tmp_path), add), EngineConfig())
 
@@ -285,8 +291,9 @@ def test_renamed_weights_are_named_on_both_sides(tmp_path: Path) -> None:
         for name in list(weights):
             weights[f"policy.{name}"] = weights.pop(name)
 
-    with pytest.raises(
+    with raises(
         ModelError,
+        key="reward model",
         match=r"model\.embed.* is missing .*\(21 such weights\); the weight policy\.model\.embed.*\(21 such",
     ):
         RewardModel(reweigh(llama(tmp_path), rename), EngineConfig())
@@ -296,7 +303,7 @@ def test_weights_of_another_shape_are_named_and_counted(tmp_path: Path) -> None:
     def cut(weights: dict[str, torch.Tensor]) -> None:
         weights["score.weight"] = weights["score.weight"][:, :16].clone()
 
-    with pytest.raises(ModelError, match=r"weight score\.weight has another shape"):
+    with raises(ModelError, key="reward model", match=r"weight score\.weight has another shape"):
         RewardModel(reweigh(llama(tmp_path), cut), EngineConfig())
 
 
@@ -361,8 +368,8 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     from sao.engines.reward import RewardModel
     from sao.errors import ModelError
 
-    with pytest.raises(ModelError, match="scores 3 classes"):
+    with raises(ModelError, key="reward model", match="scores 3 classes"):
         RewardModel(reward_model(tmp_path / "a", labels=3), EngineConfig())
     reward_model(tmp_path / "b")
-    with pytest.raises(ModelError, match=r"weight score\.weight is missing"):
+    with raises(ModelError, key="reward model", match=r"weight score\.weight is missing"):
         RewardModel(str(tmp_path / "b/base"), EngineConfig())

@@ -17,6 +17,7 @@ from sao.models.locate import find_model
 from sao.records import Message, PreferencePair, Prompt, Response
 from sao.training.job import encode_pair
 from support import tiny_models
+from support.errors import raises
 
 MODELS = {"llama": tiny_models.llama, "gemma2": tiny_models.gemma2, "qwen3": tiny_models.qwen3}
 
@@ -118,7 +119,7 @@ def test_a_model_without_a_chat_template_is_refused_with_advice(tmp_path: Path) 
     settings = json.loads((path / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match=r"no chat template.*instruct version"):
+    with raises(ModelError, key="chat template", match=r"no chat template.*instruct version"):
         ChatTokenizer.load(str(path), EngineConfig())
 
 
@@ -127,7 +128,7 @@ def test_broken_weights_are_a_clear_error(tmp_path: Path) -> None:
 
     path = Path(tiny_models.llama(tmp_path / "m"))
     (path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with raises(ModelError, key="model folder"):
         load_model(str(path), EngineConfig())
 
 

@@ -26,6 +26,7 @@ from sao.stages.judging import OrderedPair, compared_pairs, judge, ordered_pairs
 from sao.store.files import read_jsonl
 from support import planted
 from support.checks import all_of, known
+from support.errors import raises
 from support.made_up import answers, response, scripted_recipe
 from support.run_files import records_of
 
@@ -244,12 +245,16 @@ def _opinion(who: str, first: str, second: str) -> float:
 def test_verdicts_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
     engine = ScriptedEngine(choose=lambda m, c: (-9.0, -9.0))
     for personas, lost in ((20, "32 of the first 32"), (10, "20 of 20")):
-        with pytest.raises(DropError, match=rf"(?s)judgments: {lost} .*unreadable verdict.*judging\.prefill"):
+        with raises(
+            DropError,
+            key="max_drop_share",
+            match=rf"(?s)judgments: {lost} .*unreadable verdict.*judging\.prefill",
+        ):
             run(scripted_recipe(personas), tmp_path / str(personas), until="pairs", engine=engine)
 
 
 def test_bad_panels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two judges are the same"):
+    with raises(ConfigError, key="judging.panel"):
         run(scripted_recipe(5, judging={"panel": [{}]}), tmp_path, until="pairs", engine=ScriptedEngine())
     for bad, message in (
         ({"method": "random", "panel": [{}]}, "not random"),
@@ -258,7 +263,7 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
         ({"choices": ["1", "1 "]}, "both '1'"),
         ({"method": "text", "reasoning": True}, "judge_reasoning"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with raises(ConfigError, key="judging", match=message):
             make_config({"judging": bad})
 
 

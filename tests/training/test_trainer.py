@@ -30,6 +30,7 @@ from sao.training.job import fit, load_to_train
 from sao.training.monitors import LAUNCHER, Alarms, rate_warning, sample_metrics
 from sao.training.optimizer import AdamWStochastic, round_stochastically
 from support import tiny_models
+from support.errors import raises
 from support.tiny_training import CONFIG, END, lines, some_pairs, stop_at, tiny_model, tiny_tokenizer, weights
 
 SHORT = CONFIG.model_copy(update={"epochs": 1})
@@ -178,7 +179,9 @@ def test_an_adapter_on_an_embedding_that_is_the_head_too_is_refused() -> None:
     model = tiny_model()
     model.lm_head.weight = model.model.embed_tokens.weight
     targets = LoraConfig(targets=["embed_tokens", "q_proj"])
-    with pytest.raises(TrainingError, match="embed_tokens shares its weights with the head"):
+    with raises(
+        TrainingError, key="train.lora.targets", match="embed_tokens shares its weights with the head"
+    ):
         add_adapter(model, TrainConfig(method="lora", lora=targets), 0)
     add_adapter(tiny_model(), TrainConfig(method="lora", lora=targets), 0)  # untied
 
@@ -265,10 +268,10 @@ def test_qlora_trains_an_adapter_on_four_bits_and_merges_it_into_the_whole_weigh
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sao\[qlora\]'"):
+    with raises(ConfigError, key="bitsandbytes", match=r"pip install 'sao\[qlora\]'"):
         quantisation(TrainConfig(method="qlora"))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"pip install 'sao\[lora\]'"):
+    with raises(ConfigError, key="peft", match=r"pip install 'sao\[lora\]'"):
         add_adapter(tiny_model(), TrainConfig(method="lora"), 0)
 
 
@@ -346,7 +349,7 @@ def test_split_by_prompt(tmp_path: Path) -> None:
     assert 30 < len(held) < 90
     assert {p.prompt_ids for p in training}.isdisjoint({p.prompt_ids for p in held})
     assert sorted([*training, *held], key=lambda p: p.id) == sorted(pairs, key=lambda p: p.id)
-    with pytest.raises(TrainingError, match="held_out_share"):
+    with raises(TrainingError, key="train.held_out_share", match="held_out_share"):
         split_pairs(pairs[:2], 0.01)
 
 
@@ -402,7 +405,7 @@ def test_alarms_by_hand() -> None:
 
 def test_an_alarm_stops_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"lr": 0.05, "epochs": 6, "beta": 20.0}
-    with pytest.raises(TrainingError, match=r"by an alarm: .*train\.on_alarm warn"):
+    with raises(TrainingError, key="alarm", match=r"by an alarm: .*train\.on_alarm warn"):
         run(tmp_path, **settings, on_alarm="stop")
     log = lines(tmp_path)
     stopped = int(log[-1]["step"])
@@ -410,9 +413,7 @@ def test_an_alarm_stops_training_and_keeps_the_checkpoint(tmp_path: Path) -> Non
     assert stopped < 36
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()][-1:] or stopped == 0
     assert (tmp_path / f"checkpoints/checkpoint-{stopped}/complete.json").is_file()
-    with pytest.raises(
-        TrainingError, match="stopped before by an alarm"
-    ):  # the same command does not go on by itself
+    with raises(TrainingError, key="alarm"):  # the same command does not go on by itself
         run(tmp_path, **settings, on_alarm="stop")
     result = run(tmp_path, **settings, on_alarm="warn")  # goes on
     assert result.steps == 36

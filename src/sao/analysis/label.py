@@ -70,7 +70,8 @@ def label(
     pairs = sample(run, n, seed)
     if not pairs:
         raise DataError(
-            f"{run.root}: no prompt has two different answers, so there is nothing to compare", key="answers"
+            f"{run.root}: no prompt has two different answers, so there is nothing to compare",
+            key="different answers",
         )
     labels = _Labels(run.root / "labels.jsonl", by)
     say(HELP)

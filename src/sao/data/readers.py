@@ -88,7 +88,7 @@ def read_rows(
         raise DataError(
             f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's "
             "id",
-            key="data file",
+            key="data format",
         )
     elif revision is None:
         raise DataError(

@@ -335,7 +335,7 @@ def _sentence_encoder(model: str) -> Encode:
     except ImportError as error:
         raise ConfigError(
             "filters.embeddings needs the package sentence-transformers: pip install sentence-transformers",
-            key="filters.embeddings",
+            key="sentence-transformers",
         ) from error
     try:
         encoder = SentenceTransformer(model)

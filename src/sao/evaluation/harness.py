@@ -115,7 +115,7 @@ def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{folder}: give the data of task {name} as one file a split, all of one kind: "
                 "<split>.jsonl, .parquet or .csv",
-                key="--data-dir",
+                key="task data",
             )
         return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     if isinstance(source, str) and source and (data_dir / source).is_dir():
@@ -146,7 +146,8 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
         own = task.config.num_fewshot
         if own == 0 and shots:
             raise ConfigError(
-                f"task {task.task_name} is defined without examples: give {name} or {name}:0", key="task"
+                f"task {task.task_name} is defined without examples: give {name} or {name}:0",
+                key="task examples",
             )
         task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
         task.set_fewshot_seed(seed)
@@ -171,7 +172,7 @@ def _load(manager: Any, name: str, seed: int) -> Any:
                 "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
                 f"as data_dir: FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset "
                 f"--local-dir FOLDER/{source}`",
-                key="task",
+                key="task data",
             ) from error
 
 

@@ -39,7 +39,7 @@ def try_judge(
     """
     if config.method not in ("logprob", "text"):
         raise ConfigError(
-            f"self-tests ask a judge that reads; this run's is {config.method}", key="judging.method"
+            f"self-tests ask a judge that reads; this run's is {config.method}", key="--self-tests"
         )
     config = config.model_copy(update={"orders": "both", "comparisons_per_answer": None})
     chosen = nsmallest(n, groups, key=lambda group: make_id("self-test", seed, group[0].id))

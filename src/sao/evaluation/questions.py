@@ -268,7 +268,7 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
         raise DataError(
             f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as "
             f"{missing[0][:80]!r}. Give the answers to this set of questions",
-            key="answers",
+            key="missing answers",
         )
     return answers
 

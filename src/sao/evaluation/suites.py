@@ -181,7 +181,8 @@ def read_template(name: str, way: str) -> Template:
             if not any(f"{{{field}}}" in text for field in fields):
                 part = ", ".join([role, *sorted(when)])
                 raise ConfigError(
-                    f"template {name!r}: {{{fields[-1]}}} does not stand in its part {part!r}", key="template"
+                    f"template {name!r}: {{{fields[-1]}}} does not stand in its part {part!r}",
+                    key="template field",
                 )
     return Template(parts)
 

@@ -237,7 +237,7 @@ def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
             return metric
     raise ConfigError(
         f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it",
-        key="task",
+        key="task metric",
     )
 
 

@@ -46,13 +46,13 @@ def check_files(path: Path) -> None:
         raise ModelError(
             f"{path}: no tokenizer.json (nor tokenizer.model, vocab.json or another vocabulary). Copy the "
             "tokenizer's files from the model's source",
-            key="tokenizer",
+            key="tokenizer.json",
         )
     if found == "vocab.json" and not (path / "merges.txt").is_file():
         raise ModelError(
             f"{path}: vocab.json, but no merges.txt beside it. Copy it, or tokenizer.json, from the model's "
             "source",
-            key="tokenizer",
+            key="merges.txt",
         )
     module, package = _READERS.get(found or "", ("", ""))
     if module and find_spec(module) is None:
@@ -80,7 +80,7 @@ def words_of(tokenizer: Any, name: str) -> str:
         raise ModelError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens and none of them is a word, so its "
             "vocabulary is missing. Copy tokenizer.json (or tokenizer.model) into the folder",
-            key="tokenizer",
+            key="vocabulary",
         )
     return " ".join(words or letters[:3])
 
@@ -93,7 +93,7 @@ def check_words(tokenizer: Any, name: str, words: str, ids: Sequence[int]) -> No
         raise ModelError(
             f"{name}: what the user says is lost between chat template and tokenizer ({words!r} became "
             f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source",
-            key="chat template",
+            key="user text",
         )
 
 
@@ -115,7 +115,7 @@ def check_rows(tokenizer: Any, name: str, rows: int, shown: Collection[int]) -> 
             f"{name}: the tokenizer knows {token!r} as number {token_id}, but the embedding has {rows} rows "
             f"({len(outside)} such tokens). Resize it (model.resize_token_embeddings) and train those rows, "
             "or take the tokenizer that belongs to the weights",
-            key="tokenizer",
+            key="embedding",
         )
 
 

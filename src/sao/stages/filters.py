@@ -336,7 +336,7 @@ def language_check(languages: list[str]) -> Check:
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             "filters.languages needs the package py3langid, 0.4 or newer: pip install 'sao[data]'",
-            key="filters.languages",
+            key="py3langid",
         ) from error
     known = sorted(identifier.labels)
     if unknown := [code for code in languages if code not in known]:

@@ -72,7 +72,7 @@ def check_packages(config: Config) -> None:
     }
     for package, (key, install, needed) in needs.items():
         if needed and find_spec(package) is None:
-            raise ConfigError(f"{key} needs the package {package}: pip install {install}", key=key.split()[0])
+            raise ConfigError(f"{key} needs the package {package}: pip install {install}", key=package)
 
 
 def git_revision() -> str | None:

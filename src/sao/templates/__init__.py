@@ -28,7 +28,7 @@ def load_template(name: str, fields: tuple[str, ...]) -> str:
         ) from error
     missing = [field for field in fields if f"{{{field}}}" not in text]
     if missing:
-        raise ConfigError(f"template {name!r}: {{{missing[0]}}} does not stand in it", key="template")
+        raise ConfigError(f"template {name!r}: {{{missing[0]}}} does not stand in it", key="template field")
     return text.strip()
 
 

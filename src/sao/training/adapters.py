@@ -23,7 +23,7 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
         raise ConfigError(
-            "train.method lora needs the package peft: pip install 'sao[lora]'", key="train.method"
+            "train.method lora needs the package peft: pip install 'sao[lora]'", key="peft"
         ) from error
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
@@ -93,7 +93,7 @@ def quantisation(config: TrainConfig) -> Any:
         from transformers import BitsAndBytesConfig
     except ImportError as error:
         raise ConfigError(
-            "train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'", key="train.method"
+            "train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'", key="bitsandbytes"
         ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,

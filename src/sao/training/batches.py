@@ -56,14 +56,14 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
             raise TrainingError(
                 f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training",
-                key="pairs",
+                key="pair",
             )
         ids = {*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids}
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise TrainingError(
                 f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the "
                 f"model's vocabulary of {vocabulary}. Its tokenizer belongs to another model",
-                key="pairs",
+                key="pair",
             )
 
 

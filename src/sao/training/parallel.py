@@ -156,7 +156,7 @@ def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -
         )
     if way == "zero3" and importlib.util.find_spec("deepspeed") is None:
         raise TrainingError(
-            "train.parallel zero3 needs the package deepspeed: pip install deepspeed", key="train.parallel"
+            "train.parallel zero3 needs the package deepspeed: pip install deepspeed", key="deepspeed"
         )
 
 

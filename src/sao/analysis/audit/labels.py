@@ -26,7 +26,9 @@ def read_labels(path: Path, must: bool) -> Words:
     """
     if not path.is_file():
         if must:
-            raise DataError(f"{path}: no such file of labels. Make one with `sao label RUN`", key="labels")
+            raise DataError(
+                f"{path}: no such file of labels. Make one with `sao label RUN`", key="labels file"
+            )
         return {}
     last: dict[tuple[str, str], Label | None] = {}
     for where, row in _rows(path):

@@ -17,7 +17,7 @@ real: $(STAMP) $(SMOLLM2)
 	$(BIN)/sao run smollm2 --model $(SMOLLM2) --out runs/smollm2
 
 test: $(STAMP) $(SMOLLM2)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" --cov --cov-report=
 	$(MAKE) $(ZERO3)
 	$(BIN)/pytest -m slow
 	$(MAKE) $(VLLM)
@@ -26,6 +26,7 @@ test: $(STAMP) $(SMOLLM2)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

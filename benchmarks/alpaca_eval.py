@@ -47,8 +47,7 @@ def find(root: Path, name: str) -> str:
     if not path.is_file():
         raise DataError(
             f"{path}: not there. Give a clone of github.com/tatsu-lab/alpaca_eval with "
-            "instruction_difficulty.csv and "
-            "df_gamed.csv of the hub data set tatsu-lab/alpaca_eval in it"
+            "instruction_difficulty.csv and df_gamed.csv of the hub data set tatsu-lab/alpaca_eval in it"
         )
     return str(path)
 

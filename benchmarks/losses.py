@@ -147,8 +147,8 @@ def main() -> None:
         gains = ", ".join(f"{row['gain']:+.3f}" if "gain" in row else "failed" for row in rows)
         print(
             f"| {loss} | {gains} | {mean['gain']:+.3f} | {min(row['ci95'][0] for row in good):+.3f} | "
-            f"{mean['unseen']:+.3f} "
-            f"| {words[0]:.1f} → {words[1]:.1f} | {mean['chosen']:.2f} | {mean['margin']:.2f} |"
+            f"{mean['unseen']:+.3f} | {words[0]:.1f} → {words[1]:.1f} | {mean['chosen']:.2f} | "
+            f"{mean['margin']:.2f} |"
         )
     settings = {loss: {"beta": beta, "lr": lr, "tried": tried} for loss, (beta, lr, tried) in chosen.items()}
     print(

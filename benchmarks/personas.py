@@ -27,7 +27,7 @@ from sao.engines import open_engine
 from sao.method import run
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
-from sao.pipeline.steps import one_answer
+from sao.pipeline.settings import one_answer
 from sao.records import Prompt, Response
 from sao.stages.responses import answer_prompts
 from sao.statistics import bootstrap_ci

@@ -46,10 +46,9 @@ def row(seed: int, pairs: int, summary: Summary) -> str:
     low, high = oracle.ci95
     flips = "–" if judge.flip_rate is None else f"{judge.flip_rate:.3f}"
     return (
-        f"| {seed} | {oracle.before:.3f} | {oracle.after:.3f} | {oracle.gain:+.3f} "
-        f"| [{low:+.3f}, {high:+.3f}] | {oracle.unseen.gain:+.3f} ({oracle.unseen.n}) "
-        f"| {judge.accuracy:.3f} | {judge.first_slot_rate:.3f} | {flips} "
-        f"| {pairs} | {kept.label_accuracy:.3f} |"
+        f"| {seed} | {oracle.before:.3f} | {oracle.after:.3f} | {oracle.gain:+.3f} | [{low:+.3f}, "
+        f"{high:+.3f}] | {oracle.unseen.gain:+.3f} ({oracle.unseen.n}) | {judge.accuracy:.3f} | "
+        f"{judge.first_slot_rate:.3f} | {flips} | {pairs} | {kept.label_accuracy:.3f} |"
     )
 
 

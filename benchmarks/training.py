@@ -4,10 +4,9 @@ Liger.
     PYTHONPATH=src python benchmarks/training.py --threads 2
 
 TRL and Liger are installed into build/peers where they are missing. `--batches` times `--pairs` pairs are a
-fair sample of
-512: these, sorted by length, make groups, and one group is drawn from each of as many equal parts. All sides
-train on the same tokens and the same random weights, `--pairs` a forward pass, and must agree on loss and
-gradient or the script fails.
+fair sample of 512: these, sorted by length, make groups, and one group is drawn from each of as many equal
+parts. All sides train on the same tokens and the same random weights, `--pairs` a forward pass, and must
+agree on loss and gradient or the script fails.
 
     sao                 packed rows, shared prompt, the passes of a step alike in tokens (as
     sao.training.batches does)

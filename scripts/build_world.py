@@ -1,9 +1,8 @@
 """Build the toy world's chat model from a seed: `python scripts/build_world.py --out build/world-model`.
 
 What enters: nothing but a seed (the corpus is written by `sao.toy_world.language`, marked by
-`sao.toy_world.oracle`). What
-leaves: a Hugging Face model folder (Llama architecture, tokenizer, chat template) and a log of one JSON line
-per evaluation.
+`sao.toy_world.oracle`). What leaves: a Hugging Face model folder (Llama architecture, tokenizer, chat
+template) and a log of one JSON line per evaluation.
 
 The corpus has five tasks: write a question as a persona, answer a question (by careful and sloppy authors),
 check an answer mark by mark, rank two answers, and, in the last phase, describe a person by traits or by

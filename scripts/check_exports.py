@@ -2,8 +2,8 @@
 [--out DIR]
 
 Exports the run's pairs in every form and view, lets each tool's own code read the folder in a process of its
-own, and compares
-what it understood with what was written: rows in train and test, each row's answers in their order, labels.
+own, and compares what it understood with what was written: rows in train and test, each row's answers in
+their order, labels.
 
     trl           DPOTrainer, KTOTrainer and SFTTrainer train the tiny model for two steps
     simpo         alignment-handbook's get_datasets and apply_chat_template; CPOTrainer (SimPO's loss) trains
@@ -249,7 +249,8 @@ def two_steps(trainer_type: Any, config_type: Any, data: Any, more: dict[str, An
     assert done.global_step == 2
     assert math.isfinite(done.training_loss)
     assert any((a != b).any() for a, b in zip(before, model.parameters(), strict=True)), "no weight moved"
-    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {len(data['train'])} rows, loss {done.training_loss:.3f}"  # noqa: E501
+    rows, loss = len(data["train"]), done.training_loss
+    return f"{trainer_type.__name__} of {named('trl')}: 2 steps on {rows} rows, loss {loss:.3f}"
 
 
 def check_simpo(out: Path, view: str) -> str:

@@ -9,9 +9,8 @@ import time
 def test_torch_stays_out() -> None:
     code = (
         "import sys, sao, sao.method, sao.cli, sao.analysis.audit, sao.analysis.label; "
-        "sao.load_recipe('demo');"
-        "sao.cli.build_parser().format_help();"
-        "print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+        "sao.load_recipe('demo');sao.cli.build_parser().format_help();print([m for m in ('torch', "
+        "'transformers', 'pyarrow') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -9,8 +9,7 @@ ones, and everything before is reused. The steps themselves: `sao.pipeline.steps
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sao.analysis.summary import summarise, worth_of_judge
@@ -18,14 +17,15 @@ from sao.config import Config
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, NoPairsError, SAOError
-from sao.execution.runner import Progress, Runner
+from sao.errors import ConfigError, NoPairsError
+from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import checks
 from sao.pipeline.reader import Reader
-from sao.pipeline.rounds import Round
-from sao.pipeline.steps import STEPS, own_pairs
+from sao.pipeline.rounds import Round, rounds_of
+from sao.pipeline.settings import own_pairs
+from sao.pipeline.steps import STEPS
 from sao.pipeline.train_step import is_first, is_worker
 from sao.results.summary import Summary
 from sao.store import manifest
@@ -58,24 +58,24 @@ def run(
     the configured one (tests, planted judges). Raises SAOError's children; whatever was finished before stays
     finished.
     """
-    began = time.monotonic()
+    began, root = time.monotonic(), Path(out)
     if engine is None:
         config = settle(config)[0]
     if not own_pairs(config):  # nobody is asked for training; the evaluation has its own personas
         config = config.model_copy(update={"personas": config.personas.model_copy(update={"n": 0})})
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
-    runner = Runner(Path(out), session, config.max_drop_share, progress, notify, is_first())
+    runner = Runner(root, session, config.max_drop_share, progress, notify, is_first())
     session.notify = runner.notify
-    sizes = manifest.grown(Path(out), config)
-    round_ = Round(config, Path(out), steps, given=engine, sizes=sizes)
+    sizes = manifest.grown(root, config)
     with watched(runner):
-        names = wanted(round_, until)
-        open_run(round_, runner, trains="train" in names)
-        run_round(round_, runner, names, until)
+        for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
+            names = wanted(round_, until)
+            open_run(round_, runner, trains="train" in names)
+            run_round(round_, runner, names, until)
         summary = summarise(Reader(round_), _commands_done(until), runner.worked)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
-    if until == "eval" and (runner.worked or not (round_.root / "summary.json").is_file()):
-        write_atomic(round_.root / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    if until == "eval" and (runner.worked or not (root / "summary.json").is_file()):
+        write_atomic(root / "summary.json", summary.model_dump_json(indent=1) + "\n")
     return summary
 
 
@@ -123,6 +123,7 @@ def open_run(round_: Round, runner: Runner, trains: bool) -> None:
         round_.root, round_.config, identity, source, licences, outside, round_.sizes
     ):
         runner.notify(f"changed since the last run here: {line}")
+    runner.status.start()
 
 
 def only_training(round_: Round, until: str) -> None:
@@ -133,23 +134,6 @@ def only_training(round_: Round, until: str) -> None:
             "torchrun with `-m sao train`. On one machine plain `sao run` with --train.processes does it all",
             key="torchrun",
         )
-
-
-@contextmanager
-def watched(runner: Runner) -> Iterator[None]:
-    """Engines are closed and the status file is true, however it ends."""
-    try:
-        yield
-    except SAOError as error:
-        runner.status.end("failed", f"{type(error).__name__}: {error}")
-        raise
-    except BaseException as error:
-        runner.status.end("stopped" if isinstance(error, KeyboardInterrupt) else "failed", repr(error))
-        raise
-    else:
-        runner.status.end("finished")
-    finally:
-        runner.session.close()
 
 
 def _commands_done(until: str) -> int:

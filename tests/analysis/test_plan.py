@@ -345,8 +345,8 @@ def test_gemma_on_the_papers_machine_agrees_with_the_rule_of_thumb() -> None:
 
 
 def test_writing_by_hand() -> None:
-    """Large: a step reads 2 bytes of each weight and 8 lanes of 128. Small: a step takes 0.7 ms for each of 3
-    layers."""
+    """Large: a step reads 2 bytes of each weight and 8 slots of a cache bucket of 128. Small: a step takes
+    0.7 ms for each of 3 layers."""
     shape = read_shape("Qwen/Qwen3-8B")
     step = (2 * 8_190_735_360 + 8 * 128 * shape.kv_bytes) / 100e9
     assert writing_seconds(shape, 8, 800, 100, GPU("slow", 24.0, 1.0, 100.0)) == pytest.approx(100 * step)

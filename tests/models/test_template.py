@@ -87,7 +87,7 @@ def test_there_are_templates_of_all_families() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_familys_template_keeps_the_text_or_is_refused(family: str, tmp_path: Path) -> None:
+def test_the_template_of_every_family_keeps_the_text_or_is_refused(family: str, tmp_path: Path) -> None:
     """The templates that TRL holds, on a tiny tokenizer: either what the user says arrives, or the model is
     refused."""
     template = (TRL / f"{family}.jinja").read_text("utf-8")

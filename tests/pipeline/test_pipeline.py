@@ -89,7 +89,7 @@ def test_another_seed_or_other_personas_in_a_used_folder_is_refused(
     with raises(
         StoreError,
         key="run folder",
-        match=r"belongs to another run: (config\.seed: 0 → 5|personas\.n: 60 → 50).*--out",
+        match=r"(another run: config\.seed: 0 → 5|personas\.n: 60 → 50, but a run can only grow).*--out",
     ):
         run(config(**change), tmp_path, until="pairs", engine=ScriptedEngine())
     with raises(StoreError, key="run folder", match="model_identity"):
@@ -319,3 +319,29 @@ def test_two_processes_in_one_folder_lose_nothing(tmp_path: Path) -> None:
     stage[1].seal(Prompt)
     assert [p.row for p in stage[0].records(Prompt)] == list(range(50))
     assert stage[1].counts["records"] == 50
+
+
+@pytest.mark.parametrize("command", ["run", "audit", "stats", "export", "contamination", "label", "eval"])
+def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folders had no format before the second one; what is in them hangs on other ids."""
+    root = tmp_path / "old"
+    (root / "round-1" / "personas-0000abcd").mkdir(parents=True)
+    (root / "round-1" / "personas-0000abcd" / "records.jsonl").write_text("")
+    manifest = {"config": config().model_dump(mode="json"), "model_identity": "x", "outside": {}}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    arguments = {
+        "run": ["run", "demo", "--engine.name", "scripted", "--out", str(root)],
+        "contamination": ["contamination", str(root), "--against", str(root / "manifest.json")],
+        "eval": ["eval", "--base", "builtin:world", "--tuned", str(root), "--out", str(tmp_path / "eval")],
+    }
+    assert main(arguments.get(command, [command, str(root)])) == 1
+    said = capsys.readouterr().err
+    assert (
+        f"StoreError: {root}: a run folder of format 1, which this version of SAO (format 2) does not read"
+        in said
+    )
+    assert "Use another folder with --out" in said
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

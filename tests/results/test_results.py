@@ -56,7 +56,7 @@ def test_every_field_is_documented_and_every_result_has_a_kind_and_a_version() -
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
     kinds = [model.model_fields["kind"].default for model in RESULTS]
-    assert kinds == ["summary", "audit", "statistics", "contamination", "evaluation", "plan"]
+    assert kinds == ["summary", "audit", "statistics", "contamination", "evaluation", "plan", "status"]
     assert all(model.model_fields["version"].default >= 1 for model in RESULTS)
 
 
@@ -114,8 +114,8 @@ def test_stage_counts_are_those_of_the_folder() -> None:
 
 def test_results_load_without_torch() -> None:
     code = (
-        "import sys, sao.results, sao.tables;"
-        "print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', 'yaml') if m in sys.modules])"
+        "import sys, sao.results, sao.tables;print([m for m in ('torch', 'transformers', 'numpy', 'pyarrow', "
+        "'yaml') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -22,11 +22,10 @@ from sao.stages.filters import (
     is_active,
     is_refusal,
     is_unfinished,
-    load_plug,
     persona_reason,
-    plug_identity,
     prompt_checks,
 )
+from sao.stages.functions import function_identity, load_function
 from support.errors import raises
 
 OFF: dict[str, Any] = {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
@@ -275,8 +274,8 @@ def test_a_filter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert fates(["you fool", "you friend"], reject="mine:rude") == ["rude", "kept"]
     (tmp_path / "broken.py").write_text("1 / 0")
     for path in ("mine:none", "nowhere_at_all:f", "mine", "mine:x", "", ".mine:rude", "broken:f"):
-        with raises(ConfigError, key="filters.reject", match=r"filters\.reject"):
-            load_plug(path)
+        with raises(ConfigError, key="filters.reject"):
+            load_function(path, "filters.reject")
 
 
 def test_ones_own_filter_is_asked_once_and_may_change_its_mind(
@@ -308,14 +307,18 @@ def test_the_identity_of_ones_own_filter_is_its_file(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "plugged.py"
     file.write_text("raise RuntimeError('the module is not run')\n")
-    first = plug_identity("plugged:f")
-    assert plug_identity("plugged:f") == first != plug_identity("plugged:g")
+    first = function_identity("plugged:f", "filters.reject")
+    assert (
+        function_identity("plugged:f", "filters.reject")
+        == first
+        != function_identity("plugged:g", "filters.reject")
+    )
     file.write_text("def f(text): return None\n")
-    assert plug_identity("plugged:f") != first
+    assert function_identity("plugged:f", "filters.reject") != first
     assert str(tmp_path) not in first
     for path in ("nowhere_at_all:f", "", ".x:f", "nowhere.at:all"):
         with raises(ConfigError, key="filters.reject", match=r"filters\.reject .*PYTHONPATH"):
-            plug_identity(path)
+            function_identity(path, "filters.reject")
 
 
 def test_wrong_settings_show_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

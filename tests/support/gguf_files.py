@@ -37,12 +37,27 @@ def write_gguf(
     `facts`: further metadata, by "key" with __ for dots.
     """
     folder = Path(model)
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
     writer = gguf.GGUFWriter(file, "qwen3")
     writer.add_name("Tiny")
     if licence:
         writer.add_license(licence)
+    _add_shape(writer, json.loads((folder / "config.json").read_text()))
+    _add_tokenizer(writer, json.loads((folder / "tokenizer.json").read_text()), rule)
+    if (folder / "chat_template.jinja").is_file():
+        writer.add_chat_template((folder / "chat_template.jinja").read_text())
+    for key, value in facts.items():
+        writer.add_uint32(key.replace("__", "."), value)
+    for name, weight in load_file(folder / "model.safetensors").items():
+        if _gguf_name(name) != leave_out:
+            _add_weight(writer, _gguf_name(name), weight.astype(np.float32), kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def _add_shape(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -54,35 +69,32 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict[str, Any], rule: str) -> None:
     vocabulary = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
     special = {token["id"] for token in tokenizer["added_tokens"]}
+    merges = tokenizer["model"]["merges"]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([3 if number in special else 1 for _, number in vocabulary])
-    merges = tokenizer["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
-    if (folder / "chat_template.jinja").is_file():
-        writer.add_chat_template((folder / "chat_template.jinja").read_text())
-    for key, value in facts.items():
-        writer.add_uint32(key.replace("__", "."), value)
-    for name, weight in load_file(folder / "model.safetensors").items():
-        own = name
-        for theirs, ours in NAMES.items():
-            own = own.replace(theirs, ours)
-        if own == leave_out:
-            continue
-        data = weight.astype(np.float32)
-        if data.ndim == 2 and kind != "F32":
-            number = gguf.GGMLQuantizationType[kind]
-            data = gguf.quants.quantize(data, number)
-            writer.add_tensor(own, data, raw_dtype=number)
-        else:
-            writer.add_tensor(own, data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+
+
+def _gguf_name(name: str) -> str:
+    """The name of a weight in GGUF."""
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _add_weight(writer: gguf.GGUFWriter, name: str, data: Any, kind: str) -> None:
+    """A matrix is quantised as `kind`."""
+    if data.ndim == 2 and kind != "F32":
+        number = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(name, gguf.quants.quantize(data, number), raw_dtype=number)
+    else:
+        writer.add_tensor(name, data)

@@ -1,5 +1,5 @@
-"""What each process of tests/training/test_parallel.py runs: trainings one after the
-other, each described in a JSON file.
+"""What each process of tests/training/test_parallel.py runs: trainings one after the other, each described in
+a JSON file.
 
 torchrun --nproc-per-node 2 -m support.parallel_worker jobs.json
 """

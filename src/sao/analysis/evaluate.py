@@ -24,6 +24,7 @@ from sao.evaluation.judge_tests import try_judge
 from sao.evaluation.outputs import write_eval_results
 from sao.evaluation.questions import Question, held_out_questions, read_questions, with_references
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
+from sao.execution.runner import watched
 from sao.pipeline.folder import recorded
 from sao.pipeline.players import Player, run_of
 from sao.pipeline.two_models import Answers, TwoModels
@@ -91,27 +92,26 @@ class TaskOptions:
 
 
 def evaluate(
-    bench: TwoModels, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
+    models: TwoModels, asked: Asked, names: Sequence[str], tasks: TaskOptions | None = None
 ) -> Evaluation:
-    """Run the suites of these names; what `sao eval --json` prints. Files are written into the bench's
+    """Run the suites of these names; what `sao eval --json` prints. Files are written into the evaluation's
     folder.
 
     Raises ConfigError for what cannot be, before any model is asked.
     """
-    suites, options = find_suites(names), tasks or TaskOptions()
-    _check(bench, asked, suites, options if TASKS in names else None)
-    official = _official(asked)
-    try:
-        evaluation = _judged(bench, asked, suites, official)
-    finally:
-        bench.close()
-    _write_results(bench.root, evaluation)  # what is judged is kept, whatever becomes of the tasks
-    if TASKS in names:
-        compared, average = _tasks(bench, asked, options)
-        evaluation = evaluation.model_copy(update={"tasks": compared, "task_average": average})
-    evaluation = _with_holm(evaluation)
-    _write_results(bench.root, evaluation)
-    write_eval_results(bench.root, evaluation)
+    with watched(models.runner):
+        suites, options = find_suites(names), tasks or TaskOptions()
+        _check(models, asked, suites, options if TASKS in names else None)
+        models.runner.status.start()
+        evaluation = _judged(models, asked, suites, _official(asked))
+        models.close()
+        _write_results(models.root, evaluation)  # what is judged is kept, whatever becomes of the tasks
+        if TASKS in names:
+            compared, average = _tasks(models, asked, options)
+            evaluation = evaluation.model_copy(update={"tasks": compared, "task_average": average})
+        evaluation = _with_holm(evaluation)
+        _write_results(models.root, evaluation)
+        write_eval_results(models.root, evaluation)
     return evaluation
 
 
@@ -130,20 +130,20 @@ def _with_holm(evaluation: Evaluation) -> Evaluation:
     return evaluation.model_copy(update={"suites": suites, "tasks": tasks})
 
 
-def _check(bench: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
+def _check(models: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
     """Raise ConfigError for what would only show itself after hours."""
     _check_options(asked, suites)
     for suite in suites:
-        template = _template(bench, suite, asked)
+        template = _template(models, suite, asked)
         if suite.way == "duel":
             load_template(template, FIELDS[suite.way])
         else:
             read_template(template, suite.way)
     for player in asked.players:
-        if not player.is_file and player.role not in bench.given:
-            bench.check(bench.role(player))
-    if suites and "judge" not in bench.given:
-        bench.check(bench.judge, prefill=bool(bench.judging.prefill))
+        if not player.is_file and player.role not in models.given:
+            models.check(models.role(player))
+    if suites and "judge" not in models.given:
+        models.check(models.judge, prefill=bool(models.judging.prefill))
     if tasks is not None:
         _check_tasks(tasks)
 
@@ -175,8 +175,8 @@ def _check_tasks(tasks: TaskOptions) -> None:
             raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)", key="--data-dir")
 
 
-def _template(bench: TwoModels, suite: Suite, asked: Asked) -> str:
-    return asked.templates.get(suite.name) or suite.template or bench.judging.template
+def _template(models: TwoModels, suite: Suite, asked: Asked) -> str:
+    return asked.templates.get(suite.name) or suite.template or models.judging.template
 
 
 def _write_results(out: Path, evaluation: Evaluation) -> None:
@@ -184,23 +184,23 @@ def _write_results(out: Path, evaluation: Evaluation) -> None:
 
 
 def _judged(
-    bench: TwoModels, asked: Asked, suites: list[Suite], official: score.Official | None
+    models: TwoModels, asked: Asked, suites: list[Suite], official: score.Official | None
 ) -> Evaluation:
     """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
     questions = {suite.name: questions_of(suite, asked) for suite in suites}
     sides: dict[str, dict[str, Answers]] = {suite.name: {} for suite in suites}
     for player in asked.players:
         for name, own in sides.items():
-            own[player.role] = bench.answers(player, questions[name])
-    label, why = _label(bench, asked) if suites else ("", "")
+            own[player.role] = models.answers(player, questions[name])
+    label, why = _label(models, asked) if suites else ("", "")
     headline = label != "CIRCULAR" or asked.headline
     for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
-        shutil.rmtree(bench.root / name, ignore_errors=True)
+        shutil.rmtree(models.root / name, ignore_errors=True)
     results = {
         suite.name: SuiteWork(
-            bench=bench,
+            models=models,
             suite=suite,
-            template=_template(bench, suite, asked),
+            template=_template(models, suite, asked),
             source=_source_in_words(asked.source(suite)),
             questions=questions[suite.name],
             players=asked.players,
@@ -210,40 +210,40 @@ def _judged(
         ).result()
         for suite in suites
     }
-    first = suites[0].name if suites and bench.config.eval.self_tests else None
+    first = suites[0].name if suites and models.config.eval.self_tests else None
     return Evaluation(
         base=asked.base.model,
         tuned=asked.tuned.model,
         reference=asked.reference.model if asked.reference else None,
-        judge=bench.judge_identity.name if suites else None,
+        judge=models.judge_identity.name if suites else None,
         label=label,
         why=why,
         headline=headline,
-        made_with=made_with(bench, asked),
+        made_with=made_with(models, asked),
         suites=results,
-        self_tests=_try_judge(bench, questions[first], sides[first]["tuned"]) if first else None,
+        self_tests=_try_judge(models, questions[first], sides[first]["tuned"]) if first else None,
     )
 
 
-def _label(bench: TwoModels, asked: Asked) -> tuple[Label, str]:
+def _label(models: TwoModels, asked: Asked) -> tuple[Label, str]:
     """How the judge is related to the models."""
-    return judge_label(bench.judge_identity, bench.identity(asked.tuned), bench.identity(asked.base))
+    return judge_label(models.judge_identity, models.identity(asked.tuned), models.identity(asked.base))
 
 
 def _source_in_words(source: str) -> str:
     return str(parse_source(source)) if source else "held-out prompts of the run"
 
 
-def made_with(bench: TwoModels, asked: Asked) -> MadeWith:
+def made_with(models: TwoModels, asked: Asked) -> MadeWith:
     """What the figures depend on: who answered and judged, by weights, and with which settings."""
-    c, judging = bench.config, bench.judging
+    c, judging = models.config, models.judging
     return MadeWith(
-        weights={player.role: bench.identity(player).weights for player in asked.players},
-        judge=bench.judge_identity.weights,
+        weights={player.role: models.identity(player).weights for player in asked.players},
+        judge=models.judge_identity.weights,
         judging=JudgingSettings(**judging.model_dump(include=set(JudgingSettings.model_fields))),
         sampling=SamplingSettings(**c.responses.model_dump(include=set(SamplingSettings.model_fields))),
         engine={
-            player.role: "a file" if player.is_file else bench.own_engine(player).name
+            player.role: "a file" if player.is_file else models.own_engine(player).name
             for player in asked.players
         },
         seed=c.seed,
@@ -252,17 +252,17 @@ def made_with(bench: TwoModels, asked: Asked) -> MadeWith:
     )
 
 
-def _tasks(bench: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[TaskComparison], TaskAverage]:
+def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[TaskComparison], TaskAverage]:
     """Both models on lm-eval's tasks, paired; and the mean over the tasks of each."""
     from sao.evaluation.tasks import compare_tasks, run_tasks
 
     # lm-eval runs on transformers, whatever answers the questions.
-    engine = bench.own_engine(asked.base).model_copy(update={"name": "transformers"})
+    engine = models.own_engine(asked.base).model_copy(update={"name": "transformers"})
     base, tuned = (
         run_tasks(
             player.model,
             options.tasks,
-            cache=bench.root / "tasks",
+            cache=models.root / "tasks",
             engine=engine,
             revision=player.revision,
             limit=options.limit,
@@ -270,11 +270,11 @@ def _tasks(bench: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[T
             include_path=options.include_path,
             data_dir=options.data_dir,
             template=options.template,
-            notify=bench.runner.notify,
+            notify=models.runner.notify,
         )
         for player in (asked.base, asked.tuned)
     )
-    compared = compare_tasks(base, tuned, resamples=bench.config.eval.bootstrap, seed=bench.config.seed)
+    compared = compare_tasks(base, tuned, resamples=models.config.eval.bootstrap, seed=models.config.seed)
     return compared, TaskAverage(base=base.average, tuned=tuned.average)
 
 
@@ -295,9 +295,9 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
             "run that has held-out prompts",
             key="--questions",
         )
-    place = on_disk(parse_source(source))
+    given = on_disk(parse_source(source))
     questions = read_questions(
-        place.path, revision=place.revision, subset=place.subset, split=place.split, column=place.column
+        given.path, revision=given.revision, subset=given.subset, split=given.split, column=given.column
     )
     references = asked.references.get(suite.name)
     return questions if references is None else with_references(questions, references)
@@ -317,14 +317,14 @@ def _official(asked: Asked) -> score.Official | None:
     )
 
 
-def _try_judge(bench: TwoModels, questions: list[Question], answers: Answers) -> dict[str, SelfTest]:
+def _try_judge(models: TwoModels, questions: list[Question], answers: Answers) -> dict[str, SelfTest]:
     """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
-    n, config, seed = bench.config.eval.self_tests, bench.judging, bench.config.seed
+    n, config, seed = models.config.eval.self_tests, models.judging, models.config.seed
     ids = (answer.id for _, own in groups for answer in own)
-    key = make_id(bench.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
-    path = bench.root / f"self-tests-{key[:8]}.json"
+    key = make_id(models.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
+    path = models.root / f"self-tests-{key[:8]}.json"
     if not path.is_file():
-        tests = try_judge(groups, n, lambda: bench.session.engine(bench.judge), config, seed)
+        tests = try_judge(groups, n, lambda: models.session.engine(models.judge), config, seed)
         write_atomic(path, SELF_TESTS.dump_json(tests, indent=1).decode() + "\n")
     return SELF_TESTS.validate_json(path.read_text("utf-8"))

@@ -167,7 +167,7 @@ def _append(path: Path, row: dict[str, str | None]) -> None:
         raise store_error(error, path) from error
 
 
-def _show(shown: Shown, place: str) -> str:
+def _show(shown: Shown, heading: str) -> str:
     """The pair, as wide as the terminal, without characters that could steer it."""
     width = min(100, shutil.get_terminal_size().columns)
 
@@ -181,7 +181,7 @@ def _show(shown: Shown, place: str) -> str:
         )
 
     parts = [
-        f"── {place} " + "─" * max(0, width - len(place) - 4),
+        f"── {heading} " + "─" * max(0, width - len(heading) - 4),
         block(shown.prompt.conversation),
         "",
         "1:",

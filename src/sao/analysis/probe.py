@@ -41,9 +41,9 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Measurement:
     from sao.training.job import load_to_train
     from sao.training.run import train
 
-    t, prompt, response = config.train, plan.assumed.prompt, plan.assumed.response
-    answer = max(1, min(response, t.max_length - prompt))
-    pairs = _random_pairs(config, prompt, answer, t.micro_batch_size * (steps + 1))
+    own, prompt = config.train, plan.assumed.prompt
+    answer = max(1, min(plan.assumed.response, own.max_length - prompt))
+    pairs = _random_pairs(config, prompt, answer, own.micro_batch_size * (steps + 1))
     step_ends: list[float] = []
 
     def on_log(line: dict[str, Any]) -> None:
@@ -54,10 +54,10 @@ def probe(config: Config, plan: Plan, steps: int = 3) -> Measurement:
 
     model = load_to_train(config)
     tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
-    bare = t.model_copy(update={**BARE, "batch_size": t.micro_batch_size})
+    bare = own.model_copy(update={**BARE, "batch_size": own.micro_batch_size})
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
         train(pairs, model, tokenizer, Path(folder), bare, config.seed, on_log)
-    tokens = steps * t.micro_batch_size * Lengths(prompt=prompt, response=answer).pair(t)
+    tokens = steps * own.micro_batch_size * Lengths(prompt=prompt, response=answer).pair(own)
     rate = tokens / (step_ends[-1] - step_ends[0])
     to_train = next(stage.read for stage in plan.stages if stage.name == "training")
     cuda = model.device.type == "cuda"

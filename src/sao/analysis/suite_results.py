@@ -38,7 +38,7 @@ Judged = Mapping[str, Sequence[Judgment | Rating]]
 class SuiteWork:
     """What is needed to judge one suite."""
 
-    bench: TwoModels
+    models: TwoModels
     suite: Suite
     template: str
     """What the judge is shown."""
@@ -59,7 +59,7 @@ class SuiteWork:
 
     @property
     def _resampling(self) -> tuple[int, int]:
-        return self.bench.config.eval.bootstrap, self.bench.config.seed
+        return self.models.config.eval.bootstrap, self.models.config.seed
 
     def _about(self) -> dict[str, Any]:
         """What both kinds of suites say of the answers."""
@@ -83,7 +83,7 @@ class SuiteWork:
 
     def _marks(self) -> MarkedSuite:
         """Marks of each model, and the difference."""
-        ratings = {role: self.bench.ratings(self._shown(side, {})) for role, side in self.sides.items()}
+        ratings = {role: self.models.ratings(self._shown(side, {})) for role, side in self.sides.items()}
         points = {role: score.marks_of(found) for role, found in ratings.items()}
         self._write_items(ratings)
         marks = {role: score.mean_mark(found, *self._resampling) for role, found in points.items()}
@@ -107,7 +107,7 @@ class SuiteWork:
         for role in [name for name in ("base", "tuned") if name != other]:
             ours, theirs = self.sides[role], self.sides[other]
             games[role] = score.Games.of(self.questions, ours, theirs)
-            judged[role] = self.bench.verdicts(self._shown(ours, theirs))
+            judged[role] = self.models.verdicts(self._shown(ours, theirs))
             points[role] = games[role].points(judged[role], soft)
         fitted = self._fitted(games, judged)
         win_rates = {
@@ -173,7 +173,7 @@ class SuiteWork:
 
     def _write_items(self, judged: Judged) -> None:
         lines = "".join(line + "\n" for line in self._items(judged))
-        write_atomic(self.bench.root / f"items-{self.suite.name}.jsonl", lines)
+        write_atomic(self.models.root / f"items-{self.suite.name}.jsonl", lines)
 
     def _items(self, judged: Judged) -> Iterator[str]:
         """One JSON line for each question: its turns, every answer, every verdict or mark."""
@@ -205,7 +205,7 @@ class SuiteWork:
         names = {player.role: player.title for player in self.players}
         if len(set(names.values())) < len(names):
             names = {role: f"{name}-{role}" for role, name in names.items()}
-        folder, judge = self.bench.root / "alpaca", self.bench.judge_identity.name
+        folder, judge = self.models.root / "alpaca", self.models.judge_identity.name
         standings = {}
         for role, own in games.items():
             annotations = own.annotations(judged[role], names[role], names[other], judge)

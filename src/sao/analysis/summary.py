@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from sao.analysis.audit import audit
+from sao.analysis.audit import audit, possible_pairs
 from sao.analysis.audit.tally import Tally
 from sao.errors import SAOError
 from sao.evaluation import compare
@@ -95,12 +95,6 @@ def judge_figures(run: Reader) -> JudgeFigures:
         flip_rate=tally.rate("flip_rate").rate,
         accuracy=tally.rate("accuracy").rate,
     )
-
-
-def possible_pairs(run: Reader) -> int:
-    """How many pairs the answers of all training prompts make."""
-    answers = run.config.responses.n
-    return run.config.personas.n * answers * (answers - 1) // 2
 
 
 def _kept_pairs(run: Reader) -> KeptPairs:

@@ -90,11 +90,7 @@ class OpenAIConfig(Section):
 class EngineConfig(Section):
     """What runs the model when it writes, answers and judges."""
 
-    name: Literal["auto", "transformers", "vllm", "openai", "scripted"] = setting(
-        default="auto",
-        affects_records=False,
-        because="each engine samples from the same weights: a run may go on with another one",
-    )
+    name: Literal["auto", "transformers", "vllm", "openai", "scripted"] = "auto"
     """auto (vllm where it is installed and suits model and device, else transformers; the run's first line
     says which), transformers (built in), vllm (in process; extra sao[vllm]), openai (a server), or scripted
     (a rule-following stand-in for tests)."""

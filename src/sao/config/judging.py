@@ -25,12 +25,16 @@ class JudgingConfig(Section):
     """How two answers are compared."""
 
     method: Literal[
-        "logprob", "text", "reward", "random", "longer", "shorter", "first", "oracle", "given"
+        "logprob", "text", "reward", "function", "random", "longer", "shorter", "first", "oracle", "given"
     ] = "logprob"
     """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward:
-    scores of a reward model (judging.engine.model, a sequence classifier); the rest are controls: a coin, the
-    longer or shorter answer, the one that stands first, the exact oracle (toy world only); given: the
-    labels that `sao import` read."""
+    scores of a reward model (judging.engine.model, a sequence classifier); function: yours
+    (`judging.function`); the rest are controls: a coin, the longer or shorter answer, the one that stands
+    first, the exact oracle (toy world only); given: the labels that `sao import` read."""
+    function: str | None = None
+    """A function of yours as "package.module:name" (method function), called with a prompt and a list of two
+    answers. It returns two scores (numbers, the higher the better, or None where it cannot say), or one of
+    the words first, second, tie, or None."""
     orders: Literal["both", "one"] = "both"
     """Whether each pair is also judged with its answers swapped (paper: one)."""
     comparisons_per_answer: int | None = Field(default=None, ge=2)
@@ -72,6 +76,10 @@ class JudgingConfig(Section):
             raise ValueError(
                 "method reward needs the reward model: set engine.model (and leave engine.name auto or "
                 "transformers)"
+            )
+        if (self.method == "function") != (self.function is not None):
+            raise ValueError(
+                "method function and the key function go together: name the function as package.module:name"
             )
         if self.panel and self.method not in ("logprob", "text"):
             raise ValueError(f"a panel votes by method logprob or text, not {self.method}")

@@ -39,8 +39,7 @@ class PromptsConfig(Section):
     """Template with {persona}: a name in sao/templates or a file."""
     mix: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Several templates with {persona} and their weights, such as {prompt: 2, prompt_code: 1}; drawn by seed
-    for each persona.
-    Empty: `template` alone."""
+    for each persona. Empty: `template` alone."""
     template_without_persona: str = "prompt_without_persona"
     """Template used where personas.source is none."""
     marker: str = "Prompt:"

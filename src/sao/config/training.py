@@ -135,8 +135,7 @@ class TrainConfig(Section):
         if self.gamma is not None and self.gamma_beta_ratio is not None:
             raise ValueError(
                 f"gamma ({self.gamma}) and gamma_beta_ratio ({self.gamma_beta_ratio}) are both given; keep "
-                "one "
-                "(gamma = gamma_beta_ratio * beta)"
+                "one (gamma = gamma_beta_ratio * beta)"
             )
         if self.loss != "simpo" and (self.gamma or self.gamma_beta_ratio):
             raise ValueError(f"gamma and gamma_beta_ratio belong to simpo, not to {self.loss}; take them out")
@@ -148,9 +147,8 @@ class TrainConfig(Section):
         if self.method == "full" and self.weights == "bfloat16" and self.optimizer != "adamw_sr":
             raise ValueError(
                 f"weights bfloat16 with optimizer {self.optimizer}: steps of lr {self.lr:g} are mostly "
-                "rounded away (they are "
-                "smaller than the weights' last digit). Take weights float32, optimizer adamw_sr, or method "
-                "lora"
+                "rounded away (they are smaller than the weights' last digit). Take weights float32, "
+                "optimizer adamw_sr, or method lora"
             )
         if self.optimizer == "adamw_sr" and self.weights != "bfloat16":
             raise ValueError(

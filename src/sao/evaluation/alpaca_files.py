@@ -2,9 +2,8 @@
 files read back.
 
 Preferences: alpaca_eval gives 1 where output_1 (the baseline's) wins, 2 where output_2 (the model's) does,
-1.5 for a tie (older
-files: 0), anything between, and null where the verdict was unreadable. Here `p` is the preference for the
-model, from 0 to 1.
+1.5 for a tie (older files: 0), anything between, and null where the verdict was unreadable. Here `p` is the
+preference for the model, from 0 to 1.
 
 alpaca_eval keys the difficulty of an instruction, and the rows of its gamed baseline, by the row's number in
 the official set. Here they are keyed by the instruction's text, so the set's instructions must be given in
@@ -302,8 +301,7 @@ def _text(row: Mapping[str, Any], key: str, place: str, default: str | None = No
     if not isinstance(value, str):
         raise DataError(
             f"{place}: no text under {key or 'the first column'}{_instead(row, key)} (it holds: "
-            f"{', '.join(row)}). Give a file "
-            "as alpaca_eval writes it",
+            f"{', '.join(row)}). Give a file as alpaca_eval writes it",
             key="annotations",
         )
     return value

@@ -156,8 +156,7 @@ def _words(name: str) -> str:
 
 def _alike(ours: Iterable[str], theirs: Iterable[str]) -> bool:
     """Whether two lists of what models are called (identities, names) have one in common. Names of folders
-    and hub ids count only
-    where the weights of one side are not known: there are many folders of one name."""
+    and hub ids count only where the weights of one side are not known: there are many folders of one name."""
     a, b = {x for x in ours if x}, {x for x in theirs if x}
     if a & b:
         return True

@@ -7,11 +7,10 @@ al., arXiv 2404.04475, section 3; the settings as in alpaca_eval 0.6.6, metrics/
     logit p = w_length · tanh(Δ/sd) + w_difficulty · difficulty + w_model
 
 p: the judge's preference for the model, a number from 0 to 1. Δ: characters of the baseline's answer less
-those of the model's.
-sd: its standard deviation over the rows. difficulty: of the instruction, fitted once over many models and
-then fixed. The score is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the weights sane, rows of
-the baseline told to be brief or wordy, against itself, are added at a tenth of a row's weight, without
-w_model. A lasso of strength 1/C pulls on the weights.
+those of the model's. sd: its standard deviation over the rows. difficulty: of the instruction, fitted once
+over many models and then fixed. The score is 100 · mean σ(w_difficulty · difficulty + w_model). To keep the
+weights sane, rows of the baseline told to be brief or wordy, against itself, are added at a tenth of a row's
+weight, without w_model. A lasso of strength 1/C pulls on the weights.
 
 alpaca_eval takes, of ten values of C, the one that predicts best in 5-fold cross-validation. That pulls a
 score of few prompts towards 50 %, and the interval knows nothing of it: it covers 88 % at 100 prompts, 94 %
@@ -167,21 +166,21 @@ def length_controlled(
     data = _Data.of(list(rows), difficulty, list(gamed), order)
     whole = np.ones((1, data.n))
     if data.is_baseline():
-        c, beta, found = math.inf, np.zeros((1, 3)), np.full(resamples, 50.0)
+        strength, beta, samples = math.inf, np.zeros((1, 3)), np.full(resamples, 50.0)
     else:
-        c = data.best_penalty() if penalty is None else penalty
-        beta = data.fit(whole, c)
-        found = resample(
-            lambda counts: data.scores(counts, data.fit(counts, c, beta)), data.n, resamples, seed
+        strength = data.best_penalty() if penalty is None else penalty
+        beta = data.fit(whole, strength)
+        samples = resample(
+            lambda counts: data.scores(counts, data.fit(counts, strength, beta)), data.n, resamples, seed
         )
     return LengthControlled(
         score=float(data.scores(whole, beta)[0]),
-        interval=percentiles(found),
-        error=float(found.std(ddof=1)) if resamples > 1 else math.nan,
+        interval=percentiles(samples),
+        error=float(samples.std(ddof=1)) if resamples > 1 else math.nan,
         weights=Weights(length=float(beta[0, 0]), difficulty=float(beta[0, 1]), model=float(beta[0, 2])),
-        penalty=c,
+        penalty=strength,
         prompts=data.names,
-        samples=found,
+        samples=samples,
     )
 
 
@@ -194,9 +193,8 @@ def difference(tuned: LengthControlled, base: LengthControlled) -> Effect:
     if tuned.prompts != base.prompts or len(tuned.samples) != len(base.samples):
         raise DataError(
             f"scores of {len(base.prompts)} and {len(tuned.prompts)} prompts, {len(base.samples)} and "
-            f"{len(tuned.samples)} "
-            "resamples: no paired difference. Score both on the prompts that have a readable verdict for "
-            "both",
+            f"{len(tuned.samples)} resamples: no paired difference. Score both on the prompts that have a "
+            "readable verdict for both",
             key="scores",
         )
     return effect_of_samples(tuned.score - base.score, tuned.samples - base.samples, len(tuned.prompts))
@@ -314,10 +312,10 @@ class _Data:
 
 def _folds(names: list[str], order: Sequence[str]) -> NDArray[np.int64]:
     """The fold [n] of each instruction: its place in `order`, or by a hash, modulo FOLDS."""
-    place = {text: i for i, text in enumerate(order)}
+    number = {text: i for i, text in enumerate(order)}
     rest = sorted(
-        (n for n in names if n not in place),
+        (name for name in names if name not in number),
         key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest(),
     )
-    place |= {text: len(order) + i for i, text in enumerate(rest)}
-    return np.array([place[name] % FOLDS for name in names])
+    number |= {text: len(order) + i for i, text in enumerate(rest)}
+    return np.array([number[name] % FOLDS for name in names])

@@ -109,16 +109,14 @@ def ordered_pairs(
         sides = [(group[0].id, said(question, group)) for group in (ours[prompt.id], theirs[prompt.id])]
         if sides[0][1] == sides[1][1]:
             continue
-        one, other = (replace(ours[prompt.id][0], id=id_, text=text) for id_, text in sides)
-        for order, (x, y) in enumerate(((one, other), (other, one))):
-            yield OrderedPair(
-                make_id(key, x.id, y.id, order),
+        our_answer, their_answer = (replace(ours[prompt.id][0], id=id_, text=text) for id_, text in sides)
+        orders = ((our_answer, their_answer), (their_answer, our_answer))
+        for order, (first, second) in enumerate(orders):
+            id_, row = (
+                make_id(key, first.id, second.id, order),
                 verdict_row(index_of(prompt.row), 2, 0, 2, order),
-                prompt.id,
-                prompt.conversation,
-                x,
-                y,
             )
+            yield OrderedPair(id_, row, prompt.id, prompt.conversation, first, second)
 
 
 PARSERS: dict[str, Callable[[str], Verdict | None]] = {

@@ -31,15 +31,13 @@ SHOWN_TEXT = 300
 
 UNREADABLE = "unreadable verdict"
 ADVICE = {
-    "no marker": "let the marker stand in the reply (--prompts.prefill true), or let the model write as the "
-    "user "
-    "(--prompts.method user_turn)",
+    "no marker": "put the marker at the start of the reply (--prompts.prefill true), or let the model write "
+    "as the user (--prompts.method user_turn)",
     "answers itself": "let the model write as the user (--prompts.method user_turn)",
     "no conversation": "take the template of conversations out of prompts.mix",
     "empty": "look at the chat template, and at the temperature of this stage",
     UNREADABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), "
-    "another "
-    "template or another judge",
+    "another template or another judge; where your own function judges, look at when it returns None",
 }
 CUT = {
     "personas": "--personas.writing.max_tokens", "drafts": "--personas.writing.max_tokens",
@@ -103,12 +101,10 @@ class DropWatch:
         )
         return DropError(
             f"{self.stage.name}: {lost} of {which}{of} items were lost, more than max_drop_share = "
-            f"{self.limit:g}. Commonest "
-            f"reasons: {named}."
+            f"{self.limit:g}. Commonest reasons: {named}."
             + (f" What was written:{shown}\n" if shown else " ")
             + f"What to change: {'; or '.join(advice) or 'the settings of this stage'}. Look at "
-            f"{self.stage.path}; to go on "
-            "nevertheless allow more with --max_drop_share",
+            f"{self.stage.path}; to go on nevertheless allow more with --max_drop_share",
             key="max_drop_share",
         )
 

@@ -3,11 +3,13 @@ drops, shows progress, books what engines were asked, seals. It knows no step by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sao.errors import SAOError
 from sao.execution.drops import DropWatch, check_finished
 from sao.execution.session import Notify, Session
 from sao.execution.status import StatusFile
@@ -35,7 +37,7 @@ class Runner:
         notify: Notify = lambda line: None,
         writes_status: bool = True,
     ) -> None:
-        """`limit` is max_drop_share."""
+        """`limit` is max_drop_share; `writes_status`: see StatusFile."""
         self.root, self.session, self.limit = root, session, limit
         self.status = StatusFile(root, writes_status)
         self.worked = False
@@ -68,8 +70,8 @@ class Runner:
             return stage
         limit = self.limit if step.limited else 1.0
         if not stage.finished:
-            make: Callable[[], Iterable[Record | Drop]] = lambda: step.make(work)  # noqa: E731
-            self.fill(stage, step.record, make, step.total(work), limit, step.rows(work), title)
+            self._begin(title or step.name, len(stage.done), step.total(work))
+            self.fill(stage, step.record, step.make(work), step.total(work), limit, step.rows(work), title)
         self.check(stage, limit)
         step.after(work)
         return stage
@@ -82,25 +84,27 @@ class Runner:
         self,
         stage: Stage,
         kind: type[Record],
-        make: Callable[[], Iterable[Record | Drop]],
+        records: Iterable[Record | Drop],
         total: int,
         limit: float,
         rows: Iterable[int] = (),
         title: str | None = None,
     ) -> None:
-        """Write what `make` yields into an open, unfinished stage, and seal it. `total` rows will come at
-        most (0: not known); `rows` are those that it asks for, in order."""
+        """Write `records`, as they come, into an open, unfinished stage, and seal it. `total` rows will come
+        at most (0: not known); `rows` are those that are asked for, in order."""
         what, done = title or stage.name, len(stage.done)
         self._begin(what, done, total)
         self._progress(what, done, total)
         watch = DropWatch(stage, limit, rows)
         try:
             with stage.writer() as out:
-                for record in make():
+                for record in records:
                     if _id(record) in stage.done:
                         continue
                     out.write(record)
                     done += 1
+                    if self.status.step != what:  # a step that it is made from was run in between
+                        self._begin(what, done, total)
                     self.status.see(done, total, watch.reasons)
                     self._progress(what, done, total)
                     if done % BOOKED_EVERY == 0:
@@ -128,3 +132,23 @@ def _id(record: Record | Drop) -> str:
 def undone(records: Iterable[Record | Drop], done: Container[str]) -> Iterable[Record | Drop]:
     """Those of the records that do not exist yet."""
     return (record for record in records if _id(record) not in done)
+
+
+@contextmanager
+def watched(runner: Runner) -> Iterator[None]:
+    """Engines are closed and the status file is true, however it ends."""
+    try:
+        yield
+    except SAOError as error:
+        runner.status.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    except KeyboardInterrupt:
+        runner.status.end("stopped")
+        raise
+    except BaseException as error:
+        runner.status.end("failed", repr(error))
+        raise
+    else:
+        runner.status.end("finished")
+    finally:
+        runner.session.close()

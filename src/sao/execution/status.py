@@ -1,113 +1,132 @@
 """status.json of a run folder: what a run is doing now. Written by the runner, read by `sao status RUN`.
 
-It is replaced at the start and end of each step and every few seconds between. A run that was killed leaves
-its last one; whether its process still lives is seen when it is read.
+It is replaced when a step begins, when something is said, when the run ends, and every few seconds between.
+A run that was killed leaves its last one; whether its process still lives is seen when it is read.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from sao.errors import StoreError
+from sao.results.status import State, Status
 from sao.store.files import write_atomic
-from sao.store.manifest import MANIFEST
 
+NAME = "status.json"
 EVERY = 2.0
 """Seconds between two updates."""
-State = Literal["running", "finished", "failed", "stopped"]
-
-
-class Status(BaseModel):
-    """What a run is doing. `rate` is in rows per minute since the step began (in this process); times are
-    UNIX seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    version: Literal[1] = 1
-    state: State
-    """running, finished, failed (with `error`), or stopped (by Ctrl-C, SIGTERM or SIGKILL)."""
-    step: str | None = None
-    """The step at work; None before the first and after the last."""
-    done: int = 0
-    """Rows of this step that exist; optimiser steps in training."""
-    planned: int | None = None
-    """How many there will be, at most; None where that is not known."""
-    rate: float | None = None
-    """Rows a minute."""
-    eta_s: float | None = None
-    """Seconds to the end of this step at that rate."""
-    drops: dict[str, int] = {}
-    """Rows of this step that were lost, by reason."""
-    doing: str | None = None
-    """The last line said (loading a model, asking a server, a warning)."""
-    error: str | None = None
-    """Why the run ended, where it failed."""
-    pid: int
-    host: str
-    started: float
-    """When this process began."""
-    updated: float
 
 
 class StatusFile:
-    """Keeps status.json of the folder `root` true, once the folder is a run's. Errors of the disk are left to
-    the stages, which report them."""
+    """Keeps status.json of the folder `root` true from `start` on: a run that is refused leaves the folder as
+    it was. Errors of the disk are left to the stages, which report them."""
 
     def __init__(self, root: Path, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         """`writes`: false in all but one of several processes."""
-        self._writes = writes
-        self.path = root / "status.json"
-        self._clock = clock
-        self._status = Status(
-            state="running",
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            started=time.time(),
-            updated=time.time(),
-        )
+        self.path = root / NAME
+        self._writes, self._clock, self._started_writing = writes, clock, False
+        self._lock = threading.Lock()  # engines speak from threads of their own
+        self._started = time.time()
+        self._state: State = "running"
+        self._error: str | None = None
         self._written = -EVERY
-        self._begun, self._begun_at = 0, 0.0
+        self._step: str | None = None
+        self._done, self._planned = 0, 0
+        self._drops: Mapping[str, int] = {}
+        self._doing: str | None = None
+        self._said: str | None = None
+        self._counted_from: tuple[int, float] | None = None
+        """Rows and time that the rate is counted from."""
+
+    def start(self) -> None:
+        """The run has been checked and works from now on."""
+        self._started_writing = True
+        self._write()
+
+    @property
+    def step(self) -> str | None:
+        """The step at work."""
+        return self._step
 
     def begin(self, step: str, done: int, planned: int) -> None:
         """A step begins with `done` of `planned` rows (0: not known)."""
-        self._begun, self._begun_at = done, self._clock()
-        self._put(step=step, done=done, planned=planned or None, rate=None, eta_s=None, drops={}, error=None)
+        self._state, self._error = "running", None
+        self._step, self._done, self._planned = step, done, planned
+        self._drops, self._doing = {}, None
+        # A step that does not know its rows (training) loads a model first, or goes on from a checkpoint: its
+        # rate is counted from its first row on.
+        self._counted_from = (done, self._clock()) if planned else None
+        self._write()
 
-    def see(self, done: int, planned: int, drops: dict[str, int] | None = None) -> None:
-        """`done` rows of the step exist now; written at most every EVERY seconds."""
-        if self._clock() - self._written < EVERY:
-            return
-        minutes = (self._clock() - self._begun_at) / 60
-        rate = (done - self._begun) / minutes if minutes > 0 else 0.0
-        left = 60 * (planned - done) / rate if rate > 0 and planned else None
-        found = self._status.drops if drops is None else dict(drops)
-        self._put(done=done, planned=planned or None, rate=round(rate, 1) or None, eta_s=left, drops=found)
+    def see(self, done: int, planned: int, drops: Mapping[str, int] | None = None) -> None:
+        """`done` of `planned` rows of the step exist now, and `drops` were lost so far; written at most every
+        EVERY seconds."""
+        is_news = planned != self._planned
+        if done > self._done:
+            self._doing = None
+            self._counted_from = self._counted_from or (done, self._clock())
+        self._done, self._planned = done, planned
+        if drops is not None:
+            self._drops = drops  # not a copy: the runner counts on, and this is called for each row
+        if is_news or self._clock() - self._written >= EVERY:
+            self._write()
 
     def say(self, line: str) -> None:
         """Something that the user is told."""
-        self._put(doing=line)
+        self._doing = self._said = line
+        self._write()
 
     def end(self, state: State, error: str | None = None) -> None:
         """The run ends here."""
-        step = None if state == "finished" else self._status.step
-        self._put(state=state, error=error, step=step, rate=None, eta_s=None)
+        self._state, self._error = state, error
+        self._doing, self._counted_from = None, None
+        if state == "finished":
+            self._step, self._done, self._planned, self._drops = None, 0, 0, {}
+        self._write()
 
-    def _put(self, **changes: object) -> None:
+    def _rate(self) -> float:
+        """Rows a minute; 0 where that is not known."""
+        if self._counted_from is None:
+            return 0.0
+        rows, since = self._counted_from
+        minutes = (self._clock() - since) / 60
+        return (self._done - rows) / minutes if minutes > 0 else 0.0
+
+    def _write(self) -> None:
         self._written = self._clock()
-        self._status = self._status.model_copy(update={**changes, "updated": time.time()})
-        if self._writes and (self.path.parent / MANIFEST).is_file():
+        if not (self._writes and self._started_writing):
+            return
+        with self._lock:
             try:
-                write_atomic(self.path, self._status.model_dump_json(indent=1) + "\n")
+                write_atomic(self.path, self._now().model_dump_json(indent=1) + "\n")
             except StoreError:
                 return  # a full disk: the stage's own write says so
+
+    def _now(self) -> Status:
+        rate, left = self._rate(), max(0, self._planned - self._done)
+        return Status(
+            state=self._state,
+            step=self._step,
+            done=self._done,
+            planned=self._planned or None,
+            rate=round(rate, 1) or None,
+            eta_s=60 * left / rate if rate > 0 and self._planned else None,
+            drops=dict(self._drops),
+            doing=self._doing,
+            said=self._said,
+            error=self._error,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=self._started,
+            updated=time.time(),
+        )
 
 
 def read_status(root: Path) -> Status:
@@ -115,26 +134,40 @@ def read_status(root: Path) -> Status:
 
     Raises StoreError where there is no status file, or an unreadable one.
     """
-    path = root / "status.json"
+    path = root / NAME
     try:
-        status = Status.model_validate(json.loads(path.read_text("utf-8")))
-    except FileNotFoundError as error:
+        status = Status.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{root}: no status.json, so no run has worked here. Start one: sao run … --out {root}",
+            f"{root}: no {NAME}, so no run has worked here. Start one: sao run … --out {root}",
             key="status.json",
         ) from error
-    except (OSError, ValueError, ValidationError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}", key="status.json") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}", key="status.json") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"{path}: no status of this version of SAO ({where + ': ' if where else ''}{first['msg']}). The "
+            f"next run here writes a new one: sao run … --out {root}",
+            key="status.json",
+        ) from error
     if status.state == "running" and status.host == socket.gethostname() and not _lives(status.pid):
-        return status.model_copy(update={"state": "stopped", "rate": None, "eta_s": None})
+        return status.model_copy(update={"state": "stopped", "rate": None, "eta_s": None, "doing": None})
     return status
 
 
 def _lives(pid: int) -> bool:
+    """Whether a process of this machine is at work. One that ended, and that nobody asked how, still has its
+    number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:  # no Linux
+        return True
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -2,10 +2,10 @@
 that makes its records.
 
     def make(work):                       # a generator of records and Drops
-        for answer in work.read("responses", Response):
+        for answer in work.read("filtered_responses", Response):
             yield replace(answer, id=make_id(work.key, answer.id), text=answer.text.upper())
 
-    LOUD = Step(name="loud", record=Response, reads=("responses",), make=make)
+    LOUD = Step(name="loud", record=Response, reads=("filtered_responses",), make=make)
     run(config, out, steps=(*STEPS, LOUD))
 
 A table of steps is a pipeline (`sao.pipeline.steps.STEPS`). The runner (`sao.execution.runner`) knows no step

@@ -18,9 +18,10 @@ from sao.models.locate import is_local
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
-from sao.pipeline.steps import has_personas, prompt_templates
+from sao.pipeline.settings import has_personas, prompt_templates
 from sao.records import Message
 from sao.stages import filters, personas
+from sao.stages.functions import load_function
 from sao.store import manifest
 from sao.store.stage import Stage
 from sao.templates import load_template
@@ -55,6 +56,8 @@ def check_judges(run: Round) -> None:
             "judging.panel: two judges are the same; give each another template or engine",
             key="judging.panel",
         )
+    if (function := run.config.judging.function) is not None:
+        load_function(function, "judging.function")
     if run.config.judging.method == "oracle" and Reader(run).oracle is None:
         raise ConfigError(
             "judging.method oracle exists in the toy world only (personas.source builtin:world)",

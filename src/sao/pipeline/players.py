@@ -57,8 +57,7 @@ def player(role: str, name: str) -> Player:
             )
             raise ConfigError(
                 f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or "
-                "name one of these "
-                f"folders: {others}",
+                f"name one of these folders: {others}",
                 key="model",
             )
         return Player(role=role, model=str(model), run=path)

@@ -84,8 +84,7 @@ class Reader:
             if persona is None or persona.id != prompt.persona_id:
                 raise StoreError(
                     f"{stage.path / 'records.jsonl'}: no persona {prompt.persona_id} at row {prompt.row}, of "
-                    "whom "
-                    f"prompt {prompt.id} is. {MEND}",
+                    f"whom prompt {prompt.id} is. {MEND}",
                     key="records.jsonl",
                 )
             yield prompt, persona.text
@@ -125,14 +124,14 @@ class Reader:
         """Finished verdicts by other recipes on the same answers in this folder, under the name of their
         judge and folder."""
         mine, n = self.round.stages("judgments"), self.config.responses.n
-        upstream = mine[0].settings["upstream"]
+        upstream = mine[0].settings["step"]["upstream"]
         for path in sorted(self.round.place.glob("judgments-*/stage.json")):
             info = read_stage_info(path)
             settings = info["settings"]
             stage = Stage(self.round.place, "judgments", settings, sizes=info["sizes"])
             if stage.path in {own.path for own in mine} or not stage.finished:
                 continue
-            if settings["upstream"] != upstream or info["sizes"] != mine[0].sizes:
+            if settings["step"]["upstream"] != upstream or info["sizes"] != mine[0].sizes:
                 continue
             name = f"{settings['method']} ({stage.path.name})"
             orders = 2 if settings["orders"] == "both" else 1
@@ -175,8 +174,7 @@ class Reader:
                     if id_ not in by_id:
                         raise StoreError(
                             f"{stage.path / 'records.jsonl'}: pair {pair.id} names answer {id_}, which "
-                            "prompt "
-                            f"{prompt.id} does not have. {MEND}",
+                            f"prompt {prompt.id} does not have. {MEND}",
                             key="records.jsonl",
                         )
                 yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]

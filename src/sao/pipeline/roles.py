@@ -76,7 +76,7 @@ def _judges(config: Config) -> tuple[Judge, ...]:
 def judge_name(judging: JudgingConfig) -> str:
     """Who judges, in the records."""
     if judging.method not in ASKED:
-        return judging.method
+        return judging.function or judging.method
     return "self" if judging.engine is None or judging.engine.model is None else judging.engine.model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from sao.execution.step import Step
 from sao.models.locate import identity_of, is_local, model_licence
 from sao.pipeline.roles import Roles, roles_of
 from sao.records import make_id
+from sao.stages.functions import function_identity
 from sao.store.manifest import Sizes
 from sao.store.stage import Stage
 from sao.templates import load_template
@@ -48,9 +49,25 @@ class Outside:
         """What a data set is, wherever it lies."""
         return str(self.look(f"source {name}", lambda: content_identity(name)))
 
+    def function(self, path: str, key: str) -> str:
+        """What a function of the user's is."""
+        return str(self.look(f"{key} {path}", lambda: function_identity(path, key)))
+
     def evaluation_set(self, name: str) -> str:
         """What an evaluation set is."""
         return str(self.look(f"set {name}", partial(source_identity, name)))
+
+
+def rounds_of(
+    config: Config,
+    root: Path,
+    steps: Sequence[Step[Round]],
+    *,
+    given: Engine | None = None,
+    sizes: Sizes | None = None,
+) -> Iterator[Round]:
+    """The rounds of a run, one after the other. There is one: its policy is the recipe's model."""
+    yield Round(config, root, steps, given=given, sizes=sizes, number=1)
 
 
 class Round:
@@ -117,7 +134,8 @@ class Round:
         if variant is None:
             variant = next(iter(step.variants(self)))
         upstream = {name: self._keys(name) for name in step.reads if self._has_records(name)}
-        chain = {"revision": step.revision, "upstream": upstream}
+        # Under a key of its own: sections have keys such as `revision`, too.
+        chain = {"step": {"revision": step.revision, "upstream": upstream}}
         settings = {**step.settings(self, variant), **chain}
         ids = None if step.ids is None else {**step.ids(self, variant), **chain}
         return Stage(self.place, step.name, settings, ids, self.sizes[-1] if step.build is None else None)

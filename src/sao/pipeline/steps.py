@@ -10,37 +10,41 @@ these functions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from sao.config import Config, ResponsesConfig
+from sao.config import Config
 from sao.errors import DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.runner import undone
 from sao.execution.step import Step, Work
 from sao.pipeline.reader import Reader
-from sao.pipeline.roles import ASKED, Judge
+from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
+from sao.pipeline.settings import (
+    answer_filter_settings,
+    filter_ids,
+    filter_settings,
+    held_out_settings,
+    judgment_settings,
+    one_answer,
+    own_pairs,
+    pair_settings,
+    persona_ids,
+    persona_settings,
+    prompt_settings,
+    response_settings,
+    train_settings,
+    writes_prompts,
+    writing_settings,
+)
 from sao.pipeline.train_step import train
 from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
 from sao.stages import filters, judging, personas, prompts, responses, rows
 from sao.store.stage import Stage
 
-Settings = dict[str, Any]
-
 # Which steps a recipe has.
-
-
-def writes_prompts(config: Config) -> bool:
-    """Whether the model writes the prompts."""
-    return config.prompts.source is None
-
-
-def own_pairs(config: Config) -> bool:
-    """Whether the pairs are made here, not given."""
-    return config.pairs.source is None
 
 
 def filters_prompts(config: Config) -> bool:
@@ -59,41 +63,6 @@ def compares(config: Config) -> bool:
 
 
 # Personas.
-
-
-def persona_settings(run: Round, _: Any) -> Settings:
-    """Which personas these are: those that the model writes are chosen among its drafts, so that their
-    numbers count."""
-    settings = persona_ids(run, _)
-    return settings | ({"sizes": run.sizes} if run.config.personas.source == "self" else {})
-
-
-def persona_ids(run: Round, _: Any) -> Settings:
-    """The section personas, its source by what it holds, and the seed."""
-    config = run.config
-    if config.pairs.imported is not None:
-        return {"imported": config.pairs.imported}
-    settings = config.personas.counted() | {
-        "source": run.outside.source(config.personas.source),
-        "seed": config.seed,
-    }
-    if config.personas.source == "self":
-        return settings | {"writing": writing_settings(run)}
-    # The first ones of a file are held out where the file's order counts.
-    return settings | ({"held_out": config.personas.held_out} if config.personas.sample == "first" else {})
-
-
-def writing_settings(run: Round) -> Settings:
-    """What personas that the model writes depend on."""
-    writing = run.config.personas.writing
-    key = f"traits {writing.traits}"
-    return writing.counted() | {
-        "traits": run.outside.look(key, lambda: asdict(personas.load_traits(writing.traits))),
-        "template": run.outside.template(writing.template),
-        "template_related": run.outside.template(writing.template_related),
-        "model": run.identity(run.roles.policy),
-        "seed": run.config.seed,
-    }
 
 
 def make_personas(work: Work[Round]) -> Iterable[Persona | Drop]:
@@ -144,41 +113,13 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
     stage = Stage(run.place, "drafts", settings).open()
     if not stage.finished:
         engine, writing = work.engine(run.roles.policy), work.config.personas.writing
-        make = partial(personas.write_drafts, size, kept, engine, writing, stage.key, stage.done)
-        runner.fill(stage, Persona, make, size, runner.limit, range(size))
+        drafts = personas.write_drafts(size, kept, engine, writing, stage.key, stage.done)
+        runner.fill(stage, Persona, drafts, size, runner.limit, range(size))
     runner.check(stage)
     return stage
 
 
 # Prompts.
-
-
-def prompt_settings(run: Round, _: Any) -> Settings:
-    """The section prompts, its source by what it holds and its templates by their texts, the model and the
-    seed."""
-    config = run.config
-    if config.pairs.imported is not None:
-        return {}
-    settings = config.prompts.counted() | {"seed": config.seed}
-    if config.prompts.source is not None:
-        return settings | {"source": run.outside.source(config.prompts.source)}
-    texts = {name: run.outside.template(name) for name in prompt_templates(config)}
-    return settings | {"texts": texts, "model": run.identity(run.roles.policy)}
-
-
-def has_personas(config: Config) -> bool:
-    """Whether somebody asks."""
-    return config.personas.source != "none" and config.prompts.source is None
-
-
-def prompt_templates(config: Config) -> list[str]:
-    """The templates by which prompts are asked for; none where they are given."""
-    asked = config.prompts
-    if asked.source is not None:
-        return []
-    if asked.method == "user_turn":
-        return [asked.template_user_turn]
-    return (list(asked.mix) or [asked.template]) if has_personas(config) else [asked.template_without_persona]
 
 
 def make_prompts(work: Work[Round]) -> Iterable[Prompt | Drop]:
@@ -197,22 +138,6 @@ def persona_rows(work: Work[Round]) -> Iterable[int]:
 
 
 # Filters.
-
-
-def filter_settings(run: Round, _: Any) -> Settings:
-    """Which prompts are kept depends on those before, and so on their numbers."""
-    return filter_ids(run, _) | {"sizes": run.sizes}
-
-
-def filter_ids(run: Round, _: Any) -> Settings:
-    """The section filters, its evaluation sets and its function by what they hold, and the prompts'
-    marker."""
-    config = run.config.filters
-    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
-    settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
-    if (function := config.reject) is not None:
-        settings["reject"] = run.outside.look(f"reject {function}", lambda: filters.plug_identity(function))
-    return settings
 
 
 def make_filtered(work: Work[Round]) -> Iterable[Prompt | Drop]:
@@ -249,21 +174,7 @@ def some_are_left(work: Work[Round]) -> None:
         )
 
 
-def answer_filter_settings(run: Round, _: Any) -> Settings:
-    """The evaluation sets, and how much of an item may stand in an answer."""
-    config = run.config.filters
-    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
-    return {"decontaminate": sets, "max_overlap": config.max_overlap}
-
-
 # Answers and verdicts.
-
-
-def response_settings(run: Round, _: Any) -> Settings:
-    """The section responses, the model and the seed."""
-    if run.config.pairs.imported is not None:
-        return {}  # the answers exist, whatever the recipe says of new ones
-    return run.config.responses.counted() | {"model": run.identity(run.roles.policy), "seed": run.config.seed}
 
 
 def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
@@ -281,18 +192,6 @@ def response_rows(work: Work[Round]) -> Iterable[int]:
 def make_filtered_responses(work: Work[Round]) -> Iterator[Response | Drop]:
     """The answers in which no evaluation item stands."""
     return filters.filter_responses(work.read("responses", Response), work.config.filters, work.done)
-
-
-def judgment_settings(run: Round, judge: Judge) -> Settings:
-    """What one judge's verdicts depend on: the section judging with the template's text, and the judge's
-    model."""
-    how = judge.config
-    settings = how.counted() | {"engine": None, "panel": None, "seed": run.config.seed}
-    if how.method in ("logprob", "text"):
-        settings["text"] = run.outside.template(how.template)
-    if how.method in ASKED:
-        settings["engine"] = run.identity(judge.role, reward=how.method == "reward")
-    return settings
 
 
 def training_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
@@ -318,17 +217,8 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
 def judgment_total(work: Work[Round]) -> int:
     """Verdicts at most: identical answers are not judged."""
     n, how = work.config.responses.n, work.variant.config
-    return (
-        work.config.personas.n
-        * len(judging.compared_pairs(n, how.comparisons_per_answer))
-        * judging.orders_of(how)
-    )
-
-
-def pair_settings(run: Round, _: Any) -> Settings:
-    """The section pairs, and the votes; calibration looks at all verdicts, so that their numbers count."""
-    weights = [judge.weight for judge in run.roles.judges]
-    return run.config.pairs.counted() | {"weights": weights, "sizes": run.sizes}
+    each = len(judging.compared_pairs(n, how.comparisons_per_answer)) * judging.orders_of(how)
+    return work.config.personas.n * each
 
 
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
@@ -337,26 +227,6 @@ def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
 
 
 # Training and evaluation.
-
-
-def train_settings(run: Round, _: Any) -> Settings:
-    """The section train, the model and the seed; the given pairs, where there are such."""
-    config = run.config
-    settings = config.train.counted() | {"model": run.identity(run.roles.initial), "run_seed": config.seed}
-    if own_pairs(config):
-        return settings
-    given = {name: getattr(config.pairs, name) for name in ("revision", "subset", "split")}
-    return settings | {"pairs": {**given, "source": run.outside.source(str(config.pairs.source))}}
-
-
-def held_out_settings(run: Round, _: Any) -> Settings:
-    """The section responses for one answer, the model and the seed."""
-    return one_answer(run.config).counted() | {"model": run.identity(run.roles.base), "seed": run.config.seed}
-
-
-def one_answer(config: Config) -> ResponsesConfig:
-    """How held-out prompts are answered: as the others, once."""
-    return config.responses.model_construct(**(config.responses.model_dump() | {"n": 1}))
 
 
 def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]:
@@ -401,8 +271,7 @@ def _records_of(step: str, work: Work[Round]) -> int:
 
 
 def _possible_pairs(work: Work[Round]) -> int:
-    n = work.config.responses.n
-    return work.config.personas.n * n * (n - 1) // 2
+    return work.config.personas.n * rows.pairs_each(work.config.responses.n)
 
 
 STEPS: tuple[Step[Round], ...] = (

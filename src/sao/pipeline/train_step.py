@@ -60,8 +60,7 @@ def train(work: Work[Round]) -> None:
     if not (stage.open().finished and run.model_dir.is_dir()):
         raise TrainingError(
             f"training in {config.train.processes} processes ended with status {status}; the reason stands "
-            "above. "
-            "Checkpoints are kept, and the same command goes on from them",
+            "above. Checkpoints are kept, and the same command goes on from them",
             key="train.processes",
         )
 

@@ -87,7 +87,9 @@ class TwoModels:
     ) -> None:
         self.config, self.root, self.given = config, root, dict(given or {})
         self.session = Session(notify, self.given)
-        self.runner = Runner(root, self.session, config.max_drop_share, progress, notify)
+        limit = config.max_drop_share
+        self.runner = Runner(root, self.session, limit, progress, notify)
+        self.session.notify = self.runner.notify
 
     def close(self) -> None:
         """Give back the memory of the engine that is open."""

@@ -12,9 +12,10 @@ from sao.results.contamination import Contamination
 from sao.results.evaluation import Evaluation
 from sao.results.plan import Plan
 from sao.results.statistics import RunStatistics, Statistics
+from sao.results.status import Status
 from sao.results.summary import Summary
 
-RESULTS: tuple[type[Result], ...] = (Summary, Audit, RunStatistics, Contamination, Evaluation, Plan)
+RESULTS: tuple[type[Result], ...] = (Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status)
 """The results that a command prints with --json, each with a schema of its own."""
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "RunStatistics",
     "StageCounts",
     "Statistics",
+    "Status",
     "Summary",
 ]

@@ -43,7 +43,7 @@ CITATION = """```bibtex
 JUDGE_RATES = {
     "accuracy": "accuracy", "first_slot_rate": "the first slot wins", "flip_rate": "flips when swapped",
     "unreadable_rate": "unreadable", "tie_rate": "ties", "longer_wins_rate": "the longer answer wins",
-    "intransitive_rate": "goes in circles",
+    "intransitive_rate": "intransitive",
 }  # fmt: skip
 
 
@@ -185,13 +185,14 @@ def _size(rows: int) -> str:
 def _how(made: dict[str, Any], done: Exported) -> str:
     """The section that says how the data can be made again."""
     config = made["config"]
+    pairs = config["pairs"]
     making = "import DATASET" if is_given(config) else f"pairs recipe.yaml --seed {config['seed']}"
     return f"""## How it was made
 
 | | |
 |---|---|
 {_model_row(made)}{origin_rows(made)}
-| pairs | rule {config["pairs"]["rule"]}, keep {config["pairs"]["keep"]}, p of at least {config["pairs"]["min_p"]:g} |
+| pairs | rule {pairs["rule"]}, keep {pairs["keep"]}, p of at least {pairs["min_p"]:g} |
 | seed | {config["seed"]} |
 | packages | {packages(made)} |
 
@@ -204,14 +205,15 @@ sao export RUN {done.options}
 
 ```yaml
 {_recipe(config)}```
-"""  # noqa: E501
+"""
 
 
 def _model_row(made: dict[str, Any]) -> str:
     config = made["config"]
     if is_given(config):
         return ""
-    return f"| model | {name_of(config['model'])} (weights, config and tokenizer: sha256 {made['model_identity']}) |\n"  # noqa: E501
+    identity = f"weights, config and tokenizer: sha256 {made['model_identity']}"
+    return f"| model | {name_of(config['model'])} ({identity}) |\n"
 
 
 def _recipe(config: dict[str, Any]) -> str:

@@ -9,23 +9,20 @@ Try it on a finished run: sao prompts RECIPE --out RUN --filters.duplicates near
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sao.config import FiltersConfig
 from sao.data.contamination import LeakIndex
 from sao.data.contamination_sets import load_benchmarks
-from sao.data.readers import content_identity
 from sao.data.similarity import Repeats, Texts, find_by_embedding, find_duplicates, words
 from sao.errors import ConfigError
 from sao.records import KEPT_TEXT, Drop, Prompt, Response
+from sao.stages.functions import load_function
 
 Reason = tuple[str, str | None]
 """Why a prompt is dropped, and what about this one."""
@@ -93,8 +90,8 @@ def check_filters(config: FiltersConfig) -> None:
     """
     if config.max_words is not None and config.min_words > config.max_words:
         raise ConfigError(
-            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing is "
-            "kept",
+            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing "
+            "is kept",
             key="filters.min_words",
         )
     prompt_checks(config, "")
@@ -261,7 +258,7 @@ def prompt_checks(config: FiltersConfig, marker: str) -> list[Check]:
         leaks = leak_check(config)
         checks.append(lambda prompt, _: leaks(prompt.conversation))
     if config.reject is not None:
-        checks.append(plug_check(config.reject))
+        checks.append(rejects(config.reject))
     return checks
 
 
@@ -375,14 +372,14 @@ def leak_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
 # A function of the user's.
 
 
-def plug_check(path: str) -> Check:
-    """Why the user's function drops a prompt; it is given the whole conversation. Raises ConfigError where it
+def rejects(path: str) -> Check:
+    """The check by the user's function; it is given the whole conversation. Raises ConfigError where it
     raises anything."""
-    plug = load_plug(path)
+    function = load_function(path, "filters.reject")
 
     def check(prompt: Prompt, persona: str) -> Reason | None:
         try:
-            reason = plug(prompt.conversation)
+            reason = function(prompt.conversation)
         except Exception as error:
             raise ConfigError(
                 f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row "
@@ -393,40 +390,3 @@ def plug_check(path: str) -> Check:
         return (str(reason), None) if reason else None
 
     return check
-
-
-def load_plug(path: str) -> Callable[[str], Any]:
-    """The function "package.module:function". Raises ConfigError where there is none."""
-    module, _, name = path.partition(":")
-    try:
-        plug = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module may raise anything
-        raise _no_plug(path, f"{type(error).__name__}: {error}") from error
-    if not callable(plug):
-        raise ConfigError(f"filters.reject {path!r}: not a function", key="filters.reject")
-    function: Callable[[str], Any] = plug
-    return function
-
-
-def plug_identity(path: str) -> str:
-    """What the function "package.module:function" is, wherever it is stored: its name and the SHA-256 of its
-    module's file. The module is not run, and what it imports does not count.
-
-    Raises ConfigError where there is no such module.
-    """
-    module, _, name = path.partition(":")
-    try:
-        spec = importlib.util.find_spec(module)
-    except Exception as error:  # the packages around it are run, and may raise anything
-        raise _no_plug(path, f"{type(error).__name__}: {error}") from error
-    if spec is None:
-        raise _no_plug(path, f"no module {module!r}")
-    return f"{content_identity(spec.origin or module)}:{name}"
-
-
-def _no_plug(path: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"filters.reject {path!r}: no such function ({why}). Write it as package.module:function; the module "
-        "must be importable here (set PYTHONPATH)",
-        key="filters.reject",
-    )

@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sao.config import JudgingConfig
 from sao.engines import ChoiceRequest, Engine, Failure, Request, Sample, Sampling
+from sao.errors import ConfigError
 from sao.records import Drop, Judgment, Message, Response, Verdict, make_id, seed_of
+from sao.stages.functions import load_function
 from sao.stages.rows import pair_number, verdict_row
 from sao.templates import fill, load_template
 
@@ -154,6 +156,8 @@ def judge(
         case "reward":
             assert scorer is not None
             yield from _by_reward(todo, scorer, name)
+        case "function":
+            yield from _by_function(todo, str(config.function), name)
         case "oracle":
             assert oracle is not None, "the oracle belongs to the toy world"
             yield from (_judgment(pair, name, _oracle_verdict(pair, oracle)) for pair in todo)
@@ -247,6 +251,42 @@ def _by_reward(pairs: Iterable[OrderedPair], scorer: Scorer, name: str) -> Itera
                 yield _judgment(pair, name, verdict, p_first)
             else:  # too long for the model
                 yield _judgment(pair, name, None)
+
+
+def _by_function(pairs: Iterable[OrderedPair], path: str, name: str) -> Iterator[Judgment]:
+    """Verdicts of the user's function. Raises ConfigError where it raises anything, or returns what is
+    neither two scores nor a verdict."""
+    function = load_function(path, "judging.function")
+    for pair in pairs:
+        try:
+            said = function(pair.prompt, [pair.first.text, pair.second.text])
+            verdict = read_preference(said)
+        except Exception as error:
+            raise ConfigError(
+                f"judging.function {path!r}: {type(error).__name__}: {error}; on prompt {pair.prompt_id}: "
+                f"{pair.prompt[:200]!r}. Mend the function, then give the same command again",
+                key="judging.function",
+            ) from error
+        yield _judgment(pair, name, verdict)
+
+
+def read_preference(said: Any) -> Verdict | None:
+    """The verdict in what a function returns for two answers: two scores, the higher the better, or the
+    verdict itself. None, or NaN or None among the scores, is an unreadable one.
+
+    Raises TypeError for anything else.
+    """
+    if said is None or (isinstance(said, str) and said in ("first", "second", "tie")):
+        return cast("Verdict | None", said)
+    scores = list(said) if not isinstance(said, str | bytes | Mapping) else []
+    if len(scores) != 2:
+        raise TypeError(f"it returned {said!r}, neither two scores nor first, second, tie or None")
+    if None in scores:
+        return None
+    first, second = (float(score) for score in scores)
+    if math.isnan(first) or math.isnan(second):
+        return None
+    return "tie" if first == second else "first" if first > second else "second"
 
 
 def read_ranking(text: str, choices: tuple[str, str], reasoning: bool = False) -> Verdict | None:

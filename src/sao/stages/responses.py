@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 
 from sao.config import ResponsesConfig
-from sao.data.messages import chat as chat  # sao.training.job takes it from here
+from sao.data.messages import chat
 from sao.engines import Completion, Engine, Failure, Request, Sample, Sampling, dropped
 from sao.records import Drop, Prompt, Response, make_id, seed_of
 from sao.stages.rows import answer_row

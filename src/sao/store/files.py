@@ -41,8 +41,7 @@ def store_error(error: OSError, path: Path) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space "
-            "and run the same "
-            "command again",
+            "and run the same command again",
             key="disk",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -179,8 +179,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if written != FORMAT:
         raise StoreError(
             f"{root}: a run folder of format {written}, which this version of SAO (format {FORMAT}) does not "
-            "read. "
-            "It is untouched. Use another folder with --out, or the version that made it (packages in "
+            "read. It is untouched. Use another folder with --out, or the version that made it (packages in "
             "manifest.json)",
             key="manifest.json",
         )
@@ -204,16 +203,15 @@ def grown(root: Path, config: Config) -> Sizes:
         raise StoreError(
             f"{root}: this folder belongs to another run: an imported one has the {before[-1][0]} pairs and "
             f"{before[-1][1]} held-out questions of its data set, not {now[0]} and {now[1]}. It is "
-            "untouched. Use "
-            "another folder with --out",
+            "untouched. Use another folder with --out",
             key="run folder",
         )
     for key, new, old in zip(("n", "held_out"), now, before[-1], strict=True):
         if new < old:
             raise StoreError(
-                f"{root}: this folder belongs to another run: personas.{key}: {old} → {new}, and a run can "
-                "only grow. "
-                "It is untouched. Use another folder with --out",
+                f"{root}: personas.{key}: {old} → {new}, but a run can only grow. It is untouched. Use "
+                "another "
+                "folder with --out",
                 key="run folder",
             )
     return before if now == before[-1] else (*before, now)

@@ -2,11 +2,12 @@
 
 A stage writes into its own folder `round-1/<stage>-<fingerprint>/`:
 
-    stage.json                what made it (settings, template text, model, upstream), and its counts once it
-    is finished part-<host>-<pid>-….jsonl while it runs: records and drops as they come, flushed and fsynced
-    in small batches
-    records.jsonl             when it is finished: the records, sorted by row
-    drops.jsonl               when it is finished: what was lost, and why
+    stage.json      what made it (settings, template text, model, upstream); when it is finished, its counts
+    part-….jsonl    while it runs: records and drops as they come, flushed and fsynced in small batches
+    records.jsonl   when it is finished: the records, sorted by row
+    drops.jsonl     when it is finished: what was lost, and why
+
+A finished stage grows when the run does: it is opened again, and what is sealed counts as one more part.
 
 The files are the truth about progress: what stands in them is never computed again. A torn last line (from a
 kill) is skipped and cut. A finished file arrives by rename, `stage.json` last, so SIGKILL at any moment

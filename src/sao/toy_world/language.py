@@ -259,7 +259,8 @@ def sample_task(rng: random.Random, persona: str | None = None) -> Task:
             n = 1 if kind == "choose" else 2
             options = rng.sample(own, n) + rng.sample(foreign, 3 - n)
             rng.shuffle(options)
-            body = f"which of these does the {who} {'' if kind == 'choose' else 'not '}use: {', '.join(options)}?"  # noqa: E501
+            use = "use" if kind == "choose" else "not use"
+            body = f"which of these does the {who} {use}: {', '.join(options)}?"
         case "order":
             direction = rng.choice(["small to large", "large to small"])
             prices = rng.sample(NUMBERS, rng.choice([3, 4]))

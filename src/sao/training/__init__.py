@@ -1,6 +1,5 @@
 """Preference optimisation: token pairs in, an aligned model out. Needs torch and transformers, which are
-loaded when a name of it
-is first used: reading a data set of pairs (`sao.training.data`) needs neither."""
+loaded when a name of it is first used: reading a data set of pairs (`sao.training.data`) needs neither."""
 
 from __future__ import annotations
 

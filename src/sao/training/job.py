@@ -11,12 +11,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sao.config import Config, TrainConfig
+from sao.data.messages import chat
 from sao.data.preferences import TextPair
 from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.records import Drop, PreferencePair, Prompt, Response, to_dict
-from sao.stages.responses import chat
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
@@ -51,6 +51,7 @@ def train_run(
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
     reasons = dict(Counter(drop.reason for drop in drops).most_common())
     _check_drops(config, len(pairs), len(drops), reasons, folder)
+    notify(f"loading {config.model}")
     model = load_to_train(config)
     if warning := monitors.rate_warning(config.train, model.num_parameters()):
         notify(f"warning: {warning}")

@@ -22,8 +22,9 @@ from sao.records import PreferencePair, Response
 from sao.results.audit import Audit, KeptLabels
 from sao.stages import pairs
 from sao.stages.calibration import Calibration
+from sao.stages.rows import pairs_each
 
-__all__ = ["audit", "read_labels", "self_tests", "verdict_on"]
+__all__ = ["audit", "possible_pairs", "read_labels", "self_tests", "verdict_on"]
 
 
 def audit(run: Reader, labels: Path | None = None) -> Audit:
@@ -49,16 +50,15 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
         for name, tally in tallies.items():
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
         curve.see(answers, judgments, gold, people, jury)
-    possible = run.config.personas.n * run.config.responses.n * (run.config.responses.n - 1) // 2
     first, *panel = run.judges
-    judge, coverage = tallies[first.name].figures(), curve.coverage(possible)
+    judge, coverage = tallies[first.name].figures(), curve.coverage(possible_pairs(run))
     compared = agreements(run, jury, people)
     by_people = compared["people"].agreement_where_both_decide if "people" in compared else None
     return Audit(
         verdict=verdict_on(judge, coverage, by_people),
         judge=judge,
         panel={juror.name: tallies[juror.name].figures() for juror in panel},
-        kept=_kept_labels(run, possible, people),
+        kept=_kept_labels(run, people),
         same_answers=same_answers.rate(),
         calibration=curve.calibration(),
         coverage=coverage,
@@ -66,7 +66,12 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
     )
 
 
-def _kept_labels(run: Reader, possible: int, people: Words) -> KeptLabels:
+def possible_pairs(run: Reader) -> int:
+    """How many pairs the answers to all training prompts make."""
+    return run.config.personas.n * pairs_each(run.config.responses.n)
+
+
+def _kept_labels(run: Reader, people: Words) -> KeptLabels:
     """The pairs that were kept: their share and, against oracle and people, the accuracy of their labels."""
     kept = 0
     sums = {name: RateSums() for name in ("by_oracle", "by_people", "longer_chosen")}
@@ -78,7 +83,7 @@ def _kept_labels(run: Reader, possible: int, people: Words) -> KeptLabels:
                 counts.note(name, hit)
         for name, (hits, of) in counts.items():
             sums[name].add(hits, of)
-    by_people = sums["by_people"].rate()
+    possible, by_people = possible_pairs(run), sums["by_people"].rate()
     return KeptLabels(
         pairs=kept,
         share=kept / possible if possible else None,

@@ -143,7 +143,7 @@ def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
     n = len(counts)
     holders = Counter(word for count in counts for word in count)
     shared = {word: i for i, word in enumerate(word for word, times in holders.items() if times > 1)}
-    at, place, value = array("q"), array("q"), array("d")
+    text_numbers, word_numbers, weighted = array("q"), array("q"), array("d")
     for i, count in enumerate(counts):
         weights = {
             word: times * (1 + math.log((1 + n) / (1 + holders[word]))) for word, times in count.items()
@@ -151,11 +151,11 @@ def cosines(counts: list[Counter[str]], block: int = 2000) -> np.ndarray:
         norm = math.sqrt(math.fsum(weight * weight for weight in weights.values()))
         for word, weight in weights.items():
             if word in shared:  # a word of one text only adds to no other cosine than 1
-                at.append(i)
-                place.append(shared[word])
-                value.append(weight / norm)
-    order = np.argsort(np.array(place), kind="stable")
-    rows, columns, entries = (np.array(column)[order] for column in (at, place, value))
+                text_numbers.append(i)
+                word_numbers.append(shared[word])
+                weighted.append(weight / norm)
+    order = np.argsort(np.array(word_numbers), kind="stable")
+    rows, columns, entries = (np.array(part)[order] for part in (text_numbers, word_numbers, weighted))
     kernel = np.zeros((n, n))
     for start in range(0, len(shared), block):  # the vectors are sparse: so many words of them at a time
         low, high = np.searchsorted(columns, [start, start + block])

@@ -1,0 +1,178 @@
+"""Tokens and seconds of each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sao.analysis.plan.lengths import Lengths
+from sao.analysis.plan.memory import bucket_size, vllm_room
+from sao.config import Config, TrainConfig
+from sao.models.shapes import GPU, Shape
+from sao.results.plan import PlannedStage
+from sao.stages.judging import compared_pairs
+
+PERSONA_FRAME = 150
+"""Tokens around the persona and of it, in the request for a prompt (assumed)."""
+PERSONA, DRAFTS_EACH = 60, 1.3
+"""Tokens of a persona that the model writes itself, and how many it writes for one that is kept (assumed)."""
+JUDGE_FRAME = 140
+"""Tokens of the judge's template (assumed)."""
+VERDICT = 5
+"""Tokens of a ranking line."""
+KEPT = {"all": 1.0, "confident": 0.5}
+"""Share of the pairs that pass the filter (assumed: flips are reported for 18 to 56 % of pairs, arXiv
+2309.00267)."""
+LAUNCH = 0.0007
+"""Seconds that the built-in engine takes at least for a layer of a decoding step (assumed: Python starts its
+kernels)."""
+VLLM_STEP = 0.008
+"""Seconds that a step of vLLM takes at least (assumed: its scheduler; kernels are started by a graph)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Requests to a model in one stage, and the mean tokens read and written for each."""
+
+    name: str
+    items: int
+    read: float
+    written: int
+
+
+def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[PlannedStage]:
+    """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source),
+    whose size is not known here, personas.n pairs are assumed."""
+    before, after = _asked_before_training(config, lengths), _asked_for_evaluation(config, lengths)
+    return [
+        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in before),
+        _training_stage(config, shape, gpu, gpus, lengths),
+        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in after),
+    ]
+
+
+# What the stages ask of a model.
+
+
+def _people(config: Config) -> int:
+    """Personas whose prompts are trained on; none where pairs are given."""
+    return 0 if config.pairs.source is not None else config.personas.n
+
+
+def _asked_before_training(config: Config, lengths: Lengths) -> list[_Asked]:
+    people, n = _people(config), config.responses.n
+    writers = people + config.personas.held_out if config.prompts.source is None else 0
+    drafts = int(DRAFTS_EACH * writers) if config.personas.source == "self" else 0
+    read, written = _verdict_tokens(config, lengths)
+    asked = [
+        _Asked(name="personas", items=drafts, read=PERSONA_FRAME, written=PERSONA),
+        _Asked(name="prompts", items=writers, read=PERSONA_FRAME, written=lengths.prompt),
+        # A prompt is read once for all its answers.
+        _Asked(name="responses", items=people * n, read=lengths.prompt / n, written=lengths.response),
+        _Asked(name="verdicts", items=_verdicts(config), read=read, written=written),
+    ]
+    return asked if drafts else asked[1:]
+
+
+def _verdicts(config: Config) -> int:
+    """Verdicts of all judges on all answers; none by a rule that asks no model."""
+    judging = config.judging
+    if judging.method not in ("logprob", "text"):
+        return 0
+    pairs = len(compared_pairs(config.responses.n, judging.comparisons_per_answer))
+    judges, orders = 1 + len(judging.panel), 2 if judging.orders == "both" else 1
+    return _people(config) * pairs * judges * orders
+
+
+def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
+    items = 2 * config.personas.held_out
+    read, written = _verdict_tokens(config, lengths)
+    return [
+        _Asked(name="held-out answers", items=items, read=lengths.prompt, written=lengths.response),
+        _Asked(name="held-out verdicts", items=items, read=read, written=written),
+    ]
+
+
+def _verdict_tokens(config: Config, lengths: Lengths) -> tuple[int, int]:
+    """Tokens read and written for one verdict."""
+    read = JUDGE_FRAME + lengths.prompt + 2 * lengths.response
+    return read, VERDICT if config.judging.method == "text" else 0
+
+
+def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths) -> PlannedStage:
+    written = asked.items * asked.written
+    reading = 2 * asked.items * (asked.read * shape.linear + shape.head) / _rate(gpu, lengths)
+    length = int(max(asked.read, lengths.prompt)) + asked.written
+    if config.engine.name == "vllm":
+        writing = vllm_seconds(shape, config, written, length, gpu)
+    else:
+        writing = writing_seconds(shape, config.engine.slots, written, length, gpu)
+    is_elsewhere = "verdicts" in asked.name and config.judging.engine is not None  # another model's work
+    seconds = 0.0 if is_elsewhere else reading + writing
+    return _planned(asked.name, asked.items, int(asked.items * asked.read), written, seconds)
+
+
+def writing_seconds(shape: Shape, slots: int, tokens: int, length: int, gpu: GPU) -> float:
+    """Seconds to write `tokens` tokens, `slots` samples at once: each step reads all weights, and the keys
+    and values of the cache bucket."""
+    read = 2 * shape.parameters + slots * bucket_size(length) * shape.kv_bytes
+    return tokens / slots * max(read / (gpu.bandwidth * 1e9), shape.layers * LAUNCH)
+
+
+def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GPU) -> float:
+    """The same for vLLM: as many samples at once as its pages hold at their full mean length, half of which a
+    step reads."""
+    vllm = config.engine.vllm
+    _, room = vllm_room(shape, config, gpu)
+    held = room * vllm.tensor_parallel_size / (length * shape.kv_bytes)
+    at_once = max(1.0, min(vllm.max_num_seqs, held))
+    read = (2 * shape.parameters + at_once * length / 2 * shape.kv_bytes) / vllm.tensor_parallel_size
+    return tokens / at_once * max(read / (gpu.bandwidth * 1e9), VLLM_STEP)
+
+
+# Training.
+
+
+def _training_stage(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> PlannedStage:
+    train, pairs = config.train, _pairs(config)
+    tokens = pairs * lengths.pair(train) * train.epochs
+    seconds = training_seconds(shape, train, tokens, lengths, _rate(gpu, lengths) * gpus)
+    return _planned("training", pairs, tokens, 0, seconds)
+
+
+def _pairs(config: Config) -> int:
+    """Pairs to train on."""
+    if config.pairs.source is not None:
+        return config.personas.n
+    people, n = config.personas.n, config.responses.n
+    by_rule = {"all": people * n * (n - 1) // 2, "adjacent": people * (n - 1)}
+    return int(by_rule.get(config.pairs.rule, people) * KEPT[config.pairs.keep])
+
+
+def training_seconds(shape: Shape, train: TrainConfig, tokens: int, lengths: Lengths, rate: float) -> float:
+    """Seconds for so many tokens at `rate` FLOP/s; losses with a reference need one more forward pass."""
+    context = lengths.prompt + lengths.response / 2
+    flops = flops_per_token(shape, train, context)
+    if train.needs_reference:
+        flops += 2 * (shape.linear + shape.head) / train.epochs
+    return tokens * flops / rate
+
+
+def flops_per_token(shape: Shape, train: TrainConfig, context: float) -> float:
+    """FLOP to train on one token with `context` tokens before it on average: 6 for each weight, 8 with
+    checkpointing, 4 and 6 with an adapter; the tiled head is made again in the backward pass, unless it is
+    frozen."""
+    full = 2 if train.method == "full" else 0
+    again = 2 if train.gradient_checkpointing else 0
+    attention = 4 * context * shape.heads * shape.head_dim * shape.layers  # forward: scores and their use
+    return shape.linear * (4 + full + again) + shape.head * (4 + 2 * full) + attention * (3 + again / 2)
+
+
+def _rate(gpu: GPU, lengths: Lengths) -> float:
+    """FLOP/s that one GPU reaches."""
+    return gpu.tflops * 1e12 * lengths.mfu
+
+
+def _planned(name: str, items: int, read: int, written: int, seconds: float) -> PlannedStage:
+    return PlannedStage(
+        name=name, items=items, read=read, written=written, seconds=seconds, hours=seconds / 3600
+    )

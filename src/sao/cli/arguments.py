@@ -1,0 +1,109 @@
+"""What the words of a command line stand for: recipe keys with their values, a target, a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sao.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sao.config import Config
+    from sao.pipeline.reader import Reader
+
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+TOP_KEYS = ("model", "revision", "max_drop_share")
+"""The keys of a recipe that stand in no section (`seed` is an option of its own)."""
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """The option --json, which all commands with a result have."""
+    command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+
+
+def no_more(extra: list[str]) -> None:
+    """Raise ConfigError where words are left of a command that takes no recipe keys."""
+    if extra:
+        raise ConfigError(f"unknown argument {extra[0]}", key=extra[0])
+
+
+def join_overrides(argv: list[str]) -> list[str]:
+    """`--train.beta 2` as `--train.beta=2`, so that the value is never taken for TARGET."""
+    joined: list[str] = []
+    words = iter(argv)
+    for word in words:
+        key = word.removeprefix("--")
+        is_key = "." in key or key in TOP_KEYS
+        if word.startswith("--") and "=" not in word and is_key:
+            word = f"{word}={_value(key, words)}"
+        joined.append(word)
+    return joined
+
+
+def read_overrides(extra: list[str]) -> dict[str, str]:
+    """{"train.beta": "2.0"} from ["--train.beta", "2.0"] or ["--train.beta=2.0"]."""
+    overrides: dict[str, str] = {}
+    words = iter(extra)
+    for word in words:
+        if not word.startswith("--"):
+            raise ConfigError(
+                f"unexpected argument {word!r}; recipe keys are given as --section.key value", key=word
+            )
+        key, equals, value = word[2:].partition("=")
+        overrides[key] = value if equals else _value(key, words)
+    return overrides
+
+
+def _value(key: str, words: Iterator[str]) -> str:
+    """The word after a key; an empty one is a value."""
+    value = next(words, None)
+    if value is None or value.startswith("--"):
+        raise ConfigError(f"--{key}: no value given", key=f"--{key}")
+    return value
+
+
+def read_target(target: str, overrides: dict[str, str]) -> Config:
+    """The config of a recipe, a recipe file or a model (with the recipe `default`)."""
+    from sao.config import load_recipe, recipe_names
+
+    is_recipe = target in recipe_names() or target.endswith((".yaml", ".yml"))
+    is_model = (
+        target.startswith("builtin:")
+        or target.lower().endswith(".gguf")
+        or "/" in target
+        or Path(target).is_dir()
+    )
+    if is_model and not is_recipe:
+        recipe = "demo" if target == "builtin:world" else "default"
+        return load_recipe(recipe, {"model": target, **overrides})
+    return load_recipe(target, overrides)  # an unknown name raises, and names the nearest recipe
+
+
+def run_folder(root: Path) -> Reader:
+    """A run folder with the recipe it was last used with, read as its manifest has it."""
+    from sao.pipeline.folder import recorded
+
+    return recorded(root)
+
+
+def own_pairs(root: Path) -> Reader:
+    """The same. Raises ConfigError where the run made no pairs of its own."""
+    run = run_folder(root)
+    if run.config.pairs.source is not None:
+        raise ConfigError(
+            f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao "
+            "import` makes a run of them",
+            key="pairs.source",
+        )
+    return run
+
+
+def quiet_libraries() -> None:
+    """Keep warnings and progress bars of the model libraries off the screen. Call it before they load."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,0 +1,55 @@
+"""Progress on stderr: a bar for each stage, and lines between."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Never
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Progress:
+    """Progress bars on stderr: one for each stage, with rate and time left; lines every 10 s where stderr is
+    no terminal."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+        self._bar: tqdm[Never] | None = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` items of `stage` are finished."""
+        if not self.shown:
+            return
+        if self._bar is None or stage != self._stage:
+            self.close()
+            self._bar, self._stage = _bar(stage, done, total), stage
+        self._bar.update(done - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.close()
+        if self.shown:
+            print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the present bar."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, ""
+
+
+def _bar(stage: str, done: int, total: int) -> tqdm[Never]:
+    from tqdm import tqdm
+
+    slow = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=f"{stage:13}",
+        mininterval=slow,
+        file=sys.stderr,
+        dynamic_ncols=True,
+    )

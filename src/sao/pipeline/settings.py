@@ -1,0 +1,161 @@
+"""What the records of each step depend on: its section of the recipe with all defaults, and what that names
+by what it holds (models, files, templates, functions). Together with the step's revision and the steps that
+it reads this is hashed into the name of its folder.
+
+A key that changes no record is marked in its section (`sao.config.section.setting`); tests walk all keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from sao.config import Config, ResponsesConfig
+from sao.pipeline.roles import ASKED, Judge
+from sao.pipeline.rounds import Round
+from sao.stages import personas
+
+Settings = dict[str, Any]
+
+
+def own_pairs(config: Config) -> bool:
+    """Whether the pairs are made here, not given."""
+    return config.pairs.source is None
+
+
+def writes_prompts(config: Config) -> bool:
+    """Whether the model writes the prompts."""
+    return config.prompts.source is None
+
+
+def persona_settings(run: Round, _: Any) -> Settings:
+    """Which personas these are: those that the model writes are chosen among its drafts, so that their
+    numbers count."""
+    settings = persona_ids(run, _)
+    return settings | ({"sizes": run.sizes} if run.config.personas.source == "self" else {})
+
+
+def persona_ids(run: Round, _: Any) -> Settings:
+    """The section personas, its source by what it holds, and the seed."""
+    config = run.config
+    if config.pairs.imported is not None:
+        return {"imported": config.pairs.imported}
+    settings = config.personas.counted() | {
+        "source": run.outside.source(config.personas.source),
+        "seed": config.seed,
+    }
+    if config.personas.source == "self":
+        return settings | {"writing": writing_settings(run)}
+    # The first ones of a file are held out where the file's order counts.
+    return settings | ({"held_out": config.personas.held_out} if config.personas.sample == "first" else {})
+
+
+def writing_settings(run: Round) -> Settings:
+    """What personas that the model writes depend on."""
+    writing = run.config.personas.writing
+    key = f"traits {writing.traits}"
+    return writing.counted() | {
+        "traits": run.outside.look(key, lambda: asdict(personas.load_traits(writing.traits))),
+        "template": run.outside.template(writing.template),
+        "template_related": run.outside.template(writing.template_related),
+        "model": run.identity(run.roles.policy),
+        "seed": run.config.seed,
+    }
+
+
+def prompt_settings(run: Round, _: Any) -> Settings:
+    """The section prompts, its source by what it holds and its templates by their texts, the model and the
+    seed."""
+    config = run.config
+    if config.pairs.imported is not None:
+        return {}
+    settings = config.prompts.counted() | {"seed": config.seed}
+    if config.prompts.source is not None:
+        return settings | {"source": run.outside.source(config.prompts.source)}
+    texts = {name: run.outside.template(name) for name in prompt_templates(config)}
+    return settings | {"texts": texts, "model": run.identity(run.roles.policy)}
+
+
+def has_personas(config: Config) -> bool:
+    """Whether somebody asks."""
+    return config.personas.source != "none" and config.prompts.source is None
+
+
+def prompt_templates(config: Config) -> list[str]:
+    """The templates by which prompts are asked for; none where they are given."""
+    asked = config.prompts
+    if asked.source is not None:
+        return []
+    if asked.method == "user_turn":
+        return [asked.template_user_turn]
+    return (list(asked.mix) or [asked.template]) if has_personas(config) else [asked.template_without_persona]
+
+
+def filter_settings(run: Round, _: Any) -> Settings:
+    """Which prompts are kept depends on those before, and so on their numbers."""
+    return filter_ids(run, _) | {"sizes": run.sizes}
+
+
+def filter_ids(run: Round, _: Any) -> Settings:
+    """The section filters, its evaluation sets and its function by what they hold, and the prompts'
+    marker."""
+    config = run.config.filters
+    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
+    settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
+    if config.reject is not None:
+        settings["reject"] = run.outside.function(config.reject, "filters.reject")
+    return settings
+
+
+def answer_filter_settings(run: Round, _: Any) -> Settings:
+    """The evaluation sets, and how much of an item may stand in an answer."""
+    config = run.config.filters
+    sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
+    return {"decontaminate": sets, "max_overlap": config.max_overlap}
+
+
+def response_settings(run: Round, _: Any) -> Settings:
+    """The section responses, the model and the seed."""
+    if run.config.pairs.imported is not None:
+        return {}  # the answers exist, whatever the recipe says of new ones
+    return run.config.responses.counted() | {"model": run.identity(run.roles.policy), "seed": run.config.seed}
+
+
+def judgment_settings(run: Round, judge: Judge) -> Settings:
+    """What one judge's verdicts depend on: the section judging with the template's text, and the judge's
+    model."""
+    how = judge.config
+    settings = how.counted() | {"engine": None, "panel": None, "seed": run.config.seed}
+    if how.method in ("logprob", "text"):
+        settings["text"] = run.outside.template(how.template)
+    if how.function is not None:
+        settings["function"] = run.outside.function(how.function, "judging.function")
+    if how.method in ASKED:
+        settings["engine"] = run.identity(judge.role, reward=how.method == "reward")
+    return settings
+
+
+def pair_settings(run: Round, _: Any) -> Settings:
+    """The section pairs, and the votes; calibration looks at all verdicts, so that their numbers count."""
+    weights = [judge.weight for judge in run.roles.judges]
+    return run.config.pairs.counted() | {"weights": weights, "sizes": run.sizes}
+
+
+def train_settings(run: Round, _: Any) -> Settings:
+    """The section train, the model and the seed; the given pairs, where there are such."""
+    config = run.config
+    settings = config.train.counted() | {"model": run.identity(run.roles.initial), "run_seed": config.seed}
+    if own_pairs(config):
+        return settings
+    given = {name: getattr(config.pairs, name) for name in ("revision", "subset", "split")}
+    return settings | {"pairs": {**given, "source": run.outside.source(str(config.pairs.source))}}
+
+
+def one_answer(config: Config) -> ResponsesConfig:
+    """How held-out prompts are answered: as the others, once."""
+    return config.responses.model_construct(**(config.responses.model_dump() | {"n": 1}))
+
+
+def held_out_settings(run: Round, _: Any) -> Settings:
+    """The section responses for one answer, the model and the seed."""
+    return one_answer(run.config).counted() | {"model": run.identity(run.roles.base), "seed": run.config.seed}

@@ -1,0 +1,31 @@
+"""Progress on stderr."""
+
+import re
+
+import pytest
+
+from sao.cli.progress import Progress
+
+
+def test_a_bar_for_each_stage_and_lines_between(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(shown=True)
+    progress("prompts", 2, 4)
+    progress("prompts", 4, 4)
+    progress("responses", 0, 8)
+    progress.say("loading a model")
+    progress("responses", 8, 8)
+    progress.close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    bars = re.findall(r"^(\w+) +: +\d+%\|.*\| (\d+/\d+) ", captured.err.replace("\r", "\n"), re.MULTILINE)
+    assert (bars[0], bars[-1]) == (("prompts", "2/4"), ("responses", "8/8"))
+    assert ("prompts", "4/4") in bars
+    assert re.search(r"^\d\d:\d\d:\d\d loading a model$", captured.err, re.MULTILINE)
+
+
+def test_no_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(shown=False)
+    progress("prompts", 2, 4)
+    progress.say("a line")
+    progress.close()
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,129 @@
+"""Records that do not fit together raise with file and line; nothing is ever joined to nothing without a
+word."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sao.analysis.audit import audit
+from sao.config import Config, make_config
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import StoreError
+from sao.method import run
+from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
+from sao.sharing.export import export
+
+
+def config() -> Config:
+    return make_config(
+        {
+            "engine": {"name": "scripted"},
+            "personas": {"source": "builtin:world", "n": 12, "held_out": 3},
+            "filters": {"duplicates": "none"},
+        }
+    )
+
+
+def finished(root: Path) -> Reader:
+    run(config(), root, until="pairs", engine=ScriptedEngine())
+    return reader(config(), root, ScriptedEngine())
+
+
+def edit(found: Reader, step: str, change: Callable[[list[str]], list[str]]) -> str:
+    path = found.stage(step).path / "records.jsonl"
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    return f"{found.stage(step).path.name}/records.jsonl"
+
+
+def without(number: int) -> Callable[[list[str]], list[str]]:
+    return lambda lines: [line for i, line in enumerate(lines) if i != number]
+
+
+def swapped(lines: list[str]) -> list[str]:
+    return [lines[1], lines[0], *lines[2:]]
+
+
+def of_nobody(lines: list[str]) -> list[str]:
+    return [lines[0], json.dumps({**json.loads(lines[1]), "prompt_id": "0" * 16}) + "\n", *lines[2:]]
+
+
+READ: dict[str, Callable[[Reader], object]] = {
+    "responses": lambda found: list(found.answered()),
+    "judgments": lambda found: list(found.judged()),
+    "pairs": lambda found: list(found.labelled()),
+}
+
+
+@pytest.mark.parametrize("step", READ)
+@pytest.mark.parametrize("number", [0, 5, -1])
+def test_a_missing_row(tmp_path: Path, step: str, number: int) -> None:
+    found = finished(tmp_path)
+    count = len((found.stage(step).path / "records.jsonl").read_text().splitlines())
+    place = edit(found, step, without(number % count))
+    with pytest.raises(StoreError, match=rf"{place}, line .*not \d+ together.*Delete"):
+        READ[step](found)
+
+
+@pytest.mark.parametrize("step", READ)
+def test_another_order(tmp_path: Path, step: str) -> None:
+    found = finished(tmp_path)
+    place = edit(found, step, swapped)
+    with pytest.raises(StoreError, match=rf"{place}, line \d+"):
+        READ[step](found)
+
+
+@pytest.mark.parametrize("step", READ)
+def test_an_orphan(tmp_path: Path, step: str) -> None:
+    found = finished(tmp_path)
+    place = edit(found, step, of_nobody)
+    with pytest.raises(StoreError, match=rf"{place}, line 2: prompt 0{{16}} is not among those"):
+        READ[step](found)
+
+
+def test_a_prompt_that_is_gone(tmp_path: Path) -> None:
+    found = finished(tmp_path)
+    edit(found, "filtered", lambda lines: lines[2:])
+    with pytest.raises(
+        StoreError,
+        match=r"responses-\w+/records\.jsonl, line 1: prompt \w+ is not among "
+        r"those",
+    ):
+        list(found.answered())
+
+
+def test_the_last_prompts_are_gone(tmp_path: Path) -> None:
+    found = finished(tmp_path)
+    edit(found, "filtered", lambda lines: lines[:5])
+    with pytest.raises(
+        StoreError,
+        match=r"responses-\w+/records\.jsonl, line \d+: prompt \w+ is not among "
+        r"those",
+    ):
+        list(found.answered())
+
+
+def test_a_persona_that_is_gone(tmp_path: Path) -> None:
+    found = finished(tmp_path)
+    place = edit(found, "personas", without(4))
+    with pytest.raises(StoreError, match=rf"{place}: no persona \w+"):
+        list(found.written())
+
+
+def test_a_pair_of_answers_that_are_not_there(tmp_path: Path) -> None:
+    found = finished(tmp_path)
+    edit(found, "pairs", lambda lines: [
+        json.dumps({**json.loads(lines[0]), "chosen_id": "f" * 16}) + "\n", *lines[1:]
+    ])  # fmt: skip
+    with pytest.raises(StoreError, match=r"pairs-\w+/records\.jsonl: pair \w+ names answer f{16}"):
+        list(found.labelled())
+
+
+def test_whoever_reads_is_told(tmp_path: Path) -> None:
+    found = finished(tmp_path)
+    edit(found, "judgments", without(3))
+    for read in (audit, lambda run: export(run, tmp_path / "out")):
+        with pytest.raises(StoreError, match="judgments-"):
+            read(found)

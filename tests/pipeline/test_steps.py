@@ -1,0 +1,123 @@
+"""A step of one's own: it runs, resumes, drops, and shows in the funnel and in the status file."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sao.config import Config, make_config
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, DropError
+from sao.execution.status import read_status
+from sao.execution.step import Step, Work
+from sao.method import run, wanted
+from sao.pipeline.reader import Reader
+from sao.pipeline.rounds import Round
+from sao.pipeline.steps import STEPS
+from sao.records import Drop, Response, make_id
+
+
+def loud(work: Work[Round]) -> Iterator[Response | Drop]:
+    for answer in work.read("responses", Response):
+        loud_id = make_id(work.key, answer.id)
+        if answer.row % 5 == 0:
+            yield Drop(row=answer.row, stage="loud", record_id=loud_id, reason="whispered", text=answer.text)
+        else:
+            yield replace(answer, id=loud_id, text=answer.text.upper())
+
+
+LOUD = Step(name="loud", record=Response, reads=("responses",), settings=lambda run, _: {"by": 1}, make=loud)
+
+
+def config() -> Config:
+    personas = {"source": "builtin:world", "n": 20, "held_out": 0}
+    return make_config({"engine": {"name": "scripted"}, "personas": personas})
+
+
+def finish(root: Path, step: Step[Round] = LOUD) -> Reader:
+    summary = run(config(), root, until="loud", steps=(*STEPS, step), engine=ScriptedEngine())
+    assert {row.stage: (row.records, row.dropped) for row in summary.funnel}["loud"] == (32, 8)
+    return Reader(Round(config(), root, (*STEPS, step), given=ScriptedEngine()))
+
+
+def test_a_step_of_ones_own(tmp_path: Path) -> None:
+    found = finish(tmp_path)
+    answers = {answer.row: answer.text for answer in found.stage("responses").records(Response)}
+    assert all(answer.text == answers[answer.row].upper() for answer in found.stage("loud").records(Response))
+    assert found.stage("loud").counts["reasons"] == {"whispered": 8}
+    assert {drop.text for drop in found.stage("loud").drops()} <= set(answers.values())
+    assert read_status(tmp_path).state == "finished"
+    assert not list(tmp_path.glob("round-1/judgments-*"))  # nothing that it does not need
+
+
+def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def dying(work: Work[Round]) -> Iterator[Response | Drop]:
+        for record in loud(work):
+            seen.append(record.row)
+            if len(seen) == 30:
+                raise KeyboardInterrupt
+            yield record
+
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            config(),
+            tmp_path,
+            until="loud",
+            steps=(*STEPS, replace(LOUD, make=dying)),
+            engine=ScriptedEngine(),
+        )
+    status = read_status(tmp_path)
+    assert (status.state, status.step, status.planned) == ("stopped", "loud", None)
+    whole = finish(tmp_path / "whole").stage("loud").path
+    assert finish(tmp_path).stage("loud").path.name == whole.name
+    for name in ("records.jsonl", "drops.jsonl", "stage.json"):
+        assert (tmp_path / "round-1" / whole.name / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_too_many_drops_end_it(tmp_path: Path) -> None:
+    def hopeless(work: Work[Round]) -> Iterator[Response | Drop]:
+        for answer in work.read("responses", Response):
+            yield Drop(
+                row=answer.row, stage="loud", record_id=make_id(work.key, answer.id), reason="no voice"
+            )
+
+    with pytest.raises(DropError, match="no voice"):
+        finish(tmp_path, replace(LOUD, make=hopeless))
+    status = read_status(tmp_path)
+    assert (status.state, "no voice" in str(status.error)) == ("failed", True)
+
+
+def test_its_settings_and_its_revision_name_its_folder(tmp_path: Path) -> None:
+    def path(step: Step[Round]) -> Path:
+        return Round(config(), tmp_path, (*STEPS, step), given=ScriptedEngine()).stage("loud").path
+
+    assert path(LOUD) == path(LOUD)
+    other = (replace(LOUD, settings=lambda run, _: {"by": 2}), replace(LOUD, revision=2))
+    assert len({path(LOUD), *map(path, other)}) == 3
+
+
+def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:
+    def doubled(work: Work[Round]) -> Iterator[Response | Drop]:
+        for answer in work.read("responses", Response):
+            yield replace(answer, row=answer.row // 2, id=make_id(work.key, answer.id))
+
+    with pytest.raises(OSError, match="two records of one step need two rows"):
+        run(
+            config(),
+            tmp_path,
+            until="loud",
+            steps=(*STEPS, replace(LOUD, make=doubled)),
+            engine=ScriptedEngine(),
+        )
+
+
+def test_only_what_is_needed_runs() -> None:
+    round_ = Round(config(), Path("x"), (*STEPS, LOUD), given=ScriptedEngine())
+    assert wanted(round_, "loud") == ["personas", "prompts", "filtered", "responses", "loud"]
+    assert wanted(round_, "judge") == ["personas", "prompts", "filtered", "responses", "judgments"]
+    assert wanted(round_, "eval")[-2:] == ["train", "loud"]
+    with pytest.raises(ConfigError, match="no such step"):
+        wanted(round_, "lout")

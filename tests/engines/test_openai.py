@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 def two_stages(engine: Engine, root: Path, judging: JudgingConfig, prompts: int = 80) -> tuple[bytes, bytes]:
     """Two answers to each prompt, and both orders of verdicts on them."""
     rows = [
-        Prompt(id=make_id("p", i), row=i, persona_id=f"{i}", text=f"question {i}") for i in range(prompts)
+        Prompt(id=make_id("p", i), row=2 * i, persona_id=f"{i}", text=f"question {i}") for i in range(prompts)
     ]
     config = ResponsesConfig(n=2, max_tokens=64)
     responses = stage(

@@ -290,7 +290,7 @@ def test_hostile_texts_pass_through_server_and_file_as_they_are(tmp_path: Path) 
         "\r\n\t",
         "🙂é",
     ]
-    prompts = [Prompt(id=f"{i:016x}", row=i, persona_id="", text=text) for i, text in enumerate(texts)]
+    prompts = [Prompt(id=f"{i:016x}", row=2 * i, persona_id="", text=text) for i, text in enumerate(texts)]
     with Server(reply=lambda m, s, p: f"<{m[-1].content}>") as server, opened(server) as engine:
         config = ResponsesConfig(n=2)
         stage(

@@ -619,8 +619,8 @@ def test_a_seed_of_the_training_is_another_training_of_the_same_pairs(
     assert plain.stage("pairs").fingerprint == seeded.stage("pairs").fingerprint
     assert plain.stage("train").fingerprint != seeded.stage("train").fingerprint
     assert plain.stage("train").fingerprint == later.stage("train").fingerprint
-    assert "training_seed" not in plain.stage("train").settings
-    assert seeded.stage("train").settings["training_seed"] == 0
+    assert plain.stage("train").settings["seed"] is None
+    assert seeded.stage("train").settings["seed"] == 0
 
 
 def test_a_set_that_is_mostly_dropped_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,9 @@ class TrainConfig(Section):
     samples: int = setting(default=0, ge=0, le=64)
     """Answers sampled every eval_steps (to held-out prompts where there are any), to watch their length and
     repetition."""
-    on_alarm: Literal["warn", "stop"] = setting(default="warn")
+    on_alarm: Literal["warn", "stop"] = setting(
+        default="warn", affects_records=False, because="when training ends with an error"
+    )
     """What an alarm does (falling chosen log-probability, exploding margin, growing or repetitive
     samples)."""
     save_steps: int = setting(default=50, ge=1, affects_records=False, because="when checkpoints are written")

@@ -322,7 +322,7 @@ def test_a_line_that_is_no_label_stops_labelling(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
     for line in ('{"prompt_id": "p", "by": "me", "verdict": NaN}', '{"prompt_id": "p", "by": "me"}', "[]"):
         (tmp_path / "labels.jsonl").write_text(line + "\n")
-        with raises(DataError, key="labels", match=r"labels\.jsonl, line 1: not a label"):
+        with raises(DataError, key="labels", match=r"labels\.jsonl, line 1"):
             label(folder, 5, "me", ask=lambda prompt: "q", say=lambda text: None)
 
 

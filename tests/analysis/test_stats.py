@@ -327,7 +327,7 @@ def test_an_unfinished_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
 
     with pytest.raises(Stop):
         run(config(), tmp_path, until="prompts", engine=ScriptedEngine(reply=reply))
-    with raises(StoreError, key="run folder", match="Go on with its recipe: sao prompts RECIPE --out"):
+    with raises(StoreError, key="run folder", match="sao prompts RECIPE --out"):
         stats(reader(config(), tmp_path, ScriptedEngine()))
     assert main(["stats", str(tmp_path), str(tmp_path), str(tmp_path)]) == 1
     assert "two side by side" in capsys.readouterr().err

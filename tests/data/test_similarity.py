@@ -368,7 +368,7 @@ def test_a_real_sentence_transformer(tmp_path: Path) -> None:
     texts = ["one two", "three", "one two", "One two"]
     found = find_by_embedding(lambda: iter(texts), str(tmp_path / "model"), 0.9999)
     assert list(found.earlier) == [-1, -1, 0, 0]
-    with pytest.raises(ConfigError, match=r"filters\.embeddings"):
+    with raises(ConfigError, key="filters.embeddings"):
         find_by_embedding(lambda: iter(texts), str(tmp_path / "nothing"), 0.9)
 
 

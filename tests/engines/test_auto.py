@@ -99,7 +99,7 @@ def test_what_only_vllm_can_do_is_not_left_out(
     vllm.installed = False
     with raises(
         ConfigError,
-        key="config.json",
+        key="engine.name",
         match=rf"engine\.vllm\.{next(iter(setting))} is set, but .*vLLM is not installed",
     ):
         choose(config, model)
@@ -108,7 +108,7 @@ def test_what_only_vllm_can_do_is_not_left_out(
 def test_a_torn_config_is_named(vllm: types.SimpleNamespace, model: str) -> None:
     for text in ('{"architectures": [', "[]"):
         (Path(model) / "config.json").write_text(text)
-        with pytest.raises(ModelError, match=r"config\.json: (cannot be read|no JSON object)"):
+        with raises(ModelError, key="config.json"):
             choose(AUTO, model)
 
 

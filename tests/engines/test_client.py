@@ -222,7 +222,7 @@ def test_a_wait_beyond_all_patience_ends_the_run_once_all_that_came_is_given_out
         with raises(
             EngineError,
             key="engine.openai.patience",
-            match=r"it asks to wait 86400 s \(last: HTTP 429: come back tomorrow\)",
+            match="86400 s .*come back tomorrow",
         ):
             for completion in engine.generate(asked("1 quick", "2 much", "10 slow", "20 slow")):
                 came.append(completion.id)
@@ -289,7 +289,7 @@ def test_too_few_answers_for_two_minutes_end_the_run_and_a_slow_minute_is_told_o
     with raises(
         EngineError,
         key="engine.openai.min_rows_per_minute",
-        match=r"min_rows_per_minute = 10 answers in each of the last two minutes \(the last: 0\)",
+        match="10 answers.*last: 0",
     ):
         minute(0)
 
@@ -299,7 +299,7 @@ def test_a_stream_without_answers_is_ended_by_the_watchdog(monkeypatch: pytest.M
         server.delay = 30.0
         monkeypatch.setattr(flow_control, "RATE_SECONDS", 0.2)
         begun = time.monotonic()
-        with raises(EngineError, key="engine.openai.min_rows_per_minute", match="min_rows_per_minute"):
+        with raises(EngineError, key="engine.openai.min_rows_per_minute"):
             answers(engine, asked("a", "b"))
     assert time.monotonic() - begun < 10
 

@@ -187,7 +187,7 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(
         with raises(
             EngineError,
             key="engine.openai.patience",
-            match=r"no good answer for \d s \(last: .*longer than engine.openai.patience = 1 s",
+            match="patience = 1 s",
         ):
             run(config, tmp_path, until="pairs")
         assert time.monotonic() - begun < 30

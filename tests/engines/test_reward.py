@@ -245,19 +245,19 @@ def test_a_chat_model_is_no_reward_model(tmp_path: Path) -> None:
         with raises(
             ModelError,
             key="reward model",
-            match=r"as a reward model: the weight score\.weight is missing.*ForSequenceClassification",
+            match=r"score\.weight is missing.*ForSequenceClassification",
         ):
             RewardModel(path, EngineConfig())
 
 
 def test_a_tokenizer_that_does_not_belong_to_it_is_named(tmp_path: Path) -> None:
     larger = retell(llama(tmp_path / "larger"), lambda tokenizer: tokenizer.add_tokens(["onemoreword"]))
-    with raises(ModelError, key="embedding", match="knows 'onemoreword' as number"):
+    with raises(ModelError, key="embedding", match="onemoreword"):
         RewardModel(larger, EngineConfig())
     bare = Path(llama(tmp_path / "bare"))
     (bare / "tokenizer.json").unlink()
     for look in (check_reward_model, RewardModel):
-        with raises(ModelError, key="tokenizer.json", match=r"no tokenizer\.json"):
+        with raises(ModelError, key="tokenizer.json"):
             look(str(bare), EngineConfig())
 
 
@@ -269,7 +269,7 @@ def test_missing_weights_are_named_and_counted(tmp_path: Path) -> None:
     with raises(
         ModelError,
         key="reward model",
-        match=r"weight model\.layers\.1\.input_layernorm\.weight is missing .*\(9 such weights\)",
+        match=r"layers\.1\.input_layernorm\.weight is missing .*9 such",
     ):
         RewardModel(reweigh(llama(tmp_path), drop_a_layer), EngineConfig())
 
@@ -281,7 +281,7 @@ def test_unexpected_weights_are_named_and_counted(tmp_path: Path) -> None:
     with raises(
         ModelError,
         key="reward model",
-        match=r"weight score\.bias has no place in this model .*\(2 such weights\)",
+        match=r"score\.bias has no place.*2 such",
     ):
         RewardModel(reweigh(llama(tmp_path), add), EngineConfig())
 

@@ -34,6 +34,7 @@ from sao.results.summary import Summary
 from sao.templates import load_template
 from sao.toy_world.language import sample_persona
 from support.checks import known
+from support.errors import raises
 from support.run_files import records_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -214,7 +215,7 @@ def test_broken_weights_are_refused_before_vllm_starts(tmp_path: Path) -> None:
     del weights[gone]
     save_file(weights, file, metadata={"format": "pt"})
     config = load_recipe("demo", SMALL | {"model": str(tmp_path / "m"), "engine.name": "vllm"})
-    with pytest.raises(ModelError, match=f"the weight {gone} is missing"):
+    with raises(ModelError, key="weights", match=f"the weight {gone} is missing"):
         run(config, tmp_path / "run", until="prompts")
     with pytest.raises((EngineError, ModelError), match=r"missing|not initialized"):
         VllmEngine(str(tmp_path / "m"), EngineConfig(name="vllm", threads=1))
@@ -343,7 +344,7 @@ def test_a_lora_adapter_is_put_on(tmp_path: Path, builtin: Engine) -> None:
 
 
 def test_a_model_that_vllm_cannot_run_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"vLLM failed.*no_such_method.*goes on"):
+    with raises(EngineError, key="vLLM", match="no_such_method.*goes on"):
         config: Any = {"name": "vllm", "vllm": {"quantization": "no_such_method"}}
         VllmEngine(WORLD_MODEL, EngineConfig(**config))
 
@@ -353,7 +354,7 @@ def test_the_child_dies_with_its_engine_and_its_death_is_told(tmp_path: Path) ->
     stream = engine.generate(iter(asked(400, 0.8)))
     next(stream)
     engine._child.kill()
-    with pytest.raises(EngineError, match=r"vLLM ended with status -9.*the same command goes on"):
+    with raises(EngineError, key="vLLM", match="status -9.*the same command goes on"):
         list(stream)
     engine.close()
     assert engine._child.poll() is not None

@@ -164,7 +164,7 @@ def test_two_models_are_compared_on_the_same_draws() -> None:
 
 def test_what_cannot_be_fitted_is_an_error() -> None:
     rows, difficulty, _ = planted(10)
-    with raises(DataError, key="--difficulty", match="2 of 10 instructions have no difficulty"):
+    with raises(DataError, key="--difficulty", match="2 of 10"):
         length_controlled(rows, {name: value for name, value in difficulty.items() if name[-1] not in "34"})
     with raises(DataError, key="verdicts"):
         length_controlled([replace(row, p=None) for row in rows], difficulty)

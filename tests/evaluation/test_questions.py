@@ -135,7 +135,7 @@ def test_a_single_message_is_a_question(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["user", "system", "tool"])
 def test_an_answer_by_somebody_else_is_none(tmp_path: Path, role: str) -> None:
     row = {"instruction": "Greet me.", "output": {"role": role, "content": "Hi!"}}
-    with raises(DataError, key="answers", match=r"no answer to every turn .*\(output holds none\)"):
+    with raises(DataError, key="answers", match="output holds none"):
         read_answers(lines(tmp_path / "a.jsonl", [row]), [question_of(["Greet me."], 0)])
 
 
@@ -178,7 +178,7 @@ def test_alpaca_eval_outputs_join_on_the_text(tmp_path: Path) -> None:
     assert texts(found, asked) == [[" Hi!\n\n"], [""]]  # as they stand: lengths count
     rows[0]["output"] = None
     (tmp_path / "model_outputs.json").write_text(json.dumps(rows))
-    with raises(DataError, key="answers", match="item 0: no answer to every turn under output"):
+    with raises(DataError, key="answers", match="item 0.*output"):
         read_answers(str(tmp_path / "model_outputs.json"), asked)
 
 
@@ -198,17 +198,15 @@ def test_fastchat_answers_join_on_the_number(tmp_path: Path) -> None:
     with raises(
         DataError,
         key="missing answers",
-        match=r"1 of the 3 questions have no answer there, such as 'Draw a fox\.'",
+        match=r"1 of the 3 questions.*'Draw a fox\.'",
     ):
         read_answers(lines(tmp_path / "a.jsonl", [rows[0], rows[2]]), asked)
-    with raises(DataError, key="answers", match=r"line 1: no answer to every turn under .*choices"):
+    with raises(DataError, key="answers", match="line 1.*choices"):
         read_answers(lines(tmp_path / "a.jsonl", [fastchat_answer(7, "fox")]), asked)
-    with raises(DataError, key="answers", match=r"line 1: 3 answers to a question of 2 turn\(s\)"):
+    with raises(DataError, key="answers", match="line 1: 3 answers.*2 turn"):
         read_answers(lines(tmp_path / "a.jsonl", [fastchat_answer(7, "a", "b", "c")]), asked)
     twice = [*asked, question_of(["other"], 3, key="7")]
-    with raises(
-        DataError, key="missing answers", match="2 of the 4 questions have no answer"
-    ):  # whose number 7 is cannot be told
+    with raises(DataError, key="missing answers", match="2 of the 4"):  # whose number 7 is cannot be told
         read_answers(lines(tmp_path / "a.jsonl", rows), twice)
 
 
@@ -240,9 +238,7 @@ def test_arena_answers_of_both_versions(tmp_path: Path) -> None:
         [" Ants."],
     ]
     new["messages"][1]["content"] = "Another question under the same number"  # type: ignore[index]
-    with raises(
-        DataError, key="missing answers", match=r"1 of the 2 questions have no answer there, such as 'Ants\?'"
-    ):
+    with raises(DataError, key="missing answers", match=r"1 of the 2 questions.*'Ants\?'"):
         read_answers(lines(tmp_path / "a.jsonl", [old, new]), asked)
 
 
@@ -255,7 +251,7 @@ def test_answers_as_messages_of_several_turns(tmp_path: Path) -> None:
     found = read_answers(lines(tmp_path / "a.jsonl", rows), [given, later])
     assert texts(found, [given, later]) == [["ours"], ["one", "two"]]
     rows[0] = {"messages": chat("u", "another", "v", "ours")}
-    with raises(DataError, key="missing answers", match="1 of the 2 questions have no answer"):
+    with raises(DataError, key="missing answers", match="1 of the 2"):
         read_answers(lines(tmp_path / "a.jsonl", rows), [given, later])
     rows[0] = {"prompt": chat("u", "a", "v"), "output": "beside it"}  # type: ignore[dict-item]
     assert texts(read_answers(lines(tmp_path / "a.jsonl", rows), [given, later]), [given]) == [["beside it"]]
@@ -275,7 +271,7 @@ def test_reference_answers_of_a_file(tmp_path: Path) -> None:
     assert references_of([question_of(["a"], 0, references=("b",)), question_of(["c"], 1)]) == {
         make_id("question", "a"): "b"
     }
-    with raises(DataError, key="references", match="no references to any of the 3 questions"):
+    with raises(DataError, key="references", match="any of the 3"):
         with_references(asked, lines(tmp_path / "r.jsonl", [fastchat_answer(70, "x", "y")]))
 
 
@@ -308,7 +304,7 @@ def test_an_answer_that_is_no_text_is_refused(tmp_path: Path, value: Any, kind: 
         with raises(
             DataError,
             key="answers",
-            match=r"line 1: no answer to every turn under .* \((choices|messages) holds ",
+            match="line 1.*(choices|messages) holds ",
         ):
             read_answers(lines(tmp_path / "a.jsonl", [row]), asked[1:])
 
@@ -321,12 +317,10 @@ def test_answers_of_parquet_and_csv_that_are_missing(tmp_path: Path, missing: fl
     asked = [question_of(["Greet me."], 0), question_of(["Say no."], 1)]
     table = {"instruction": ["Greet me."], "output": pyarrow.array([missing], pyarrow.float64())}
     pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
-    with raises(
-        DataError, key="answers", match=r"row 0: no answer to every turn .*\(output holds (NaN|none)\)"
-    ):
+    with raises(DataError, key="answers", match="row 0.*output holds (NaN|none)"):
         read_answers(str(tmp_path / "a.parquet"), asked[:1])
     (tmp_path / "a.csv").write_text('instruction,output\nGreet me.,""\nSay no.,nan\n')
-    with raises(DataError, key="answers", match=r"line 3: no answer to every turn .*\(output holds NaN\)"):
+    with raises(DataError, key="answers", match="line 3.*output holds NaN"):
         read_answers(str(tmp_path / "a.csv"), asked)
     assert texts(read_answers(str(tmp_path / "a.csv"), asked[:1]), asked[:1]) == [[""]]
 
@@ -349,7 +343,7 @@ def test_the_same_number_in_another_form_is_the_same_id(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("question_id,output\n81.0,to a\n82.0,to b\n")
     assert texts(read_answers(str(tmp_path / "a.csv"), asked), asked) == [["to a"], ["to b"]]
     rows[1]["question_id"] = math.nan
-    with raises(DataError, key="questions", match="line 2: no question under"):
+    with raises(DataError, key="questions", match="line 2"):
         read_answers(lines(tmp_path / "a.jsonl", rows), asked)
 
 
@@ -405,7 +399,7 @@ def test_a_right_answer_may_be_a_number(tmp_path: Path) -> None:
         assert question.references == (text,)
     (question,) = read_questions(lines(tmp_path / "q.jsonl", [{"prompt": "2+2?", "reference": None}]))
     assert question.references == ()
-    with raises(DataError, key="references", match="line 1: no right answer under choices, but NaN"):
+    with raises(DataError, key="references", match="line 1.*choices, but NaN"):
         with_references(
             [question_of(["a"], 0, key="7")], lines(tmp_path / "r.jsonl", [fastchat_answer(7, math.nan)])
         )

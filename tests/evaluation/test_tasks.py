@@ -423,7 +423,7 @@ def test_requests_too_long_for_the_model_are_counted(data: Path, tmp_path: Path)
     # 44 of the 300 positions are left to gsm8k's prompts; hellaswag's 4 × 10 requests fit.
     assert [r.cut for r in results.results] == [10, 0]
     tiny = planted(tmp_path / "tiny", table(5.0, 4.0, "7"), context=200)
-    with raises(EngineError, key="task", match=r"task gsm8k: .*requested max tokens to generate \(256\)"):
+    with raises(EngineError, key="task", match="gsm8k.*256"):
         run_tasks(tiny, ["gsm8k"], cache=tmp_path, engine=CPU, data_dir=data)
 
 
@@ -475,9 +475,7 @@ def test_changed_data_is_run_again(good_model: str, tmp_path: Path) -> None:
     write_rows(tmp_path / "data" / "truthfulqa_mc2" / "validation.jsonl", [truthfulqa(i) for i in range(7)])
     after = run_tasks(good_model, ["truthfulqa_mc2"], **options)
     assert (before.results[0].n, after.results[0].n) == (10, 7)
-    with raises(
-        DataError, key="documents", match="truthfulqa_mc2: base and tuned were asked different questions"
-    ):
+    with raises(DataError, key="documents", match="truthfulqa_mc2"):
         compare_tasks(before, after)
 
 
@@ -513,7 +511,7 @@ def test_names_that_are_none(good_model: str, tmp_path: Path) -> None:
     ):
         with raises(ConfigError, key="task", match=said):
             run_tasks(good_model, [name], cache=tmp_path, engine=CPU)
-    with raises(ConfigError, key="engine.name", match="tasks are run by transformers, not by openai"):
+    with raises(ConfigError, key="engine.name", match="not by openai"):
         run_tasks(good_model, ["gsm8k"], cache=tmp_path, engine=EngineConfig(name="openai"))
     with raises(ConfigError, key="--data-dir"):
         run_tasks(good_model, ["gsm8k"], cache=tmp_path, engine=CPU, data_dir=tmp_path / "none")
@@ -524,18 +522,16 @@ def test_data_that_cannot_be_had(good_model: str, tmp_path: Path, data: Path) ->
     with raises(
         ConfigError,
         key="task data",
-        match=r"task arc_challenge: its data \(allenai/ai2_arc\).*HF_HUB_OFFLINE=1.*data_dir",
+        match="allenai/ai2_arc.*HF_HUB_OFFLINE=1.*data_dir",
     ):
         run_tasks(good_model, ["arc_challenge"], **options)
-    with raises(ConfigError, key="task examples", match="truthfulqa_mc2 is defined without examples"):
+    with raises(ConfigError, key="task examples", match="truthfulqa_mc2"):
         run_tasks(good_model, ["truthfulqa_mc2:5"], **options, data_dir=data)
     write_rows(tmp_path / "arc_challenge" / "test.jsonl", [arc(i) for i in range(10)])
-    with raises(
-        ConfigError, key="task data", match="task arc_challenge: its data"
-    ):  # no examples to draw from
+    with raises(ConfigError, key="task data", match="arc_challenge"):  # no examples to draw from
         run_tasks(good_model, ["arc_challenge"], **options, data_dir=tmp_path)
     (tmp_path / "arc_challenge" / "train.csv").write_text("question\nwhat\n")
-    with raises(ConfigError, key="task data", match="one file a split, all of one kind"):
+    with raises(ConfigError, key="task data", match="one file a split"):
         run_tasks(good_model, ["arc_challenge"], **options, data_dir=tmp_path)
 
 
@@ -569,9 +565,9 @@ def test_only_what_is_alike_is_compared(good_model: str, data: Path, tmp_path: P
         good_model, ["winogrande"], **{**options, "engine": CPU.model_copy(update={"dtype": "bfloat16"})}
     )
     assert (plain.results[0].settings["dtype"], half.results[0].settings["dtype"]) == ("float32", "bfloat16")
-    with raises(ConfigError, key="dtype", match="dtype is float32 for base and bfloat16 for tuned"):
+    with raises(ConfigError, key="dtype", match="float32 .*bfloat16"):
         compare_tasks(plain, half)
-    with raises(ConfigError, key="template", match="template is False for base and True for tuned"):
+    with raises(ConfigError, key="template", match="False .*True"):
         compare_tasks(plain, run_tasks(good_model, ["winogrande"], **options, template=True))
     with raises(ConfigError, key="tasks"):
         compare_tasks(plain, run_tasks(good_model, ["truthfulqa_mc2"], **options))

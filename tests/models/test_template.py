@@ -44,7 +44,7 @@ def test_the_users_turn_is_left_open_as_the_template_opens_it(tmp_path: Path) ->
 
 def test_a_template_without_a_system_role_is_refused_for_a_persona(tmp_path: Path) -> None:
     chat = load(gemma2, tmp_path)
-    with raises(ModelError, key="prompts.method", match=r"takes no system message.*prompts\.method instruct"):
+    with raises(ModelError, key="prompts.method", match=r"prompts\.method instruct"):
         chat.user_turn_ids([SYSTEM])
     assert text_of(chat, chat.user_turn_ids([])) == "<bos><start_of_turn>user\n"
 

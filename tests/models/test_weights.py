@@ -84,7 +84,7 @@ def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
         json.dumps(whole | {"model_type": "new_kind", "architectures": ["NewKindForCausalLM"]})
     )
     check_model(model, vllm)
-    with raises(ModelError, key="config.json", match=r"config\.json: cannot be read"):
+    with raises(ModelError, key="config.json"):
         check_model(model, AUTO)
 
 
@@ -111,7 +111,7 @@ def test_a_classifier_is_no_chat_model(tmp_path: Path) -> None:
     )
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "reward")
     for engine in (AUTO, EngineConfig(name="vllm")):
-        with raises(ModelError, key="model class", match="Qwen3ForSequenceClassification, which classifies"):
+        with raises(ModelError, key="model class", match="Qwen3ForSequenceClassification"):
             check_model(str(tmp_path / "reward"), engine)
     with raises(ModelError, key="model class"):
         load_model(str(tmp_path / "reward"), AUTO)
@@ -292,7 +292,7 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path, monkeypatch: pyt
     (model / "tokenizer.json").unlink()
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizer"}))
-    with raises(ModelError, key="tokenizer.json", match=r"no tokenizer\.json \(nor tokenizer\.model"):
+    with raises(ModelError, key="tokenizer.json"):
         ChatTokenizer.load(str(model), AUTO)
     monkeypatch.setattr(vocabulary, "find_spec", lambda name: None)
     for name, package in (
@@ -314,7 +314,7 @@ def test_a_vocabulary_without_its_merges_is_named(tmp_path: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     (model / "tokenizer.json").unlink()
     (model / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
-    with raises(ModelError, key="merges.txt", match=r"vocab\.json, but no merges\.txt beside it"):
+    with raises(ModelError, key="merges.txt"):
         ChatTokenizer.load(str(model), AUTO)
 
 

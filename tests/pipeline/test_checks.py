@@ -31,7 +31,7 @@ def test_a_server_that_cannot_is_refused_before_anything_is_written(
         with raises(
             EngineError,
             key="prefill",
-            match=r"cannot go on from a turn that has begun.*prompts\.method instruct",
+            match=r"prompts\.method instruct",
         ):
             run(config, tmp_path / "run", until="judge")
     assert not list((tmp_path / "run").rglob("*"))

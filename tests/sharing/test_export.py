@@ -400,7 +400,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, form: str, suffix: str)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, old[1]))
         with (
-            raises(StoreError, key="disk", match=r"train\.\w+: the disk is full"),
+            raises(StoreError, key="disk", match=r"train\.\w+: "),
             arriving(tmp_path, suffix) as made,
         ):
             write_rows(map(example, range(25_000)), bytes(25_000), made, form, "pairs", None)
@@ -419,7 +419,7 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}
     monkeypatch.setattr("sao.sharing.sinks.write_atomic", full)
     for name in ("old", "new"):
-        with pytest.raises(StoreError, match="disk is full"):
+        with raises(StoreError, key="disk"):
             export(finished, tmp_path / name, "trl")
     assert list((tmp_path / "new").iterdir()) == []
     assert {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()} == before
@@ -692,7 +692,7 @@ def test_a_data_set_goes_to_the_hub_or_stays_with_the_next_command(
     with raises(
         StoreError,
         key="--push-to-hub",
-        match=r"push-to-hub me/refused: not uploaded .*401.*hf upload me/refused .*--repo-type dataset",
+        match="401.*hf upload me/refused .*--repo-type dataset",
     ):
         push_dataset(tmp_path, "me/refused")
 
@@ -714,13 +714,13 @@ def test_without_a_network_an_upload_says_what_to_do_next(tmp_path: Path, no_net
     with raises(
         StoreError,
         key="--push-to-hub",
-        match=r"--push-to-hub me/x: not uploaded \(Conn.*hf upload me/x .*--repo-type dataset",
+        match="Conn.*hf upload me/x .*--repo-type dataset",
     ):
         push_dataset(tmp_path, "me/x")
     with raises(
         StoreError,
         key="train.push_to_hub",
-        match=r"train.push_to_hub me/x: not uploaded \(Conn.*The model lies in",
+        match="Conn.*hf upload me/x",
     ):
         push_model(tmp_path, "me/x")
 
@@ -737,9 +737,7 @@ def test_a_network_that_fails_while_a_data_set_is_read_is_an_error_with_the_next
     monkeypatch.setattr("datasets.load_dataset", rows)
     found = read_rows("me/x", ["prompt"], what="prompts", option="--prompts.revision", revision="main")
     assert next(found) == ("me/x, row 0", {"prompt": "Why?"})
-    with raises(
-        DataError, key="hub data set", match=r"me/x: cannot be read from the hub \(Conn.*the network and"
-    ):
+    with raises(DataError, key="hub data set", match="me/x: .*Conn"):
         next(found)
 
 

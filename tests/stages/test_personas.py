@@ -137,7 +137,7 @@ def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
                  "axes: [[a, null]]\nrelations: [b]", "axes: [ab]\nrelations: [b]", "axes: [[a]]\nrelations: "
                                                                                     "ab"):  # fmt: skip
         (tmp_path / "t.yaml").write_text(text)
-        with raises(ConfigError, key="personas.traits", match=r"personas\.traits .*t\.yaml"):
+        with raises(ConfigError, key="personas.traits", match=r"t\.yaml"):
             load_traits(str(tmp_path / "t.yaml"))
         load_traits.cache_clear()
 
@@ -212,7 +212,7 @@ def test_a_draw_grows_and_keeps_what_it_has() -> None:
 
 def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\nB\n")
-    with raises(DataError, key="personas.n", match=r"holds 2 distinct personas.*--personas\.source self"):
+    with raises(DataError, key="personas.n", match=r"holds 2 .*--personas\.source self"):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=3, held_out=0), 0))
 
 
@@ -323,18 +323,16 @@ def test_personas_from_jsonl_txt_and_parquet_are_the_same(tmp_path: Path) -> Non
 def test_a_broken_line_is_named_with_file_and_number(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"persona": "a"}\n{"persona": \n')
-    with raises(DataError, key="JSON", match=r"p\.jsonl, line 2: not JSON"):
+    with raises(DataError, key="JSON", match=r"p\.jsonl, line 2"):
         list(read_personas(PersonasConfig(source=str(file), n=2, held_out=0), 0))
     file.write_text('{"text": "a"}\n')
-    with raises(
-        DataError, key="personas.column", match=r"line 1: no text under the key 'persona' \(it holds: text\)"
-    ):
+    with raises(DataError, key="personas.column", match=r"line 1.*'persona' \(it holds: text\)"):
         list(read_personas(PersonasConfig(source=str(file), n=1, held_out=0), 0))
 
 
 def test_too_few_personas_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n")
-    with raises(DataError, key="personas.n", match="holds 1 distinct personas"):
+    with raises(DataError, key="personas.n", match="holds 1 "):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=2, held_out=0), 0))
 
 
@@ -372,7 +370,7 @@ def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with raises(
         DataError,
         key="personas.column",
-        match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)",
+        match=r"p\.parquet, row 0.*'x' \(it holds: persona\)",
     ):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.parquet"), column="x", n=1), 0))
     with raises(DataError, key="personas.source"):

@@ -313,5 +313,5 @@ def test_torchrun_whose_processes_did_not_meet_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "PartialState", lambda cpu: Lonely())
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with raises(TrainingError, key="torchrun", match="started 2 processes, but 1 found each other"):
+    with raises(TrainingError, key="torchrun", match="2 processes, but 1"):
         parallel.processes()

@@ -127,7 +127,7 @@ def test_nothing_on_stderr_or_stdout(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_no_pairs(tmp_path: Path) -> None:
-    with raises(TrainingError, key="pairs", match=r"no pairs.*pairs\.min_p"):
+    with raises(TrainingError, key="pairs", match=r"pairs\.min_p"):
         train([], tiny_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=0)
 
 
@@ -140,16 +140,14 @@ def test_empty_response_is_named(tmp_path: Path) -> None:
 def test_broken_weights_are_named(tmp_path: Path) -> None:
     model = tiny_model()
     model.lm_head.weight.data[0, 0] = math.nan
-    with raises(ModelError, key="weights", match=r"not finite; NaN or infinite weights in lm_head\.weight"):
+    with raises(ModelError, key="weights", match=r"lm_head\.weight"):
         train(some_pairs(), model, tiny_tokenizer(), tmp_path, CONFIG, seed=7)
     assert not (tmp_path / "model").exists()
 
 
 def test_ids_outside_the_vocabulary_are_named(tmp_path: Path) -> None:
     strange = TokenPair(id="pair-x", prompt_ids=(1,), chosen_ids=(5, END), rejected_ids=(len(WORDS), END))
-    with raises(
-        TrainingError, key="pair", match="pair-x: token id 31 is outside the model's vocabulary of 31"
-    ):
+    with raises(TrainingError, key="pair", match="pair-x: token id 31.* of 31"):
         train([*some_pairs(3), strange], tiny_model(), tiny_tokenizer(), tmp_path, CONFIG, seed=0)
 
 
@@ -163,7 +161,7 @@ def test_only_the_broken_pair_is_named_and_nothing_of_it_saved(tmp_path: Path) -
     pairs[bad] = TokenPair(id="the-bad-one", prompt_ids=(1, 30), chosen_ids=(6, END), rejected_ids=(7, END))
     model.model.embed_tokens.weight.data[30] = math.inf
     config = CONFIG.model_copy(update={"save_steps": 1})
-    with raises(TrainingError, key="loss", match="step 2: the loss is not finite for the pairs the-bad-one"):
+    with raises(TrainingError, key="loss", match="step 2: .*the-bad-one"):
         train(pairs, model, tiny_tokenizer(), tmp_path, config, seed=0)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-1"]
 

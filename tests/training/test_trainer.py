@@ -179,9 +179,7 @@ def test_an_adapter_on_an_embedding_that_is_the_head_too_is_refused() -> None:
     model = tiny_model()
     model.lm_head.weight = model.model.embed_tokens.weight
     targets = LoraConfig(targets=["embed_tokens", "q_proj"])
-    with raises(
-        TrainingError, key="train.lora.targets", match="embed_tokens shares its weights with the head"
-    ):
+    with raises(TrainingError, key="train.lora.targets", match="embed_tokens"):
         add_adapter(model, TrainConfig(method="lora", lora=targets), 0)
     add_adapter(tiny_model(), TrainConfig(method="lora", lora=targets), 0)  # untied
 
@@ -190,7 +188,7 @@ def test_an_adapter_on_an_embedding_that_is_the_head_too_is_refused() -> None:
 def test_a_number_that_pairs_lack_is_asked_for(tmp_path: Path, key: str, value: Any) -> None:
     known = [dataclasses.replace(pair, p_chosen=0.8, margin=1.4) for pair in some_pairs(4)]
     run(tmp_path / "known", pairs=known, **{key: value})
-    with pytest.raises(TrainingError, match=rf"train\.{key} needs .* and 4 of 8 have none"):
+    with raises(TrainingError, key=f"train.{key}", match="4 of 8 have none"):
         run(tmp_path / "half", pairs=[*known, *some_pairs(8)[4:]], **{key: value})
 
 
@@ -405,7 +403,7 @@ def test_alarms_by_hand() -> None:
 
 def test_an_alarm_stops_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"lr": 0.05, "epochs": 6, "beta": 20.0}
-    with raises(TrainingError, key="alarm", match=r"by an alarm: .*train\.on_alarm warn"):
+    with raises(TrainingError, key="alarm", match=r"train\.on_alarm warn"):
         run(tmp_path, **settings, on_alarm="stop")
     log = lines(tmp_path)
     stopped = int(log[-1]["step"])

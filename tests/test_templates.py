@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from sao.errors import ConfigError
 from sao.templates import fill, load_template
+from support.errors import raises
 
 
 def test_braces_in_values_are_text() -> None:
@@ -16,7 +15,7 @@ def test_braces_in_values_are_text() -> None:
 
 def test_a_template_without_its_field_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("nothing")
-    with pytest.raises(ConfigError, match=r"\{persona\} does not stand in it"):
+    with raises(ConfigError, key="template field", match=r"\{persona\}"):
         load_template(str(tmp_path / "t.txt"), ("persona",))
-    with pytest.raises(ConfigError, match="no template"):
+    with raises(ConfigError, key="template"):
         load_template("nowhere", ())

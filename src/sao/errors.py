@@ -1,4 +1,5 @@
-"""The errors of SAO. A message says what is wrong, where, and what to do next.
+"""The errors of SAO. A message says what is wrong, where, and what to do next; `key` says in a word what it
+is about, so that a program (or a test) need not read the message.
 
 SAOError
 ├── ConfigError (ValueError)      a recipe or an option that cannot be used
@@ -15,7 +16,20 @@ from __future__ import annotations
 
 
 class SAOError(Exception):
-    """Anything that SAO reports to its user; everything else is a bug."""
+    """Anything that SAO reports to its user; everything else is a bug.
+
+    Args:
+        message: What is wrong, where, and what to do next.
+        key: What the error is about: a key of the recipe ("judging.panel"), an option ("--out"), a file by
+            its name ("manifest.json"), a package ("lm-eval"), or a short word of the project's ("run folder",
+            "weights", "shards"). It stays the same where the message changes. None where nothing is to be
+            named.
+
+    """
+
+    def __init__(self, message: str = "", *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class ConfigError(SAOError, ValueError):

@@ -89,7 +89,7 @@ def run_round(round_: Round, runner: Runner, names: Sequence[str], until: str) -
             runner.run(round_.table[name], round_)
         except NoPairsError as error:
             worth = worth_of_judge(Reader(round_))
-            raise NoPairsError(f"{error}. What the judge is worth: {worth}") from None
+            raise NoPairsError(f"{error}. What the judge is worth: {worth}", key=error.key) from None
 
 
 def wanted(round_: Round, until: str) -> list[str]:
@@ -100,7 +100,7 @@ def wanted(round_: Round, until: str) -> list[str]:
         return active
     goal = COMMANDS.get(until, until)
     if goal not in round_.table:
-        raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}")
+        raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}", key="until")
     needed = {round_.in_place_of(goal)}
     for name in reversed(list(round_.table)):
         if name in needed:
@@ -131,7 +131,8 @@ def only_training(round_: Round, until: str) -> None:
     if until != "train" or (own_pairs(round_.config) and not round_.stage("pairs").open().finished):
         raise ConfigError(
             "under torchrun there is only training: first `sao pairs` with the same recipe and --out, then "
-            "torchrun with `-m sao train`. On one machine plain `sao run` with --train.processes does it all"
+            "torchrun with `-m sao train`. On one machine plain `sao run` with --train.processes does it all",
+            key="torchrun",
         )
 
 

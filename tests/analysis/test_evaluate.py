@@ -21,8 +21,10 @@ from sao.pipeline.players import Player, player
 from sao.pipeline.two_models import TwoModels
 from sao.records import Message
 from sao.report.evaluation import show_evaluation
-from sao.results.evaluation import Evaluation
+from sao.results.evaluation import Evaluation, MarkedSuite, PairedSuite
 from sao.store.files import write_atomic
+from support.checks import a, known
+from support.errors import raises
 from support.run_files import json_rows
 
 N = 40
@@ -90,13 +92,14 @@ def heldout(tmp_path: Path, better: int, judge: ScriptedEngine, **more: Any) -> 
 
 def test_a_judge_with_a_known_preference_gives_the_exact_win_rate(tmp_path: Path) -> None:
     found = heldout(tmp_path, 30, judging(by_worth))
-    suite = found.suites["heldout"]
-    assert suite.tuned.win_rate.value == 30 / N
+    suite = a(PairedSuite, found.suites["heldout"])
+    assert known(suite.tuned.win_rate).value == 30 / N
     assert (suite.tuned.win, suite.tuned.tie, suite.tuned.loss) == (30, 0, 10)
-    assert suite.delta.value == pytest.approx(0.25)
-    low, high = suite.delta.ci95
+    assert known(suite.delta).value == pytest.approx(0.25)
+    low, high = known(suite.delta).ci95
     assert 0 < low < 0.25 < high < 0.5
-    assert 0 < suite.delta.p == suite.delta.p_holm < 0.01
+    assert 0 < known(known(suite.delta).p) < 0.01
+    assert known(suite.delta).p == known(suite.delta).p_holm
     assert suite.tuned.warnings == []
     assert found.label == ""
     assert Evaluation.model_validate_json((tmp_path / "out" / "results.json").read_text()) == found
@@ -112,8 +115,8 @@ def test_the_sides_mirror_each_other(tmp_path: Path) -> None:
     rates = []
     for i, (x, y) in enumerate(((base, tuned), (tuned, base))):
         found = evaluate(bench(tmp_path / str(i), x, y, judging(by_worth)), asked(tmp_path), ["heldout"])
-        suite = found.suites["heldout"].tuned
-        rates.append((suite.win_rate.value, suite.adjusted.value))
+        suite = a(PairedSuite, found.suites["heldout"]).tuned
+        rates.append((known(suite.win_rate).value, known(suite.adjusted).value))
     assert rates[0][0] + rates[1][0] == pytest.approx(1)
     assert rates[0][1] + rates[1][1] == pytest.approx(1, abs=1e-6)
 
@@ -121,18 +124,18 @@ def test_the_sides_mirror_each_other(tmp_path: Path) -> None:
 def test_a_model_against_itself_is_a_half(tmp_path: Path) -> None:
     same = answering("same", lambda i: 0.5)
     found = evaluate(bench(tmp_path / "out", same, same, judging(by_worth)), asked(tmp_path), ["heldout"])
-    suite = found.suites["heldout"]
-    assert suite.tuned.win_rate.value == 0.5
+    suite = a(PairedSuite, found.suites["heldout"])
+    assert known(suite.tuned.win_rate).value == 0.5
     assert suite.tuned.verdicts == 0
-    assert suite.tuned.adjusted.value == 0.5
-    assert suite.delta.value == 0
-    assert suite.delta.p == 1.0
+    assert known(suite.tuned.adjusted).value == 0.5
+    assert known(suite.delta).value == 0
+    assert known(suite.delta).p == 1.0
 
 
 def test_a_judge_of_the_first_slot_says_nothing_and_is_found_out(tmp_path: Path) -> None:
     found = heldout(tmp_path, 30, judging(lambda first, second: 0.97))
-    tuned = found.suites["heldout"].tuned
-    assert tuned.win_rate.value == 0.5
+    tuned = a(PairedSuite, found.suites["heldout"]).tuned
+    assert known(tuned.win_rate).value == 0.5
     assert tuned.first_slot_rate == 1.0
     assert tuned.warnings == ["POSITION BIAS: 100 % of the decided verdicts are for the first slot"]
     assert "POSITION BIAS" in show_evaluation(found)
@@ -149,9 +152,9 @@ def test_unreadable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
         return math.log(p), math.log1p(-p)
 
     found = heldout(tmp_path, 30, ScriptedEngine(identity="j", name="judge", choose=choose))
-    tuned = found.suites["heldout"].tuned
+    tuned = a(PairedSuite, found.suites["heldout"]).tuned
     assert (tuned.unreadable, tuned.lost) == (20, 10)
-    assert tuned.win_rate.value == pytest.approx(20 / 30)
+    assert known(tuned.win_rate).value == pytest.approx(20 / 30)
     assert tuned.bounds == pytest.approx([20 / 40, 30 / 40])
     assert (
         "20 of 80 verdicts unreadable or not given; with them the figure would be between 50.0 and 75.0 %"
@@ -200,14 +203,14 @@ def test_a_reference_stands_between_two_models(tmp_path: Path) -> None:
     )
     want = asked(tmp_path, "alpaca", reference=Player(role="reference", model=str(tmp_path / "ref.json")))
     found = evaluate(bench(tmp_path / "out", base, tuned, judging(by_worth)), want, ["alpaca"])
-    suite = found.suites["alpaca"]
+    suite = a(PairedSuite, found.suites["alpaca"])
     # AlpacaEval counts the judge's probability, 0.9 or 0.1; discrete wins stand in its leaderboard.
-    assert suite.base.win_rate.value == pytest.approx((10 * 0.9 + 30 * 0.1) / N)
-    assert suite.tuned.win_rate.value == pytest.approx((30 * 0.9 + 10 * 0.1) / N)
-    assert suite.delta.value == pytest.approx(0.4)
-    assert suite.tuned.adjusted.delta.p < 0.01
+    assert known(known(suite.base).win_rate).value == pytest.approx((10 * 0.9 + 30 * 0.1) / N)
+    assert known(suite.tuned.win_rate).value == pytest.approx((30 * 0.9 + 10 * 0.1) / N)
+    assert known(suite.delta).value == pytest.approx(0.4)
+    assert known(known(known(suite.tuned.adjusted).delta).p) < 0.01
     assert (tmp_path / "out" / ".eval_results" / "alpaca.yaml").is_file()
-    assert suite.tuned.adjusted.name == "length-adjusted win rate"  # not LC: no official files
+    assert known(suite.tuned.adjusted).name == "length-adjusted win rate"  # not LC: no official files
     annotations = alpaca_files.read_annotations(
         str(tmp_path / "out" / "alpaca" / "tuned" / "annotations.json")
     )
@@ -217,7 +220,7 @@ def test_a_reference_stands_between_two_models(tmp_path: Path) -> None:
     assert board["the tuned"]["n_wins"] == 30
     answers.pop()
     (tmp_path / "ref.json").write_text(json.dumps(answers))
-    with pytest.raises(DataError, match="1 of the 40 questions have no answer there"):
+    with raises(DataError, key="missing answers", match="1 of the 40 questions"):
         evaluate(bench(tmp_path / "x", base, tuned, judging(by_worth)), want, ["alpaca"])
 
 
@@ -246,12 +249,12 @@ def test_arena_reads_five_verdicts_in_both_orders(tmp_path: Path) -> None:
     found = evaluate(
         bench(tmp_path / "out", base, tuned, talking(verdict)), asked(tmp_path, "arena"), ["arena"]
     )
-    tuned_side = found.suites["arena"].tuned
+    tuned_side = a(PairedSuite, found.suites["arena"]).tuned
     assert (tuned_side.win, tuned_side.tie, tuned_side.loss) == (25, 5, 10)
     assert tuned_side.unreadable == 0
     # Strong wins count three times: 25·3 wins, 5 ties, 10 losses over two orders.
-    assert tuned_side.arena.value == pytest.approx((75 + 2.5) / (75 + 5 + 10), abs=0.01)
-    assert "style controlled" in tuned_side.arena_style.name
+    assert known(tuned_side.arena).value == pytest.approx((75 + 2.5) / (75 + 5 + 10), abs=0.01)
+    assert "style controlled" in known(tuned_side.arena_style).name
     assert "Arena-Hard, Bradley–Terry score %" in show_evaluation(found)
 
 
@@ -265,10 +268,10 @@ def test_mtbench_marks_both_turns(tmp_path: Path) -> None:
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.8)
     judge = ScriptedEngine(identity="marker", name="judge", reply=mark)
     found = evaluate(bench(tmp_path / "out", base, tuned, judge), asked(tmp_path, "mtbench"), ["mtbench"])
-    suite = found.suites["mtbench"]
-    assert (suite.base.mark.value, suite.tuned.mark.value) == (5.0, 8.0)
+    suite = a(MarkedSuite, found.suites["mtbench"])
+    assert (known(suite.base.mark).value, known(suite.tuned.mark).value) == (5.0, 8.0)
     assert suite.tuned.verdicts == 2 * N
-    assert suite.delta.value == pytest.approx(3.0)
+    assert known(suite.delta).value == pytest.approx(3.0)
     assert "MT-Bench, mark" in show_evaluation(found)
 
 
@@ -281,7 +284,7 @@ def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.8)
     want = asked(tmp_path, "mtbench-pairs")
     found = evaluate(bench(tmp_path / "out", base, tuned, talking(verdict)), want, ["mtbench-pairs"])
-    assert found.suites["mtbench-pairs"].tuned.win_rate.value == 1.0
+    assert known(a(PairedSuite, found.suites["mtbench-pairs"]).tuned.win_rate).value == 1.0
 
 
 def test_what_is_finished_is_not_asked_again(tmp_path: Path) -> None:
@@ -309,10 +312,13 @@ def test_the_judge_is_tried_once(tmp_path: Path) -> None:
             bench(tmp_path / "out", base, tuned, judge, eval={"self_tests": 5}), asked(tmp_path), ["heldout"]
         )
     assert judge.calls == 2 * N + 4 * 2 * 5
-    tests = found.self_tests
-    assert (tests["padded"].rate, tests["truncated"].rate) == (0.0, 1.0)  # it likes what is long
+    tests = known(found.self_tests)
+    assert (tests["padded"].rate, tests["truncated"].rate) == (
+        0.0,
+        1.0,
+    )  # it likes what is long
     assert tests["identical"].rate == 1.0  # and the first of two equals
-    assert tests["padded"].flips.rate == 0.0
+    assert known(tests["padded"].flips).rate == 0.0
     assert "padded 0 %" in show_evaluation(found)
 
 
@@ -355,7 +361,7 @@ def test_answers_that_were_cut_off_count(tmp_path: Path) -> None:
     cut = Cut(identity="cut", reply=lambda m, s, p: f"cut off worth 0.1{s % 10}")
     base = answering("base", lambda i: 0.5)
     found = evaluate(bench(tmp_path / "out", base, cut, judging(by_worth)), asked(tmp_path), ["heldout"])
-    assert found.suites["heldout"].tuned.loss == N
+    assert a(PairedSuite, found.suites["heldout"]).tuned.loss == N
     assert found.suites["heldout"].missing == {"base": 0, "tuned": 0}
 
 
@@ -376,10 +382,10 @@ def test_questions_of_every_shape(tmp_path: Path) -> None:
     assert [(q.prompt.text, q.later, q.category) for q in found] == [
         ("a", (), ""), ("b", ("c",), "math"), ("d", (), "x"), ("e", (), ""), ("f", (), "")]  # fmt: skip
     (tmp_path / "bad.jsonl").write_text('{"x": 1}\n')
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 1: no question under .*it holds: x"):
+    with raises(DataError, key="questions", match=r"bad\.jsonl, line 1.*it holds: x"):
         read_questions(str(tmp_path / "bad.jsonl"))
     (tmp_path / "a.jsonl").write_text(json.dumps({"turns": ["b", "c"], "output": ["one"]}) + "\n")
-    with pytest.raises(DataError, match="no answer to every turn"):
+    with raises(DataError, key="answers"):
         read_given(str(tmp_path / "a.jsonl"), found[1:2])
 
 
@@ -404,7 +410,7 @@ def test_bad_requests_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
             }
         ),
     )
-    with pytest.raises(ConfigError, match="a run without a trained model"):
+    with raises(ConfigError, key="model"):
         player("tuned", str(tmp_path))
 
 
@@ -432,6 +438,6 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = Evaluation.model_validate_json(last.splitlines()[-1])
     assert (tmp_path / "eval" / "table.md").read_text() == table + "\n"
     assert found.label == "CIRCULAR"
-    suite = found.suites["heldout"]
+    suite = a(PairedSuite, found.suites["heldout"])
     assert suite.delta is not None and suite.delta.value > 0.05
     assert set(found.self_tests or {}) == {"identical", "padded", "truncated", "shuffled"}

@@ -37,6 +37,7 @@ from sao.models.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
 from sao.training.batches import EpochOrder, MicroBatches, TokenPair, pack, pad
 from sao.training.policy import as_policy
 from support import tiny_models
+from support.errors import raises
 from support.repository import ROOT
 
 PUBLISHED = {
@@ -130,21 +131,21 @@ def test_what_config_files_leave_out_or_nest() -> None:
     ],
 )
 def test_models_that_the_plan_cannot_count_are_refused(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelError, match=message):
+    with raises(ModelError, key="config.json", match=message):
         shape_of(config, "x")
 
 
 def test_a_folder_without_a_config_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with raises(ModelError, key="config.json", match=r"config\.json"):
         read_shape(str(tmp_path))
 
 
 def test_gpus_by_any_spelling() -> None:
     assert find_gpu("nvidia rtx 4090") == find_gpu("RTX-4090")
     assert find_gpu("H100 80GB").name == "H100-80"
-    with pytest.raises(ConfigError, match="Did you mean A100-80 or A100-40"):
+    with raises(ConfigError, key="--gpu", match="Did you mean A100-80 or A100-40"):
         find_gpu("A100")
-    with pytest.raises(ConfigError, match="Did you mean RTX-4090"):
+    with raises(ConfigError, key="--gpu", match="Did you mean RTX-4090"):
         find_gpu("RTX 4091")
 
 
@@ -271,13 +272,10 @@ def test_more_gpus_never_need_more_memory_each(
 ) -> None:
     """With ddp from 2 on: its buckets are another copy of the gradients."""
     method, weights, optimizer = way
-    train = TrainConfig(
-        method=method,
-        weights=weights,
-        optimizer=optimizer,
-        parallel=parallel,
-        gradient_checkpointing=checkpointing,
-    )  # type: ignore[arg-type]
+    train = TrainConfig.model_validate({
+        "method": method, "weights": weights, "optimizer": optimizer, "parallel": parallel,
+        "gradient_checkpointing": checkpointing,
+    })  # fmt: skip
     start = 2 if parallel == "ddp" else 1
     totals = [training_memory(shape, train, tokens, gpus).total for gpus in range(start, 9)]
     assert totals == sorted(totals, reverse=True)
@@ -300,7 +298,7 @@ def test_lora_needs_less_than_full_and_qlora_less_than_lora_on_large_models() ->
     """Not on small ones with a large vocabulary: PEFT puts their embedding into float32 for QLoRA."""
     for name in KNOWN:
         if "8B" in name or "9b" in name:
-            ways = [TrainConfig(method=m, weights="bfloat16") for m in ("qlora", "lora")] + [TrainConfig()]  # type: ignore[arg-type]
+            ways = [TrainConfig(method=m, weights="bfloat16") for m in ("qlora", "lora")] + [TrainConfig()]
             totals = [training_memory(read_shape(name), way, 2000).total for way in ways]
             assert totals == sorted(totals)
 
@@ -482,11 +480,11 @@ def test_the_papers_recipes_are_the_papers() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="no multiple of 3 GPUs"):
+    with raises(ConfigError, key="train.batch_size", match="no multiple of 3 GPUs"):
         make_plan(load_recipe("default"), CARD, 3)
-    with pytest.raises(ConfigError, match="no multiple of 0 GPUs"):
+    with raises(ConfigError, key="train.batch_size", match="no multiple of 0 GPUs"):
         make_plan(load_recipe("default"), CARD, 0)
-    with pytest.raises(ConfigError, match="--mfu"):
+    with raises(ConfigError, key="--prompt-tokens", match="--mfu"):
         Lengths(mfu=0)
 
 

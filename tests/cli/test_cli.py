@@ -9,6 +9,7 @@ import pytest
 
 from sao.cli import join_overrides, main, read_overrides
 from sao.errors import ConfigError
+from support.errors import raises
 
 SMALL = ["--engine.name", "scripted", "--personas.n", "40", "--personas.held_out", "5"]
 
@@ -117,7 +118,7 @@ def test_top_keys_are_those_of_the_recipe() -> None:
 def test_overrides() -> None:
     assert read_overrides(["--train.beta", "2", "--seed=3"]) == {"train.beta": "2", "seed": "3"}
     assert read_overrides(["--train.gamma=-1"]) == {"train.gamma": "-1"}
-    with pytest.raises(ConfigError):
+    with raises(ConfigError, key="train.beta"):
         read_overrides(["train.beta", "2"])
 
 

@@ -20,6 +20,7 @@ from sao.config.recipe import RENAMED
 from sao.errors import ConfigError
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
+from support.errors import raises
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -49,7 +50,7 @@ def test_bad_keys_and_values_say_what_to_do(key: str, value: str, message: str) 
 
 
 def test_gamma_in_two_ways_is_an_error_and_each_alone_means_the_same() -> None:
-    with pytest.raises(ConfigError, match=r"gamma \(3.0\) and gamma_beta_ratio \(0.3\)"):
+    with raises(ConfigError, key="train", match=r"3\.0.*0\.3"):
         load_recipe("default", {"train.gamma": "3", "train.gamma_beta_ratio": "0.3"})
     one = load_recipe("default", {"train.gamma": "3", "train.beta": "10"})
     two = load_recipe("default", {"train.gamma_beta_ratio": "0.3", "train.beta": "10"})
@@ -61,17 +62,17 @@ def test_numbers_in_scientific_writing_are_numbers() -> None:
 
 
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Did you mean demo"):
+    with raises(ConfigError, key="recipe", match="Did you mean demo"):
         load_recipe("deno")
     bad = tmp_path / "r.yaml"
     bad.write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with raises(ConfigError, key="recipe", match="not valid YAML"):
         load_recipe(bad)
     bad.write_text("- 1")
-    with pytest.raises(ConfigError, match="a mapping"):
+    with raises(ConfigError, key="recipe", match="a mapping"):
         load_recipe(bad)
     bad.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with raises(ConfigError, key="recipe", match="cannot be read"):
         load_recipe(bad)
 
 
@@ -88,7 +89,7 @@ def test_every_field_is_described() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Config().seed = 3  # type: ignore[misc]
+        Config().seed = 3
 
 
 def test_free_text_is_never_read_as_a_number() -> None:
@@ -105,23 +106,21 @@ def test_free_text_is_never_read_as_a_number() -> None:
 
 def test_a_training_seed_counts_and_is_checked() -> None:
     assert load_recipe("default", {"train.seed": "7"}).train.counted()["seed"] == 7
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with raises(ConfigError, key="train.seed"):
         load_recipe("default", {"train.seed": "-1"})
 
 
 def test_when_checkpoints_are_written_does_not_count() -> None:
     assert TrainConfig().save_minutes == 5.0
     assert TrainConfig(save_minutes=0.1).counted() == TrainConfig().counted()
-    with pytest.raises(ConfigError, match="greater than 0"):
+    with raises(ConfigError, key="train.save_minutes"):
         load_recipe("default", {"train.save_minutes": "0"})
 
 
 def test_a_key_of_before_names_the_one_of_now() -> None:
     for old, new in RENAMED.items():
         assert new in set(field_names(Config))
-        with pytest.raises(
-            ConfigError, match=f"unknown key {re.escape(old)}. It is called {re.escape(new)} now"
-        ):
+        with raises(ConfigError, key=old, match=f"It is called {re.escape(new)} now"):
             load_recipe("default", {old: "1"})
 
 

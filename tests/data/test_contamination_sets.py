@@ -20,6 +20,7 @@ from sao.data.contamination_sets import (
     source_identity,
 )
 from sao.errors import ConfigError, DataError
+from support.errors import raises
 from support.made_up import TEN
 
 
@@ -69,8 +70,10 @@ def test_how_sets_are_named(given: str, found: Source) -> None:
 
 
 def test_unknown_names_list_the_presets() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no evaluation set 'gsm9k': the presets are alpaca_eval.*ID@REVISION"
+    with raises(
+        ConfigError,
+        key="evaluation set",
+        match="gsm9k.*alpaca_eval.*ID@REVISION",
     ):
         parse_source("gsm9k")
 
@@ -84,7 +87,7 @@ def test_a_file_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_hub_sets_need_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"give its revision too .@REVISION after its name"):
+    with raises(DataError, key="revision", match="@REVISION"):
         load_benchmarks(["some/set"])
 
 
@@ -123,8 +126,10 @@ def test_one_file_of_a_hub_set_is_fetched(tmp_path: Path, monkeypatch: pytest.Mo
         ("tatsu-lab/alpaca_eval", "alpaca_eval.json", "dataset", parse_source("alpaca_eval").revision)
     ]
     assert (found.name, found.items) == ("alpaca_eval", [("0", TEN)])
-    with pytest.raises(
-        DataError, match=r"arena-hard-v2\.0/question\.jsonl: cannot be fetched.*arena_hard=FILE"
+    with raises(
+        DataError,
+        key="evaluation set",
+        match=r"arena-hard-v2\.0/question\.jsonl.*arena_hard=FILE",
     ):
         load_benchmarks(["arena_hard"])
     assert on_disk(Source(name="x", path="x.jsonl")) == Source(name="x", path="x.jsonl")
@@ -213,7 +218,7 @@ def test_where_the_question_stands(tmp_path: Path, row: Any, texts: list[str]) -
     ],
 )
 def test_what_is_no_text_is_no_item(tmp_path: Path, row: Any, message: str) -> None:
-    with pytest.raises(DataError, match=f"line 2: no text under .*{message}"):
+    with raises(DataError, key="evaluation set", match=f"line 2: no text under .*{message}"):
         load_benchmarks([write_rows(tmp_path / "x.jsonl", [{"question": "the first"}, row])])
 
 
@@ -228,21 +233,25 @@ def test_missing_columns_are_named(tmp_path: Path, kind: str) -> None:
         write_rows(path, rows)
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    with pytest.raises(DataError, match=r"no text under turns or messages.*it holds: ask, level.*SET#COLUMN"):
+    with raises(
+        DataError,
+        key="evaluation set",
+        match="it holds: ask, level.*SET#COLUMN",
+    ):
         load_benchmarks([str(path)])
-    with pytest.raises(DataError, match=r"no text under question \(it holds: ask, level\)"):
+    with raises(DataError, key="evaluation set", match=r"question \(it holds: ask, level\)"):
         load_benchmarks([f"{path}#question"])
-    with pytest.raises(DataError, match=r"no text under level"):
+    with raises(DataError, key="evaluation set", match="level"):
         load_benchmarks([f"{path}#level"])
     assert load_benchmarks([f"{path}#ask"])[0].items == [("0", TEN)]
 
 
 def test_sets_without_items_and_rows_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no evaluation items"):
+    with raises(DataError, key="evaluation set", match="holds no"):
         load_benchmarks([write_rows(tmp_path / "x.jsonl", [{"question": ""}])])
-    with pytest.raises(DataError, match=r"line 1: no text.*it holds: int"):
+    with raises(DataError, key="evaluation set", match="line 1.*it holds: int"):
         load_benchmarks([write_rows(tmp_path / "y.jsonl", [3])])
-    with pytest.raises(DataError, match="no such file of evaluation items"):
+    with raises(DataError, key="data file"):
         load_benchmarks([str(tmp_path / "none.jsonl")])
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sao.data.readers import read_rows
 from sao.errors import DataError
+from support.errors import raises
 from support.pair_files import ASKED, BAD, GOOD, Row
 
 # A .json file of several arrays, or of an array and something else
@@ -113,7 +114,7 @@ def test_what_follows_an_array_is_read_or_refused(
     for piece in (3, 1 << 20):
         monkeypatch.setattr("sao.data.readers.CHUNK", piece)
         for name in ("p.json", "p.json.gz"):
-            with pytest.raises(DataError, match=message):
+            with raises(DataError, key="JSON", match=message):
                 items(tmp_path / name)
 
 

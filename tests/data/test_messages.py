@@ -111,17 +111,21 @@ def test_the_text_in_a_content(content: Any, text: Any) -> None:
     assert text_in(content) == text
 
 
+NO_TEXTS: tuple[object, ...] = (None, 3, math.nan, ["a"], {})
+
+
 def test_a_turn_says_text_or_nothing() -> None:
     assert ASK.text == "Why?"
     assert Turn("user", "").text == ""
-    assert [Turn("user", content).text for content in (None, 3, math.nan, ["a"], {})] == [None] * 5
+    assert [Turn("user", content).text for content in NO_TEXTS] == [None] * 5
     assert Turn("assistant", "So.", calls_tools=True).text is None
 
 
 def test_messages_and_dialogues_are_known_by_their_keys_and_beginning() -> None:
     assert is_message({"role": "user"})
     assert is_message({"from": "human", "value": "x"})
-    assert not any(is_message(value) for value in ({}, {"value": 3}, {"text": "x"}, "x", None, []))
+    others: tuple[object, ...] = ({}, {"value": 3}, {"text": "x"}, "x", None, [])
+    assert not any(is_message(value) for value in others)
     assert is_whole_message({"role": "user", "content": None, "id": 7})
     assert is_whole_message({"from": "human", "value": "x"})
     assert not any(is_whole_message(value) for value in ({"role": "user"}, {"content": "x"}, "x", None))

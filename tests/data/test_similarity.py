@@ -28,6 +28,7 @@ from sao.data.similarity import (
     words,
 )
 from sao.errors import ConfigError
+from support.errors import raises
 from support.repository import ROOT
 
 
@@ -343,7 +344,7 @@ def test_embeddings_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_packages_and_models_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ConfigError, match="pip install sentence-transformers"):
+    with raises(ConfigError, key="sentence-transformers", match="pip install sentence-transformers"):
         find_by_embedding(lambda: iter(["a"]), "some-model", 0.9)
 
 
@@ -367,7 +368,7 @@ def test_a_real_sentence_transformer(tmp_path: Path) -> None:
     texts = ["one two", "three", "one two", "One two"]
     found = find_by_embedding(lambda: iter(texts), str(tmp_path / "model"), 0.9999)
     assert list(found.earlier) == [-1, -1, 0, 0]
-    with pytest.raises(ConfigError, match=r"filters\.embeddings"):
+    with raises(ConfigError, key="filters.embeddings"):
         find_by_embedding(lambda: iter(texts), str(tmp_path / "nothing"), 0.9)
 
 

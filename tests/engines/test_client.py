@@ -20,6 +20,7 @@ from sao.engines import Completion, Request, flow_control, json_http
 from sao.engines.flow_control import Pace, Rate, Window
 from sao.engines.json_http import connections, retry_after
 from sao.errors import EngineError
+from support.errors import raises
 from support.misbehaving_server import RefusalError, Server
 from support.odd_servers import Body, Odd, answers, asked, last, opened
 
@@ -218,8 +219,10 @@ def test_a_wait_beyond_all_patience_ends_the_run_once_all_that_came_is_given_out
         opened(server) as engine,
     ):
         begun = time.monotonic()
-        with pytest.raises(
-            EngineError, match=r"it asks to wait 86400 s \(last: HTTP 429: come back tomorrow\)"
+        with raises(
+            EngineError,
+            key="engine.openai.patience",
+            match="86400 s .*come back tomorrow",
         ):
             for completion in engine.generate(asked("1 quick", "2 much", "10 slow", "20 slow")):
                 came.append(completion.id)
@@ -283,8 +286,10 @@ def test_too_few_answers_for_two_minutes_end_the_run_and_a_slow_minute_is_told_o
         minute(rows)
     assert said == ["the server gave 5 answers in the last minute, after 200 in its best"]
     minute(9)
-    with pytest.raises(
-        EngineError, match=r"min_rows_per_minute = 10 answers in each of the last two minutes \(the last: 0\)"
+    with raises(
+        EngineError,
+        key="engine.openai.min_rows_per_minute",
+        match="10 answers.*last: 0",
     ):
         minute(0)
 
@@ -294,7 +299,7 @@ def test_a_stream_without_answers_is_ended_by_the_watchdog(monkeypatch: pytest.M
         server.delay = 30.0
         monkeypatch.setattr(flow_control, "RATE_SECONDS", 0.2)
         begun = time.monotonic()
-        with pytest.raises(EngineError, match="min_rows_per_minute"):
+        with raises(EngineError, key="engine.openai.min_rows_per_minute"):
             answers(engine, asked("a", "b"))
     assert time.monotonic() - begun < 10
 
@@ -307,7 +312,7 @@ def connected(config: OpenAIConfig) -> socket.socket:
 
     async def play() -> socket.socket:
         async with connections(config) as http, http.stream("GET", f"{config.base_url}/models") as response:
-            connection = response.extensions["network_stream"].get_extra_info("socket")
+            connection: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
             return connection.dup()
 
     return asyncio.run(play())
@@ -376,6 +381,6 @@ def test_no_thread_outlives_its_engine() -> None:
         assert threads() == before
         engine.close()  # a second time does nothing
         server.key = "sk-none"
-        with pytest.raises(EngineError), opened(server):
+        with raises(EngineError, key="server"), opened(server):
             pass
         assert threads() == before

@@ -21,6 +21,8 @@ from sao.stages.judging import judge, ordered_pairs
 from sao.stages.responses import answer_prompts
 from sao.store.files import read_jsonl
 from sao.store.stage import Stage
+from support.checks import known
+from support.errors import raises
 from support.misbehaving_server import RefusalError, Server
 from support.odd_servers import Body, Odd, answers, asked, last, opened, recipe, stage
 
@@ -51,7 +53,7 @@ def test_a_missing_or_wrong_key_names_the_variable(
         monkeypatch.setenv("MY_KEY", given)
     with (
         Server(key="sk-right") as server,
-        pytest.raises(EngineError, match=r"HTTP 401.*variable MY_KEY") as caught,
+        raises(EngineError, key="server", match=r"HTTP 401.*variable MY_KEY") as caught,
         opened(server, api_key_env="MY_KEY"),
     ):
         pass
@@ -71,7 +73,7 @@ def test_a_key_that_the_server_repeats_is_not_shown(monkeypatch: pytest.MonkeyPa
         assert answers(engine, asked("refused"))["refused#0"] == Failure(
             "refused#0", "refused by the server (HTTP 400)"
         )
-        with pytest.raises(EngineError, match="HTTP 403: not for the key …") as caught:
+        with raises(EngineError, key="server", match="HTTP 403.*…") as caught:
             answers(engine, asked("forbidden"))
     assert any("not for the key …" in line for line in said)
     assert not [line for line in [*said, str(caught.value)] if "3f9a" in line]
@@ -246,10 +248,12 @@ BAD: dict[str, tuple[Callable[[Body], Any], str]] = {
 
 
 def test_hostile_answers_are_read_as_far_as_they_hold_and_else_given_up() -> None:
-    changes = {name: case[0] for name, case in {**GOOD, **BAD}.items()}
+    changes: dict[str, Callable[[Body], Any]] = {name: case[0] for name, case in GOOD.items()}
+    changes |= {name: case[0] for name, case in BAD.items()}
 
     def twist(body: Body, answer: Body) -> Any:
-        return changes.get(last(body), lambda a: a)(answer)
+        change = changes.get(last(body))
+        return change(answer) if change else answer
 
     with Odd(twist=twist) as server, opened(server, retries=1) as engine:
         assert engine.usage is not None
@@ -374,7 +378,7 @@ def test_verdicts_that_are_none_of_the_choices_are_unreadable(tmp_path: Path) ->
 def test_choices_that_begin_alike_are_refused_where_that_can_be_seen() -> None:
     alike = ChoiceRequest("v", (Message("user", "which?"),), ("Answer A", "Answer B"))
     with Server(tokenizes=True) as server, opened(server) as engine:
-        with pytest.raises(EngineError, match=r"begin with the same token; give others with judging.choices"):
+        with raises(EngineError, key="judging.choices"):
             list(engine.choice_logprobs([alike]))
         assert verdicts(engine) == EXPECTED  # and the engine goes on
 
@@ -416,5 +420,5 @@ def test_the_judge_may_be_a_server_while_the_policy_is_not(tmp_path: Path) -> No
     assert len(found["wise"]) > 50
     assert found["wise"] == pytest.approx({key: 1 - p for key, p in found["self"].items()})
     assert len(list(tmp_path.glob("round-1/responses-*"))) == 1
-    assert summary.usage.requests >= len(found["wise"])
+    assert known(summary.usage).requests >= len(found["wise"])
     assert server.requests < len(found["wise"]) + 20  # it judged, and wrote nothing

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from sao.engines.transformers import TransformersEngine, bucket_size, padded_len
 from sao.errors import EngineError, ModelError
 from sao.records import Message
 from support import tiny_models
+from support.errors import raises
 
 CONFIG = EngineConfig(device="cpu", slots=8, threads=1)
 BUILDERS = {
@@ -88,7 +90,7 @@ def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: st
     engine = engines[name]
     requests = [request(i, n=1, max_tokens=130, temperature=0.0) for i in range(6)]
     ours = run(engine, requests)
-    model = engine.network.model
+    model: Any = engine.network.model
     lengths = set()
     for i, each in enumerate(requests):
         ids = engine.chat.prompt_ids(each.messages)
@@ -124,7 +126,7 @@ def test_max_tokens_end_tokens_and_reasons(engines: dict[str, TransformersEngine
     engine = engines["gemma2"]
     assert engine.chat.end_ids == {1, 4}
     completions = run(engine, [request(i, n=8, max_tokens=60, temperature=2.0) for i in range(60)]).values()
-    last = Counter()
+    last: Counter[int] = Counter()
     for each in completions:
         ids = each.token_ids or ()
         ends = [token in (1, 4) for token in ids]
@@ -190,9 +192,9 @@ def test_full_gpu_names_the_way_out(engine: TransformersEngine, monkeypatch: pyt
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(engine.network, "forward", full)
-    with pytest.raises(EngineError, match=r"try engine.slots=4 \(no memory\)"):
+    with raises(EngineError, key="engine.slots", match=r"try engine.slots=4 \(no memory\)"):
         list(engine.generate([request(0)]))
-    with pytest.raises(EngineError, match=r"try engine.slots=4"):
+    with raises(EngineError, key="engine.slots", match=r"try engine.slots=4"):
         list(engine.choice_logprobs([ChoiceRequest("a", chat("b"), ("1", "2"))]))
 
 
@@ -303,11 +305,11 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(ModelError, match="MambaForCausalLM has layers"):
+    with raises(ModelError, key="architecture"):
         Network(mamba, engine.chat, 8)
     kinds = ["linear_attention", "full_attention"]
     monkeypatch.setattr(engine.network.model.config, "layer_types", kinds, raising=False)
-    with pytest.raises(ModelError, match="linear_attention"):
+    with raises(ModelError, key="architecture", match="linear_attention"):
         Network(engine.network.model, engine.chat, 8)
 
 

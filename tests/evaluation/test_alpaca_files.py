@@ -14,6 +14,7 @@ import pytest
 from sao.errors import DataError
 from sao.evaluation import alpaca_files
 from sao.evaluation.alpaca_files import Annotation, Output
+from support.errors import raises
 
 # AlpacaEval's files
 
@@ -58,7 +59,7 @@ def test_a_leaderboard_by_hand(tmp_path: Path) -> None:
     back = alpaca_files.read_leaderboard(str(tmp_path / "leaderboard.csv"))
     assert back["ours"]["win_rate"] == line.win_rate and back["ours"]["mode"] == "community"
     assert back["ours"]["lc_standard_error"] is None
-    with pytest.raises(DataError, match="no readable verdict"):
+    with raises(DataError, key="verdicts"):
         alpaca_files.standing_of(annotations()[3:])
 
 
@@ -79,10 +80,10 @@ def test_preferences_as_others_wrote_them(tmp_path: Path) -> None:
         None,
     ]
     file.write_text(json.dumps([row | {"preference": "2"}]))
-    with pytest.raises(DataError, match="item 0: no number under preference"):
+    with raises(DataError, key="annotations", match="item 0.*preference"):
         alpaca_files.read_annotations(str(file))
     file.write_text(json.dumps([{"instruction": "q", "preference": 1}]))
-    with pytest.raises(DataError, match="no text under output_1"):
+    with raises(DataError, key="annotations", match="output_1"):
         alpaca_files.read_annotations(str(file))
 
 
@@ -104,7 +105,7 @@ def test_texts_of_alpaca_eval_that_are_none_are_refused(tmp_path: Path, value: A
             if value is None and key in ("annotator", "dataset"):
                 assert getattr(read(str(file))[1], key) == {"annotator": "", "dataset": "sao"}[key]
                 continue
-            with pytest.raises(DataError, match=f"item 1: no text under {key}, but {kind} "):
+            with raises(DataError, key="annotations", match=f"item 1: no text under {key}, but {kind} "):
                 read(str(file))
 
 
@@ -119,25 +120,31 @@ def test_tables_hold_numbers_and_no_nan(tmp_path: Path) -> None:
         ("x", "'x'"),
     ):
         file.write_text(f"{row}1,{cell}\n")
-        with pytest.raises(DataError, match=f"line 3: no number under instruction_difficulty, but {kind}"):
+        with raises(
+            DataError, key="annotations", match=f"line 3: no number under instruction_difficulty, but {kind}"
+        ):
             alpaca_files.read_difficulty(str(file), ["x", "y"])
         file.write_text(f"{row}{cell},0.5\n")
-        with pytest.raises(DataError, match=f"line 3: no number under the first column, but {kind}"):
+        with raises(
+            DataError, key="annotations", match=f"line 3: no number under the first column, but {kind}"
+        ):
             alpaca_files.read_difficulty(str(file), ["x", "y"])
         file.write_text(f"index,std_delta_len,preference\n0,0.1,{cell}\n")
-        with pytest.raises(DataError, match=f"line 2: no number under preference, but {kind}"):
+        with raises(DataError, key="annotations", match=f"line 2: no number under preference, but {kind}"):
             alpaca_files.read_gamed(str(file), ["x"])
         file.write_text(f",{','.join(alpaca_files.WEIGHTS)}\nours,1,{cell},2\n")
-        with pytest.raises(DataError, match=f"line 2: no number under instruction_difficulty, but {kind}"):
+        with raises(
+            DataError, key="annotations", match=f"line 2: no number under instruction_difficulty, but {kind}"
+        ):
             alpaca_files.read_weights(str(file))
     file.write_text("instruction_difficulty\n0.5\n")
-    with pytest.raises(DataError, match="line 2: one column only"):
+    with raises(DataError, key="--difficulty", match="line 2"):
         alpaca_files.read_difficulty(str(file), ["x"])
     file.write_text(",win_rate,mode\nours,nan,community\n")
-    with pytest.raises(DataError, match="line 2: no number under win_rate, but NaN"):
+    with raises(DataError, key="annotations", match="line 2.*win_rate, but NaN"):
         alpaca_files.read_leaderboard(str(file))
     (tmp_path / "x.jsonl").write_text('{"index": true, "std_delta_len": 1, "preference": 1}\n')
-    with pytest.raises(DataError, match="no number under index, but true"):
+    with raises(DataError, key="annotations", match="index, but true"):
         alpaca_files.read_gamed(str(tmp_path / "x.jsonl"), ["x"])
 
 
@@ -145,7 +152,7 @@ def test_difficulty_by_row_becomes_difficulty_by_text(tmp_path: Path) -> None:
     file = tmp_path / "instruction_difficulty.csv"
     file.write_text(",instruction_difficulty\n0,0.5\n1,-1.0\n2,2.5\n")
     assert alpaca_files.read_difficulty(str(file), ["x", "y", "x"]) == {"x": 1.5, "y": -1.0}
-    with pytest.raises(DataError, match="row 2 of a set of 2"):
+    with raises(DataError, key="--difficulty", match="row 2 of a set of 2"):
         alpaca_files.read_difficulty(str(file), ["x", "y"])
-    with pytest.raises(DataError, match="no difficulty of 1 of the 4"):
+    with raises(DataError, key="--difficulty", match="1 of the 4"):
         alpaca_files.read_difficulty(str(file), ["x", "y", "z", "w"])

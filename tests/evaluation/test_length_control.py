@@ -26,6 +26,7 @@ from sao.evaluation.length_control import (
     score_name,
     win_rate,
 )
+from support.errors import raises
 from support.made_up import sigmoid
 from support.repository import load_script
 
@@ -157,15 +158,15 @@ def test_two_models_are_compared_on_the_same_draws() -> None:
     assert found.mean == pytest.approx(a.score - b.score) and found.mean > 4
     assert found.interval[1] - found.interval[0] < (b.interval[1] - b.interval[0]) / 2
     assert found.p == pytest.approx(2 / 401) and found.n == 200
-    with pytest.raises(DataError, match="no paired difference"):
+    with raises(DataError, key="scores"):
         difference(a, length_controlled(base[1:], difficulty, resamples=400))
 
 
 def test_what_cannot_be_fitted_is_an_error() -> None:
     rows, difficulty, _ = planted(10)
-    with pytest.raises(DataError, match="2 of 10 instructions have no difficulty"):
+    with raises(DataError, key="--difficulty", match="2 of 10"):
         length_controlled(rows, {name: value for name, value in difficulty.items() if name[-1] not in "34"})
-    with pytest.raises(DataError, match="no readable verdict"):
+    with raises(DataError, key="verdicts"):
         length_controlled([replace(row, p=None) for row in rows], difficulty)
 
 

@@ -1,8 +1,8 @@
 """A stage that loses too much ends early, at the same place after a kill, and shows what was written."""
 
-import itertools
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from sao.errors import DropError
 from sao.execution.drops import DropWatch
 from sao.method import run
 from sao.records import Drop, Judgment, Message, Prompt
-from sao.store.stage import Stage
+from sao.store.stage import Ids, Stage
+from support.errors import raises
 
 
 def recipe(n: int = 200, **more: object) -> Config:
@@ -38,7 +39,7 @@ def forgetful(share: float) -> ScriptedEngine:
 
 def test_a_hopeless_stage_ends_after_its_first_rows(tmp_path: Path) -> None:
     engine = forgetful(0.95)
-    with pytest.raises(DropError) as caught:
+    with raises(DropError, key="max_drop_share") as caught:
         run(recipe(), tmp_path, until="prompts", engine=engine)
     message = str(caught.value)
     assert "of the first 32 items were lost" in message
@@ -63,8 +64,8 @@ class Late:
     def __init__(self, lost: set[int], order: list[int], most: int | None = None) -> None:
         self.lost, self.order, self.most = lost, order, most
 
-    def make(self, key: str, done: object) -> itertools.chain[Prompt | Drop]:
-        rows = [row for row in self.order if f"{row:016x}" not in done]  # type: ignore[operator]
+    def make(self, key: str, done: Ids) -> Iterator[Prompt | Drop]:
+        rows = [row for row in self.order if f"{row:016x}" not in done]
         for number, row in enumerate(rows):
             if number == self.most:
                 raise KeyboardInterrupt
@@ -149,7 +150,9 @@ def test_fewer_rows_are_judged_at_the_end(tmp_path: Path) -> None:
 
 def test_a_verdict_that_cannot_be_read_counts(tmp_path: Path) -> None:
     watch = DropWatch(Stage(tmp_path, "judgments", {}).open(), 0.5, range(32))
-    with pytest.raises(DropError, match=r"(?s)32 of the first 32.*together: 0\.012.*judging\.prefill"):
+    with raises(
+        DropError, key="max_drop_share", match=r"(?s)32 of the first 32.*together: 0\.012.*judging\.prefill"
+    ):
         for row in range(40):
             ids = {"prompt_id": "p", "first_id": "a", "second_id": "b", "judge": "self"}
             watch.see(Judgment(id=f"{row}", row=row, **ids, verdict=None, p_first=0.5, verdict_prob=0.012))
@@ -157,7 +160,7 @@ def test_a_verdict_that_cannot_be_read_counts(tmp_path: Path) -> None:
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
     long = ScriptedEngine(reply=lambda m, seed, s: f"{seed} " + "word " * 1000)
-    with pytest.raises(DropError) as caught:
+    with raises(DropError, key="max_drop_share") as caught:
         run(recipe(), tmp_path, until="prompts", engine=long)
     rows = [json.loads(line) for file in tmp_path.rglob("part-*") for line in file.read_text().splitlines()]
     assert {len(row["text"]) for row in rows} == {2000}
@@ -176,8 +179,9 @@ def test_answers_cut_off_keep_their_text_and_name_what_to_change(tmp_path: Path)
                     else replace(completion, finish_reason="length")
                 )
 
-    with pytest.raises(
+    with raises(
         DropError,
+        key="max_drop_share",
         match=r"(?s)responses: 32 of the first 32.*Answer .*responses\.max_tokens.*responses\.system",
     ):
         run(recipe(), tmp_path, until="respond", engine=Cut())

@@ -21,6 +21,7 @@ from sao.execution.status import StatusFile, read_status
 from sao.method import run
 from sao.report.status import duration, show_status
 from sao.results import Status
+from support.errors import raises
 
 PROMPTS = 20
 
@@ -177,14 +178,14 @@ def test_a_file_that_cannot_be_written_ends_no_run(
     monkeypatch.setattr(Path, "replace", full)
     run(recipe(), tmp_path, until="prompts")
     assert not list(tmp_path.glob(".status*"))
-    with pytest.raises(StoreError, match="no status"):
+    with raises(StoreError, key="status.json", match="no status"):
         read_status(tmp_path)
 
 
 def test_a_folder_in_its_place_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "status.json").mkdir(parents=True)
     run(recipe(), tmp_path, until="prompts")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with raises(StoreError, key="status.json", match="cannot be read"):
         read_status(tmp_path)
 
 
@@ -293,7 +294,7 @@ def test_a_missing_old_or_broken_file_is_an_error_that_says_so(
 ) -> None:
     if text is not None:
         (tmp_path / "status.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(StoreError, match=message):
+    with raises(StoreError, key="status.json", match=message):
         read_status(tmp_path)
     assert main(["status", str(tmp_path)]) == 1
     error = capsys.readouterr().err

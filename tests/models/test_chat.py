@@ -1,6 +1,7 @@
 """Other chat models go through the whole run, and every stage encodes them alike."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sao.models.locate import find_model
 from sao.records import Message, PreferencePair, Prompt, Response
 from sao.training.job import encode_pair
 from support import tiny_models
+from support.errors import raises
 
 MODELS = {"llama": tiny_models.llama, "gemma2": tiny_models.gemma2, "qwen3": tiny_models.qwen3}
 
@@ -65,7 +67,9 @@ def test_the_whole_run(model: str, tmp_path: Path) -> None:
     assert again.paths == summary.paths
 
 
-def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: Path) -> None:
+def test_generation_judging_and_training_see_the_same_ids(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny_config(model, tmp_path)
     chat = ChatTokenizer.load(model, config.engine)
     messages = (Message("system", "be brief"), Message("user", "tell me about it"))
@@ -76,7 +80,12 @@ def test_generation_judging_and_training_see_the_same_ids(model: str, tmp_path: 
     engine = TransformersEngine(model, config.engine)
     seen: list[list[int]] = []
     inner = engine.chat.prompt_ids
-    engine.chat.prompt_ids = lambda m, p="": seen.append(inner(m, p)) or seen[-1]  # type: ignore[func-returns-value]
+
+    def watched(messages: Sequence[Message], prefill: str = "") -> list[int]:
+        seen.append(inner(messages, prefill))
+        return seen[-1]
+
+    monkeypatch.setattr(engine.chat, "prompt_ids", watched)
     list(engine.generate([Request(messages, (Sample("a", 1),), Sampling(4))]))
     prompt = Prompt(id="p", row=0, persona_id="x", text="tell me about it")
     replies = [
@@ -110,7 +119,7 @@ def test_a_model_without_a_chat_template_is_refused_with_advice(tmp_path: Path) 
     settings = json.loads((path / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match=r"no chat template.*instruct version"):
+    with raises(ModelError, key="chat template", match="instruct version"):
         ChatTokenizer.load(str(path), EngineConfig())
 
 
@@ -119,7 +128,7 @@ def test_broken_weights_are_a_clear_error(tmp_path: Path) -> None:
 
     path = Path(tiny_models.llama(tmp_path / "m"))
     (path / "model.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with raises(ModelError, key="model folder"):
         load_model(str(path), EngineConfig())
 
 

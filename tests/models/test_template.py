@@ -11,6 +11,7 @@ from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models.chat import ChatTokenizer
 from sao.records import Message
+from support.errors import raises
 from support.tiny_models import gemma2, llama, qwen3
 
 SYSTEM = Message("system", "be brief")
@@ -43,7 +44,7 @@ def test_the_users_turn_is_left_open_as_the_template_opens_it(tmp_path: Path) ->
 
 def test_a_template_without_a_system_role_is_refused_for_a_persona(tmp_path: Path) -> None:
     chat = load(gemma2, tmp_path)
-    with pytest.raises(ModelError, match=r"takes no system message.*prompts\.method instruct"):
+    with raises(ModelError, key="prompts.method", match=r"prompts\.method instruct"):
         chat.user_turn_ids([SYSTEM])
     assert text_of(chat, chat.user_turn_ids([])) == "<bos><start_of_turn>user\n"
 
@@ -71,7 +72,7 @@ def test_a_system_message_is_folded_in_as_the_template_does_it(tmp_path: Path) -
 def test_a_template_that_says_a_text_twice_is_refused(tmp_path: Path) -> None:
     twice = "{% for m in messages %}{{ m['content'] }}<|end|>{{ m['content'] }}<|end|>{% endfor %}"
     chat = with_template(tmp_path, twice)
-    with pytest.raises(ModelError, match=r"user's text 2 times.*prompts\.method instruct"):
+    with raises(ModelError, key="prompts.method", match=r"user's text 2 times.*prompts\.method instruct"):
         chat.user_turn_ids([])
 
 
@@ -91,7 +92,7 @@ def test_the_template_of_every_family_keeps_the_text_or_is_refused(family: str, 
     refused."""
     template = (TRL / f"{family}.jinja").read_text("utf-8")
     if family in IN_PARTS:
-        with pytest.raises(ModelError, match="what the user says is lost"):
+        with raises(ModelError, key="user text"):
             with_template(tmp_path, template)
         return
     chat = with_template(tmp_path, template)
@@ -136,5 +137,5 @@ def test_a_choice_goes_on_from_the_prefill(tmp_path: Path) -> None:
             tail = text_of(chat, [*prompt, token])[len(text_of(chat, chat.prompt_ids(messages))) :]
             assert (prefill + choice).startswith(tail)
             assert tail not in prefill
-    with pytest.raises(ModelError, match="begin with the same token"):
+    with raises(ModelError, key="judging.choices"):
         chat.choice_ids(messages, ("1", "1 or 2"), "x ")

@@ -19,6 +19,7 @@ from sao.models import vocabulary, weights
 from sao.models.chat import ChatTokenizer
 from sao.models.load import check_model, load_model
 from sao.models.locate import identity_of, weights_identity
+from support.errors import raises
 from support.tiny_models import gemma2, llama, mistral, qwen3
 
 Weights = dict[str, torch.Tensor]
@@ -64,8 +65,8 @@ def test_weights_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     change, message = BROKEN[name]
     model = changed(tmp_path / "m", change)
     for load in (check_model, load_model):
-        with pytest.raises(ModelError, match=message):
-            load(model, AUTO)  # type: ignore[operator]
+        with raises(ModelError, key="weights", match=message):
+            load(model, AUTO)
 
 
 def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
     vllm = EngineConfig(name="vllm")
     settings = tmp_path / "m" / "config.json"
     model = changed(tmp_path / "m", lambda w: {f"{name}.qweight": value for name, value in w.items()})
-    with pytest.raises(ModelError, match="is missing"):
+    with raises(ModelError, key="weights", match="is missing"):
         check_model(model, vllm)
     whole = json.loads(settings.read_text())
     settings.write_text(json.dumps(whole | {"quantization_config": {"quant_method": "awq", "bits": 4}}))
@@ -83,7 +84,7 @@ def test_vllm_may_know_more_kinds_of_models(tmp_path: Path) -> None:
         json.dumps(whole | {"model_type": "new_kind", "architectures": ["NewKindForCausalLM"]})
     )
     check_model(model, vllm)
-    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+    with raises(ModelError, key="config.json"):
         check_model(model, AUTO)
 
 
@@ -110,9 +111,9 @@ def test_a_classifier_is_no_chat_model(tmp_path: Path) -> None:
     )
     AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "reward")
     for engine in (AUTO, EngineConfig(name="vllm")):
-        with pytest.raises(ModelError, match="Qwen3ForSequenceClassification, which classifies"):
+        with raises(ModelError, key="model class", match="Qwen3ForSequenceClassification"):
             check_model(str(tmp_path / "reward"), engine)
-    with pytest.raises(ModelError, match="which classifies"):
+    with raises(ModelError, key="model class"):
         load_model(str(tmp_path / "reward"), AUTO)
 
 
@@ -127,7 +128,7 @@ def test_a_number_that_is_none_is_named(value: float, dtype: torch.dtype, tmp_pa
         return w
 
     model = changed(tmp_path / "m", change)
-    with pytest.raises(ModelError, match=rf"the weight {name} holds NaN or infinity"):
+    with raises(ModelError, key="weights", match=rf"the weight {name} holds NaN or infinity"):
         weights_identity(model)
 
 
@@ -144,7 +145,7 @@ def test_large_finite_numbers_and_whole_numbers_pass(tmp_path: Path) -> None:
     save_file(tensors, file)
     assert weights.file_digest(file) == hashlib.sha256(file.read_bytes()).hexdigest()
     save_file({"f": torch.full((4,), float("nan")).to(torch.float8_e4m3fn)}, tmp_path / "n.safetensors")
-    with pytest.raises(ModelError, match="the weight f holds NaN"):
+    with raises(ModelError, key="weights", match="the weight f holds NaN"):
         weights.file_digest(tmp_path / "n.safetensors")
 
 
@@ -153,7 +154,7 @@ def test_a_number_behind_the_first_piece_is_found(tmp_path: Path, monkeypatch: p
     tensor = torch.zeros(100)
     tensor[77] = float("nan")
     save_file({"x": torch.zeros(3), "y": tensor}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="the weight y holds NaN"):
+    with raises(ModelError, key="weights", match="the weight y holds NaN"):
         weights.file_digest(tmp_path / "w.safetensors")
 
 
@@ -163,7 +164,7 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for data in (whole[:-100], whole + b"\0" * 8, whole[:5], b"\xff" * 64):
         file.write_bytes(data)
-        with pytest.raises(ModelError, match=r"model\.safetensors"):
+        with raises(ModelError, key="weights", match=r"model\.safetensors"):
             weights_identity(model)
 
 
@@ -180,7 +181,7 @@ def test_large_files_are_remembered_between_processes(
         patch.setattr(weights, "_scan", lambda *_: pytest.fail("read again"))
         assert weights.file_digest(file) == first
     save_file({"x": torch.full((1000,), float("nan"))}, file)  # as many bytes, another content
-    with pytest.raises(ModelError, match="x holds NaN"):
+    with raises(ModelError, key="weights", match="x holds NaN"):
         weights.file_digest(file)
     (note,) = (tmp_path / "cache/digests").iterdir()
     note.write_text("torn")
@@ -212,7 +213,7 @@ def test_a_run_stops_before_it_writes(change: str, role: str, tmp_path: Path) ->
         "model": whole if role == "judge" else broken, "judging": judge,
         "personas": {"source": "builtin:general", "n": 4, "held_out": 2},
     }  # fmt: skip
-    with pytest.raises(ModelError, match=r"lm_head\.weight"):
+    with raises(ModelError, key="weights", match=r"lm_head\.weight"):
         run(make_config(recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*"))
 
@@ -225,7 +226,7 @@ def test_a_run_with_a_broken_reward_model_stops_before_it_writes(tmp_path: Path)
         "judging": judge,
         "personas": {"source": "builtin:general", "n": 4, "held_out": 2},
     }
-    with pytest.raises(ModelError, match=r"score\.weight is missing"):
+    with raises(ModelError, key="reward model", match=r"score\.weight is missing"):
         run(make_config(recipe), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*"))
 
@@ -237,7 +238,7 @@ def test_a_shard_that_the_index_names_and_is_not_there_is_named(tmp_path: Path) 
     check_model(model, AUTO)
     shard = sorted((tmp_path / "m").glob("model-*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(ModelError, match=shard.name):
+    with raises(ModelError, key="model folder", match=shard.name):
         check_model(model, AUTO)
 
 
@@ -279,7 +280,7 @@ def test_adapters_are_looked_through(tmp_path: Path) -> None:
         (whole, head)
     ):  # a quantised base; a tied head, which has no file of its own
         weights.check_adapter(adapter(tmp_path / f"more{number}", tensors), Path(quantised))
-    with pytest.raises(ModelError, match="no LoRA adapter"):
+    with raises(ModelError, key="adapter"):
         weights.check_adapter(tmp_path, Path(model))
 
 
@@ -291,7 +292,7 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path, monkeypatch: pyt
     (model / "tokenizer.json").unlink()
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizer"}))
-    with pytest.raises(ModelError, match=r"no tokenizer\.json \(nor tokenizer\.model"):
+    with raises(ModelError, key="tokenizer.json"):
         ChatTokenizer.load(str(model), AUTO)
     monkeypatch.setattr(vocabulary, "find_spec", lambda name: None)
     for name, package in (
@@ -299,8 +300,10 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path, monkeypatch: pyt
         "mistral-common"),
     ):  # fmt: skip
         (model / name).write_text("{}")
-        with pytest.raises(
-            ModelError, match=rf"in {name} only, which needs the package {package}: pip install {package}"
+        with raises(
+            ModelError,
+            key="tokenizer",
+            match=rf"in {name} only, which needs the package {package}: pip install {package}",
         ):
             ChatTokenizer.load(str(model), AUTO)
         (model / name).unlink()
@@ -311,7 +314,7 @@ def test_a_vocabulary_without_its_merges_is_named(tmp_path: Path) -> None:
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     (model / "tokenizer.json").unlink()
     (model / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
-    with pytest.raises(ModelError, match=r"vocab\.json, but no merges\.txt beside it"):
+    with raises(ModelError, key="merges.txt"):
         ChatTokenizer.load(str(model), AUTO)
 
 
@@ -322,7 +325,7 @@ def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
     tokenizer["model"]["vocab"] = {t: i for t, i in tokenizer["model"]["vocab"].items() if t in special}
     tokenizer["model"]["merges"] = []
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(ModelError, match="none of them is a word"):
+    with raises(ModelError, key="vocabulary"):
         ChatTokenizer.load(str(model), AUTO)
 
 
@@ -334,7 +337,7 @@ def test_a_template_that_loses_the_users_text_is_refused(tmp_path: Path) -> None
         "{% endfor %}"
     )
     (model / "chat_template.jinja").write_text(lossy)
-    with pytest.raises(ModelError, match="what the user says is lost"):
+    with raises(ModelError, key="user text"):
         ChatTokenizer.load(str(model), AUTO)
 
 
@@ -344,8 +347,10 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_tokens(["onemoreword"])
     tokenizer.save_pretrained(tmp_path / "m")
-    with pytest.raises(
-        ModelError, match=rf"knows 'onemoreword' as number {rows}, but the embedding has {rows} rows \(1 such"
+    with raises(
+        ModelError,
+        key="embedding",
+        match=rf"knows 'onemoreword' as number {rows}, but the embedding has {rows} rows \(1 such",
     ):
         ChatTokenizer.load(model, AUTO)
 
@@ -363,7 +368,7 @@ def test_a_special_token_beyond_the_embedding_that_no_text_holds_is_fine(tmp_pat
     assert max(found.prompt_ids([Message("user", "a <image> b")])) < rows
     template = tmp_path / "m" / "chat_template.jinja"
     template.write_text(template.read_text() + "<image>")
-    with pytest.raises(ModelError, match="'<image>' as number"):
+    with raises(ModelError, key="embedding", match="'<image>' as number"):
         ChatTokenizer.load(model, AUTO)
 
 
@@ -381,5 +386,5 @@ def test_no_word_of_other_scripts_is_needed(tmp_path: Path) -> None:
 def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
     model = qwen3(tmp_path / "m")
     shutil.rmtree(tmp_path / "m")
-    with pytest.raises(SAOError):
+    with raises(SAOError, key="model"):
         check_model(model, AUTO)

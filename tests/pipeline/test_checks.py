@@ -9,6 +9,7 @@ from sao.config import make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import EngineError, ModelError
 from sao.method import run
+from support.errors import raises
 from support.tiny_models import gemma2
 
 
@@ -27,8 +28,10 @@ def test_a_server_that_cannot_is_refused_before_anything_is_written(
     })  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "open_engine", lambda *_: ScriptedEngine(has_prefill=False))
-        with pytest.raises(
-            EngineError, match=r"cannot go on from a turn that has begun.*prompts\.method instruct"
+        with raises(
+            EngineError,
+            key="prefill",
+            match=r"prompts\.method instruct",
         ):
             run(config, tmp_path / "run", until="judge")
     assert not list((tmp_path / "run").rglob("*"))
@@ -40,6 +43,6 @@ def test_a_template_that_cannot_is_refused_before_anything_is_written(tmp_path: 
         "prompts": {"method": "user_turn"},
         "personas": {"source": "builtin:general", "n": 4, "held_out": 0},
     }  # fmt: skip
-    with pytest.raises(ModelError, match="takes no system message"):
+    with raises(ModelError, key="prompts.method"):
         run(make_config(recipe), tmp_path / "run", until="prompts")
     assert not list((tmp_path / "run").rglob("*"))

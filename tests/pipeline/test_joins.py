@@ -15,6 +15,7 @@ from sao.method import run
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
 from sao.sharing.export import export
+from support.errors import raises
 
 
 def config() -> Config:
@@ -63,7 +64,7 @@ def test_a_missing_row(tmp_path: Path, step: str, number: int) -> None:
     found = finished(tmp_path)
     count = len((found.stage(step).path / "records.jsonl").read_text().splitlines())
     place = edit(found, step, without(number % count))
-    with pytest.raises(StoreError, match=rf"{place}, line .*not \d+ together.*Delete"):
+    with raises(StoreError, key="records.jsonl", match=rf"{place}, line .*not \d+ together.*Delete"):
         READ[step](found)
 
 
@@ -71,7 +72,7 @@ def test_a_missing_row(tmp_path: Path, step: str, number: int) -> None:
 def test_another_order(tmp_path: Path, step: str) -> None:
     found = finished(tmp_path)
     place = edit(found, step, swapped)
-    with pytest.raises(StoreError, match=rf"{place}, line \d+"):
+    with raises(StoreError, key="records.jsonl", match=rf"{place}, line \d+"):
         READ[step](found)
 
 
@@ -79,17 +80,19 @@ def test_another_order(tmp_path: Path, step: str) -> None:
 def test_an_orphan(tmp_path: Path, step: str) -> None:
     found = finished(tmp_path)
     place = edit(found, step, of_nobody)
-    with pytest.raises(StoreError, match=rf"{place}, line 2: prompt 0{{16}} is not among those"):
+    with raises(
+        StoreError, key="records.jsonl", match=rf"{place}, line 2: prompt 0{{16}} is not among those"
+    ):
         READ[step](found)
 
 
 def test_a_prompt_that_is_gone(tmp_path: Path) -> None:
     found = finished(tmp_path)
     edit(found, "filtered", lambda lines: lines[2:])
-    with pytest.raises(
+    with raises(
         StoreError,
-        match=r"responses-\w+/records\.jsonl, line 1: prompt \w+ is not among "
-        r"those",
+        key="records.jsonl",
+        match=r"responses-\w+/records\.jsonl, line 1: prompt \w+",
     ):
         list(found.answered())
 
@@ -97,8 +100,9 @@ def test_a_prompt_that_is_gone(tmp_path: Path) -> None:
 def test_the_last_prompts_are_gone(tmp_path: Path) -> None:
     found = finished(tmp_path)
     edit(found, "filtered", lambda lines: lines[:5])
-    with pytest.raises(
+    with raises(
         StoreError,
+        key="records.jsonl",
         match=r"responses-\w+/records\.jsonl, line \d+: prompt \w+ is not among "
         r"those",
     ):
@@ -108,7 +112,7 @@ def test_the_last_prompts_are_gone(tmp_path: Path) -> None:
 def test_a_persona_that_is_gone(tmp_path: Path) -> None:
     found = finished(tmp_path)
     place = edit(found, "personas", without(4))
-    with pytest.raises(StoreError, match=rf"{place}: no persona \w+"):
+    with raises(StoreError, key="records.jsonl", match=rf"{place}: no persona \w+"):
         list(found.written())
 
 
@@ -117,7 +121,9 @@ def test_a_pair_of_answers_that_are_not_there(tmp_path: Path) -> None:
     edit(found, "pairs", lambda lines: [
         json.dumps({**json.loads(lines[0]), "chosen_id": "f" * 16}) + "\n", *lines[1:]
     ])  # fmt: skip
-    with pytest.raises(StoreError, match=r"pairs-\w+/records\.jsonl: pair \w+ names answer f{16}"):
+    with raises(
+        StoreError, key="records.jsonl", match=r"pairs-\w+/records\.jsonl: pair \w+ names answer f{16}"
+    ):
         list(found.labelled())
 
 
@@ -125,5 +131,5 @@ def test_whoever_reads_is_told(tmp_path: Path) -> None:
     found = finished(tmp_path)
     edit(found, "judgments", without(3))
     for read in (audit, lambda run: export(run, tmp_path / "out")):
-        with pytest.raises(StoreError, match="judgments-"):
+        with raises(StoreError, key="records.jsonl", match="judgments-"):
             read(found)

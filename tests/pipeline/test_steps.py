@@ -16,6 +16,7 @@ from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
 from sao.records import Drop, Response, make_id
+from support.errors import raises
 
 
 def loud(work: Work[Round]) -> Iterator[Response | Drop]:
@@ -84,7 +85,7 @@ def test_too_many_drops_end_it(tmp_path: Path) -> None:
                 row=answer.row, stage="loud", record_id=make_id(work.key, answer.id), reason="no voice"
             )
 
-    with pytest.raises(DropError, match="no voice"):
+    with raises(DropError, key="max_drop_share", match="no voice"):
         finish(tmp_path, replace(LOUD, make=hopeless))
     status = read_status(tmp_path)
     assert (status.state, "no voice" in str(status.error)) == ("failed", True)
@@ -119,5 +120,5 @@ def test_only_what_is_needed_runs() -> None:
     assert wanted(round_, "loud") == ["personas", "prompts", "filtered", "responses", "loud"]
     assert wanted(round_, "judge") == ["personas", "prompts", "filtered", "responses", "judgments"]
     assert wanted(round_, "eval")[-2:] == ["train", "loud"]
-    with pytest.raises(ConfigError, match="no such step"):
+    with raises(ConfigError, key="until"):
         wanted(round_, "lout")

@@ -26,6 +26,7 @@ from sao.stages.filters import (
     prompt_checks,
 )
 from sao.stages.functions import function_identity, load_function
+from support.errors import raises
 
 OFF: dict[str, Any] = {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
 
@@ -273,7 +274,7 @@ def test_a_filter_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert fates(["you fool", "you friend"], reject="mine:rude") == ["rude", "kept"]
     (tmp_path / "broken.py").write_text("1 / 0")
     for path in ("mine:none", "nowhere_at_all:f", "mine", "mine:x", "", ".mine:rude", "broken:f"):
-        with pytest.raises(ConfigError, match=r"filters\.reject"):
+        with raises(ConfigError, key="filters.reject"):
             load_function(path, "filters.reject")
 
 
@@ -294,8 +295,10 @@ def test_ones_own_filter_that_fails_is_named_with_the_row(
 ) -> None:
     (tmp_path / "failing.py").write_text("def f(text):\n    return {}[text] if 'odd' in text else None\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(
-        ConfigError, match=r"filters\.reject 'failing:f' raised KeyError.*row 1: 'an odd one'"
+    with raises(
+        ConfigError,
+        key="filters.reject",
+        match="'failing:f' raised KeyError.*row 1: 'an odd one'",
     ):
         fates(["a good one", "an odd one"], reject="failing:f")
 
@@ -314,7 +317,7 @@ def test_the_identity_of_ones_own_filter_is_its_file(tmp_path: Path, monkeypatch
     assert function_identity("plugged:f", "filters.reject") != first
     assert str(tmp_path) not in first
     for path in ("nowhere_at_all:f", "", ".x:f", "nowhere.at:all"):
-        with pytest.raises(ConfigError, match=r"filters\.reject .*PYTHONPATH"):
+        with raises(ConfigError, key="filters.reject", match="PYTHONPATH"):
             function_identity(path, "filters.reject")
 
 
@@ -334,14 +337,14 @@ def test_wrong_settings_show_before_any_work(tmp_path: Path, monkeypatch: pytest
             check_filters(FiltersConfig(**settings))
     pytest.importorskip("py3langid")
     check_filters(FiltersConfig(languages=["en", "zh"]))
-    with pytest.raises(ConfigError, match=r"no language 'english'.*known: .*\ben\b"):
+    with raises(ConfigError, key="filters.languages", match=r"no language 'english'.*known: .*\ben\b"):
         check_filters(FiltersConfig(languages=["en", "english"]))
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("py3langid", "py3langid.langid"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    with pytest.raises(ConfigError, match=r"pip install 'sao\[data\]'"):
+    with raises(ConfigError, key="py3langid", match=r"pip install 'sao\[data\]'"):
         prompt_checks(FiltersConfig(languages=["en"]), "Prompt:")
 
 
@@ -394,7 +397,7 @@ def test_other_filters_reuse_the_prompts(tmp_path: Path) -> None:
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DropError, match=r"no prompt is left.*too short.*section filters"):
+    with raises(DropError, key="filters", match="too short"):
         run(config(min_words=500), tmp_path, until="prompts", engine=engine())
 
 
@@ -413,8 +416,10 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
     assert funnel["filtered_responses"].dropped == 0
     quoting = engine(answer=f"as they say: {other}!")
-    with pytest.raises(
-        DropError, match=r"filtered_responses: \d+ of \d+ items were lost.*leaks bench\.jsonl"
+    with raises(
+        DropError,
+        key="max_drop_share",
+        match=r"filtered_responses: .*leaks bench\.jsonl",
     ):
         run(c, tmp_path / "leaky", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})

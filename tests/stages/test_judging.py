@@ -3,7 +3,7 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sao.config import JudgingConfig, make_config
-from sao.engines import ChoiceRequest, Choices
+from sao.engines import ChoiceRequest, Choices, Completion, Request
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError
 from sao.method import run
-from sao.records import Drop, Response
+from sao.records import Drop, Judgment, Response
+from sao.results.summary import Summary
 from sao.stages.calibration import connected, sigmoid
 from sao.stages.judging import OrderedPair, compared_pairs, judge, ordered_pairs, read_logprobs, read_ranking
 from sao.store.files import read_jsonl
 from support import planted
+from support.checks import all_of, known
+from support.errors import raises
 from support.made_up import answers, response, scripted_recipe
 from support.run_files import records_of
 
@@ -31,7 +34,7 @@ from support.run_files import records_of
 class FairJudge(ScriptedEngine):
     """Prefers the answer with the greater number in it, wherever it stands."""
 
-    def choice_logprobs(self, requests: Iterator[ChoiceRequest]) -> Iterator[Choices]:  # type: ignore[override]
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         for request in requests:
             words = [float(w) for w in request.messages[0].content.split() if w.replace(".", "").isdigit()]
             p = 1 / (1 + math.exp(words[1] - words[0]))
@@ -54,7 +57,8 @@ def test_swapping_the_answers_swaps_the_verdict(x: float, y: float) -> None:
 
 def test_logprob_verdicts_by_hand() -> None:
     verdict, p, verdict_prob = read_logprobs(math.log(0.6), math.log(0.2), 0.05)
-    assert (verdict, p, verdict_prob) == ("first", pytest.approx(0.75), pytest.approx(0.8))
+    assert verdict == "first"
+    assert (p, verdict_prob) == pytest.approx((0.75, 0.8))
     assert read_logprobs(math.log(0.01), math.log(0.02), 0.05)[0] is None  # too little verdict_prob
     assert read_logprobs(math.nan, -1.0, 0.05) == (None, None, None)
     assert read_logprobs(-math.inf, -math.inf, 0.0) == (None, None, None)
@@ -90,7 +94,7 @@ def test_ranking_lines(text: str, verdict: str | None) -> None:
 
 def test_both_orders_judge_each_pair_twice(numbers: JudgingConfig) -> None:
     group = [("prompt0", "q", [response(0, "3"), response(1, "5")])]
-    out = list(judge(ordered_pairs(group, 2, "key", 2), FairJudge(), numbers, set()))
+    out = all_of(Judgment, judge(ordered_pairs(group, 2, "key", 2), FairJudge(), numbers, set()))
     assert [(j.verdict, j.row) for j in out] == [("second", 0), ("first", 1)]
     assert {j.winner_id for j in out} == {response(1, "5").id}
     assert out[0].p_first == pytest.approx(1 - (out[1].p_first or 0))
@@ -117,7 +121,9 @@ def test_rows_of_three_answers_are_distinct() -> None:
 
 def test_controls() -> None:
     groups = [(f"prompt{i}", "q", [response(0, "a", i), response(1, "b", i)]) for i in range(400)]
-    coins = list(judge(ordered_pairs(groups, 2, "k", 2), None, JudgingConfig(method="random"), set()))
+    coins = all_of(
+        Judgment, judge(ordered_pairs(groups, 2, "k", 2), None, JudgingConfig(method="random"), set())
+    )
     by_prompt: dict[str, set[str | None]] = {}
     for j in coins:
         by_prompt.setdefault(j.prompt_id, set()).add(j.winner_id)
@@ -125,14 +131,15 @@ def test_controls() -> None:
     heads = sum(response(0, "a", i).id in by_prompt[f"prompt{i}"] for i in range(400))
     assert 150 < heads < 250
     worth = {"a": 0.2, "b": 0.9}
-    right = list(
+    right = all_of(
+        Judgment,
         judge(
             ordered_pairs(groups[:1], 2, "k", 2),
             None,
             JudgingConfig(method="oracle"),
             set(),
             lambda p, a: worth[a],
-        )
+        ),
     )
     assert {j.winner_id for j in right} == {response(1, "b", 0).id}
 
@@ -218,7 +225,7 @@ def test_a_panel_votes_and_each_judges_rows_are_kept(tmp_path: Path) -> None:
     assert [row.stage for row in summary.funnel].count("judgments") == 3
     texts = {row["id"]: row["text"] for row in records_of(tmp_path / "r", "responses")}
 
-    def right(summary: dict[str, Any]) -> float:
+    def right(summary: Summary) -> float:
         pairs = list(read_jsonl(Path(summary.paths["pairs"])))
         assert len(pairs) > 450
         return sum(
@@ -238,12 +245,16 @@ def _opinion(who: str, first: str, second: str) -> float:
 def test_verdicts_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
     engine = ScriptedEngine(choose=lambda m, c: (-9.0, -9.0))
     for personas, lost in ((20, "32 of the first 32"), (10, "20 of 20")):
-        with pytest.raises(DropError, match=rf"(?s)judgments: {lost} .*unreadable verdict.*judging\.prefill"):
+        with raises(
+            DropError,
+            key="max_drop_share",
+            match=rf"(?s)judgments: {lost} .*unreadable verdict.*judging\.prefill",
+        ):
             run(scripted_recipe(personas), tmp_path / str(personas), until="pairs", engine=engine)
 
 
 def test_bad_panels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="two judges are the same"):
+    with raises(ConfigError, key="judging.panel"):
         run(scripted_recipe(5, judging={"panel": [{}]}), tmp_path, until="pairs", engine=ScriptedEngine())
     for bad, message in (
         ({"method": "random", "panel": [{}]}, "not random"),
@@ -252,7 +263,7 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
         ({"choices": ["1", "1 "]}, "both '1'"),
         ({"method": "text", "reasoning": True}, "judge_reasoning"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with raises(ConfigError, key="judging", match=message):
             make_config({"judging": bad})
 
 
@@ -262,9 +273,8 @@ def test_bad_panels_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("method", "winner"), [("longer", "lengthy"), ("shorter", "brief"), ("first", None)])
 def test_controls_by_hand(method: str, winner: str | None) -> None:
     group = [("prompt0", "q", answers(["brief", "lengthy"]))]
-    found = list(
-        judge(ordered_pairs(group, 2, "k", 2), None, JudgingConfig(method=method), set(), name=method)
-    )  # type: ignore[arg-type]
+    config = JudgingConfig.model_validate({"method": method})
+    found = all_of(Judgment, judge(ordered_pairs(group, 2, "k", 2), None, config, set(), name=method))
     assert {j.judge for j in found} == {method}
     texts = {r.id: r.text for r in group[0][2]}
     won = {texts[j.winner_id] for j in found if j.winner_id}
@@ -286,7 +296,10 @@ def test_a_scorer_judges_by_the_difference_of_its_scores() -> None:
     group = [("prompt0", "q", answers(["aa", "bbbb", "broken"]))]
     found = {
         (j.first_id, j.second_id): j
-        for j in judge(ordered_pairs(group, 2, "k", 3), None, config, set(), scorer=scorer, name="rm")
+        for j in all_of(
+            Judgment,
+            judge(ordered_pairs(group, 2, "k", 3), None, config, set(), scorer=scorer, name="rm"),
+        )
     }
     a, b, c = (r.id for r in group[0][2])
     assert found[a, b].p_first == pytest.approx(sigmoid(-1.0))
@@ -379,7 +392,7 @@ def test_a_verdict_after_reasons_goes_through_a_run(tmp_path: Path) -> None:
         80, judging={"method": "text", "reasoning": True, "template": "judge_reasoning", "max_tokens": 300}
     )
     summary = run(config, tmp_path, until="pairs", engine=ScriptedEngine(reply=reply))
-    assert 4 < summary.judge.unreadable < 40
+    assert 4 < known(summary.judge).unreadable < 40
     kept = list(read_jsonl(Path(summary.paths["pairs"])))
     assert len(kept) > 50
     assert len({round(pair["p_chosen"], 9) for pair in kept}) == 1  # twice its skill
@@ -391,11 +404,15 @@ def test_the_judges_prefill_reaches_the_engine(method: str) -> None:
     seen: list[str] = []
 
     class Watching(ScriptedEngine):
-        def generate(self, requests):  # type: ignore[no-untyped-def]
-            return super().generate(seen.append(r.prefill) or r for r in requests)
+        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+            for request in requests:
+                seen.append(request.prefill)
+                yield from super().generate([request])
 
-        def choice_logprobs(self, requests):  # type: ignore[no-untyped-def]
-            return super().choice_logprobs(seen.append(r.prefill) or r for r in requests)
+        def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+            for request in requests:
+                seen.append(request.prefill)
+                yield from super().choice_logprobs([request])
 
     answers = [
         Response(id=str(i), row=i, prompt_id="p", index=i, text=f"t{i}", token_ids=None, finish_reason="stop")

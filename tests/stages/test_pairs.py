@@ -86,7 +86,7 @@ def test_identical_answers_never_pair() -> None:
     for keep in ("all", "confident"):
         out = list(
             build_pairs([(ASKED, [A, replace(B, text="a")], [])], PairsConfig(keep=keep), "key", 2, PLAIN)
-        )  # type: ignore[arg-type]
+        )
         assert isinstance(out[0], Drop)
         assert out[0].reason == "identical answers"
 

@@ -32,6 +32,7 @@ from sao.stages.personas import (
     round_size,
 )
 from sao.stages.rows import is_held_out
+from support.errors import raises
 from support.made_up import self_made, writer
 from support.pair_files import write
 from support.run_files import drops_of
@@ -64,7 +65,7 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
 
 def test_a_source_that_dries_up_stops_and_says_so_and_less_can_be_taken(tmp_path: Path) -> None:
     engine = writer(150)
-    with pytest.raises(DropError, match=r"run dry: of the last \d+ it wrote \d+ were new") as raised:
+    with raises(DropError, key="personas.writing.min_new") as raised:
         run(self_made(), tmp_path, until="prompts", engine=engine)
     said = re.findall(
         r"(\d+) distinct ones exist .*--personas\.n (\d+) --personas\.held_out (\d+)\)", str(raised.value)
@@ -136,7 +137,7 @@ def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
                  "axes: [[a, null]]\nrelations: [b]", "axes: [ab]\nrelations: [b]", "axes: [[a]]\nrelations: "
                                                                                     "ab"):  # fmt: skip
         (tmp_path / "t.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=r"personas\.traits .*t\.yaml"):
+        with raises(ConfigError, key="personas.traits", match=r"t\.yaml"):
             load_traits(str(tmp_path / "t.yaml"))
         load_traits.cache_clear()
 
@@ -211,7 +212,7 @@ def test_a_draw_grows_and_keeps_what_it_has() -> None:
 
 def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\nB\n")
-    with pytest.raises(DataError, match=r"holds 2 distinct personas.*--personas\.source self"):
+    with raises(DataError, key="personas.n", match=r"holds 2 .*--personas\.source self"):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=3, held_out=0), 0))
 
 
@@ -280,7 +281,7 @@ def test_hostile_files_of_personas_are_named(
     monkeypatch.setattr("sao.data.readers.MAX_LINE", 4096)
     (tmp_path / name).write_bytes(content)
     for sample in ("random", "first"):
-        c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)  # type: ignore[arg-type]
+        c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)
         with pytest.raises(DataError, match=message):
             list(read_personas(c, 0))
 
@@ -322,16 +323,16 @@ def test_personas_from_jsonl_txt_and_parquet_are_the_same(tmp_path: Path) -> Non
 def test_a_broken_line_is_named_with_file_and_number(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('{"persona": "a"}\n{"persona": \n')
-    with pytest.raises(DataError, match=r"p\.jsonl, line 2: not JSON"):
+    with raises(DataError, key="JSON", match=r"p\.jsonl, line 2"):
         list(read_personas(PersonasConfig(source=str(file), n=2, held_out=0), 0))
     file.write_text('{"text": "a"}\n')
-    with pytest.raises(DataError, match=r"line 1: no text under the key 'persona' \(it holds: text\)"):
+    with raises(DataError, key="personas.column", match=r"line 1.*'persona' \(it holds: text\)"):
         list(read_personas(PersonasConfig(source=str(file), n=1, held_out=0), 0))
 
 
 def test_too_few_personas_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n")
-    with pytest.raises(DataError, match="holds 1 distinct personas"):
+    with raises(DataError, key="personas.n", match="holds 1 "):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=2, held_out=0), 0))
 
 
@@ -345,7 +346,7 @@ def test_a_file_counts_by_its_content(tmp_path: Path) -> None:
 
 
 def test_a_hub_data_set_needs_its_revision() -> None:
-    with pytest.raises(DataError, match="revision"):
+    with raises(DataError, key="revision"):
         list(read_personas(PersonasConfig(source="some/set", n=1), 0))
 
 
@@ -366,11 +367,13 @@ def test_personas_of_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("p.jsonl", "p.json", "p.parquet"):
         config = PersonasConfig(source=write(tmp_path / name, rows), n=2, held_out=0, sample="first")
         assert [p.text for p in read_personas(config, 0)] == ["a baker", "a smith"]
-    with pytest.raises(
-        DataError, match=r"p\.parquet, row 0: no text under the key 'x' \(it holds: persona\)"
+    with raises(
+        DataError,
+        key="personas.column",
+        match=r"p\.parquet, row 0.*'x' \(it holds: persona\)",
     ):
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.parquet"), column="x", n=1), 0))
-    with pytest.raises(DataError, match="a folder"):
+    with raises(DataError, key="personas.source"):
         list(read_personas(PersonasConfig(source=str(tmp_path), n=1), 0))
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: iter(rows))

@@ -27,6 +27,7 @@ from sao.stages.prompts import (
     read_turns,
     write_prompts,
 )
+from support.errors import raises
 from support.made_up import people, self_made, writer
 
 
@@ -130,7 +131,7 @@ def test_prompts_of_others_take_the_place_of_personas(tmp_path: Path) -> None:
     assert len({p.text for p in folder.asked(False)}) == 30
     assert all(p.text.startswith("real ") for p in folder.asked(True))
     assert summary.funnel[0] == StageCounts(stage="prompts", records=35, dropped=0, reasons={})
-    with pytest.raises(DataError, match=r"no text under the key 'prompt'.*--prompts\.column"):
+    with raises(DataError, key="prompts.column", match=r"'prompt'.*--prompts\.column"):
         run(
             self_made(prompts={"source": str(tmp_path / "p.jsonl")}),
             tmp_path / "x",
@@ -174,12 +175,14 @@ def test_rows_without_a_prompt_are_passed_over_and_other_types_named(tmp_path: P
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     c, n = PromptsConfig(source=str(tmp_path / "p.jsonl")), PersonasConfig(n=2, held_out=0)
     assert {p.text for p in given_prompts(c, n, 0, "key")} == {"one", "two "}
-    with pytest.raises(DataError, match="holds 2 distinct prompts"):
+    with raises(DataError, key="personas.n", match="holds 2 "):
         list(given_prompts(c, PersonasConfig(n=3, held_out=0), 0, "key"))
     for value, kind in ((3, "int"), ({"a": 1}, "dict"), ([1], "list")):
         (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": value}))
-        with pytest.raises(
-            DataError, match=rf"line 1: no text under the key 'prompt', but a {kind} .*--prompts\.column"
+        with raises(
+            DataError,
+            key="prompts.column",
+            match=rf"line 1: no text under the key 'prompt', but a {kind} .*--prompts\.column",
         ):
             list(given_prompts(c, n, 0, "key"))
 

@@ -19,6 +19,7 @@ from sao.errors import SAOError, StoreError
 from sao.records import Drop, Persona, Prompt, from_dict, make_id, seed_of, to_dict
 from sao.store.files import store_error, write_atomic
 from sao.store.stage import Stage
+from support.errors import raises
 from support.repository import ROOT
 
 
@@ -57,7 +58,7 @@ def test_reopening_finds_what_is_done_and_cuts_a_torn_line(tmp_path: Path) -> No
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "personas", {}).open()
     (stage.path / "part-x.jsonl").write_text('{"id": 1\n{}\n')
-    with pytest.raises(StoreError, match="line 1"):
+    with raises(StoreError, key="part-x.jsonl", match="line 1"):
         Stage(tmp_path, "personas", {}).open()
 
 
@@ -71,7 +72,7 @@ def test_other_settings_are_another_folder(tmp_path: Path) -> None:
 
 
 def test_unfinished_stage_has_no_counts(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="not finished"):
+    with raises(StoreError, key="stage"):
         _ = Stage(tmp_path, "pairs", {}).open().counts
 
 
@@ -89,7 +90,7 @@ def test_a_full_disk_loses_nothing_and_says_so(tmp_path: Path) -> None:
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(StoreError, match="disk is full"), stage.writer() as out:
+        with raises(StoreError, key="disk"), stage.writer() as out:
             out.write(persona(0))
             out.flush()
             resource.setrlimit(resource.RLIMIT_FSIZE, (300, old[1]))
@@ -123,7 +124,7 @@ def test_atomic_writes_leave_the_old_file_on_failure(tmp_path: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, old[1]))
-        with pytest.raises(StoreError):
+        with raises(StoreError, key="disk"):
             write_atomic(path, "n" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)

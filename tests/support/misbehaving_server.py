@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Self
 
 from sao.engines import Sampling
 from sao.engines.scripted import default_choice, default_reply
@@ -167,13 +167,13 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *rest: object) -> None:
         self.stop()
 
-    def start(self) -> Server:
+    def start(self) -> Self:
         """Listen in a thread; after `stop`, on the same port again."""
         self.stop()
         self._answers_left = -1  # as many as are asked for

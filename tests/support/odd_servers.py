@@ -16,7 +16,7 @@ from sao.engines.openai import OpenAIEngine
 from sao.engines.openai_requests import SEED_BITS
 from sao.engines.scripted import ScriptedEngine, default_reply
 from sao.records import Message
-from sao.store.stage import Stage
+from sao.store.stage import Ids, Stage
 from support.misbehaving_server import Server
 
 Body = dict[str, Any]
@@ -46,7 +46,7 @@ class Odd(Server):
 
 @contextmanager
 def opened(
-    server: Server, notify: Callable[[str], None] = lambda line: None, **settings: Any
+    server: Server, notify: Callable[[str], None] = lambda line: None, /, **settings: Any
 ) -> Iterator[OpenAIEngine]:
     config: Any = {"name": "openai", "openai": {"base_url": server.url} | settings}
     engine = OpenAIEngine("scripted", EngineConfig(**config), notify=notify)
@@ -80,10 +80,11 @@ def scripted(**functions: Any) -> ScriptedEngine:
     def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
         return default_reply(messages, seed % 2**SEED_BITS, sampling)
 
-    return ScriptedEngine(**({"name": "openai", "reply": reply} | functions))
+    settings: dict[str, Any] = {"name": "openai", "reply": reply}
+    return ScriptedEngine(**settings | functions)
 
 
-def stage(root: Path, name: str, kind: type[Any], make: Callable[[str, set[str]], Iterator[Any]]) -> bytes:
+def stage(root: Path, name: str, kind: type[Any], make: Callable[[str, Ids], Iterator[Any]]) -> bytes:
     """A stage's records.jsonl, made as the pipeline makes it; every id once, nothing dropped."""
     place = Stage(root, name, {}).open()
     with place.writer() as out:

@@ -27,14 +27,14 @@ RANK = int(os.environ.get("RANK", "0"))
 def untied_model() -> Qwen3ForCausalLM:
     """A model whose head is not its embedding."""
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "head_dim": 16,
     }
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
     return Qwen3ForCausalLM(
         Qwen3Config(vocab_size=len(WORDS), num_key_value_heads=2, tie_word_embeddings=False, **sizes, **ids)
     )
@@ -72,7 +72,8 @@ def signal_at(step: int, number: int, ranks: list[int]) -> None:
 def hurry(ranks: list[int]) -> None:
     """Let the clocks of these processes say that a checkpoint is always due, and those of the others that it
     never is."""
-    plain, hours = monitors.SaveAndStop.__init__, itertools.count(0, 3600)
+    plain: Any = monitors.SaveAndStop.__init__
+    hours = itertools.count(0, 3600)
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         plain(self, *args, **kwargs, clock=lambda: float(next(hours)) if RANK in ranks else 0.0)

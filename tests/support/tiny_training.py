@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pkgutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +37,13 @@ CONFIG = TrainConfig(batch_size=4, micro_batch_size=2, lr=1e-3, epochs=2, save_s
 
 def tiny_model(dropout: float = 0.0) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": END}
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), attention_dropout=dropout, **sizes, **ids))
 
 
@@ -96,9 +101,9 @@ HASTY = CONFIG.model_copy(update={"save_steps": 1000, "save_minutes": 1e-9})
 
 def die_in(function: str, call: int) -> None:
     """Make the `call`-th call of a function SIGKILL this process before it does anything."""
-    module_name, _, name = function.rpartition(".")
-    module = importlib.import_module(module_name)
-    original, calls = getattr(module, name), [0]
+    owner_name, _, name = function.rpartition(".")
+    owner = pkgutil.resolve_name(owner_name)
+    original, calls = getattr(owner, name), [0]
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -106,4 +111,4 @@ def die_in(function: str, call: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
-    setattr(module, name, dying)
+    setattr(owner, name, dying)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from sao.method import run
 from sao.models.chat import ChatTokenizer
 from sao.models.locate import find_model
 from sao.records import Message, Prompt, from_dict
+from support.checks import known
 from support.run_files import files, records_of
 
 pytestmark = pytest.mark.slow
@@ -28,7 +30,7 @@ def test_the_shipped_model_is_small_and_speaks_its_world() -> None:
     chat = ChatTokenizer.load("builtin:world", EngineConfig())
     text = "which of these does the baker use: saw, oven, net? use one word."
     assert chat.decode(chat.tokenizer(text).input_ids) == text
-    assert chat.prompt_ids([Message("user", text)]).count(chat.bos_id) == 1
+    assert chat.prompt_ids([Message("user", text)]).count(known(chat.bos_id)) == 1
     odd = "Ünïcode 漢字 \t and <html>"
     assert chat.decode(chat.tokenizer(odd).input_ids) == " ".join(odd.split())
 
@@ -37,19 +39,19 @@ def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
     """The demo at a third of its size: the oracle sees the gain, and no gain from a coin's labels on the same
     answers."""
     aligned = run(load_recipe("demo", SMALLER), tmp_path)
-    oracle = aligned.oracle
-    assert 0.40 <= oracle.before <= 0.65
-    assert oracle.gain > 0.03
-    assert oracle.ci95[0] > 0
-    assert 0.80 <= aligned.judge.accuracy <= 0.93
-    assert aligned.kept.label_accuracy >= aligned.judge.accuracy
-    assert "CIRCULAR" in aligned.heldout.label
+    oracle = known(aligned.oracle)
+    assert 0.40 <= known(oracle.before) <= 0.65
+    assert known(oracle.gain) > 0.03
+    assert known(oracle.ci95)[0] > 0
+    assert 0.80 <= known(known(aligned.judge).accuracy) <= 0.93
+    assert known(known(aligned.kept).label_accuracy) >= known(known(aligned.judge).accuracy)
+    assert "CIRCULAR" in known(aligned.heldout).label
     again = run(load_recipe("demo", SMALLER), tmp_path)
     assert not again.worked
     assert again.oracle == oracle
     control = run(load_recipe("demo", {**SMALLER, "judging.method": "random"}), tmp_path)
-    assert control.oracle.before == oracle.before  # the held-out answers of the base are reused
-    assert control.oracle.gain < 0.02
+    assert known(control.oracle).before == oracle.before  # the held-out answers of the base are reused
+    assert known(known(control.oracle).gain) < 0.02
     # The persona role matters: without it the model's prompts repeat far more.
     prompts = {p.text for p in _prompts(tmp_path)}
     alone = tmp_path / "alone"
@@ -76,7 +78,7 @@ def test_sigkill_at_random_moments_gives_the_same_bytes_and_weights(tmp_path: Pa
         return [sys.executable, "-m", "sao", "run", "demo", "--quiet", "--out", str(tmp_path / out), *sizes]
 
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = time.monotonic()
     subprocess.run(command("whole"), check=True, env=env, **quiet)
     undisturbed = time.monotonic() - started  # seconds: a faster machine is killed earlier

@@ -156,7 +156,8 @@ def test_each_pair_weighs_the_same_also_in_the_last_batch(tmp_path: Path) -> Non
         logits = tiny_model()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     logps = logits.flatten(0, 1)[batch.selected].log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     means = torch.stack([part.mean() for part in torch.split(logps, batch.lengths)])
-    losses = simpo_loss(*means.chunk(2), still.scale, still.target_margin)
+    chosen, rejected = means.chunk(2)
+    losses = simpo_loss(chosen, rejected, still.scale, still.target_margin)
     rows = the_order()
     expected = [losses[rows[start : start + 4]].mean().item() for start in range(0, 22, 4)]
     assert [line["loss"] for line in lines(tmp_path)] == pytest.approx(expected, rel=1e-5)

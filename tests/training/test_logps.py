@@ -32,6 +32,7 @@ from sao.training.logps import token_logps
 from sao.training.policy import as_policy
 from sao.training.trainer import PreferenceTrainer
 from support import tiny_models
+from support.checks import known
 
 Grads = dict[str, Tensor]
 
@@ -85,7 +86,7 @@ def move(model: nn.Module, size: float = 0.02) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:
-                weight += size * torch.randn(weight.shape, generator=generator)
+                weight.add_(size * torch.randn(weight.shape, generator=generator))
 
 
 def take_grads(model: nn.Module) -> Grads:
@@ -143,9 +144,10 @@ def trl() -> SimpleNamespace:
     """TRL's trainers and their settings by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-        from trl import DPOConfig, DPOTrainer
         from trl.experimental.cpo import CPOConfig, CPOTrainer
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
     return SimpleNamespace(
         CPO=(CPOTrainer, CPOConfig), ORPO=(ORPOTrainer, ORPOConfig), DPO=(DPOTrainer, DPOConfig)
     )
@@ -227,7 +229,7 @@ class FullLogits(nn.Module):
         self.model = model
 
     def forward(self, selected: Tensor, targets: Tensor, **inputs: Any) -> Tensor:
-        logits = self.model(**inputs).logits.flatten(0, 1)[selected]
+        logits: Tensor = self.model(**inputs).logits.flatten(0, 1)[selected]
         return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
@@ -248,7 +250,7 @@ def ours(
 ) -> tuple[float, Grads]:
     """Loss and gradients of a model that has moved away from the one that was the reference."""
     out.mkdir(exist_ok=True)
-    plain = load(folder, family)
+    plain: Any = load(folder, family)
     model: Any = add_adapter(plain, LORA, 0) if adapter else plain
     as_policy(plain, config.get("batches", "packed") == "packed")
     trainer = our_trainer(case, model, folder, out, FAMILIES[family][1], **config)
@@ -345,7 +347,8 @@ def run_variant(options: dict[str, Any], *where: Any, **more: Any) -> tuple[floa
     tile = options.get("tile", logps_module.CPU_TILE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logps_module, "CPU_TILE", tile)
-        return ours(*where, **{name: option for name, option in options.items() if name != "tile"}, **more)
+        settings = {name: option for name, option in options.items() if name != "tile"} | more
+        return ours(*where, **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -406,7 +409,7 @@ class Head:
             None if x is None else x.detach().to(dtype).clone().requires_grad_(needed)
             for x, needed in zip((self.hidden, self.weight, self.bias), trained, strict=True)
         ]
-        return dataclasses.replace(self, hidden=leaves[0], weight=leaves[1], bias=leaves[2])
+        return dataclasses.replace(self, hidden=known(leaves[0]), weight=known(leaves[1]), bias=leaves[2])
 
     def tiled(self, tile: tuple[int, int] | None = None) -> Tensor:
         return token_logps(self.hidden, self.weight, self.targets, self.bias, self.scale, self.softcap, tile)

@@ -20,6 +20,7 @@ from sao.store.files import read_jsonl
 from sao.training import parallel, train
 from sao.training.batches import EpochOrder, TokenPair
 from sao.training.parallel import Processes
+from support.errors import raises
 from support.parallel_worker import train_one
 from support.tiny_training import lines, some_pairs, tiny_model, tiny_tokenizer, weights
 
@@ -288,8 +289,8 @@ def test_bfloat16_weights_are_the_same_in_all_processes(tmp_path: Path, way: str
 
 @pytest.mark.parametrize("way", ["fsdp2", "zero3"])
 def test_one_process_cannot_share(tmp_path: Path, way: str) -> None:
-    config = TrainConfig(**{**SETTINGS, "micro_batch_size": 4, "parallel": way})
-    with pytest.raises(TrainingError, match=rf"train\.parallel {way}.*there is one.*torchrun"):
+    config = TrainConfig.model_validate({**SETTINGS, "micro_batch_size": 4, "parallel": way})
+    with raises(TrainingError, key="train.parallel", match=rf"train\.parallel {way}.*there is one.*torchrun"):
         train(some_pairs(), tiny_model(), tiny_tokenizer(), tmp_path, config, seed=0)
 
 
@@ -297,8 +298,10 @@ def test_one_process_cannot_share(tmp_path: Path, way: str) -> None:
 def test_a_wrong_wrapper_is_refused(way: Any) -> None:
     config = TrainConfig(parallel=way)
     parallel.check_wrapper(tiny_model(), config, Processes(1, 0))
-    with pytest.raises(
-        TrainingError, match=rf"train\.parallel {way} in 2 processes, but the model is a LlamaForCausalLM"
+    with raises(
+        TrainingError,
+        key="train.parallel",
+        match=rf"train\.parallel {way} in 2 processes, but the model is a LlamaForCausalLM",
     ):
         parallel.check_wrapper(tiny_model(), config, Processes(2, 0))
 
@@ -310,5 +313,5 @@ def test_torchrun_whose_processes_did_not_meet_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "PartialState", lambda cpu: Lonely())
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(TrainingError, match="started 2 processes, but 1 found each other"):
+    with raises(TrainingError, key="torchrun", match="2 processes, but 1"):
         parallel.processes()

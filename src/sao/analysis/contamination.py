@@ -62,7 +62,9 @@ def leak_report(
     Memory: a byte for each of our texts, and the items.
     """
     if not 0 < max_overlap <= 1:
-        raise ConfigError(f"--max-overlap {max_overlap:g}: give a share above 0 and up to 1")
+        raise ConfigError(
+            f"--max-overlap {max_overlap:g}: give a share above 0 and up to 1", key="--max-overlap"
+        )
     index, leaky = LeakIndex(benchmarks, max_overlap), bytearray()
     counts = {benchmark.name: _SetCounts() for benchmark in benchmarks}
     for row in ours():

@@ -156,20 +156,23 @@ def _check_options(asked: Asked, suites: list[Suite]) -> None:
     }  # fmt: skip
     for option, given in by_suite.items():
         if unknown := sorted(set(given) - names):
-            raise ConfigError(f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)")
+            raise ConfigError(
+                f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)", key=option
+            )
     if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
         raise ConfigError(
-            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json"
+            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json",
+            key="--difficulty",
         )
 
 
 def _check_tasks(tasks: TaskOptions) -> None:
     """Raise ConfigError where lm-eval or a folder is missing."""
     if find_spec("lm_eval") is None:
-        raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'")
+        raise ConfigError("suite tasks needs the package lm-eval: pip install 'sao[tasks]'", key="lm-eval")
     for folder in filter(None, (tasks.data_dir, tasks.include_path)):
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)")
+            raise ConfigError(f"{folder}: no such folder (--data-dir, --include-path)", key="--data-dir")
 
 
 def _template(models: TwoModels, suite: Suite, asked: Asked) -> str:
@@ -289,7 +292,8 @@ def questions_of(suite: Suite, asked: Asked) -> list[Question]:
     if not source:
         raise ConfigError(
             f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a "
-            "run that has held-out prompts"
+            "run that has held-out prompts",
+            key="--questions",
         )
     given = on_disk(parse_source(source))
     questions = read_questions(

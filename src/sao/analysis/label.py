@@ -69,7 +69,10 @@ def label(
     """
     pairs = sample(run, n, seed)
     if not pairs:
-        raise DataError(f"{run.root}: no prompt has two different answers, so there is nothing to compare")
+        raise DataError(
+            f"{run.root}: no prompt has two different answers, so there is nothing to compare",
+            key="different answers",
+        )
     labels = _Labels(run.root / "labels.jsonl", by)
     say(HELP)
     skipped: set[str] = set()
@@ -120,7 +123,8 @@ class _Labels:
             if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
                 raise DataError(
                     f"{self.path}, line {number}: not a label (its verdict must be first, second, tie or "
-                    "null). Mend or delete the line"
+                    "null). Mend or delete the line",
+                    key="labels",
                 )
             prompt = row.get("prompt_id")
             if row.get("by") == self.by and isinstance(prompt, str):

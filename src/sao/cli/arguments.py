@@ -28,7 +28,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 def no_more(extra: list[str]) -> None:
     """Raise ConfigError where words are left of a command that takes no recipe keys."""
     if extra:
-        raise ConfigError(f"unknown argument {extra[0]}")
+        raise ConfigError(f"unknown argument {extra[0]}", key=extra[0])
 
 
 def join_overrides(argv: list[str]) -> list[str]:
@@ -50,7 +50,9 @@ def read_overrides(extra: list[str]) -> dict[str, str]:
     words = iter(extra)
     for word in words:
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument {word!r}; recipe keys are given as --section.key value")
+            raise ConfigError(
+                f"unexpected argument {word!r}; recipe keys are given as --section.key value", key=word
+            )
         key, equals, value = word[2:].partition("=")
         overrides[key] = value if equals else _value(key, words)
     return overrides
@@ -60,7 +62,7 @@ def _value(key: str, words: Iterator[str]) -> str:
     """The word after a key; an empty one is a value."""
     value = next(words, None)
     if value is None or value.startswith("--"):
-        raise ConfigError(f"--{key}: no value given")
+        raise ConfigError(f"--{key}: no value given", key=f"--{key}")
     return value
 
 
@@ -94,7 +96,8 @@ def own_pairs(root: Path) -> Reader:
     if run.config.pairs.source is not None:
         raise ConfigError(
             f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao "
-            "import` makes a run of them"
+            "import` makes a run of them",
+            key="pairs.source",
         )
     return run
 

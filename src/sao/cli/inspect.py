@@ -107,7 +107,7 @@ def _stats(args: argparse.Namespace, extra: list[str]) -> int:
 
     no_more(extra)
     if len(args.runs) > 2:
-        raise ConfigError("sao stats shows one run, or two side by side")
+        raise ConfigError("sao stats shows one run, or two side by side", key="run folder")
     runs = RunStatistics(runs={str(root): stats(run_folder(root), args.seed) for root in args.runs})
     print(show_statistics(runs))
     if args.json:

@@ -159,7 +159,9 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.store.files import write_atomic
 
     if not (args.base and args.tuned):
-        raise ConfigError("sao eval with suites compares two models: give both --base and --tuned")
+        raise ConfigError(
+            "sao eval with suites compares two models: give both --base and --tuned", key="--base"
+        )
     overrides = _overrides(args, extra)
     base, tuned = player("base", args.base), player("tuned", args.tuned)
     config = _config_of_two(args.target, base, tuned, overrides)
@@ -216,7 +218,7 @@ def _assigned(given: list[str], option: str) -> Iterator[tuple[str, str]]:
     for word in given:
         name, equals, value = word.partition("=")
         if not equals or not value:
-            raise ConfigError(f"{option} {word}: write it as SUITE=VALUE")
+            raise ConfigError(f"{option} {word}: write it as SUITE=VALUE", key=option)
         yield name, value
 
 

@@ -89,9 +89,11 @@ def load_recipe(recipe: str | Path, overrides: Mapping[str, str] | None = None) 
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+        raise ConfigError(f"{where}: not valid YAML: {error}", key="recipe") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: a recipe is a mapping of keys to values, not {type(data).__name__}")
+        raise ConfigError(
+            f"{where}: a recipe is a mapping of keys to values, not {type(data).__name__}", key="recipe"
+        )
     return make_config(overridden(data, overrides or {}), where)
 
 
@@ -108,7 +110,8 @@ def make_config(data: Mapping[str, Any], where: str = "config") -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         lines = [_explain(e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+        key = ".".join(map(str, error.errors()[0]["loc"])) or "recipe"
+        raise ConfigError(f"{where}: " + "; ".join(lines), key=key) from error
 
 
 def _read(recipe: str) -> tuple[str, str]:
@@ -123,12 +126,13 @@ def _read(recipe: str) -> tuple[str, str]:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"no recipe {recipe!r}: it is no file, and the shipped ones are "
-            f"{', '.join(recipe_names())}.{hint}"
+            f"{', '.join(recipe_names())}.{hint}",
+            key="recipe",
         )
     try:
         return str(path), path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {error}", key="recipe") from error
 
 
 def _set(data: dict[str, Any], dotted: str, value: str) -> None:
@@ -137,7 +141,7 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
     for key in parents:
         child = data[key] = {} if data.get(key) is None else data[key]
         if not isinstance(child, dict):
-            raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}")
+            raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}", key=dotted)
         data = child
     if _is_text(dotted) and value != "null":
         data[last] = value  # a revision such as 12e4567 is no number
@@ -147,7 +151,7 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
         # YAML 1.1 reads 1e-6 as a string.
         data[last] = float(parsed) if isinstance(parsed, str) and _is_number(parsed) else parsed
     except yaml.YAMLError as error:
-        raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}") from error
+        raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}", key=dotted) from error
 
 
 def _is_text(dotted: str) -> bool:

@@ -120,7 +120,8 @@ def _parse_place(place: str) -> Source:
     if re.fullmatch(r"[\w-]+", place):
         raise ConfigError(
             f"no evaluation set {place!r}: the presets are {', '.join(PRESETS)}. Give one of them, a file, "
-            "or a hub id as ID@REVISION"
+            "or a hub id as ID@REVISION",
+            key="evaluation set",
         )
     return Source(name=place.rsplit("/", 1)[-1], path=place)
 
@@ -154,7 +155,8 @@ def on_disk(source: Source) -> Source:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{source}: cannot be fetched from the hub ({type(error).__name__}: {error}). Check the network "
-            f"and, for gated data, HF_TOKEN; or give a copy of yours: {source.name}=FILE"
+            f"and, for gated data, HF_TOKEN; or give a copy of yours: {source.name}=FILE",
+            key="evaluation set",
         ) from error
     return replace(source, path=path, revision=None, file=None)
 
@@ -187,7 +189,8 @@ def _load(source: Source) -> Benchmark:
             items += [(f"{number}.{turn}", text) for turn, text in enumerate(texts, 1)]
     if not items:
         raise DataError(
-            f"{source}: holds no evaluation items. Is it the right file, subset, split and column?"
+            f"{source}: holds no evaluation items. Is it the right file, subset, split and column?",
+            key="evaluation set",
         )
     return Benchmark(name=source.name, items=items, source=str(source))
 
@@ -212,7 +215,8 @@ def _item_texts(row: Any, column: str | None, place: str) -> list[str]:
         held = ", ".join(fields) or type(row).__name__
         raise DataError(
             f"{place}: no text under {column or ' or '.join(QUESTION_COLUMNS)}{instead} (it holds: {held}). "
-            "Name the column after the set: SET#COLUMN"
+            "Name the column after the set: SET#COLUMN",
+            key="evaluation set",
         )
     return [text for text in texts if text.strip()]
 

@@ -48,7 +48,7 @@ def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Ite
                 arrays.number += 1
         except (UnicodeDecodeError, RecursionError) as error:
             raise DataError(
-                f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file"
+                f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file", key="JSON"
             ) from error
 
 
@@ -82,7 +82,8 @@ class _Arrays:
 
     def _unclear(self, odd: str) -> DataError:
         return DataError(
-            f"{odd}, in a file of several arrays, so that each array may be one row. {_ONE_A_LINE}"
+            f"{odd}, in a file of several arrays, so that each array may be one row. {_ONE_A_LINE}",
+            key="JSON",
         )
 
     def _opens(self, *, first: bool) -> bool:
@@ -95,10 +96,12 @@ class _Arrays:
             return True
         if follows:
             end = self._text[self._at : self._at + 40]
-            raise DataError(f"{self.place}: after the end of the array stands {end!r}. {_ONE_A_LINE}")
+            raise DataError(
+                f"{self.place}: after the end of the array stands {end!r}. {_ONE_A_LINE}", key="JSON"
+            )
         if comma:
             raise DataError(
-                f"{self.place}: the file ends after a comma. Copy it again, or take the comma off"
+                f"{self.place}: the file ends after a comma. Copy it again, or take the comma off", key="JSON"
             )
         return False
 
@@ -110,7 +113,8 @@ class _Arrays:
             if follows not in (",", "]"):
                 raise DataError(
                     f"{self.place}: not JSON ({'no comma' if follows else 'the file ends'} after it). Mend "
-                    "the file, or copy it again if it was cut off"
+                    "the file, or copy it again if it was cut off",
+                    key="JSON",
                 )
             yield item
             self._at += follows == ","
@@ -125,11 +129,13 @@ class _Arrays:
                 if len(self._text) - self._at > self._longest:
                     raise DataError(
                         f"{self.place}: longer than {self._longest >> 20} MB, or not JSON ({why}). Mend it "
-                        "or take it out"
+                        "or take it out",
+                        key="JSON",
                     ) from error
                 if not self._more():  # else the value only continues in the next piece
                     raise DataError(
-                        f"{self.place}: not JSON ({why}). Mend the file, or copy it again if it was cut off"
+                        f"{self.place}: not JSON ({why}). Mend the file, or copy it again if it was cut off",
+                        key="JSON",
                     ) from error
                 continue
             size = end - self._at

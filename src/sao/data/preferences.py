@@ -98,7 +98,8 @@ def read_pairs(
             f"{source}: no preference pairs: {contents}. Pairs have the columns `chosen` and `rejected` "
             "(answers, as text or messages) and `prompt`, unless both begin with it. Rename the columns and "
             "run the same command again; the docstring of sao/data/preferences.py lists the forms that are "
-            "read"
+            "read",
+            key="pairs",
         )
 
 

@@ -83,16 +83,18 @@ def read_rows(
     elif path.name.endswith(SUFFIXES) and path.is_file():
         yield from _text_rows(path)
     elif path.name.endswith(SUFFIXES):
-        raise DataError(f"{source}: no such file of {what}")
+        raise DataError(f"{source}: no such file of {what}", key="data file")
     elif path.exists() or not _may_be_hub_id(source):
         raise DataError(
             f"{source}: no {what} here. Give a file that ends in {', '.join(SUFFIXES)}, or a hub data set's "
-            "id"
+            "id",
+            key="data format",
         )
     elif revision is None:
         raise DataError(
             f"{source}: no file of that name. If it is a hub data set of {what}, give its revision too "
-            f"({option}: a commit or tag), so that the run can be repeated"
+            f"({option}: a commit or tag), so that the run can be repeated",
+            key="revision",
         )
     else:
         yield from _hub_rows(source, revision, subset, split)
@@ -144,7 +146,8 @@ def _no_text(row: Any, column: str, place: str, section: str) -> DataError:
         instead = ", but NaN: put a text there, or null where there is none"
     return DataError(
         f"{place}: no text under the key {column!r}{instead} (it holds: {contents}). Name the key with "
-        f"--{section}.column"
+        f"--{section}.column",
+        key=f"{section}.column",
     )
 
 
@@ -250,7 +253,8 @@ def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> It
                     number += 1
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(
-            f"{path}: not a readable Parquet file, from row {number} on ({error}). Copy or make it again"
+            f"{path}: not a readable Parquet file, from row {number} on ({error}). Copy or make it again",
+            key="Parquet",
         ) from error
 
 
@@ -269,10 +273,10 @@ def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from _json_lines(path, file, allow_arrays=kind != ".json")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name"
+            f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name", key="gzip"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}", key="data file") from error
 
 
 def _filled_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
@@ -285,7 +289,8 @@ def _json_lines(path: Path, file: BinaryIO, *, allow_arrays: bool) -> Iterator[t
         row = _parse(line, place)
         if isinstance(row, list) and not allow_arrays:
             raise DataError(
-                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl"
+                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl",
+                key="JSON",
             )
         yield place, row
 
@@ -311,11 +316,13 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
         place = f"{path}, line {number}"
         if len(raw) == MAX_LINE:
             raise DataError(
-                f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out"
+                f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out",
+                key="data file",
             )
         if b"\0" in raw:
             raise DataError(
-                f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)"
+                f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)",
+                key="data file",
             )
         line = _decode(raw, place)
         yield place, line.removeprefix("\ufeff") if number == 1 else line
@@ -341,11 +348,12 @@ def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]
                 yield place, dict(zip(names, cells, strict=True))
             elif values:
                 raise DataError(
-                    f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line"
+                    f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line",
+                    key="CSV",
                 )
     except csv.Error as error:
         raise DataError(
-            f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled"
+            f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled", key="CSV"
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -356,7 +364,7 @@ def _decode(raw: bytes, place: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv"
+            f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv", key="UTF-8"
         ) from error
 
 
@@ -367,9 +375,12 @@ def _parse(line: str, place: str) -> Any:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             rest = line[error.pos : error.pos + 40]
             raise DataError(
-                f"{place}: not JSON (after the end of the value stands {rest!r}). Write one record a line"
+                f"{place}: not JSON (after the end of the value stands {rest!r}). Write one record a line",
+                key="JSON",
             ) from error
-        raise DataError(f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost") from error
+        raise DataError(
+            f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost", key="JSON"
+        ) from error
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
@@ -384,7 +395,9 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
     try:
         import datasets
     except ImportError as error:
-        raise DataError("hub data sets need the `datasets` package: pip install datasets") from error
+        raise DataError(
+            "hub data sets need the `datasets` package: pip install datasets", key="datasets"
+        ) from error
     try:
         rows = datasets.load_dataset(source, subset, revision=revision, split=split, streaming=True)
         for number, row in enumerate(rows):
@@ -392,5 +405,6 @@ def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Ite
     except (RuntimeError, ImportError, datasets.exceptions.DatasetsError, *hub_errors()) as error:
         raise DataError(
             f"{source}: cannot be read from the hub ({type(error).__name__}: {error}). Check its name, "
-            "revision, subset and split, the network and, for gated data, HF_TOKEN"
+            "revision, subset and split, the network and, for gated data, HF_TOKEN",
+            key="hub data set",
         ) from error

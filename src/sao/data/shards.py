@@ -48,11 +48,15 @@ def split_files(folder: Path, split: str) -> list[Path]:
         check_shards(all_files)
         return all_files
     if (folder / "manifest.json").is_file():
-        raise DataError(f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR")
+        raise DataError(
+            f"{folder}: a run folder. Export its pairs first: sao export {folder} --out DIR",
+            key="data folder",
+        )
     names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
     raise DataError(
         f"{folder}: no {split}.parquet and no {split}-*.parquet in it (it holds: {names}). Name the file "
-        "itself"
+        "itself",
+        key="data folder",
     )
 
 
@@ -80,7 +84,8 @@ def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
             if original in names or original in copied or _NUMBERED.fullmatch(original):
                 raise DataError(
                     f"{file}: looks like a copy of {original}{file.suffix}; with it rows may be read twice. "
-                    "Delete it, or rename it if it is none"
+                    "Delete it, or rename it if it is none",
+                    key="shards",
                 )
             copied[original] = file
         elif match := _NUMBERED.fullmatch(file.stem):
@@ -103,23 +108,29 @@ def _check_set(shards: Shards) -> None:
         if int(match["total"]) != total:
             raise DataError(
                 f"{file.parent}: shards of two sets, {first.name} and {file.name}. Keep the files of one of "
-                "them"
+                "them",
+                key="shards",
             )
         if number in by_number:
             raise DataError(
                 f"{file.parent}: two files for one shard, {by_number[number].name} and {file.name}. Keep the "
-                "right one"
+                "right one",
+                key="shards",
             )
         by_number[number] = file
     start = 1 if total in by_number and 0 not in by_number else 0
     for number, file in by_number.items():
         if not start <= number < start + total:
-            raise DataError(f"{file}: no shard of a set of {total}. Take it out, or copy the whole set again")
+            raise DataError(
+                f"{file}: no shard of a set of {total}. Take it out, or copy the whole set again",
+                key="shards",
+            )
     if len(by_number) < total:
         missing = next(number for number in count(start) if number not in by_number)
         raise DataError(
             f"{first.parent}: {_name_of(missing, first_match, first.suffix)} is missing: the folder holds "
-            f"{len(by_number)} of {total} shards. Copy the whole set again, or name one file"
+            f"{len(by_number)} of {total} shards. Copy the whole set again, or name one file",
+            key="shards",
         )
 
 
@@ -141,7 +152,8 @@ def _check_counted(shards: Shards) -> None:
         raise DataError(
             f"{first.parent}: {match['name']}{missing:0{len(match['number'])}d}{first.suffix} is missing: "
             f"the files are numbered up to {max(numbers)}. Copy the whole set again, or number them without "
-            "a gap"
+            "a gap",
+            key="shards",
         )
 
 
@@ -166,5 +178,6 @@ def _original(name: str, names: Collection[str] = ()) -> str:
 def _twice(folder: Path, split: str, one: Path, other: Path) -> DataError:
     return DataError(
         f"{folder}: holds the split {split} twice, as {one.relative_to(folder)} and as "
-        f"{other.relative_to(folder)}. Keep one, or name the file or folder itself"
+        f"{other.relative_to(folder)}. Keep one, or name the file or folder itself",
+        key="data folder",
     )

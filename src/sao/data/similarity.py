@@ -334,12 +334,14 @@ def _sentence_encoder(model: str) -> Encode:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ConfigError(
-            "filters.embeddings needs the package sentence-transformers: pip install sentence-transformers"
+            "filters.embeddings needs the package sentence-transformers: pip install sentence-transformers",
+            key="sentence-transformers",
         ) from error
     try:
         encoder = SentenceTransformer(model)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"filters.embeddings {model!r}: no sentence-transformers model ({error})"
+            f"filters.embeddings {model!r}: no sentence-transformers model ({error})",
+            key="filters.embeddings",
         ) from error
     return lambda batch: encoder.encode(batch, show_progress_bar=False, convert_to_numpy=True)

@@ -166,7 +166,8 @@ def require_prefill(engine: Engine, where: str) -> None:
             f"{where}: cannot go on from a turn that has begun (prompts.prefill, prompts.method user_turn, "
             "judging.prefill). That needs POST /v1/completions with token ids, as vLLM has it, and the "
             "model's folder here as its name, for the chat template. Else take prompts.method instruct, and "
-            "no prefill"
+            "no prefill",
+            key="prefill",
         )
 
 

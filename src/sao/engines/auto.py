@@ -62,7 +62,8 @@ def choose(config: E, model: str, revision: str | None = None) -> tuple[E, str]:
     if why_not and given:
         raise ConfigError(
             f"engine.vllm.{given} is set, but engine.name auto cannot take vLLM ({why_not}). Name the engine "
-            "(--engine.name vllm), or take the setting out"
+            "(--engine.name vllm), or take the setting out",
+            key="engine.name",
         )
     name = "transformers" if why_not else "vllm"
     return config.model_copy(update={"name": name}), why_not or "vLLM is installed and suits the model"

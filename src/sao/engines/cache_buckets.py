@@ -140,7 +140,8 @@ class Network:
             raise ModelError(
                 f"{type(model).__name__} has layers ({', '.join(sorted(unknown)) or 'state space'}) that "
                 "keep more than keys and values, which the built-in engine cannot batch. Take a model of "
-                "attention layers only"
+                "attention layers only",
+                key="architecture",
             )
         self.windows = {kind: window if kind == "sliding_attention" else _NO_WINDOW for kind in sorted(kinds)}
         self.context = int(getattr(settings, "max_position_embeddings", 0) or _NO_WINDOW)
@@ -173,7 +174,8 @@ class Network:
         for layer in cache.layers:
             if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
                 raise ModelError(
-                    f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch"
+                    f"{type(self.model).__name__} keeps a cache that the built-in engine cannot batch",
+                    key="architecture",
                 )
             layers.append((layer.keys, layer.values))
         return layers

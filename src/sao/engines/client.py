@@ -249,7 +249,8 @@ class Client:
             why = asks_to_wait if wait > patience else f"no good answer for {silent:.0f} s"
             raise EngineError(
                 f"{self.url}: {why} (last: {fault}), longer than engine.openai.patience = {patience:g} s. "
-                "All that was finished is kept: see to the server and run the same command again"
+                "All that was finished is kept: see to the server and run the same command again",
+                key="engine.openai.patience",
             )
         if max(silent, wait) > OUTAGE_SECONDS and not self._outage_told:
             self._outage_told = True

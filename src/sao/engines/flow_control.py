@@ -135,7 +135,8 @@ class Rate:
             raise EngineError(
                 f"fewer than engine.openai.min_rows_per_minute = {self.least:g} answers in each of the last "
                 f"two minutes (the last: {count}). All that was finished is kept: see to the server and run "
-                "the same command again"
+                "the same command again",
+                key="engine.openai.min_rows_per_minute",
             )
         if count < self._best / 10 and not self._warned:
             self._warned = True

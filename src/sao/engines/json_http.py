@@ -63,11 +63,14 @@ class JsonHttp:
         try:
             _ = urlsplit(self.url).port  # a port of 99999 is an error here; httpx fails only when it connects
         except ValueError as error:
-            raise EngineError(f"{self.url}: not a URL ({error}). Set engine.openai.base_url") from error
+            raise EngineError(
+                f"{self.url}: not a URL ({error}). Set engine.openai.base_url", key="engine.openai.base_url"
+            ) from error
         self._key = key = (key or "").strip()
         if not (key.isascii() and key.isprintable()):
             raise EngineError(
-                f"the environment variable {config.api_key_env} holds something that cannot be a key"
+                f"the environment variable {config.api_key_env} holds something that cannot be a key",
+                key="engine.openai.api_key_env",
             )
         self._headers = {"Content-Type": "application/json"}
         if key:
@@ -92,7 +95,9 @@ class JsonHttp:
         if optional and (status in UNKNOWN_ADDRESS or (body is not None and status in FATAL)):
             raise RefusedError(status, message)
         if status in FATAL:
-            raise EngineError(f"{url}: HTTP {status}: {message}. {_advice(status, self.config)}")
+            raise EngineError(
+                f"{url}: HTTP {status}: {message}. {_advice(status, self.config)}", key="server"
+            )
         if status >= 500 or status in TOO_MUCH or status in TRANSIENT:
             raise FailedError(f"HTTP {status}: {message}", status in TOO_MUCH, retry_after(response))
         raise RefusedError(status, message)
@@ -113,7 +118,9 @@ class JsonHttp:
             name, unreachable = type(error).__name__, isinstance(error, httpx.ConnectError)
             raise FailedError(f"{name}: {error}" if str(error) else name, overload=unreachable) from error
         except httpx.InvalidURL as error:
-            raise EngineError(f"{url}: not a URL ({error}). Set engine.openai.base_url") from error
+            raise EngineError(
+                f"{url}: not a URL ({error}). Set engine.openai.base_url", key="engine.openai.base_url"
+            ) from error
 
     def _without_key(self, text: str) -> str:
         """A server's words without our key, which some repeat; what is shorter than 8 is no secret

@@ -172,7 +172,8 @@ class OpenAIEngine:
                 names = ", ".join(sorted(served)[:10])
                 raise EngineError(
                     f"{self._client.url} serves no {wanted!r}. Set engine.openai.model to one of what it "
-                    f"serves: {names}"
+                    f"serves: {names}",
+                    key="engine.openai.model",
                 )
             (wanted,) = served
         context = served.get(wanted, {}).get("max_model_len")

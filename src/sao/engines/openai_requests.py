@@ -113,7 +113,9 @@ class ServerTokenizer:
                 ids = ()
             if len(set(ids)) < len(ids):
                 raise EngineError(
-                    f"the choices {list(choices)} begin with the same token; give others with judging.choices"
+                    f"the choices {list(choices)} begin with the same token; give others with "
+                    "judging.choices",
+                    key="judging.choices",
                 )
             self._first_tokens[choices] = ids
         return self._first_tokens[choices]

@@ -89,7 +89,9 @@ class SkillProbe:
         bodies = [self._body(max_tokens=8, seed=seed) for seed in (1, 1, 2)]
         texts = list(self._ask(bodies, first_text))
         if None in texts:
-            raise EngineError(f"{self._client.url} refuses a plain chat request: {self._last_refusal}")
+            raise EngineError(
+                f"{self._client.url} refuses a plain chat request: {self._last_refusal}", key="server"
+            )
         return bool(texts[0] == texts[1] != texts[2])
 
     def _n(self) -> bool:

@@ -57,12 +57,15 @@ class RewardModel:
             AssertionError,
             SafetensorError,
         ) as error:
-            raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
+            raise ModelError(
+                f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
+            ) from error
         _check_weights(path, report)
         settings = network.config.get_text_config()
         if network.config.num_labels != 1:
             raise ModelError(
-                f"{path}: scores {network.config.num_labels} classes; a reward model gives one number"
+                f"{path}: scores {network.config.num_labels} classes; a reward model gives one number",
+                key="reward model",
             )
         embedding = network.get_input_embeddings()
         self._configs = (settings, network.config)
@@ -156,7 +159,9 @@ def check_reward_model(model: str, config: EngineConfig, revision: str | None = 
     try:
         _, report = _load(path, config.model_copy(update={"device": "meta"}))
     except (*LOAD_ERRORS, SafetensorError) as error:
-        raise ModelError(f"{path}: no sequence classifier ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
+        ) from error
     _check_weights(path, report)
 
 
@@ -189,7 +194,7 @@ def _check_weights(path: Path, report: dict[str, Any]) -> None:
         check_report(f"{path}, as a reward model", report, spared=LEFT_OVER)
     except ModelError as error:
         wanted = "What is asked for here is a model with a trained score head (…ForSequenceClassification)"
-        raise ModelError(f"{error}. {wanted}") from error
+        raise ModelError(f"{error}. {wanted}", key="reward model") from error
 
 
 def _unused(held: Collection[int], vocabulary: int) -> int | None:

@@ -249,7 +249,8 @@ class TransformersEngine:
             slots = self.network.slots
             raise EngineError(
                 f"the GPU's memory does not suffice with engine.slots={slots}: try "
-                f"engine.slots={max(1, slots // 2)} ({error})"
+                f"engine.slots={max(1, slots // 2)} ({error})",
+                key="engine.slots",
             ) from error
 
     def _prompt(self, request: Request) -> _Prompt[Request]:

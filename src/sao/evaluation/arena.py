@@ -162,7 +162,8 @@ def worth_of(game: Game) -> tuple[float, int] | None:
     if game.verdict not in WORTH:
         raise DataError(
             f"question {game.question!r}: {game.verdict!r} is none of Arena-Hard's verdicts: "
-            f"{', '.join(WORTH)}"
+            f"{', '.join(WORTH)}",
+            key="verdicts",
         )
     points, times = WORTH[game.verdict]
     return (points if game.model_is_a else 1 - points), times
@@ -188,10 +189,11 @@ class _Games:
         models, questions = sorted({g.model for g in games}), sorted({g.question for g, _ in read})
         if unread := set(models) - {g.model for g, _ in read}:
             raise DataError(
-                f"no readable verdict on {', '.join(sorted(unread))}. Look at the judge's answers"
+                f"no readable verdict on {', '.join(sorted(unread))}. Look at the judge's answers",
+                key="verdicts",
             )
         if not models:
-            raise DataError("no games, so there are no scores. Judge some answers first")
+            raise DataError("no games, so there are no scores. Judge some answers first", key="games")
         model_number = {name: i for i, name in enumerate(models)}
         question_number = {name: i for i, name in enumerate(questions)}
         style = np.array([_difference(g) for g, _ in read]) if controlled else np.zeros((len(read), 4))
@@ -246,7 +248,8 @@ def _difference(game: Game) -> list[float]:
     if game.style is None or game.baseline_style is None:
         raise DataError(
             f"question {game.question!r}: a game without both styles. Give them, or score without style "
-            "control"
+            "control",
+            key="style",
         )
     ours, theirs = game.style, game.baseline_style
     pairs = [(getattr(ours, name), getattr(theirs, name)) for name in Style.__slots__]

@@ -67,7 +67,9 @@ def task_index(include_path: Path | None, data_dir: Path | None) -> Any:
     """
     for folder in filter(None, (include_path, data_dir)):
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder; it is to hold tasks or their data")
+            raise ConfigError(
+                f"{folder}: no such folder; it is to hold tasks or their data", key="--data-dir"
+            )
     manager = copy.copy(_read_index())
     if include_path:
         with quiet():
@@ -92,7 +94,9 @@ def _read_index() -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ConfigError(f"the suite tasks needs lm-eval: pip install 'sao[tasks]' ({error})") from error
+        raise ConfigError(
+            f"the suite tasks needs lm-eval: pip install 'sao[tasks]' ({error})", key="lm-eval"
+        ) from error
     with quiet():
         return TaskManager()
 
@@ -110,7 +114,8 @@ def _local_data(name: str, source: Any, data_dir: Path) -> dict[str, Any]:
         if len(kinds) != 1:
             raise ConfigError(
                 f"{folder}: give the data of task {name} as one file a split, all of one kind: "
-                "<split>.jsonl, .parquet or .csv"
+                "<split>.jsonl, .parquet or .csv",
+                key="task data",
             )
         return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     if isinstance(source, str) and source and (data_dir / source).is_dir():
@@ -126,7 +131,7 @@ def check_name(manager: Any, name: str) -> None:
         near = difflib.get_close_matches(name, manager.task_index, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`lm_eval ls tasks` shows all names"
         raise ConfigError(
-            f"no task {name!r}: {hint} Tasks of your own lie in the folder given by include_path"
+            f"no task {name!r}: {hint} Tasks of your own lie in the folder given by include_path", key="task"
         )
 
 
@@ -140,7 +145,10 @@ def load_bench(manager: Any, name: str, shots: int | None, seed: int) -> list[Be
     for task in loaded["tasks"].values():
         own = task.config.num_fewshot
         if own == 0 and shots:
-            raise ConfigError(f"task {task.task_name} is defined without examples: give {name} or {name}:0")
+            raise ConfigError(
+                f"task {task.task_name} is defined without examples: give {name} or {name}:0",
+                key="task examples",
+            )
         task.set_config(key="num_fewshot", value=(own or 0) if shots is None else shots)
         task.set_fewshot_seed(seed)
     group = loaded.get("groups", {}).get(name)
@@ -163,7 +171,8 @@ def _load(manager: Any, name: str, seed: int) -> Any:
                 f"task {name}: its data ({source}) cannot be loaded ({reason}). Without a network, set "
                 "HF_HUB_OFFLINE=1 to use what the hub's cache holds; or put a copy into a folder and give it "
                 f"as data_dir: FOLDER/<task>/<split>.jsonl, or `hf download {source} --repo-type dataset "
-                f"--local-dir FOLDER/{source}`"
+                f"--local-dir FOLDER/{source}`",
+                key="task data",
             ) from error
 
 
@@ -349,7 +358,7 @@ def _explained(name: str) -> Iterator[None]:
             if full
             else "Finished tasks are kept"
         )
-        raise EngineError(f"task {name}: {type(error).__name__}: {error}. {hint}") from error
+        raise EngineError(f"task {name}: {type(error).__name__}: {error}. {hint}", key="task") from error
 
 
 @contextmanager

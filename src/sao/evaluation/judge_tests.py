@@ -38,7 +38,9 @@ def try_judge(
     Raises ConfigError where the method of judging asks nobody.
     """
     if config.method not in ("logprob", "text"):
-        raise ConfigError(f"self-tests ask a judge that reads; this run's is {config.method}")
+        raise ConfigError(
+            f"self-tests ask a judge that reads; this run's is {config.method}", key="--self-tests"
+        )
     config = config.model_copy(update={"orders": "both", "comparisons_per_answer": None})
     chosen = nsmallest(n, groups, key=lambda group: make_id("self-test", seed, group[0].id))
     judge = open_judge()

@@ -194,7 +194,8 @@ def difference(tuned: LengthControlled, base: LengthControlled) -> Effect:
         raise DataError(
             f"scores of {len(base.prompts)} and {len(tuned.prompts)} prompts, {len(base.samples)} and "
             f"{len(tuned.samples)} resamples: no paired difference. Score both on the prompts that have a "
-            "readable verdict for both"
+            "readable verdict for both",
+            key="scores",
         )
     return effect_of_samples(tuned.score - base.score, tuned.samples - base.samples, len(tuned.prompts))
 
@@ -225,12 +226,14 @@ class _Data:
         names = sorted({row.instruction for row in rows if row.p is not None})
         if not names:
             raise DataError(
-                "no readable verdict, so there is no length-controlled win rate. Look at the judge's answers"
+                "no readable verdict, so there is no length-controlled win rate. Look at the judge's answers",
+                key="verdicts",
             )
         if difficulty is not None and (unknown := [name for name in names if name not in difficulty]):
             raise DataError(
                 f"{len(unknown)} of {len(names)} instructions have no difficulty, such as "
-                f"{unknown[0][:80]!r}. Give the difficulty of this set of instructions, or none"
+                f"{unknown[0][:80]!r}. Give the difficulty of this set of instructions, or none",
+                key="--difficulty",
             )
         number = {name: i for i, name in enumerate(names)}
         # Sorted, so that sums are the same whatever the order of the rows.

@@ -108,7 +108,7 @@ def read_questions(
         )
         questions.setdefault(question.prompt.id, question)
     if not questions:
-        raise DataError(f"{source}: holds no questions")
+        raise DataError(f"{source}: holds no questions", key="questions")
     return list(questions.values())
 
 
@@ -122,7 +122,8 @@ def _turns_in(row: Any, keys: Iterable[str], place: str) -> list[Turn]:
         value = fields.get(key)
         if kind_of(value) == "NaN":
             raise DataError(
-                f"{place}: no text under {key}, but NaN. Put the question's text there, or take the row out"
+                f"{place}: no text under {key}, but NaN. Put the question's text there, or take the row out",
+                key="questions",
             )
         if turns := _turns(value):
             return turns
@@ -131,7 +132,8 @@ def _turns_in(row: Any, keys: Iterable[str], place: str) -> list[Turn]:
     contents = ", ".join(fields) if isinstance(row, dict) else type(row).__name__
     raise DataError(
         f"{place}: no question under {', '.join(keys)} (it holds: {contents}{unusable}). Name the key after "
-        "the source: SET#KEY"
+        "the source: SET#KEY",
+        key="questions",
     )
 
 
@@ -161,7 +163,8 @@ def _given_and_asked(turns: list[Turn], place: str) -> tuple[tuple[str, ...], tu
     if any(turn.role == "system" for turn in turns):
         raise DataError(
             f"{place}: a question with a system message of its own; all are asked with the recipe's "
-            "(--responses.system). Leave out these questions, or put the message into the user's turn"
+            "(--responses.system). Leave out these questions, or put the message into the user's turn",
+            key="questions",
         )
     question = turns[: _after_last(turns, by_user=True)]
     n_given = _after_last(question, by_user=False)
@@ -171,7 +174,8 @@ def _given_and_asked(turns: list[Turn], place: str) -> tuple[tuple[str, ...], tu
     if not question or not alternate or not all(text.strip() for text in texts):
         raise DataError(
             f"{place}: turns that cannot be asked: {', '.join(map(_named, turns))}. Before the user's last "
-            "turns, user and assistant must take turns, each with a text"
+            "turns, user and assistant must take turns, each with a text",
+            key="questions",
         )
     return texts[:n_given], texts[n_given:]
 
@@ -218,7 +222,8 @@ def _references(values: list[Any], turns: int, place: str, key: str) -> tuple[st
     if len(values) > turns:
         raise DataError(
             f"{place}: {len(values)} references for {turns} turn(s). Give one right answer for each turn "
-            f"under {key}"
+            f"under {key}",
+            key="references",
         )
     references = tuple(_right_answer(value, place, key) for value in values)
     return references if any(text.strip() for text in references) else ()
@@ -232,7 +237,8 @@ def _right_answer(value: Any, place: str, key: str) -> str:
     if not text:
         raise DataError(
             f"{place}: no right answer under {key}, but {kind_of(value)}. Give a text or a number, or null "
-            "where there is none"
+            "where there is none",
+            key="references",
         )
     return text
 
@@ -261,7 +267,8 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
     if missing:
         raise DataError(
             f"{source}: {len(missing)} of the {len(questions)} questions have no answer there, such as "
-            f"{missing[0][:80]!r}. Give the answers to this set of questions"
+            f"{missing[0][:80]!r}. Give the answers to this set of questions",
+            key="missing answers",
         )
     return answers
 
@@ -271,7 +278,8 @@ def _answer_texts(values: list[Any], turns: int, place: str, key: str) -> list[s
     than texts."""
     if len(values) > turns:
         raise DataError(
-            f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn"
+            f"{place}: {len(values)} answers to a question of {turns} turn(s). Give one for each turn",
+            key="answers",
         )
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < turns:
@@ -279,7 +287,8 @@ def _answer_texts(values: list[Any], turns: int, place: str, key: str) -> list[s
         contents = instead[0] if instead else "no more" if values else "none"
         raise DataError(
             f"{place}: no answer to every turn under {', '.join(ANSWER_KEYS)} ({key or 'the row'} holds "
-            f"{contents}). Give a text for each, empty where the model gave none"
+            f"{contents}). Give a text for each, empty where the model gave none",
+            key="answers",
         )
     return texts
 
@@ -297,7 +306,8 @@ def with_references(questions: Iterable[Question], source: str) -> list[Question
         references[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
     if not references:
         raise DataError(
-            f"{source}: no references to any of the {len(questions)} questions. Is it of another set?"
+            f"{source}: no references to any of the {len(questions)} questions. Is it of another set?",
+            key="references",
         )
     return [replace(q, references=references.get(q.prompt.id, q.references)) for q in questions]
 

@@ -82,7 +82,7 @@ def find_suites(names: Iterable[str]) -> list[Suite]:
     """The judged suites of these names, `tasks` left out. Raises ConfigError for one that is none."""
     unknown = [name for name in names if name not in SUITES and name != TASKS]
     if unknown:
-        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join([*SUITES, TASKS])}")
+        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join([*SUITES, TASKS])}", key="--suite")
     return [SUITES[name] for name in names if name != TASKS]
 
 
@@ -165,18 +165,23 @@ def read_template(name: str, way: str) -> Template:
     parts = dict(found)
     if len(parts) < len(found):
         raise ConfigError(
-            f"template {name!r}: a part stands there twice (text before the first heading is the user's)"
+            f"template {name!r}: a part stands there twice (text before the first heading is the user's)",
+            key="template",
         )
     if ("user", frozenset()) not in parts:
         raise ConfigError(
-            f"template {name!r}: no part for the user. Put a line ---user--- before what the judge is asked"
+            f"template {name!r}: no part for the user. Put a line ---user--- before what the judge is asked",
+            key="template",
         )
     needed = [("question", "prompt"), ("answer",)] if way == "rating" else [(field,) for field in FIELDS[way]]
     for (role, when), text in parts.items():
         for fields in needed if role == "user" else ():
             if not any(f"{{{field}}}" in text for field in fields):
                 part = ", ".join([role, *sorted(when)])
-                raise ConfigError(f"template {name!r}: {{{fields[-1]}}} does not stand in its part {part!r}")
+                raise ConfigError(
+                    f"template {name!r}: {{{fields[-1]}}} does not stand in its part {part!r}",
+                    key="template field",
+                )
     return Template(parts)
 
 

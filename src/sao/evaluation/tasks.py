@@ -133,7 +133,8 @@ def run_tasks(
     """
     if engine.name not in ("transformers", "auto"):
         raise ConfigError(
-            f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers"
+            f"tasks are run by transformers, not by {engine.name}: give --engine.name transformers",
+            key="engine.name",
         )
     manager = harness.task_index(include_path, data_dir)
     wanted = dict.fromkeys(spec for task in tasks for spec in _parse(task))
@@ -157,7 +158,7 @@ def _parse(task: str) -> Iterator[tuple[str, int | None]]:
     elif shots.isdecimal():
         yield name, int(shots)
     else:
-        raise ConfigError(f"task {task!r}: give {PRESET}, NAME or NAME:SHOTS, such as gsm8k:5")
+        raise ConfigError(f"task {task!r}: give {PRESET}, NAME or NAME:SHOTS, such as gsm8k:5", key="task")
 
 
 class _Runner:
@@ -235,7 +236,8 @@ def _pick_metric(bench: harness.Bench, values: list[dict[str, float]]) -> str:
         if metric in shared:
             return metric
     raise ConfigError(
-        f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it"
+        f"task {bench.name}: no metric is a mean over documents, so two models cannot be paired on it",
+        key="task metric",
     )
 
 
@@ -249,7 +251,7 @@ def compare_tasks(
     """
     after = {(result.task, result.shots): result for result in tuned.results}
     if [*after] != [(result.task, result.shots) for result in base.results]:
-        raise ConfigError("base and tuned ran on different tasks: give both the same tasks")
+        raise ConfigError("base and tuned ran on different tasks: give both the same tasks", key="tasks")
     rows = [_compare(result, after[result.task, result.shots], resamples, seed) for result in base.results]
     corrected = holm([row.p for row in rows])
     return [row.model_copy(update={"p_holm": p}) for row, p in zip(rows, corrected, strict=True)]
@@ -262,13 +264,15 @@ def _check_same(base: TaskResult, tuned: TaskResult) -> None:
             raise ConfigError(
                 f"{base.task}: {key} is {value} for base and {tuned.settings.get(key)} for tuned, so they "
                 "cannot be compared. Run both under the same settings; for the number format give "
-                "--engine.dtype"
+                "--engine.dtype",
+                key=key,
             )
     if base.asked != tuned.asked or base.metric != tuned.metric:
         raise DataError(
             f"{base.task}: base and tuned were asked different questions: the documents, the examples or "
             "the chat template differ. Run both on the same data; models of different templates can be "
-            "compared without one only"
+            "compared without one only",
+            key="documents",
         )
 
 

@@ -104,7 +104,8 @@ class DropWatch:
             f"{self.limit:g}. Commonest reasons: {named}."
             + (f" What was written:{shown}\n" if shown else " ")
             + f"What to change: {'; or '.join(advice) or 'the settings of this stage'}. Look at "
-            f"{self.stage.path}; to go on nevertheless allow more with --max_drop_share"
+            f"{self.stage.path}; to go on nevertheless allow more with --max_drop_share",
+            key="max_drop_share",
         )
 
 

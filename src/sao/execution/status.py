@@ -139,16 +139,18 @@ def read_status(root: Path) -> Status:
         status = Status.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{root}: no {NAME}, so no run has worked here. Start one: sao run … --out {root}"
+            f"{root}: no {NAME}, so no run has worked here. Start one: sao run … --out {root}",
+            key="status.json",
         ) from error
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise StoreError(f"{path}: cannot be read: {error.strerror or error}", key="status.json") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StoreError(
             f"{path}: no status of this version of SAO ({where + ': ' if where else ''}{first['msg']}). The "
-            f"next run here writes a new one: sao run … --out {root}"
+            f"next run here writes a new one: sao run … --out {root}",
+            key="status.json",
         ) from error
     if status.state == "running" and status.host == socket.gethostname() and not _lives(status.pid):
         return status.model_copy(update={"state": "stopped", "rate": None, "eta_s": None, "doing": None})

@@ -65,7 +65,7 @@ class ChatTokenizer:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelError(
-                f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}"
+                f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}", key="tokenizer"
             ) from error
         return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path))
 
@@ -90,7 +90,8 @@ class ChatTokenizer:
             raise ModelError(
                 f"{self.name}: its chat template takes no system message, so nobody can be told whom the "
                 "model speaks with. Take prompts.method instruct (with prompts.prefill true for a small "
-                "model)"
+                "model)",
+                key="prompts.method",
             )
         opening, _ = self._template.around_user_text(messages)
         # A space after the header belongs to the first word.
@@ -148,7 +149,8 @@ class ChatTokenizer:
         if len(set(ids)) != len(ids) or -1 in ids:
             raise ModelError(
                 f"the choices {list(choices)} begin with the same token for this model; give others with "
-                "judging.choices"
+                "judging.choices",
+                key="judging.choices",
             )
         return prompt, ids
 

@@ -52,7 +52,7 @@ def model_folder(file: Path) -> Path:
     Raises ModelError where the file cannot be read as a model, StoreError where the cache cannot be written.
     """
     if not file.is_file():
-        raise ModelError(f"{file}: no such file")
+        raise ModelError(f"{file}: no such file", key="GGUF file")
     folder = cache_folder() / "gguf" / f"{file_digest(file)[:16]}-{REVISION}"
     if not folder.is_dir():
         _convert(file, folder)
@@ -100,7 +100,8 @@ def _convert(file: Path, folder: Path) -> None:
         why = getattr(error, "strerror", None) or error
         raise StoreError(
             f"{folder}: {file.name} cannot be saved there as a model folder ({why}). Free some space (about "
-            "four times the file), or name another place by the environment variable SAO_CACHE"
+            "four times the file), or name another place by the environment variable SAO_CACHE",
+            key="SAO_CACHE",
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -121,11 +122,14 @@ def _remove_left_over(folder: Path) -> None:
 def _check(file: Path) -> None:
     """Raise ModelError for a file that holds no whole model."""
     if find_spec("gguf") is None:
-        raise ModelError(f"{file}: reading GGUF files needs the package gguf: pip install 'sao[gguf]'")
+        raise ModelError(
+            f"{file}: reading GGUF files needs the package gguf: pip install 'sao[gguf]'", key="gguf"
+        )
     if _SPLIT.search(file.stem):
         raise ModelError(
             f"{file}: one part of a model in several files. Join them first: llama-gguf-split --merge "
-            f"{file.name} whole.gguf"
+            f"{file.name} whole.gguf",
+            key="GGUF file",
         )
     _reader(file)
 
@@ -137,9 +141,11 @@ def _reader(file: Path) -> Any:
     try:
         reader = GGUFReader(file)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"{file}: not a whole GGUF file ({error}). Copy or download it again") from error
+        raise ModelError(
+            f"{file}: not a whole GGUF file ({error}). Copy or download it again", key="GGUF file"
+        ) from error
     if not reader.tensors:
-        raise ModelError(f"{file}: a GGUF file without weights")
+        raise ModelError(f"{file}: a GGUF file without weights", key="GGUF file")
     return reader
 
 
@@ -159,7 +165,9 @@ def _save(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, IndexError) as error:
-        raise ModelError(f"{file}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"{file}: its tokenizer cannot be read ({type(error).__name__}: {error})", key="tokenizer"
+        ) from error
     tokenizer.save_pretrained(folder)
     facts = {name: field.contents() for name, field in _reader(file).fields.items() if _is_short(field)}
     _write_end_tokens(folder, facts)
@@ -195,14 +203,15 @@ def _read(file: Path) -> PreTrainedModel:
     ) as error:
         first = (str(error).splitlines() or [""])[0]
         raise ModelError(
-            f"{file}: transformers cannot read this model ({type(error).__name__}: {first})"
+            f"{file}: transformers cannot read this model ({type(error).__name__}: {first})", key="GGUF file"
         ) from error
     model, report = loaded
     check_report(str(file), report)
     for name, weight in model.state_dict().items():
         if not bool(torch.isfinite(weight).all()):
             raise ModelError(
-                f"{file}: the weight {name} holds NaN or infinity. Copy or download the file again"
+                f"{file}: the weight {name} holds NaN or infinity. Copy or download the file again",
+                key="weights",
             )
     return model  # type: ignore[no-any-return]
 
@@ -226,7 +235,9 @@ def _plain(file: Path, model: PreTrainedModel, dtype: torch.dtype) -> PreTrained
         if weights[name].shape != wanted.shape:
             raise ModelError(
                 f"{file}: the weight {name} has the shape {list(weights[name].shape)}, but by the settings, "
-                f"as transformers reads them, it is {list(wanted.shape)}. Take the model's own folder instead"
+                f"as transformers reads them, it is {list(wanted.shape)}. Take the model's own folder "
+                "instead",
+                key="weights",
             )
     fresh.load_state_dict(weights, assign=True)
     fresh.tie_weights()

@@ -75,7 +75,9 @@ def read_config(path: Path, config: EngineConfig) -> Any:
     try:
         settings: Any = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except LOAD_ERRORS as error:
-        raise ModelError(f"{path}/config.json: cannot be read: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{path}/config.json: cannot be read: {type(error).__name__}: {error}", key="config.json"
+        ) from error
     _refuse_classifier(path, settings.architectures)
     return settings
 
@@ -85,7 +87,8 @@ def _refuse_classifier(path: Path, architectures: Any) -> None:
     if other is not None:
         raise ModelError(
             f"{path}: a {other}, which classifies and writes no text. Give a chat model (…ForCausalLM); a "
-            "reward model judges by judging.method reward"
+            "reward model judges by judging.method reward",
+            key="model class",
         )
 
 
@@ -141,7 +144,8 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
         )
     except (*LOAD_ERRORS, SafetensorError) as error:
         raise ModelError(
-            f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}"
+            f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}",
+            key="model folder",
         ) from error
     loaded, report = found
     check_report(str(path), report)

@@ -61,19 +61,22 @@ def find_model(model: str, revision: str | None = None) -> Path:
         ):
             raise ModelError(
                 f"no model at {model!r}: it is neither a folder nor a hub id. Give a folder with config.json "
-                "and *.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world"
+                "and *.safetensors, a .gguf file, an id such as Qwen/Qwen3-1.7B, or builtin:world",
+                key="model",
             )
         path = _fetch(model, revision)
     if not (path / "config.json").is_file():
         held = sorted(path.glob("*.gguf"))
         raise ModelError(
             f"{path}: no config.json, so this is no Hugging Face model folder. "
-            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()")
+            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()"),
+            key="config.json",
         )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save "
-            "again"
+            "again",
+            key="weights",
         )
     return path
 
@@ -94,7 +97,8 @@ def _fetch(model: str, revision: str | None) -> Path:
         raise ModelError(
             f"model {model!r} is no local folder and could not be fetched from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, the network and, for "
-            "gated models, HF_TOKEN"
+            "gated models, HF_TOKEN",
+            key="model",
         ) from error
 
 
@@ -157,10 +161,13 @@ def config_json(path: Path) -> dict[str, Any]:
         found = json.loads((path / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{path}/config.json: cannot be read ({error}). Copy it from the model's source"
+            f"{path}/config.json: cannot be read ({error}). Copy it from the model's source",
+            key="config.json",
         ) from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path}/config.json: no JSON object. Copy it from the model's source")
+        raise ModelError(
+            f"{path}/config.json: no JSON object. Copy it from the model's source", key="config.json"
+        )
     return found
 
 

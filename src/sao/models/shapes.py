@@ -120,7 +120,9 @@ def read_shape(model: str, revision: str | None = None) -> Shape:
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"{path}: cannot be read ({error}). A model folder has a config.json") from error
+        raise ModelError(
+            f"{path}: cannot be read ({error}). A model folder has a config.json", key="config.json"
+        ) from error
 
 
 def _fetch_config(model: str, revision: str | None) -> Path:
@@ -133,7 +135,8 @@ def _fetch_config(model: str, revision: str | None) -> Path:
         raise ModelError(
             f"model {model!r}: it is no local folder, and its config.json could not be fetched "
             f"({type(error).__name__}). Give a folder, check the network and HF_TOKEN, or plan with one that "
-            f"is known: {', '.join(KNOWN)}"
+            f"is known: {', '.join(KNOWN)}",
+            key="model",
         ) from error
 
 
@@ -143,12 +146,15 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     kind = str(c.get("model_type", ""))
     if any((c.get(key) or 1) > 1 for key in EXPERTS):
         raise ModelError(
-            f"{where}: a mixture of experts ({kind}); the plan counts dense models only. Measure with --probe"
+            f"{where}: a mixture of experts ({kind}); the plan counts dense models only. Measure with "
+            "--probe",
+            key="config.json",
         )
     missing = [key for key in KEYS[1:6] if not isinstance(c.get(key), int)]
     if missing:
         raise ModelError(
-            f"{where}: no {', '.join(missing)}: not laid out like Llama, so the plan cannot count it"
+            f"{where}: no {', '.join(missing)}: not laid out like Llama, so the plan cannot count it",
+            key="config.json",
         )
     heads, h, i = c["num_attention_heads"], c["hidden_size"], c["intermediate_size"]
     kv_heads, size = c.get("num_key_value_heads") or heads, c.get("head_dim") or h // heads
@@ -177,4 +183,6 @@ def find_gpu(name: str) -> GPU:
         wanted, plain, 3
     )
     hint = f" Did you mean {' or '.join(plain[key].name for key in near)}?" if near else ""
-    raise ConfigError(f"--gpu {name}: not in the table.{hint} It holds {', '.join(g.name for g in GPUS)}")
+    raise ConfigError(
+        f"--gpu {name}: not in the table.{hint} It holds {', '.join(g.name for g in GPUS)}", key="--gpu"
+    )

@@ -29,7 +29,8 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"{name}: the tokenizer has no chat template, so this is no chat model. Take the instruct "
-                "version, or put the template into chat_template.jinja in the model's folder"
+                "version, or put the template into chat_template.jinja in the model's folder",
+                key="chat template",
             )
         self.name = name
         self._tokenizer: Any = tokenizer
@@ -81,7 +82,8 @@ class ChatTemplate:
         if text.count(PLACEHOLDER) != 1:
             raise ModelError(
                 f"{self.name}: its chat template writes a user's text {text.count(PLACEHOLDER)} times, so "
-                "its turn cannot be left open. Take prompts.method instruct"
+                "its turn cannot be left open. Take prompts.method instruct",
+                key="prompts.method",
             )
         opening, closing = text.split(PLACEHOLDER)
         return opening, closing
@@ -97,7 +99,8 @@ class ChatTemplate:
                 return token
         if self._tokenizer.eos_token_id is None:
             raise ModelError(
-                "the chat template ends no turn with a special token and the tokenizer has no EOS token"
+                "the chat template ends no turn with a special token and the tokenizer has no EOS token",
+                key="chat template",
             )
         return int(self._tokenizer.eos_token_id)
 

@@ -45,18 +45,21 @@ def check_files(path: Path) -> None:
     ):
         raise ModelError(
             f"{path}: no tokenizer.json (nor tokenizer.model, vocab.json or another vocabulary). Copy the "
-            "tokenizer's files from the model's source"
+            "tokenizer's files from the model's source",
+            key="tokenizer.json",
         )
     if found == "vocab.json" and not (path / "merges.txt").is_file():
         raise ModelError(
             f"{path}: vocab.json, but no merges.txt beside it. Copy it, or tokenizer.json, from the model's "
-            "source"
+            "source",
+            key="merges.txt",
         )
     module, package = _READERS.get(found or "", ("", ""))
     if module and find_spec(module) is None:
         raise ModelError(
             f"{path}: its tokenizer is in {found} only, which needs the package {package}: pip install "
-            f"{package}. Or copy tokenizer.json from the model's source"
+            f"{package}. Or copy tokenizer.json from the model's source",
+            key="tokenizer",
         )
 
 
@@ -76,7 +79,8 @@ def words_of(tokenizer: Any, name: str) -> str:
     if not words and not letters:
         raise ModelError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens and none of them is a word, so its "
-            "vocabulary is missing. Copy tokenizer.json (or tokenizer.model) into the folder"
+            "vocabulary is missing. Copy tokenizer.json (or tokenizer.model) into the folder",
+            key="vocabulary",
         )
     return " ".join(words or letters[:3])
 
@@ -88,7 +92,8 @@ def check_words(tokenizer: Any, name: str, words: str, ids: Sequence[int]) -> No
     if _letters(words) not in _letters(shown):
         raise ModelError(
             f"{name}: what the user says is lost between chat template and tokenizer ({words!r} became "
-            f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source"
+            f"{shown[-200:]!r}). Copy the tokenizer's files and chat_template.jinja from the model's source",
+            key="user text",
         )
 
 
@@ -109,7 +114,8 @@ def check_rows(tokenizer: Any, name: str, rows: int, shown: Collection[int]) -> 
         raise ModelError(
             f"{name}: the tokenizer knows {token!r} as number {token_id}, but the embedding has {rows} rows "
             f"({len(outside)} such tokens). Resize it (model.resize_token_embeddings) and train those rows, "
-            "or take the tokenizer that belongs to the weights"
+            "or take the tokenizer that belongs to the weights",
+            key="embedding",
         )
 
 

@@ -94,7 +94,7 @@ def _scan(path: Path, stream: BinaryIO, size: int) -> str:
     start = stream.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > size - 8:
-        raise ModelError(f"{path}: not a whole safetensors file. Copy or download it again")
+        raise ModelError(f"{path}: not a whole safetensors file. Copy or download it again", key="weights")
     header = stream.read(length)
     digest.update(start + header)
     try:
@@ -104,9 +104,13 @@ def _scan(path: Path, stream: BinaryIO, size: int) -> str:
         )  # fmt: skip
         whole = all(a <= b for a, b, _, _ in tensors) and (not tensors or tensors[-1][1] == size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path}: its header cannot be read. Copy or download it again") from error
+        raise ModelError(
+            f"{path}: its header cannot be read. Copy or download it again", key="weights"
+        ) from error
     if not whole:
-        raise ModelError(f"{path}: shorter or longer than its header says. Copy or download it again")
+        raise ModelError(
+            f"{path}: shorter or longer than its header says. Copy or download it again", key="weights"
+        )
     at = 0
     for begin, end, dtype, name in tensors:
         if begin > at:
@@ -116,7 +120,8 @@ def _scan(path: Path, stream: BinaryIO, size: int) -> str:
             if not _all_finite(data, dtype):
                 raise ModelError(
                     f"{path}: the weight {name} holds NaN or infinity, so every answer would be garbage. "
-                    "Copy or download the file again, or take an earlier checkpoint"
+                    "Copy or download the file again, or take an earlier checkpoint",
+                    key="weights",
                 )
         at = max(at, end)
     return digest.hexdigest()
@@ -177,7 +182,8 @@ def check_report(where: str, report: Mapping[str, Any], spared: tuple[str, ...] 
     if problems:
         raise ModelError(
             f"{where}: {'; '.join(problems)}. Take the whole folder as its makers saved it, and a chat model "
-            "(…ForCausalLM) where one is asked for"
+            "(…ForCausalLM) where one is asked for",
+            key="weights",
         )
 
 
@@ -192,7 +198,8 @@ def check_adapter(folder: Path, base: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not file.is_file() or not (folder / "adapter_config.json").is_file():
         raise ModelError(
-            f"{folder}: no LoRA adapter, which has adapter_config.json and adapter_model.safetensors"
+            f"{folder}: no LoRA adapter, which has adapter_config.json and adapter_model.safetensors",
+            key="adapter",
         )
     names = tensor_names(file)
     known = {
@@ -201,11 +208,15 @@ def check_adapter(folder: Path, base: Path) -> None:
     for name in sorted(names):
         for one, other in (("lora_A", "lora_B"), ("lora_B", "lora_A")):
             if f".{one}." in name and name.replace(f".{one}.", f".{other}.") not in names:
-                raise ModelError(f"{folder}: {name} has no {other} beside it. Copy or save the adapter again")
+                raise ModelError(
+                    f"{folder}: {name} has no {other} beside it. Copy or save the adapter again",
+                    key="adapter",
+                )
         layer = _layer(name.partition(".lora_")[0])
         if ".lora_" in name and layer and layer not in known:
             raise ModelError(
-                f"{folder}: changes layer {layer}, which {base} does not have: it belongs to another model"
+                f"{folder}: changes layer {layer}, which {base} does not have: it belongs to another model",
+                key="adapter",
             )
 
 
@@ -215,7 +226,9 @@ def tensor_names(path: Path) -> set[str]:
         with path.open("rb") as stream:
             return set(json.loads(stream.read(int.from_bytes(stream.read(8), "little")))) - {"__metadata__"}
     except (ValueError, OSError, TypeError, MemoryError, OverflowError) as error:
-        raise ModelError(f"{path}: its header cannot be read. Copy or download it again") from error
+        raise ModelError(
+            f"{path}: its header cannot be read. Copy or download it again", key="weights"
+        ) from error
 
 
 def _layer(name: str) -> str:

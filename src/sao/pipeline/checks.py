@@ -52,12 +52,16 @@ def check_judges(run: Round) -> None:
     """Raise ConfigError for a panel whose members are the same, and for an oracle that does not exist."""
     stages = [stage.fingerprint for stage in run.stages("judgments")]
     if len(set(stages)) < len(stages):
-        raise ConfigError("judging.panel: two judges are the same; give each another template or engine")
+        raise ConfigError(
+            "judging.panel: two judges are the same; give each another template or engine",
+            key="judging.panel",
+        )
     if (function := run.config.judging.function) is not None:
         load_function(function, "judging.function")
     if run.config.judging.method == "oracle" and Reader(run).oracle is None:
         raise ConfigError(
-            "judging.method oracle exists in the toy world only (personas.source builtin:world)"
+            "judging.method oracle exists in the toy world only (personas.source builtin:world)",
+            key="judging.method",
         )
 
 

@@ -57,7 +57,8 @@ def player(role: str, name: str) -> Player:
             )
             raise ConfigError(
                 f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or "
-                f"name one of these folders: {others}"
+                f"name one of these folders: {others}",
+                key="model",
             )
         return Player(role=role, model=str(model), run=path)
     model_id, _, revision = name.partition("@") if not path.exists() else (name, "", "")

@@ -84,7 +84,8 @@ class Reader:
             if persona is None or persona.id != prompt.persona_id:
                 raise StoreError(
                     f"{stage.path / 'records.jsonl'}: no persona {prompt.persona_id} at row {prompt.row}, of "
-                    f"whom prompt {prompt.id} is. {MEND}"
+                    f"whom prompt {prompt.id} is. {MEND}",
+                    key="records.jsonl",
                 )
             yield prompt, persona.text
 
@@ -173,7 +174,8 @@ class Reader:
                     if id_ not in by_id:
                         raise StoreError(
                             f"{stage.path / 'records.jsonl'}: pair {pair.id} names answer {id_}, which "
-                            f"prompt {prompt.id} does not have. {MEND}"
+                            f"prompt {prompt.id} does not have. {MEND}",
+                            key="records.jsonl",
                         )
                 yield prompt, pair, by_id[pair.chosen_id], by_id[pair.rejected_id]
         pairs_of.end()
@@ -302,4 +304,6 @@ class Groups(Generic[R]):
         return self._error(line, f"prompt {record.prompt_id} is not among those that were asked for here")
 
     def _error(self, line: int | str, what: str) -> StoreError:
-        return StoreError(f"{self.stage.path / 'records.jsonl'}, line {line}: {what}. {MEND}")
+        return StoreError(
+            f"{self.stage.path / 'records.jsonl'}, line {line}: {what}. {MEND}", key="records.jsonl"
+        )

@@ -94,7 +94,9 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
                 f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
                 f"personas.writing.min_new = {config.writing.min_new:g}. {sum(known)} distinct ones exist "
                 f"and are kept. Take no more (--personas.n {known[0]} --personas.held_out {known[1]}), or "
-                "give it more to start from: personas.writing.traits, traits_each or temperature (new drafts)"
+                "give it more to start from: personas.writing.traits, traits_each or temperature (new "
+                "drafts)",
+                key="personas.writing.min_new",
             )
     yield from chosen.records(*asked)
 
@@ -167,7 +169,8 @@ def some_are_left(work: Work[Round]) -> None:
     if work.run.stage("prompts").counts["records"] and not work.stage.counts["records"]:
         reasons = work.stage.counts["reasons"]
         raise DropError(
-            f"filtered: no prompt is left ({reasons}). Look at {work.stage.path}; change section filters"
+            f"filtered: no prompt is left ({reasons}). Look at {work.stage.path}; change section filters",
+            key="filters",
         )
 
 

@@ -43,10 +43,13 @@ def train(work: Work[Round]) -> None:
         raise NoPairsError(
             f"no pairs to train on: all were dropped ({reasons}). Take another judge "
             "(--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
-            "(--pairs.keep all), or start again with more personas in another --out"
+            "(--pairs.keep all), or start again with more personas in another --out",
+            key="pairs",
         )
     if config.engine.name == "scripted" and run.given is None:
-        raise ConfigError("the scripted engine has no model to train; stop before with `sao pairs`")
+        raise ConfigError(
+            "the scripted engine has no model to train; stop before with `sao pairs`", key="engine.name"
+        )
     work.runner.session.close()
     if config.train.processes == 1 or is_worker():
         train_here(work)
@@ -57,7 +60,8 @@ def train(work: Work[Round]) -> None:
     if not (stage.open().finished and run.model_dir.is_dir()):
         raise TrainingError(
             f"training in {config.train.processes} processes ended with status {status}; the reason stands "
-            "above. Checkpoints are kept, and the same command goes on from them"
+            "above. Checkpoints are kept, and the same command goes on from them",
+            key="train.processes",
         )
 
 

@@ -113,7 +113,8 @@ class TwoModels:
         if engine.name == "openai":
             if engine.openai.model is not None:
                 raise ConfigError(
-                    "eval.engine.openai.model: base and tuned would be the same model there. Leave it out"
+                    "eval.engine.openai.model: base and tuned would be the same model there. Leave it out",
+                    key="eval.engine.openai.model",
                 )
             return engine.model_copy(
                 update={"openai": engine.openai.model_copy(update={"model": player.model})}

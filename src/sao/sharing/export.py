@@ -59,7 +59,9 @@ def export(
     """
     check_names(form, view)
     if not 0 <= test_share < 1:
-        raise DataError(f"--test-share {test_share}: give a share from 0 up to, but not, 1")
+        raise DataError(
+            f"--test-share {test_share}: give a share from 0 up to, but not, 1", key="--test-share"
+        )
     _check_folder(out)
     split = split_of(paired(run), test_share)
     with arriving(out, SUFFIX[form]) as sinks:
@@ -101,7 +103,8 @@ def _check_folder(out: Path) -> None:
     if there:
         raise DataError(
             f"{out}: holds {', '.join(there)}, and no card of `sao export` beside. Give another folder with "
-            "--out, or move that away"
+            "--out, or move that away",
+            key="--out",
         )
 
 
@@ -158,7 +161,8 @@ def write_rows(
             sinks["test" if split[example.prompt.row] else "train"].write(row)
     if not any(sink.count for sink in sinks.values()):
         raise DataError(
-            "no pairs: there is nothing to export. See why in the funnel of `sao run`, or lower pairs.min_p"
+            "no pairs: there is nothing to export. See why in the funnel of `sao run`, or lower pairs.min_p",
+            key="pairs",
         )
     for sink in sinks.values():
         sink.close()

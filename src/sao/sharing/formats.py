@@ -76,7 +76,9 @@ def check_names(form: str, view: str) -> None:
     """Raise DataError for a form or view that there is not."""
     for name, option, known in ((form, "--format", FORMS), (view, "--view", VIEWS)):
         if name not in known:
-            raise DataError(f"{option} {name}: there is no such one; choose from {', '.join(known)}")
+            raise DataError(
+                f"{option} {name}: there is no such one; choose from {', '.join(known)}", key=option
+            )
 
 
 def rows_of(example: Example, form: str, view: str, system: str | None) -> list[dict[str, Any]]:

@@ -52,12 +52,13 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     """
     given = config.pairs
     if given.source is None:
-        raise DataError("nothing to import: name a file or a hub data set")
+        raise DataError("nothing to import: name a file or a hub data set", key="pairs.source")
     survey = _survey(given, held_out)
     if survey.n < 1:
         raise DataError(
             f"{given.source}: holds {survey.n + survey.held} pairs; {held_out} questions held out would "
-            "leave none. Lower --held-out"
+            "leave none. Lower --held-out",
+            key="--held-out",
         )
     config = _recipe(config, survey)
     run = reader(config, out)

@@ -90,7 +90,9 @@ def check_filters(config: FiltersConfig) -> None:
     """
     if config.max_words is not None and config.min_words > config.max_words:
         raise ConfigError(
-            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing is kept"
+            f"filters.min_words {config.min_words} is more than max_words {config.max_words}: nothing "
+            "is kept",
+            key="filters.min_words",
         )
     prompt_checks(config, "")
     if config.embeddings is not None:
@@ -330,12 +332,15 @@ def language_check(languages: list[str]) -> Check:
         identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            "filters.languages needs the package py3langid, 0.4 or newer: pip install 'sao[data]'"
+            "filters.languages needs the package py3langid, 0.4 or newer: pip install 'sao[data]'",
+            key="py3langid",
         ) from error
     known = sorted(identifier.labels)
     if unknown := [code for code in languages if code not in known]:
         raise ConfigError(
-            f"filters.languages: no language {unknown[0]!r}. Give codes such as en; known: {', '.join(known)}"
+            f"filters.languages: no language {unknown[0]!r}. Give codes such as en; known: "
+            f"{', '.join(known)}",
+            key="filters.languages",
         )
 
     def check(prompt: Prompt, persona: str) -> Reason | None:
@@ -379,7 +384,8 @@ def rejects(path: str) -> Check:
             raise ConfigError(
                 f"filters.reject {path!r} raised {type(error).__name__}: {error}; on the prompt of row "
                 f"{prompt.row}: {prompt.conversation[:200]!r}. Mend the function, then give the same command "
-                "again"
+                "again",
+                key="filters.reject",
             ) from error
         return (str(reason), None) if reason else None
 

@@ -44,5 +44,6 @@ def function_identity(path: str, key: str) -> str:
 def _no_function(path: str, key: str, why: str) -> ConfigError:
     return ConfigError(
         f"{key} {path!r}: no such function ({why}). Write it as package.module:function; the module must be "
-        "importable here (set PYTHONPATH)"
+        "importable here (set PYTHONPATH)",
+        key=key,
     )

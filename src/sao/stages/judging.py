@@ -264,7 +264,8 @@ def _by_function(pairs: Iterable[OrderedPair], path: str, name: str) -> Iterator
         except Exception as error:
             raise ConfigError(
                 f"judging.function {path!r}: {type(error).__name__}: {error}; on prompt {pair.prompt_id}: "
-                f"{pair.prompt[:200]!r}. Mend the function, then give the same command again"
+                f"{pair.prompt[:200]!r}. Mend the function, then give the same command again",
+                key="judging.function",
             ) from error
         yield _judgment(pair, name, verdict)
 

@@ -61,10 +61,13 @@ def load_traits(name: str) -> Traits:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"personas.traits {name!r}: neither a shipped grid (general, world) nor a YAML file with axes "
-            f"and relations, both lists of texts ({type(error).__name__}: {error})"
+            f"and relations, both lists of texts ({type(error).__name__}: {error})",
+            key="personas.traits",
         ) from error
     if not axes or not all(axes) or not relations:
-        raise ConfigError(f"personas.traits {name!r}: an axis or the list of relations is empty")
+        raise ConfigError(
+            f"personas.traits {name!r}: an axis or the list of relations is empty", key="personas.traits"
+        )
     return Traits(axes=axes, relations=relations)
 
 
@@ -122,7 +125,8 @@ def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
         raise DataError(
             f"{config.source}: holds {n_found} distinct personas, but personas.n + personas.held_out = "
             f"{config.n} + {config.held_out} are asked for. Lower them, take a larger source, or let the "
-            "model write them (--personas.source self)"
+            "model write them (--personas.source self)",
+            key="personas.n",
         )
 
 
@@ -159,7 +163,10 @@ def _texts(config: PersonasConfig) -> Iterator[str]:
 
         raw = every_persona()
     elif Path(source).is_dir():
-        raise DataError(f"{source}: a folder. Name the file of personas in it with --personas.source")
+        raise DataError(
+            f"{source}: a folder. Name the file of personas in it with --personas.source",
+            key="personas.source",
+        )
     else:
         raw = column_texts(
             source,

@@ -170,7 +170,8 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
     if n_found < wanted:
         raise DataError(
             f"{config.source}: holds {n_found} distinct prompts, but personas.n + personas.held_out = "
-            f"{personas.n} + {personas.held_out} are asked for. Lower them or take a larger source"
+            f"{personas.n} + {personas.held_out} are asked for. Lower them or take a larger source",
+            key="personas.n",
         )
 
 

@@ -41,12 +41,16 @@ def store_error(error: OSError, path: Path) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             f"{path}: the disk is full ({error.strerror}). All that was finished is kept: free some space "
-            "and run the same command again"
+            "and run the same command again",
+            key="disk",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreError(f"{path}: cannot be written ({error.strerror}). Choose another folder with --out")
+        return StoreError(
+            f"{path}: cannot be written ({error.strerror}). Choose another folder with --out", key="--out"
+        )
     return StoreError(
-        f"{path}: {error.strerror or error}. All that was finished is kept: run the same command again"
+        f"{path}: {error.strerror or error}. All that was finished is kept: run the same command again",
+        key=path.name,
     )
 
 
@@ -63,7 +67,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise StoreError(
-                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it again"
+                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it again",
+                    key=Path(path).name,
                 ) from error
 
 

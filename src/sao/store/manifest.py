@@ -72,7 +72,7 @@ def check_packages(config: Config) -> None:
     }
     for package, (key, install, needed) in needs.items():
         if needed and find_spec(package) is None:
-            raise ConfigError(f"{key} needs the package {package}: pip install {install}")
+            raise ConfigError(f"{key} needs the package {package}: pip install {install}", key=package)
 
 
 def git_revision() -> str | None:
@@ -129,7 +129,8 @@ def open_manifest(
                 f"{root}: this folder belongs to another run: "
                 + "; ".join(fatal)
                 + ". It is untouched. Use another "
-                "folder with --out, or the settings it was made with (manifest.json)"
+                "folder with --out, or the settings it was made with (manifest.json)",
+                key="run folder",
             )
         changes = [line for line in changes if line.startswith("config.")]
     write_atomic(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
@@ -166,18 +167,21 @@ def read_manifest(root: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise StoreError(
-            f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`"
+            f"{root}: no run folder (no manifest.json). Make one with `sao run --out {root}`",
+            key="run folder",
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path}: cannot be read: {error}. Take another folder with --out, or delete this file"
+            f"{path}: cannot be read: {error}. Take another folder with --out, or delete this file",
+            key="manifest.json",
         ) from error
     written = found.get("format", 1) if isinstance(found, dict) else None
     if written != FORMAT:
         raise StoreError(
             f"{root}: a run folder of format {written}, which this version of SAO (format {FORMAT}) does not "
             "read. It is untouched. Use another folder with --out, or the version that made it (packages in "
-            "manifest.json)"
+            "manifest.json)",
+            key="manifest.json",
         )
     return dict(found)
 
@@ -199,13 +203,15 @@ def grown(root: Path, config: Config) -> Sizes:
         raise StoreError(
             f"{root}: this folder belongs to another run: an imported one has the {before[-1][0]} pairs and "
             f"{before[-1][1]} held-out questions of its data set, not {now[0]} and {now[1]}. It is "
-            "untouched. Use another folder with --out"
+            "untouched. Use another folder with --out",
+            key="run folder",
         )
     for key, new, old in zip(("n", "held_out"), now, before[-1], strict=True):
         if new < old:
             raise StoreError(
                 f"{root}: personas.{key}: {old} → {new}, but a run can only grow. It is untouched. Use "
                 "another "
-                "folder with --out"
+                "folder with --out",
+                key="run folder",
             )
     return before if now == before[-1] else (*before, now)

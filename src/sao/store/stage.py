@@ -88,7 +88,8 @@ class Stage:
         elif info["settings"] != json.loads(dumps(self.settings)):
             raise StoreError(
                 f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage "
-                "again"
+                "again",
+                key="stage.json",
             )
         elif info["counts"] is not None and not self.finished:
             # finished for fewer personas: it grows
@@ -115,7 +116,9 @@ class Stage:
         """{"records": n, "dropped": n, "reasons": {reason: n}} of a finished stage."""
         info = self._info()
         if info is None or not self.finished:
-            raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
+            raise StoreError(
+                f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
+            )
         return dict(info["counts"])
 
     def writer(self) -> Writer:
@@ -169,7 +172,9 @@ class Stage:
     def records(self, kind: type[R]) -> Iterator[R]:
         """The records of a finished stage, in order. Raises StoreError where it is not finished."""
         if not (self.finished and (self.path / "records.jsonl").is_file()):
-            raise StoreError(f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on")
+            raise StoreError(
+                f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
+            )
         return self._records(kind)
 
     def _records(self, kind: type[R]) -> Iterator[R]:
@@ -234,7 +239,9 @@ def read_stage_info(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except ValueError as error:
-        raise StoreError(f"{path}: not JSON ({error}). Delete the folder to make the stage again") from error
+        raise StoreError(
+            f"{path}: not JSON ({error}). Delete the folder to make the stage again", key="stage.json"
+        ) from error
 
 
 class Writer:
@@ -300,7 +307,8 @@ def _places(sources: list[Path]) -> array[int]:
             elif (other := _id_at(sources, places[row] >> 1)) != _id(line):
                 raise StoreError(
                     f"{file}: row {row} is that of {other} and of {_id(line)}: two records of one step need "
-                    "two rows"
+                    "two rows",
+                    key="records.jsonl",
                 )
     return places
 

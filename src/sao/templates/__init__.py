@@ -23,11 +23,12 @@ def load_template(name: str, fields: tuple[str, ...]) -> str:
         text = shipped.read_text("utf-8") if shipped.is_file() else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"no template {name!r}: neither a file nor one of sao/templates ({type(error).__name__})"
+            f"no template {name!r}: neither a file nor one of sao/templates ({type(error).__name__})",
+            key="template",
         ) from error
     missing = [field for field in fields if f"{{{field}}}" not in text]
     if missing:
-        raise ConfigError(f"template {name!r}: {{{missing[0]}}} does not stand in it")
+        raise ConfigError(f"template {name!r}: {{{missing[0]}}} does not stand in it", key="template field")
     return text.strip()
 
 

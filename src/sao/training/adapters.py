@@ -22,7 +22,9 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     except ImportError as error:
-        raise ConfigError("train.method lora needs the package peft: pip install 'sao[lora]'") from error
+        raise ConfigError(
+            "train.method lora needs the package peft: pip install 'sao[lora]'", key="peft"
+        ) from error
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
     targets = config.lora.targets
@@ -38,14 +40,17 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
         try:
             adapted = get_peft_model(model, settings)
         except ValueError as error:
-            raise TrainingError(f"train.lora.targets {targets!r}: {error}") from error
+            raise TrainingError(
+                f"train.lora.targets {targets!r}: {error}", key="train.lora.targets"
+            ) from error
     head = model.get_output_embeddings()
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", None)
         if base is not None and head is not None and base is not head and base.weight is head.weight:
             raise TrainingError(
                 f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the "
-                "head, so an adapter on it could not be merged without changing the head too. Leave it out"
+                "head, so an adapter on it could not be merged without changing the head too. Leave it out",
+                key="train.lora.targets",
             )
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -88,7 +93,7 @@ def quantisation(config: TrainConfig) -> Any:
         from transformers import BitsAndBytesConfig
     except ImportError as error:
         raise ConfigError(
-            "train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'"
+            "train.method qlora needs the package bitsandbytes: pip install 'sao[qlora]'", key="bitsandbytes"
         ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -116,7 +116,8 @@ def packed_attention(
     if kwargs.get("s_aux") is not None:
         raise ModelError(
             "this model's attention has sinks, which packed rows do not know. Train it with --train.batches "
-            "padded"
+            "padded",
+            key="train.batches",
         )
     if query.is_cuda and torch.is_autocast_enabled("cuda"):
         # The rotary embedding leaves queries and keys in float32, layers of 4 bits the values too.

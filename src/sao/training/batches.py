@@ -49,18 +49,21 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
     if not pairs:
         raise TrainingError(
             "there are no pairs to train on. See in the report why they were dropped; then loosen the filter "
-            "(pairs.min_p, pairs.keep) or take more personas (personas.n)"
+            "(pairs.min_p, pairs.keep) or take more personas (personas.n)",
+            key="pairs",
         )
     for pair in pairs:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
             raise TrainingError(
-                f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training"
+                f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training",
+                key="pair",
             )
         ids = {*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids}
         if min(ids) < 0 or max(ids) >= vocabulary:
             raise TrainingError(
                 f"pair {pair.id}: token id {max(ids) if max(ids) >= vocabulary else min(ids)} is outside the "
-                f"model's vocabulary of {vocabulary}. Its tokenizer belongs to another model"
+                f"model's vocabulary of {vocabulary}. Its tokenizer belongs to another model",
+                key="pair",
             )
 
 
@@ -75,7 +78,8 @@ def check_columns(pairs: Sequence[TokenPair], config: TrainConfig) -> None:
             raise TrainingError(
                 f"train.{key} needs {column} of each pair, and {len(lacking)} of {len(pairs)} have none "
                 f"(first: {lacking[0]}). Verdicts by log-probability bring it (judging.method logprob); else "
-                f"leave train.{key} out"
+                f"leave train.{key} out",
+                key=f"train.{key}",
             )
 
 
@@ -93,7 +97,8 @@ def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPai
     if not all(parts):
         raise TrainingError(
             f"train.held_out_share {share:g} of {len(pairs)} pairs leaves {len(parts[0])} for training and "
-            f"{len(parts[1])} held out; give another share or more pairs"
+            f"{len(parts[1])} held out; give another share or more pairs",
+            key="train.held_out_share",
         )
     return parts
 

@@ -119,7 +119,8 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
         what, flag = ("data set", " --repo-type dataset") if data else ("model", "")
         raise StoreError(
             f"{option} {repository}: not uploaded ({reason}). The {what} lies in {folder}; check HF_TOKEN "
-            f"and the network, then `hf upload {repository} {folder}{flag}`"
+            f"and the network, then `hf upload {repository} {folder}{flag}`",
+            key=option,
         ) from error
 
 

@@ -54,7 +54,8 @@ def claim(out: Path, settings: dict[str, Any]) -> None:
         if differing:
             raise TrainingError(
                 f"{out} holds a training with other {', '.join(differing)}. Take another folder, or delete "
-                "this one to start again"
+                "this one to start again",
+                key="training",
             )
     else:
         write_atomic(path, dumps(settings) + "\n")
@@ -117,5 +118,6 @@ def writing(path: Path) -> Iterator[None]:
         # torch.save and safetensors report a full disk in exceptions of their own.
         raise StoreError(
             f"{path}: cannot be written ({error}). Earlier checkpoints are kept: free some space and run the "
-            "same command again"
+            "same command again",
+            key="checkpoint",
         ) from error

@@ -83,13 +83,15 @@ def _check_drops(config: Config, n_pairs: int, n_drops: int, reasons: dict[str, 
     if not n_pairs:
         raise TrainingError(
             f"no pairs to train on: all {n_drops} were dropped ({reasons}); --train.max_length is "
-            f"{config.train.max_length}"
+            f"{config.train.max_length}",
+            key="train.max_length",
         )
     if n_drops / (n_drops + n_pairs) > config.max_drop_share:
         raise DropError(
             f"train: {n_drops} of {n_drops + n_pairs} pairs were dropped, more than max_drop_share = "
             f"{config.max_drop_share:g}: {reasons}. Look at {folder / 'drops.jsonl'}; then change "
-            "--train.max_length or the data, or allow more with --max_drop_share"
+            "--train.max_length or the data, or allow more with --max_drop_share",
+            key="max_drop_share",
         )
 
 

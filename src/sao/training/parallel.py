@@ -60,7 +60,8 @@ class Processes:
         if config.batch_size % at_once:
             raise TrainingError(
                 f"train.micro_batch_size {config.micro_batch_size} times {self.world} processes does not "
-                f"divide train.batch_size {config.batch_size}"
+                f"divide train.batch_size {config.batch_size}",
+                key="train.micro_batch_size",
             )
         return config.batch_size // at_once
 
@@ -107,7 +108,8 @@ def processes() -> Processes:
     if state.num_processes != expected:
         raise TrainingError(
             f"torchrun started {expected} processes, but {state.num_processes} found each other. Start them "
-            "with torchrun, not with `accelerate launch --cpu`"
+            "with torchrun, not with `accelerate launch --cpu`",
+            key="torchrun",
         )
     return Processes(state.num_processes, state.process_index)
 
@@ -129,7 +131,8 @@ def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -
     ):
         raise TrainingError(
             f"process {group.rank} has its model on {model.device}, but each process needs a GPU of its own. "
-            "Set engine.device to cuda or auto"
+            "Set engine.device to cuda or auto",
+            key="engine.device",
         )
     if way == "ddp":
         return
@@ -137,19 +140,24 @@ def check_setup(model: PreTrainedModel, config: TrainConfig, group: Processes) -
         raise TrainingError(
             f"train.parallel {way} shares the model out among several processes, and there is one. Start "
             "them with `torchrun --nproc-per-node N -m sao ...`, or set train.processes; for one process "
-            "take train.parallel ddp"
+            "take train.parallel ddp",
+            key="train.parallel",
         )
     if config.method == "qlora":
         raise TrainingError(
-            f"train.method qlora cannot be shared out by {way}: take train.parallel ddp, or method lora"
+            f"train.method qlora cannot be shared out by {way}: take train.parallel ddp, or method lora",
+            key="train.parallel",
         )
     if config.optimizer == "adamw_8bit" or (way, config.optimizer) == ("zero3", "adamw_sr"):
         raise TrainingError(
             f"train.optimizer {config.optimizer} does not go with train.parallel {way}: take adamw, or "
-            "train.parallel ddp"
+            "train.parallel ddp",
+            key="train.optimizer",
         )
     if way == "zero3" and importlib.util.find_spec("deepspeed") is None:
-        raise TrainingError("train.parallel zero3 needs the package deepspeed: pip install deepspeed")
+        raise TrainingError(
+            "train.parallel zero3 needs the package deepspeed: pip install deepspeed", key="deepspeed"
+        )
 
 
 def arguments(config: TrainConfig, group: Processes) -> dict[str, Any]:
@@ -187,7 +195,8 @@ def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> No
         raise TrainingError(
             f"train.parallel {config.parallel} in {group.world} processes, but the model is a "
             f"{type(model).__name__} in {met}: it would be trained otherwise than asked. Please report the "
-            "versions of torch, transformers and accelerate; another train.parallel may work"
+            "versions of torch, transformers and accelerate; another train.parallel may work",
+            key="train.parallel",
         )
 
 
@@ -216,7 +225,8 @@ def _layers(model: Any) -> list[nn.Module]:
     found = [module for module in model.modules() if type(module).__name__ in names]
     if not found:
         raise TrainingError(
-            f"{type(model).__name__} does not name its layers: take train.parallel ddp or zero3"
+            f"{type(model).__name__} does not name its layers: take train.parallel ddp or zero3",
+            key="train.parallel",
         )
     return found
 

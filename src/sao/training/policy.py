@@ -60,12 +60,14 @@ def _checked_head(model: PreTrainedModel) -> nn.Linear:
     if type(head) is not nn.Linear:
         raise ModelError(
             f"the head of this model is a {type(head).__name__}, not a plain linear layer; adapters on the "
-            "head and quantised heads cannot be trained. Take the head out of train.lora.targets"
+            "head and quantised heads cannot be trained. Take the head out of train.lora.targets",
+            key="train.lora.targets",
         )
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         raise ModelError(
             "the model's config asks for its router's own loss (output_router_logits), which this training "
-            "does not add. Set it to false in config.json"
+            "does not add. Set it to false in config.json",
+            key="config.json",
         )
     return head
 
@@ -120,7 +122,7 @@ def check_policy(
         by_batch = model(**batch.to(model.device).model_inputs)
     model.train(was_training)
     if not expected.isfinite().all():
-        raise ModelError(_not_finite(model))
+        raise ModelError(_not_finite(model), key="weights")
     tolerance = 0.01 if exact else 0.05
 
     def difference(logps: Tensor) -> float:
@@ -131,12 +133,14 @@ def check_policy(
         raise ModelError(
             "this model's head does more than a linear layer, scaling and soft-capping: its "
             f"log-probabilities are off by {head_off:.3g} nats. It cannot be trained here; please report the "
-            "model"
+            "model",
+            key="architecture",
         )
     if not (packed_off := difference(by_batch)) <= tolerance:
         raise ModelError(
             "this model's layers look beyond their own answer in a packed row (off by "
-            f"{packed_off:.3g} nats). Train it with --train.batches padded"
+            f"{packed_off:.3g} nats). Train it with --train.batches padded",
+            key="train.batches",
         )
 
 

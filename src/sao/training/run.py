@@ -104,7 +104,7 @@ def train(
                 _publish(trainer, tokenizer, saved_dtype, out)
                 group.wait()
         except torch.OutOfMemoryError as error:
-            raise TrainingError(_out_of_memory(config, error)) from error
+            raise TrainingError(_out_of_memory(config, error), key="GPU memory") from error
         trainer.flow.raise_if_terminated()
     return _stored_result(out)
 
@@ -141,7 +141,8 @@ def _resume_point(
         if written_by != group.world:
             raise TrainingError(
                 f"{checkpoint} was written by {written_by} processes, and zero3 cannot go on with "
-                f"{group.world}. Give --train.processes {written_by}, or delete {out} to start again"
+                f"{group.world}. Give --train.processes {written_by}, or delete {out} to start again",
+                key="train.processes",
             )
     return checkpoint
 
@@ -280,7 +281,9 @@ def _stored_result(out: Path) -> TrainResult:
         elif "alarm" not in line:
             measured = {name: value for name, value in line.items() if name.startswith(("eval_", "samples/"))}
     if not last:
-        raise StoreError(f"{path}: missing or empty beside a finished model. Delete {out} to train again")
+        raise StoreError(
+            f"{path}: missing or empty beside a finished model. Delete {out} to train again", key=path.name
+        )
     return TrainResult(model_dir=out / "model", steps=int(last["step"]), metrics=last | measured)
 
 

@@ -269,7 +269,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         raise TrainingError(
             f"optimiser step {self.state.global_step}: the {'loss' if broken else 'gradient'} is not finite "
             f"for the pairs {ids}. Look at these pairs and whether the model's weights are finite; else "
-            f"lower train.lr ({self.config.lr:g}) or train.beta ({self.config.scale:g})"
+            f"lower train.lr ({self.config.lr:g}) or train.beta ({self.config.scale:g})",
+            key="loss",
         )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -336,7 +337,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
     def _stopped_by(self, alarm: str | None, when: str) -> TrainingError:
         return TrainingError(
             f"stopped {when} by an alarm: {alarm}. The checkpoint is kept. Lower train.lr "
-            f"({self.config.lr:g}), add train.nll_weight, or go on with --train.on_alarm warn"
+            f"({self.config.lr:g}), add train.nll_weight, or go on with --train.on_alarm warn",
+            key="alarm",
         )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

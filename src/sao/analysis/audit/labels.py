@@ -26,7 +26,9 @@ def read_labels(path: Path, must: bool) -> Words:
     """
     if not path.is_file():
         if must:
-            raise DataError(f"{path}: no such file of labels. Make one with `sao label RUN`")
+            raise DataError(
+                f"{path}: no such file of labels. Make one with `sao label RUN`", key="labels file"
+            )
         return {}
     last: dict[tuple[str, str], Label | None] = {}
     for where, row in _rows(path):
@@ -56,10 +58,13 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except ValueError as error:
             if number == len(lines):
                 return
-            raise DataError(f"{where}: not a label, nor JSON ({error}). Mend or delete the line") from error
+            raise DataError(
+                f"{where}: not a label, nor JSON ({error}). Mend or delete the line", key="labels"
+            ) from error
         if not isinstance(row, dict) or row.get("verdict", "") not in (None, *LEANS):
             raise DataError(
-                f"{where}: not a label (it needs first_id, second_id and verdict: first, second or tie)"
+                f"{where}: not a label (it needs first_id, second_id and verdict: first, second or tie)",
+                key="labels",
             )
         yield where, row
 
@@ -73,6 +78,7 @@ def _id(row: dict[str, Any], key: str, where: str, default: str | None = None) -
     text = id_text(value)
     if not text and (default is None or value != default):
         raise DataError(
-            f"{where}: not a label (under {key} stands {kind_of(value)}, and no id). Mend or delete the line"
+            f"{where}: not a label (under {key} stands {kind_of(value)}, and no id). Mend or delete the line",
+            key="labels",
         )
     return text

@@ -73,7 +73,8 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
         raise ConfigError(
             f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
-            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus"
+            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus",
+            key="train.batch_size",
         )
     longest = lengths.worst(train, train.micro_batch_size)
     training = training_memory(shape, train, longest, gpus)

@@ -23,7 +23,8 @@ class Lengths:
     def __post_init__(self) -> None:
         if min(self.prompt, self.response) < 1 or not 0 < self.mfu <= 1:
             raise ConfigError(
-                "--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1"
+                "--prompt-tokens and --response-tokens are at least 1, --mfu lies between 0 and 1",
+                key="--prompt-tokens",
             )
 
     def pair(self, train: TrainConfig) -> int:

@@ -77,7 +77,8 @@ def stats(run: Reader, seed: int = 0) -> Statistics:
     if run.config.pairs.source is None and not run.stage("prompts").finished:
         raise StoreError(
             f"{run.root}: its prompts are not all written yet. Go on with its recipe: sao prompts RECIPE "
-            f"--out {run.root}"
+            f"--out {run.root}",
+            key="run folder",
         )
     figures: dict[str, TextFigures] = {}
     for name, stage, record_type in _kinds(run):

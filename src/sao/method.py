@@ -24,7 +24,7 @@ from sao.execution.step import Step
 from sao.pipeline import checks
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
-from sao.pipeline.settings import own_pairs
+from sao.pipeline.settings import asking, own_pairs
 from sao.pipeline.steps import STEPS
 from sao.pipeline.train_step import is_first, is_worker
 from sao.results.summary import Summary
@@ -61,8 +61,7 @@ def run(
     began, root = time.monotonic(), Path(out)
     if engine is None:
         config = settle(config)[0]
-    if not own_pairs(config):  # nobody is asked for training; the evaluation has its own personas
-        config = config.model_copy(update={"personas": config.personas.model_copy(update={"n": 0})})
+    config = asking(config)
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
     runner = Runner(root, session, config.max_drop_share, progress, notify, is_first())
     session.notify = runner.notify

@@ -21,6 +21,8 @@ BASES: tuple[dict[str, Any], ...] = (
     {"engine": {"name": "openai"}, "model": "some/model"},
     {"engine": {"name": "openai"}, "eval": {"engine": {"name": "openai"}}},
     {"personas": {"source": "self"}},
+    {"personas": {"source": "none"}},
+    {"prompts": {"method": "user_turn"}},
     {"prompts": {"source": "FOLDER/prompts.jsonl"}},
     {"pairs": {"source": "FOLDER/pairs.jsonl"}},
     {"judging": {"method": "text", "template": "judge_reasoning", "max_tokens": 99}},

@@ -269,7 +269,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     """A run of 90 prompts with three answers each."""
     root = tmp_path_factory.mktemp("run")
     other = tmp_path_factory.mktemp("templates") / "other-judge.txt"
-    other.write_text(load_template("judge", ()) + "\n\n")
+    other.write_text("Judge with care.\n\n" + load_template("judge", ()))
     nothing = {"duplicates": "none", "refusals": False, "persona_text": False, "unfinished": False}
     recipe = {
         "engine": {"name": "scripted"}, "personas": {"source": "builtin:world", "n": 90, "held_out": 10},

@@ -8,12 +8,14 @@ from sao.config import Config, make_config
 from sao.engines import Engine
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
+from sao.pipeline.settings import asking
 from sao.pipeline.steps import STEPS
 from sao.store.manifest import grown, read_manifest
 
 
 def reader(config: Config, root: Path, given: Engine | None = None) -> Reader:
     """The records of a recipe in a run folder. `given` takes the place of the configured engine."""
+    config = asking(config)
     return Reader(Round(config, root, STEPS, given=given, sizes=grown(root, config)))
 
 

@@ -15,7 +15,8 @@ from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.execution.session import Role
 from sao.execution.step import Step
-from sao.models.locate import identity_of, is_local, model_licence
+from sao.models.locate import identity_of, is_local, model_licence, weights_identity
+from sao.models.weights import digest_of
 from sao.pipeline.roles import Roles, roles_of
 from sao.records import make_id
 from sao.stages.functions import function_identity
@@ -48,6 +49,11 @@ class Outside:
     def source(self, name: str) -> str:
         """What a data set is, wherever it lies."""
         return str(self.look(f"source {name}", lambda: content_identity(name)))
+
+    def folder(self, name: str) -> str:
+        """What a local folder holds, wherever it lies; a hub id is its own name."""
+        files = (path for path in sorted(Path(name).rglob("*")) if path.is_file())
+        return str(self.look(f"folder {name}", lambda: digest_of(files) if Path(name).is_dir() else name))
 
     def function(self, path: str, key: str) -> str:
         """What a function of the user's is."""
@@ -147,7 +153,8 @@ class Round:
         return [found for read in self.table[name].reads if (found := self.in_place_of(read)) is not None]
 
     def in_place_of(self, name: str) -> str | None:
-        """The step itself where this round has it, else the one whose records stand in; None where none can."""
+        """The step itself where this round has it, else the one whose records stand in; None where none
+        can."""
         return name if self.has(name) else self._stand_in(name)
 
     def _keys(self, name: str) -> str | list[str]:
@@ -179,10 +186,22 @@ class Round:
         """What a role's model is, whatever its path. A given engine takes the place of any but a `reward`
         model."""
         if self.given is not None and not reward:
-            return self.given.identity
+            given = self.given
+            return str(self.outside.look(f"given {role.name}", lambda: given.identity))
+        if (known := self.outside.known.get(f"given {role.name}")) is not None and not reward:
+            return str(self.outside.look(f"given {role.name}", lambda: known))
         settings = make_id(role.engine.name, json.dumps(role.engine.counted(), sort_keys=True))
         key = f"model {role.model}@{role.revision or ''} {settings}"
         return str(self.outside.look(key, lambda: identity_of(role.engine, role.model, role.revision)))
+
+    def initial_identity(self) -> str:
+        """What training starts from: weights, also where a server answers."""
+        role = self.roles.initial
+        if self.given is not None or role.engine.name != "openai":
+            return self.identity(role)
+        if not is_local(role.model):
+            return "@".join(filter(None, (role.model, role.revision)))
+        return str(self.outside.look(f"weights {role.model}", lambda: weights_identity(role.model)))
 
     @property
     def model_identity(self) -> str:

@@ -14,6 +14,7 @@ from sao.config import Config, ResponsesConfig
 from sao.pipeline.roles import ASKED, Judge
 from sao.pipeline.rounds import Round
 from sao.stages import personas
+from sao.store.manifest import Sizes
 
 Settings = dict[str, Any]
 
@@ -21,6 +22,14 @@ Settings = dict[str, Any]
 def own_pairs(config: Config) -> bool:
     """Whether the pairs are made here, not given."""
     return config.pairs.source is None
+
+
+def asking(config: Config) -> Config:
+    """The recipe as it is run: where pairs are given nobody is asked for training, and the evaluation has its
+    own personas."""
+    if own_pairs(config):
+        return config
+    return config.model_copy(update={"personas": config.personas.model_copy(update={"n": 0})})
 
 
 def writes_prompts(config: Config) -> bool:
@@ -37,17 +46,14 @@ def persona_settings(run: Round, _: Any) -> Settings:
 
 def persona_ids(run: Round, _: Any) -> Settings:
     """The section personas, its source by what it holds, and the seed."""
-    config = run.config
+    config, source = run.config, run.config.personas.source
     if config.pairs.imported is not None:
         return {"imported": config.pairs.imported}
-    settings = config.personas.counted() | {
-        "source": run.outside.source(config.personas.source),
-        "seed": config.seed,
-    }
-    if config.personas.source == "self":
-        return settings | {"writing": writing_settings(run)}
+    settings = config.personas.counted() | {"source": run.outside.source(source), "seed": config.seed}
+    settings["writing"] = writing_settings(run) if source == "self" else None
     # The first ones of a file are held out where the file's order counts.
-    return settings | ({"held_out": config.personas.held_out} if config.personas.sample == "first" else {})
+    ordered = config.personas.sample == "first" and source not in ("self", "none", "builtin:world")
+    return settings | ({"held_out": config.personas.held_out} if ordered else {})
 
 
 def writing_settings(run: Round) -> Settings:
@@ -66,14 +72,19 @@ def writing_settings(run: Round) -> Settings:
 def prompt_settings(run: Round, _: Any) -> Settings:
     """The section prompts, its source by what it holds and its templates by their texts, the model and the
     seed."""
-    config = run.config
+    config, asked = run.config, run.config.prompts
     if config.pairs.imported is not None:
         return {}
-    settings = config.prompts.counted() | {"seed": config.seed}
-    if config.prompts.source is not None:
-        return settings | {"source": run.outside.source(config.prompts.source)}
-    texts = {name: run.outside.template(name) for name in prompt_templates(config)}
-    return settings | {"texts": texts, "model": run.identity(run.roles.policy)}
+    settings = asked.counted() | {"seed": config.seed} | dict.fromkeys(TEMPLATES)
+    if asked.source is not None:
+        return settings | {"mix": None, "source": run.outside.source(asked.source)}
+    settings["mix"] = [asked.mix.get(name) for name in prompt_templates(config)]
+    settings["texts"] = [run.outside.template(name) for name in prompt_templates(config)]
+    return settings | {"model": run.identity(run.roles.policy)}
+
+
+TEMPLATES = ("template", "template_user_turn", "template_without_persona")
+"""Keys of the section prompts that count by the text of the template, where it is used."""
 
 
 def has_personas(config: Config) -> bool:
@@ -97,11 +108,12 @@ def filter_settings(run: Round, _: Any) -> Settings:
 
 
 def filter_ids(run: Round, _: Any) -> Settings:
-    """The section filters, its evaluation sets and its function by what they hold, and the prompts'
-    marker."""
+    """The section filters, what it names by what that holds, and the prompts' marker."""
     config = run.config.filters
     sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
     settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
+    if config.embeddings is not None:
+        settings["embeddings"] = run.outside.folder(config.embeddings)
     if config.reject is not None:
         settings["reject"] = run.outside.function(config.reject, "filters.reject")
     return settings
@@ -125,9 +137,11 @@ def judgment_settings(run: Round, judge: Judge) -> Settings:
     """What one judge's verdicts depend on: the section judging with the template's text, and the judge's
     model."""
     how = judge.config
-    settings = how.counted() | {"engine": None, "panel": None, "seed": run.config.seed}
+    if how.method == "given":  # the labels exist, whatever the recipe says of new ones
+        return {"method": "given", "orders": how.orders, "comparisons_per_answer": how.comparisons_per_answer}
+    settings = how.counted() | {"engine": None, "panel": None, "template": None, "seed": run.config.seed}
     if how.method in ("logprob", "text"):
-        settings["text"] = run.outside.template(how.template)
+        settings["template"] = run.outside.template(how.template)
     if how.function is not None:
         settings["function"] = run.outside.function(how.function, "judging.function")
     if how.method in ASKED:
@@ -138,13 +152,19 @@ def judgment_settings(run: Round, judge: Judge) -> Settings:
 def pair_settings(run: Round, _: Any) -> Settings:
     """The section pairs, and the votes; calibration looks at all verdicts, so that their numbers count."""
     weights = [judge.weight for judge in run.roles.judges]
-    return run.config.pairs.counted() | {"weights": weights, "sizes": run.sizes}
+    return run.config.pairs.counted() | {"weights": weights, "sizes": training_sizes(run.sizes)}
+
+
+def training_sizes(sizes: Sizes) -> Sizes:
+    """How the run grew up to the last time that personas for training came."""
+    last = max(i for i, (n, _) in enumerate(sizes) if i == 0 or n > sizes[i - 1][0])
+    return sizes[: last + 1]
 
 
 def train_settings(run: Round, _: Any) -> Settings:
     """The section train, the model and the seed; the given pairs, where there are such."""
     config = run.config
-    settings = config.train.counted() | {"model": run.identity(run.roles.initial), "run_seed": config.seed}
+    settings = config.train.counted() | {"model": run.initial_identity(), "run_seed": config.seed}
     if own_pairs(config):
         return settings
     given = {name: getattr(config.pairs, name) for name in ("revision", "subset", "split")}

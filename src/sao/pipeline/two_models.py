@@ -161,9 +161,9 @@ class TwoModels:
 
     def stage(self, step: str, variant: Any = None) -> Stage:
         """Where the records of a step lie, by what made them."""
-        settings = TABLE[step].settings(self, variant)
         before = variant.before if isinstance(variant, Asking) else None
-        return Stage(self.root, step, {**settings, "upstream": before.fingerprint if before else None})
+        chain = {"revision": TABLE[step].revision, "upstream": before.fingerprint if before else None}
+        return Stage(self.root, step, {**TABLE[step].settings(self, variant), "step": chain})
 
     def answers(self, player: Player, questions: list[Question]) -> Answers:
         """The player's answers, those cut off or empty among them. Raises DropError where the engine gave
@@ -210,14 +210,14 @@ Two = Work[TwoModels]
 
 def answer_settings(run: TwoModels, asking: Asking) -> dict[str, Any]:
     """What a player's answers depend on."""
-    sampling = {"system", "temperature", "top_p", "max_tokens"}
     engine = run.own_engine(asking.player)
     return {
+        **run.config.responses.counted(),
+        "n": 1,
         "model": run.identity(asking.player).weights,
         "engine": ["given"] if asking.player.role in run.given else [engine.name, engine.dtype],
         "seed": run.config.seed,
         "questions": make_id(*(prompt.id for prompt in asking.prompts)),
-        **run.config.responses.model_dump(mode="json", include=sampling),
     }
 
 
@@ -232,15 +232,15 @@ def make_answers(work: Two) -> Iterator[Response | Drop]:
 
 
 def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) -> dict[str, Any]:
-    """What a judge's word depends on; `how` is None for marks."""
-    used = {"method", "choices", "min_verdict_prob", "temperature", "max_tokens", "reasoning"}
-    own: dict[str, Any] = {"max_tokens": run.config.eval.max_tokens}
-    if how is not None and shown.suite.way == "duel":
-        own = how.model_dump(mode="json", include=used) | ({"prefill": how.prefill} if how.prefill else {})
-    elif any(question.references for question in shown.questions):
+    """What a judge's verdicts and marks depend on; `how` is None for marks."""
+    by_duel = how is not None and shown.suite.way == "duel"
+    longest = run.config.eval.max_tokens
+    own: dict[str, Any] = how.counted() if how is not None and by_duel else {"max_tokens": longest}
+    if not by_duel and any(question.references for question in shown.questions):
         own["references"] = make_id(*(text for q in shown.questions for text in q.references))
     text = load_template(shown.template, FIELDS[shown.suite.way])
-    return {"way": shown.suite.way, "judge": run.judge_identity.weights, "text": text, **own}
+    judge = run.judge_identity.weights
+    return {**own, "engine": judge, "template": text, "panel": None, "way": shown.suite.way}
 
 
 def verdict_settings(run: TwoModels, shown: Judging) -> dict[str, Any]:

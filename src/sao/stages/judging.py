@@ -58,7 +58,7 @@ class Scorer(Protocol):
 def reading_judge(config: JudgingConfig) -> JudgingConfig:
     """How an evaluation is judged: by the recipe's judge in both orders; where that judge reads no answers
     (controls, a reward model, given labels), by the model itself and its log-probabilities."""
-    both: dict[str, Any] = {"orders": "both", "comparisons_per_answer": None, "panel": []}
+    both: dict[str, Any] = {"orders": "both", "comparisons_per_answer": None, "panel": [], "function": None}
     if config.method not in ("logprob", "text"):
         both |= {"method": "logprob", "engine": None, "reasoning": False}
     return config.model_copy(update=both)

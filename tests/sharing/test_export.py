@@ -413,7 +413,7 @@ def test_a_full_disk_at_the_card_leaves_nothing_either(
     finished: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, text: str) -> None:
-        raise StoreError(f"{path}: the disk is full")
+        raise StoreError(f"{path}: the disk is full", key="disk")
 
     export(finished, tmp_path / "old", "axolotl")
     before = {p.name: p.read_bytes() for p in (tmp_path / "old").iterdir()}

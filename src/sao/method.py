@@ -69,13 +69,29 @@ def run(
     with watched(runner):
         for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
             names = wanted(round_, until)
-            open_run(round_, runner, trains="train" in names)
+            open_run(round_, runner, names)
             run_round(round_, runner, names, until)
         summary = summarise(Reader(round_), _commands_done(until), runner.worked)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
-    if until == "eval" and (runner.worked or not (root / "summary.json").is_file()):
-        write_atomic(root / "summary.json", summary.model_dump_json(indent=1) + "\n")
+    if until == "eval":
+        keep_summary(root / "summary.json", summary)
     return summary
+
+
+def keep_summary(path: Path, summary: Summary) -> None:
+    """Write the summary, unless nothing new came of this call: then the seconds of the work stay."""
+    before = read_summary(path)
+    same = {"worked": summary.worked, "seconds": summary.seconds}
+    if summary.worked or before is None or before.model_copy(update=same) != summary:
+        write_atomic(path, summary.model_dump_json(indent=1) + "\n")
+
+
+def read_summary(path: Path) -> Summary | None:
+    """The summary of an earlier call, None where there is none that can be read."""
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def run_round(round_: Round, runner: Runner, names: Sequence[str], until: str) -> None:
@@ -107,15 +123,15 @@ def wanted(round_: Round, until: str) -> list[str]:
     return [name for name in active if name in needed]
 
 
-def open_run(round_: Round, runner: Runner, trains: bool) -> None:
+def open_run(round_: Round, runner: Runner, names: Sequence[str]) -> None:
     """Check recipe, models, templates and folder before any work starts, and write the manifest."""
-    checks.check(round_, runner.session, trains)
+    checks.check(round_, runner.session, trains="train" in names)
     if not is_first():
         return
     source = content_identity(checks.first_source(round_.config))
     licences = checks.licences_of(round_)
     checks.announce(round_, licences, runner.notify)
-    Reader(round_).funnel()  # looks at every stage, and so at all that the run depends on
+    look_outside(round_, names)
     outside = round_.outside.found
     identity = round_.model_identity
     for line in manifest.open_manifest(
@@ -123,6 +139,13 @@ def open_run(round_: Round, runner: Runner, trains: bool) -> None:
     ):
         runner.notify(f"changed since the last run here: {line}")
     runner.status.start()
+
+
+def look_outside(round_: Round, names: Sequence[str]) -> None:
+    """Find all that these steps depend on outside the folder, so that the manifest has it."""
+    for name in names:
+        round_.stages(name)
+    Reader(round_).funnel()
 
 
 def only_training(round_: Round, until: str) -> None:

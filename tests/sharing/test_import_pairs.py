@@ -116,7 +116,7 @@ def test_an_import_does_not_touch_another_run(tmp_path: Path) -> None:
         import_pairs(config, tmp_path / "own")
     assert (tmp_path / "own" / "manifest.json").read_bytes() == before
     import_pairs(config, tmp_path / "theirs")
-    with raises(StoreError, key="run folder", match="30 pairs and 0 .*not 25 and 5"):
+    with raises(StoreError, key="run folder", match="30 prompts and 0 .*not the 25 and 5"):
         import_pairs(config, tmp_path / "theirs", held_out=5)
     with raises(StoreError, key="run folder"):
         run_pipeline(

@@ -12,7 +12,7 @@ from sao.errors import SAOError
 from sao.evaluation import compare
 from sao.evaluation.compare import Oracle
 from sao.pipeline.reader import Reader
-from sao.records import Comparison, Prompt, Response
+from sao.records import Prompt, Response
 from sao.results.base import stage_counts
 from sao.results.summary import (
     CutOff,
@@ -112,7 +112,7 @@ def _held_out(run: Reader) -> list[HeldOutRow]:
 
 def _held_out_wins(run: Reader, held_out: list[HeldOutRow], unseen: int) -> HeldOut:
     same_text = sum(base.text == tuned.text for _, base, tuned in held_out)
-    comparisons = run.stage("comparisons").records(Comparison)
+    comparisons = run.compared()
     wins = compare.win_summary(comparisons, same_text, run.config.eval.bootstrap, run.config.seed)
     return HeldOut(
         **dict(wins),
@@ -159,7 +159,7 @@ def _oracle_outcome(
 
     gain = compare.oracle_gain(texts(held_out), oracle, *resampling)
     named = ((p.id, p.text, base.text, tuned.text) for p, base, tuned in held_out)
-    comparisons = run.stage("comparisons").records(Comparison)
+    comparisons = run.compared()
     return OracleOutcome(
         **dict(gain),
         verdict=compare.oracle_wins(named, comparisons, oracle, *resampling),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,6 +101,8 @@ class Runner:
                 for record in records:
                     if _id(record) in stage.done:
                         continue
+                    if isinstance(record, Drop) and record.stage != stage.name:
+                        record = replace(record, stage=stage.name)
                     out.write(record)
                     done += 1
                     if self.status.step != what:  # a step that it is made from was run in between
@@ -121,7 +123,7 @@ class Runner:
 
     def _book(self, stage: str) -> None:
         """Note in usage.jsonl what the engine was asked since the last note."""
-        if spent := self.session.spent():
+        for spent in self.session.spent():
             append_usage(self.root, {"stage": stage, **asdict(spent)})
 
 

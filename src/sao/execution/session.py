@@ -53,6 +53,7 @@ class Session:
         self._role: Role | None = None
         self._engine: Engine | None = None
         self._booked = Usage()
+        self._unbooked: list[Spent] = []
 
     def engine(self, role: Role) -> Engine:
         """The engine with the role's model, opened when first needed."""
@@ -79,24 +80,31 @@ class Session:
         finally:
             scorer.close()
 
-    def spent(self) -> Spent | None:
-        """What the open engine was asked since the last call, where it counts that; None for nothing."""
+    def spent(self) -> list[Spent]:
+        """What engines were asked since the last call, where they count that; closed ones too."""
+        found = [*self._unbooked, *self._newly_spent()]
+        self._unbooked = []
+        return found
+
+    def _newly_spent(self) -> list[Spent]:
         usage = self._engine.usage if self._engine is not None else None
         if usage is None or self._role is None or usage == self._booked:
-            return None
+            return []
         before, self._booked = asdict(self._booked), replace(usage)
         new = {name: now - before[name] for name, now in asdict(usage).items()}
         price = self._role.engine.openai
         cost = new["prompt_tokens"] * price.price_prompt + new["completion_tokens"] * price.price_completion
-        return Spent(model=self._role.model, **new, cost=cost / 1e6)
+        return [Spent(model=self._role.model, **new, cost=cost / 1e6)]
 
     def close(self) -> None:
         """Give back the open engine's memory."""
         if self._engine is not None:
+            self._unbooked += self._newly_spent()
             self._engine.close()
             self._engine, self._booked = None, Usage()
 
 
 def _same(one: Role, other: Role) -> bool:
-    """Whether one engine serves both."""
-    return (one.engine, one.model, one.revision) == (other.engine, other.model, other.revision)
+    """Whether one engine serves both: the same settings, whichever section they come from."""
+    engines = [role.engine.model_dump(exclude={"model", "revision"}) for role in (one, other)]
+    return engines[0] == engines[1] and (one.model, one.revision) == (other.model, other.revision)

@@ -75,7 +75,8 @@ class Work(Generic[S]):
         return self.runner.session.engine(role)
 
     def read(self, step: str, kind: type[R]) -> Iterator[R]:
-        """The records of a finished step, in the order of their rows."""
+        """The records of a finished step, in the order of their rows. A step with several stages is read by
+        `run.stage(step, variant)`."""
         return self.run.stage(step).records(kind)
 
 

@@ -16,14 +16,15 @@ from sao.errors import StoreError
 from sao.evaluation import compare
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
-from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Response
+from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
 from sao.stages import judging, pairs, rows
+from sao.store.files import MEND
 from sao.store.stage import Stage, read_stage_info
 
 if TYPE_CHECKING:
     from sao.data.preferences import TextPair
 
-R = TypeVar("R", Response, Judgment, PreferencePair)
+R = TypeVar("R", Response, Judgment, PreferencePair, Comparison)
 
 
 class Reader:
@@ -127,14 +128,14 @@ class Reader:
         upstream = mine[0].settings["step"]["upstream"]
         for path in sorted(self.round.place.glob("judgments-*/stage.json")):
             info = read_stage_info(path)
-            settings = info["settings"]
-            stage = Stage(self.round.place, "judgments", settings, sizes=info["sizes"])
+            settings = info.settings
+            stage = Stage(self.round.place, "judgments", settings, sizes=self.round.sizes[-1])
             if stage.path in {own.path for own in mine} or not stage.finished:
                 continue
-            if settings["step"]["upstream"] != upstream or info["sizes"] != mine[0].sizes:
+            if settings.get("step", {}).get("upstream") != upstream:
                 continue
             name = f"{settings['method']} ({stage.path.name})"
-            orders = 2 if settings["orders"] == "both" else 1
+            orders = judging.ORDERS[settings["orders"]]
             verdicts = Groups(stage, Judgment, rows.pairs_each(n) * orders)
             yield name, self._with_verdicts(verdicts, name, orders, settings["comparisons_per_answer"])
 
@@ -144,16 +145,15 @@ class Reader:
         for prompt, answers in self.answered():
             shown = judging.shown_pairs(answers, comparisons_per_answer) * orders
             yield prompt, answers, named(verdicts.take(prompt, shown), name)
+        verdicts.end()
 
     def jury(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
-        judging = self.config.judging
-        calibrate = self.config.pairs.calibrate and judging.method != "reward"  # scores know no slots
+        how = self.config.judging
+        calibrate = self.config.pairs.calibrate and how.method != "reward"  # scores know no slots
         calibrations = pairs.calibrate(self.judged()) if calibrate else {}
         weights = {judge.name: judge.weight for judge in self.judges}
-        return pairs.Jury(
-            calibrations=calibrations, weights=weights, orders=2 if judging.orders == "both" else 1
-        )
+        return pairs.Jury(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
 
     def chosen(self, key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
         """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others, that are not
@@ -200,6 +200,14 @@ class Reader:
         base.end()
         tuned.end()
 
+    def compared(self) -> Iterator[Comparison]:
+        """The verdicts on base against trained model; equal answers have none."""
+        verdicts = Groups(self.stage("comparisons"), Comparison, 2)
+        answers = {prompt.id: base.text != tuned.text for prompt, base, tuned in self.held_out()}
+        for prompt in self.asked(held_out=True):
+            yield from verdicts.take(prompt, 2 if answers.get(prompt.id) else 0)
+        verdicts.end()
+
     def trained_texts(self) -> set[str]:
         """The questions that were trained on."""
         if self.config.pairs.source is None:
@@ -245,9 +253,6 @@ class Reader:
 def named(judgments: list[Judgment], name: str) -> list[Judgment]:
     """The judgments under the name that their judge has in this recipe."""
     return [j if j.judge == name else replace(j, judge=name) for j in judgments]
-
-
-MEND = "Delete the stage's folder and run the same command again: it is made again, and so are those after it"
 
 
 class Groups(Generic[R]):

@@ -18,7 +18,8 @@ from sao.execution.step import Step
 from sao.models.locate import identity_of, is_local, model_licence, weights_identity
 from sao.models.weights import digest_of
 from sao.pipeline.roles import Roles, roles_of
-from sao.records import make_id
+from sao.records import Persona, Prompt, make_id
+from sao.stages import rows
 from sao.stages.functions import function_identity
 from sao.store.manifest import Sizes
 from sao.store.stage import Stage
@@ -118,6 +119,9 @@ class Round:
         read."""
         if not self.has(step) and (stand_in := self._stand_in(step)):
             return self.stage(stand_in)
+        variants = self.table[step].variants(self)
+        if variant is None and len(variants) > 1:
+            raise ValueError(f"step {step} has {len(variants)} stages: say which (stage(step, variant))")
         number = list(self.table[step].variants(self)).index(variant) if variant is not None else 0
         if (step, number) not in self._stages:
             self._stages[step, number] = self._make(self.table[step], variant)
@@ -144,7 +148,13 @@ class Round:
         chain = {"step": {"revision": step.revision, "upstream": upstream}}
         settings = {**step.settings(self, variant), **chain}
         ids = None if step.ids is None else {**step.ids(self, variant), **chain}
-        return Stage(self.place, step.name, settings, ids, self.sizes[-1] if step.build is None else None)
+        if step.build is not None:
+            return Stage(self.place, step.name, settings, ids, holds_records=False)
+        size = self.sizes[-1]
+        # Stages that grow, of which a size may be given up; where sizes name the folder there is another one.
+        grows = step.record in (Persona, Prompt) and "sizes" not in settings
+        keeps = partial(rows.within, size) if grows and self.config.pairs.imported is None else None
+        return Stage(self.place, step.name, settings, ids, size, keeps)
 
     def inputs(self, name: str) -> list[str]:
         """The steps of this round that a step hangs on."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from sao.config import Config
-from sao.errors import DropError
+from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.runner import undone
@@ -62,11 +62,23 @@ def compares(config: Config) -> bool:
     return config.personas.held_out > 0
 
 
+def refuse_import(work: Work[Round]) -> None:
+    """Raise DataError where the records come with `sao import`, and it has not finished."""
+    if work.config.pairs.imported is not None:
+        raise DataError(
+            f"{work.run.root}: the import is not finished. Give the same `sao import` again; it goes on "
+            "where it "
+            "stopped",
+            key="run folder",
+        )
+
+
 # Personas.
 
 
 def make_personas(work: Work[Round]) -> Iterable[Persona | Drop]:
     """Read or drawn from the source, or written by the model."""
+    refuse_import(work)
     config = work.config.personas
     if config.source == "self":
         return undone(_written(work), work.done)  # type: ignore[return-value]
@@ -124,6 +136,7 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
 
 def make_prompts(work: Work[Round]) -> Iterable[Prompt | Drop]:
     """Each persona's prompt, or those given."""
+    refuse_import(work)
     config = work.config
     if config.prompts.source is not None:
         given = prompts.given_prompts(config.prompts, config.personas, config.seed, work.key)
@@ -179,6 +192,7 @@ def some_are_left(work: Work[Round]) -> None:
 
 def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
     """N answers to each training prompt."""
+    refuse_import(work)
     asked, engine = Reader(work.run).asked(held_out=False), work.engine(work.run.roles.policy)
     return responses.answer_prompts(asked, engine, work.config.responses, work.key, work.done)
 

@@ -43,7 +43,7 @@ def train(work: Work[Round]) -> None:
         raise NoPairsError(
             f"no pairs to train on: all were dropped ({reasons}). Take another judge "
             "(--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
-            "(--pairs.keep all), or start again with more personas in another --out",
+            "(--pairs.keep all), or take more personas (--personas.n)",
             key="pairs",
         )
     if config.engine.name == "scripted" and run.given is None:

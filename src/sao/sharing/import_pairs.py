@@ -26,7 +26,7 @@ from sao.data.similarity import normalise
 from sao.errors import DataError
 from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
-from sao.stages.rows import answer_row, pair_row, persona_row
+from sao.stages.rows import answer_row, first_free_row, index_of_answer, pair_row, persona_row
 from sao.store import manifest
 from sao.store.files import dumps, write_atomic
 from sao.store.stage import Stage
@@ -73,8 +73,6 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
         run.round.outside.found,
         run.round.sizes,
     )
-    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    write_atomic(out / "recipe.yaml", recipe)
     stages = [
         run.stage("personas"),
         run.stage("prompts"),
@@ -85,6 +83,8 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
         _fill(stages, given, survey)
     if not run.stage("pairs").open().finished:
         run.stage("pairs").fill(PreferencePair, run.chosen)
+    recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomic(out / "recipe.yaml", recipe)
     counts = run.stage("prompts").counts
     return {
         "pairs": survey.n,
@@ -182,7 +182,7 @@ def _all_records(given: PairsConfig, survey: _Survey) -> Iterator[tuple[int, Rec
 
     Drops have the rows behind all prompts.
     """
-    index, drop_row = 0, 2 * max(survey.n, len(survey.held_out))
+    index, drop_row = 0, first_free_row(survey.n, len(survey.held_out))
     seen = bytearray(len(survey.held_out))
     for number, pair in enumerate(_read(given)):
         reason = pair.reason if isinstance(pair, Drop) else "repeats a held-out question"
@@ -250,7 +250,7 @@ def _label(pair: TextPair, chosen: Response, rejected: Response, key: str) -> Ju
     p_first = p_chosen if p_chosen is None or chosen_is_first else 1 - p_chosen
     return Judgment(
         id=make_id(key, "label"),
-        row=pair_row(chosen.row // 2, 2, 0),
+        row=pair_row(index_of_answer(chosen.row, 2), 2, 0),
         prompt_id=chosen.prompt_id,
         first_id=first.id,
         second_id=second.id,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from sao.data.readers import content_identity
@@ -16,13 +17,29 @@ def load_function(path: str, key: str) -> Callable[..., Any]:
     """The function that the recipe's `key` names. Raises ConfigError where there is none."""
     module, _, name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(_fresh(module), name)
     except Exception as error:  # the user's module runs, and may raise anything
         raise _no_function(path, key, f"{type(error).__name__}: {error}") from error
     if not callable(function):
         raise _no_function(path, key, f"it is {type(function).__name__}")
     found: Callable[..., Any] = function
     return found
+
+
+_LOADED: dict[str, str] = {}
+"""What the files of loaded modules held."""
+
+
+def _fresh(name: str) -> ModuleType:
+    """The module as its file is now: a function that was edited is another one, in a long session too."""
+    module = importlib.import_module(name)
+    if module.__file__ is None:
+        return module
+    held = content_identity(module.__file__)
+    if _LOADED.setdefault(name, held) != held:
+        module = importlib.reload(module)
+        _LOADED[name] = held
+    return module
 
 
 def function_identity(path: str, key: str) -> str:

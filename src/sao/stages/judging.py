@@ -20,10 +20,10 @@ from typing import Any, Protocol, cast
 
 from sao.config import JudgingConfig
 from sao.engines import ChoiceRequest, Engine, Failure, Request, Sample, Sampling
-from sao.errors import ConfigError
+from sao.errors import ConfigError, DataError
 from sao.records import Drop, Judgment, Message, Response, Verdict, make_id, seed_of
 from sao.stages.functions import load_function
-from sao.stages.rows import pair_number, verdict_row
+from sao.stages.rows import index_of_answer, pair_number, verdict_row
 from sao.templates import fill, load_template
 
 Oracle = Callable[[str, str], float | None]
@@ -84,7 +84,11 @@ def compared_pairs(n: int, comparisons_per_answer: int | None) -> set[tuple[int,
 
 def orders_of(config: JudgingConfig) -> int:
     """In how many orders each pair is shown."""
-    return 2 if config.orders == "both" else 1
+    return ORDERS[config.orders]
+
+
+ORDERS = {"one": 1, "both": 2}
+"""In how many orders a pair is shown, by judging.orders."""
 
 
 def shown_pairs(answers: Sequence[Response], comparisons_per_answer: int | None) -> int:
@@ -117,7 +121,7 @@ def ordered_pairs(
         distinct = [r for r in responses if first_of_text[r.text] is r]
         for i, j in sorted(compared_pairs(len(distinct), comparisons_per_answer)):
             a, b = distinct[i], distinct[j]
-            index, number = a.row // n, pair_number(a.index, b.index, n)
+            index, number = index_of_answer(a.row, n), pair_number(a.index, b.index, n)
             # In one order only, the pair's own id draws which answer is first, so that a position bias
             # averages out.
             swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
@@ -164,6 +168,13 @@ def judge(
         case "random" | "longer" | "shorter" | "first":
             rule = CONTROLS[config.method]
             yield from (_judgment(pair, name, rule(pair)) for pair in todo)
+        case _:
+            raise DataError(
+                f"judging.method {config.method} has no judge: its labels come with `sao import`. Give that "
+                "command "
+                "again; it goes on where it stopped",
+                key="judging.method",
+            )
 
 
 def _by_logprob(

@@ -30,7 +30,7 @@ from sao.data.similarity import find_duplicates
 from sao.engines import Engine, Request, Sample, Sampling, dropped, read_marked
 from sao.errors import ConfigError, DataError
 from sao.records import Drop, Message, Persona, make_id, seed_of
-from sao.stages.rows import persona_row
+from sao.stages.rows import first_free_row, persona_row
 from sao.templates import fill, load_template
 
 LICENCES = {"builtin:general": "CC0-1.0", "builtin:world": "Apache-2.0", "none": "none (no personas)"}
@@ -267,7 +267,7 @@ class Settled:
             else:
                 id_ = make_id("spare", persona.id)
                 spare.append(Drop(row=0, stage="personas", record_id=id_, reason="more than asked for"))
-        for row, drop in enumerate([*self.dropped, *spare], 2 * max(n, held_out)):
+        for row, drop in enumerate([*self.dropped, *spare], first_free_row(n, held_out)):
             yield replace(drop, row=row)
 
 

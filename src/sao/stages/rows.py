@@ -25,6 +25,21 @@ def index_of(row: int) -> int:
     return row // 2
 
 
+def within(size: tuple[int, int], row: int) -> bool:
+    """Whether a persona of this row is one of a run with `size` personas for training and held out."""
+    return index_of(row) < size[is_held_out(row)]
+
+
+def first_free_row(n: int, held_out: int) -> int:
+    """The first row behind all personas."""
+    return 2 * max(n, held_out)
+
+
+def index_of_answer(row: int, n: int) -> int:
+    """The number of the prompt whose answer, one of `n`, has this row."""
+    return row // n
+
+
 def answer_row(prompt: Prompt, n: int, number: int) -> int:
     """The row of answer `number` of the `n` to a prompt."""
     return index_of(prompt.row) * n + number

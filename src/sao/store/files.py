@@ -54,6 +54,14 @@ def store_error(error: OSError, path: Path) -> StoreError:
     )
 
 
+MEND = (
+    "Delete the folder of this stage, and those of the stages after it, and run the same command again: they "
+    "are "
+    "made again"
+)
+"""What to do where records are broken. Stages after it hang on the very texts, not only on their ids."""
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file that this store wrote; a torn last line is left out.
 
@@ -64,12 +72,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return  # torn by a kill: its item is computed again
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except ValueError as error:
                 raise StoreError(
-                    f"{path}, line {number}: not JSON ({error}). Delete this stage's folder to make it again",
-                    key=Path(path).name,
+                    f"{path}, line {number}: not JSON ({error}). {MEND}", key=path.name
                 ) from error
+            if not isinstance(row, dict):
+                raise StoreError(f"{path}, line {number}: no JSON object. {MEND}", key=path.name)
+            yield row
 
 
 def with_offsets(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

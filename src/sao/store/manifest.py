@@ -15,6 +15,7 @@ from typing import Any
 from sao.config import Config
 from sao.errors import ConfigError, StoreError
 from sao.store.files import dumps, read_jsonl, store_error, write_atomic
+from sao.store.stage import read_stage_info
 
 PACKAGES = [
     "sao",
@@ -122,7 +123,9 @@ def open_manifest(
         imported = config.pairs.imported is not None
         fixed = IMPORT_FIXED if imported else FIXED
         fatal = [
-            line for line, (key, _, _) in zip(changes, differences, strict=True) if key.startswith(fixed)
+            line
+            for line, (key, _, _) in zip(changes, differences, strict=True)
+            if any(key == name or key.startswith(f"{name}.") for name in fixed)
         ]
         if fatal and begun:
             raise StoreError(
@@ -172,7 +175,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{path}: cannot be read: {error}. Take another folder with --out, or delete this file",
+            f"{path}: cannot be read: {error}. Take another folder with --out",
             key="manifest.json",
         ) from error
     written = found.get("format", 1) if isinstance(found, dict) else None
@@ -183,7 +186,20 @@ def read_manifest(root: Path) -> dict[str, Any]:
             "manifest.json)",
             key="manifest.json",
         )
+    wrong = [name for name, kind in KINDS.items() if not isinstance(found.get(name), kind)]
+    sizes = found.get("sizes")
+    if wrong or not sizes or not all(isinstance(size, list) and len(size) == 2 for size in sizes):
+        raise StoreError(
+            f"{path}: not as SAO writes it ({', '.join(wrong) or 'sizes'} is missing or of another kind). "
+            "Take "
+            "another folder with --out",
+            key="manifest.json",
+        )
     return dict(found)
+
+
+KINDS = {"config": dict, "outside": dict, "sizes": list}
+"""What a manifest must hold."""
 
 
 def has_begun(root: Path) -> bool:
@@ -193,20 +209,31 @@ def has_begun(root: Path) -> bool:
 
 
 def grown(root: Path, config: Config) -> Sizes:
-    """The sizes of the run in this folder, this recipe's last. Raises StoreError where it asks for fewer
-    personas than the folder has."""
-    now = (config.personas.n, config.personas.held_out)
-    if not (root / MANIFEST).is_file() or not has_begun(root):
-        return (now,)
-    before: Sizes = tuple((n, held_out) for n, held_out in read_manifest(root)["sizes"])
-    if config.pairs.imported is not None and now != before[-1]:
+    """The sizes of the run in this folder, this recipe's last. A size whose prompts were never finished does
+    not count. Where pairs are given, the personas for training stay as they are.
+
+    Raises StoreError where the recipe asks for fewer personas than the folder has.
+    """
+    n, held_out = config.personas.n, config.personas.held_out
+    before: Sizes = ()
+    if (root / MANIFEST).is_file() and has_begun(root):
+        done = _finished_sizes(root)
+        sizes = tuple((size[0], size[1]) for size in read_manifest(root)["sizes"])
+        last = max((number for number, size in enumerate(sizes, 1) if size in done), default=0)
+        before = sizes[:last]
+    if not before:
+        return ((n, held_out),)
+    if config.pairs.source is not None:
+        n = before[-1][0]
+    if config.pairs.imported is not None and (n, held_out) != before[-1]:
         raise StoreError(
-            f"{root}: this folder belongs to another run: an imported one has the {before[-1][0]} pairs and "
-            f"{before[-1][1]} held-out questions of its data set, not {now[0]} and {now[1]}. It is "
-            "untouched. Use another folder with --out",
+            f"{root}: this folder belongs to another run: it has {before[-1][0]} prompts and {before[-1][1]} "
+            f"held-out ones, not the {n} and {held_out} of this data set. It is untouched. Use another "
+            "folder "
+            "with --out",
             key="run folder",
         )
-    for key, new, old in zip(("n", "held_out"), now, before[-1], strict=True):
+    for key, new, old in (("n", n, before[-1][0]), ("held_out", held_out, before[-1][1])):
         if new < old:
             raise StoreError(
                 f"{root}: personas.{key}: {old} → {new}, but a run can only grow. It is untouched. Use "
@@ -214,4 +241,10 @@ def grown(root: Path, config: Config) -> Sizes:
                 "folder with --out",
                 key="run folder",
             )
-    return before if now == before[-1] else (*before, now)
+    return before if (n, held_out) == before[-1] else (*before, (n, held_out))
+
+
+def _finished_sizes(root: Path) -> set[tuple[int, int]]:
+    """The sizes for which prompts were finished."""
+    stages = (read_stage_info(path) for path in root.glob("round-*/prompts-*/stage.json"))
+    return {(info.sizes[0], info.sizes[1]) for info in stages if info.counts is not None and info.sizes}

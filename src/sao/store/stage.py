@@ -27,14 +27,17 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sao.errors import StoreError
 from sao.records import Drop, Record, from_dict, make_id, to_dict
-from sao.store.files import cut_torn_line, dumps, read_jsonl, store_error, with_offsets, write_atomic
+from sao.store.files import MEND, cut_torn_line, dumps, read_jsonl, store_error, with_offsets, write_atomic
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T", bound="Record | Drop")
+FINAL = ("records.jsonl", "drops.jsonl")
 FLUSH_ROWS, FLUSH_SECONDS = 64, 1.0
 
 
@@ -67,11 +70,16 @@ class Stage:
         settings: dict[str, Any],
         ids: dict[str, Any] | None = None,
         sizes: tuple[int, int] | None = None,
+        within: Callable[[int], bool] | None = None,
+        holds_records: bool = True,
     ) -> None:
         """`settings` is all that the stage's outcome depends on; its fingerprint names the folder. `ids` is
-        what the ids of its records derive from, where that is less: which records exist is not what a record
-        is made of. `sizes` are how many personas the stage is made for, for training and held out: a stage
-        that was finished for fewer grows, and the records that it has stay."""
+        what
+        the ids of its records derive from, where that is less: which records exist is not what a record is
+        made of. `sizes` are how many personas the stage is made for, for training and held out: a stage that
+        was finished for fewer grows, and the records that it has stay. Rows that are not `within` belong to a
+        size that was given up, and are left out when it is finished. `holds_records`: not a model."""
+        self._within, self._holds_records = within, holds_records
         self.name = name
         self.settings = settings
         self.sizes = None if sizes is None else list(sizes)
@@ -85,13 +93,13 @@ class Stage:
         info = self._info()
         if info is None:
             write_atomic(self.path / "stage.json", self._stage_json(None))
-        elif info["settings"] != json.loads(dumps(self.settings)):
+        elif info.settings != json.loads(dumps(self.settings)):
             raise StoreError(
                 f"{self.path}: its stage.json does not fit its name. Delete the folder to make the stage "
                 "again",
                 key="stage.json",
             )
-        elif info["counts"] is not None and not self.finished:
+        elif info.counts is not None and not self.finished:
             # finished for fewer personas: it grows
             write_atomic(self.path / "stage.json", self._stage_json(None))
         try:
@@ -107,19 +115,21 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether the stage is sealed."""
+        """Whether the stage is sealed, for the sizes of the run."""
         info = self._info()
-        return info is not None and info["counts"] is not None and info["sizes"] == self.sizes
+        if info is None or info.counts is None or info.sizes != self.sizes:
+            return False
+        return not self._holds_records or all((self.path / name).is_file() for name in FINAL)
 
     @property
     def counts(self) -> dict[str, Any]:
         """{"records": n, "dropped": n, "reasons": {reason: n}} of a finished stage."""
         info = self._info()
-        if info is None or not self.finished:
+        if info is None or info.counts is None or not self.finished:
             raise StoreError(
                 f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
             )
-        return dict(info["counts"])
+        return dict(info.counts)
 
     def writer(self) -> Writer:
         """A part file of this process's own."""
@@ -146,8 +156,8 @@ class Stage:
         """
         if not self.finished:
             sources = self._sources()
-            places = _places(sources)
-            for is_drop, name in enumerate(("records.jsonl", "drops.jsonl")):
+            places = _places(sources, self._within)
+            for is_drop, name in enumerate(FINAL):
                 wanted = (place >> 1 for place in places if place >= 0 and place & 1 == is_drop)
                 self._write_sorted(name, sources, wanted)
             reasons = Counter(drop.reason for drop in self.drops())
@@ -171,14 +181,14 @@ class Stage:
 
     def records(self, kind: type[R]) -> Iterator[R]:
         """The records of a finished stage, in order. Raises StoreError where it is not finished."""
-        if not (self.finished and (self.path / "records.jsonl").is_file()):
+        if not self.finished:
             raise StoreError(
                 f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
             )
         return self._records(kind)
 
     def _records(self, kind: type[R]) -> Iterator[R]:
-        return (from_dict(kind, row) for row in read_jsonl(self.path / "records.jsonl"))
+        return _typed(self.path / "records.jsonl", kind)
 
     def written(self) -> Iterator[dict[str, Any]]:
         """The rows that an unfinished stage has."""
@@ -187,10 +197,9 @@ class Stage:
 
     def drops(self) -> Iterator[Drop]:
         """What the finished stage lost."""
-        for row in read_jsonl(self.path / "drops.jsonl"):
-            yield from_dict(Drop, row)
+        return _typed(self.path / "drops.jsonl", Drop)
 
-    def _info(self) -> dict[str, Any] | None:
+    def _info(self) -> StageInfo | None:
         path = self.path / "stage.json"
         return read_stage_info(path) if path.is_file() else None
 
@@ -212,7 +221,7 @@ class Stage:
         kill while it was sealed)."""
         if self.finished:
             return []
-        sealed = (self.path / "records.jsonl", self.path / "drops.jsonl")
+        sealed = (self.path / name for name in FINAL)
         return [*self._parts(), *(file for file in sealed if file.is_file())]
 
     def _write_sorted(self, name: str, parts: list[Path], places: Iterable[int]) -> None:
@@ -233,15 +242,27 @@ class Stage:
             raise store_error(error, self.path / name) from error
 
 
-def read_stage_info(path: Path) -> dict[str, Any]:
-    """What stands in a stage.json: {"stage", "settings", "sizes", "counts"}. Raises StoreError where it is no
-    JSON."""
+@dataclass(frozen=True)
+class StageInfo:
+    """What stands in a stage.json."""
+
+    stage: str
+    settings: dict[str, Any]
+    sizes: list[int] | None
+    counts: dict[str, Any] | None
+
+
+def read_stage_info(path: Path) -> StageInfo:
+    """A stage.json. Raises StoreError where it is not as SAO writes it."""
     try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        raise StoreError(
-            f"{path}: not JSON ({error}). Delete the folder to make the stage again", key="stage.json"
-        ) from error
+        info = StageInfo(**json.loads(path.read_text("utf-8")))
+        counts = info.counts is None or {"records", "dropped", "reasons"} <= info.counts.keys()
+        if isinstance(info.settings, dict) and isinstance(info.sizes, list | None) and counts:
+            return info
+        why = "a value of another kind"
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        why = str(error)
+    raise StoreError(f"{path}: not as SAO writes it ({why}). {MEND}", key="stage.json")
 
 
 class Writer:
@@ -293,15 +314,17 @@ class Writer:
         self._flushed = time.monotonic()
 
 
-def _places(sources: list[Path]) -> array[int]:
+def _places(sources: list[Path], within: Callable[[int], bool] | None) -> array[int]:
     """Where the line of each row begins: ((number of the source << 40 | offset) << 1 | whether it is a drop),
     −1 where no line has that row. Of several lines with one row the first counts."""
     places = array("q")
     for number, file in enumerate(sources):
         for offset, line in with_offsets(file):
-            row = int(line["row"])
+            row = _row_of(line, file)
             if row >= len(places):
                 places.extend([-1] * (row + 1 - len(places)))
+            if within is not None and not within(row):
+                continue
             if places[row] < 0:
                 places[row] = (number << 40 | offset) << 1 | ("reason" in line)
             elif (other := _id_at(sources, places[row] >> 1)) != _id(line):
@@ -320,5 +343,24 @@ def _id_at(sources: list[Path], place: int) -> str:
         return _id(json.loads(file.readline()))
 
 
+def _typed(path: Path, kind: type[T]) -> Iterator[T]:
+    """The rows of a file as records. Raises StoreError, with the line, where one does not fit."""
+    for number, row in enumerate(read_jsonl(path), 1):
+        try:
+            record = from_dict(kind, row)
+        except TypeError as error:
+            raise StoreError(
+                f"{path}, line {number}: no {kind.__name__} ({error}). {MEND}", key=path.name
+            ) from error
+        yield record
+
+
 def _id(row: dict[str, Any]) -> str:
-    return str(row["record_id"] if "reason" in row else row["id"])
+    return str(row.get("record_id" if "reason" in row else "id"))
+
+
+def _row_of(line: dict[str, Any], file: Path) -> int:
+    row = line.get("row") if isinstance(line, dict) else None
+    if not isinstance(row, int) or row < 0:
+        raise StoreError(f"{file}: a line without a row. {MEND}", key=file.name)
+    return row

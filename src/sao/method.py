@@ -1,9 +1,8 @@
 """The method from start to end: rounds of steps in a run folder, and the summary of what came of them.
 
 `run(config, out)` does all of it, or goes on where an earlier call stopped; `until` ends after a step. What
-exists in
-the folder is never computed again: a changed setting makes its step, and those after it, again beside the old
-ones, and everything before is reused. The steps themselves: `sao.pipeline.steps`.
+exists in the folder is never computed again: a changed setting makes its step, and those after it, again
+beside the old ones, and everything before is reused. The steps themselves: `sao.pipeline.steps`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "train.lora.targets": (["q_proj"],),
 }
 SIZES = ("personas.n", "personas.held_out")
-"""How many records there are; tests/test_growth.py."""
+"""How many records there are; tests/pipeline/test_growth.py."""
 ELSEWHERE = {
     "eval.max_tokens": "the verdicts and marks of `sao eval` on two models (sao.pipeline.two_models)",
 }

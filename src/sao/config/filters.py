@@ -10,8 +10,8 @@ from sao.config.section import Section
 
 
 class FiltersConfig(Section):
-    """Which prompts are not answered. Held-out prompts are filtered too, after the others: none repeats a
-    training prompt."""
+    """Which prompts are not answered. Held-out prompts are filtered too: none repeats a training prompt. What
+    was kept before a run grew stays."""
 
     duplicates: Literal["near", "exact", "none"] = "exact"
     """Prompts that repeat an earlier one: exact (but for case, spaces and punctuation), or near ones too

@@ -2,8 +2,8 @@
 
 Sources: `self` (the model writes them, seeded by a small grid of traits), `builtin:general` (part of the
 package, written for SAO, CC0), `builtin:world` (the toy world's 17,280), `none` (nobody: the control), a
-file, or a hub data set by id and revision. Equal texts count once; the last `held_out` of those taken are for
-the evaluation alone.
+file, or a hub data set by id and revision. Equal texts count once. Those held out for the evaluation are a
+draw of their own, so that either can grow.
 
 The model writes them in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
 persona knows. A draft that is similar to an earlier one is dropped (`Settled`); writing ends when a round

@@ -229,16 +229,14 @@ def grown(root: Path, config: Config) -> Sizes:
         raise StoreError(
             f"{root}: this folder belongs to another run: it has {before[-1][0]} prompts and {before[-1][1]} "
             f"held-out ones, not the {n} and {held_out} of this data set. It is untouched. Use another "
-            "folder "
-            "with --out",
+            "folder with --out",
             key="run folder",
         )
     for key, new, old in (("n", n, before[-1][0]), ("held_out", held_out, before[-1][1])):
         if new < old:
             raise StoreError(
                 f"{root}: personas.{key}: {old} → {new}, but a run can only grow. It is untouched. Use "
-                "another "
-                "folder with --out",
+                "another folder with --out",
                 key="run folder",
             )
     return before if (n, held_out) == before[-1] else (*before, (n, held_out))

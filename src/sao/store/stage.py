@@ -1,4 +1,4 @@
-"""The run folder: append, resume, seal.
+"""One stage of a run folder: append, resume, seal.
 
 A stage writes into its own folder `round-1/<stage>-<fingerprint>/`:
 

@@ -70,7 +70,7 @@ def run(
             names = wanted(round_, until)
             open_run(round_, runner, names)
             run_round(round_, runner, names, until)
-        summary = summarise(Reader(round_), _commands_done(until), runner.worked)
+        summary = summarise(Reader(round_), names, runner.worked)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     if until == "eval":
         keep_summary(root / "summary.json", summary)
@@ -155,9 +155,3 @@ def only_training(round_: Round, until: str) -> None:
             "torchrun with `-m sao train`. On one machine plain `sao run` with --train.processes does it all",
             key="torchrun",
         )
-
-
-def _commands_done(until: str) -> int:
-    """How many of the commands' results the summary can show."""
-    names = list(COMMANDS)
-    return names.index(until) + 1 if until in names else 0

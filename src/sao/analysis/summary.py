@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -37,13 +38,11 @@ HeldOutRow = tuple[Prompt, Response, Response]
 """A held-out prompt, the base's answer, the trained model's."""
 
 
-def summarise(run: Reader, until: int, worked: bool) -> Summary:
-    """The summary of a run whose first `until` stages (of six: prompts, respond, judge, pairs, train, eval)
-    are finished."""
-    own_pairs = run.config.pairs.source is None
-    judge = judge_figures(run) if until >= 3 and own_pairs else None
+def summarise(run: Reader, finished: Collection[str], worked: bool) -> Summary:
+    """The summary of a run of which these steps are finished."""
+    judge = judge_figures(run) if "judgments" in finished else None
     kept, verdict = None, None
-    if until >= 4 and judge is not None:
+    if "pairs" in finished and judge is not None:
         kept = _kept_pairs(run)
         verdict = worth_of_judge(run) if judge.verdicts <= AUDITED_UP_TO else None
     summary = Summary(
@@ -58,7 +57,7 @@ def summarise(run: Reader, until: int, worked: bool) -> Summary:
         usage=_usage(run),
         paths=_paths(run),
     )
-    return _with_outcome(summary, run) if until == 6 and run.config.personas.held_out else summary
+    return _with_outcome(summary, run) if "comparisons" in finished else summary
 
 
 def _with_outcome(summary: Summary, run: Reader) -> Summary:

@@ -119,6 +119,10 @@ def uses(run: Round, trains: bool) -> Iterator[Use]:
     as_user = written and config.prompts.method == "user_turn"
     begun = as_user or (written and config.prompts.prefill)
     yield Use(roles.policy, run.stage("prompts"), begun, as_user)
+    if run.has("responses") and config.pairs.imported is None:
+        yield Use(roles.policy, run.stage("responses"))
+    if trains and run.has("comparisons"):
+        yield Use(roles.base, run.stage("heldout_base"))
     judging: list[tuple[Judge, Stage]] = []
     if run.has("judgments"):
         judging += [(judge, run.stage("judgments", judge)) for judge in roles.judges]

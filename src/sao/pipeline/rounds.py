@@ -99,13 +99,8 @@ class Round:
         `sao.store.manifest.grown`)."""
         personas = config.personas
         self.sizes = sizes or ((personas.n, personas.held_out),)
-        self.config, self.root, self.steps, self.number, self.given = (
-            config,
-            root,
-            tuple(steps),
-            number,
-            given,
-        )
+        self.config, self.root, self.number = config, root, number
+        self.steps, self.given = tuple(steps), given
         self.outside = Outside(known)
         self.table = {step.name: step for step in steps}
         self._stages: dict[tuple[str, int], Stage] = {}
@@ -122,7 +117,7 @@ class Round:
         variants = self.table[step].variants(self)
         if variant is None and len(variants) > 1:
             raise ValueError(f"step {step} has {len(variants)} stages: say which (stage(step, variant))")
-        number = list(self.table[step].variants(self)).index(variant) if variant is not None else 0
+        number = list(variants).index(variant) if variant is not None else 0
         if (step, number) not in self._stages:
             self._stages[step, number] = self._make(self.table[step], variant)
         return self._stages[step, number]

@@ -92,7 +92,7 @@ def export_all(root: Path, out: Path) -> dict[str, dict[str, list[int]]]:
     for form in FORMS:
         for view in VIEWS:
             done = export(run, out / f"{form}-{view}", form, view, 0.1)
-            counts[form][view] = [done["train"], done["test"]]
+            counts[form][view] = [done.train, done.test]
     return counts
 
 

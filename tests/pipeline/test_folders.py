@@ -73,7 +73,7 @@ def imported(tmp_path: Path, **settings: str) -> Config:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")})
     done = importing.import_pairs(source, tmp_path / "run", 2)
-    return load_recipe(done["recipe"], {"engine.name": "scripted", **settings})
+    return load_recipe(done.recipe, {"engine.name": "scripted", **settings})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_same_set_under_another_name_is_the_same_import(tmp_path: Path) -> N
     imported(tmp_path)
     (tmp_path / "p.jsonl").rename(tmp_path / "other.jsonl")
     source = load_recipe("default", {"pairs.source": str(tmp_path / "other.jsonl")})
-    assert importing.import_pairs(source, tmp_path / "run", 2)["pairs"] == 10
+    assert importing.import_pairs(source, tmp_path / "run", 2).pairs == 10
 
 
 def test_an_import_that_was_killed_is_not_made_up(tmp_path: Path) -> None:

@@ -130,6 +130,6 @@ def test_an_imported_run_does_not_grow(tmp_path: Path) -> None:
     done = import_pairs(
         load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")}), tmp_path / "run", 2
     )
-    more = load_recipe(done["recipe"], {"engine.name": "scripted", "personas.n": "50"})
+    more = load_recipe(done.recipe, {"engine.name": "scripted", "personas.n": "50"})
     with raises(StoreError, key="run folder", match="10 prompts and 2 .*not the 50 and 2"):
         run(more, tmp_path / "run", until="pairs", engine=ScriptedEngine())

@@ -297,10 +297,10 @@ def test_every_form_holds_the_same_rows(finished: Reader, tmp_path: Path) -> Non
         seen = []
         for form in FORMS:
             done = export(finished, tmp_path / form / view, form, view, 0.2)
-            assert done["train"] + done["test"] + done["left_out"] == wanted[view]
+            assert done.train + done.test + done.left_out == wanted[view]
             rows = {split: read(tmp_path / form / view, split) for split in ("train", "test")}
-            assert {split: len(found) for split, found in rows.items()} == {s: done[s] for s in rows}
-            assert done["test"] > 0
+            assert {split: len(found) for split, found in rows.items()} == {s: getattr(done, s) for s in rows}
+            assert done.test > 0
             assert set(rows["train"][0]) <= set(COLUMNS)
             seen.append([(split, row["id"], row["verdicts"]) for split in rows for row in rows[split]])
             sides = [{(row["persona_id"], row["prompt_id"]) for row in rows[split]} for split in rows]
@@ -546,7 +546,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> None:
     found = audit(finished)
     done = export(finished, tmp_path, "trl", "pairs", 0.2, found)
-    card = Path(done["card"]).read_text("utf-8")
+    card = Path(done.card).read_text("utf-8")
     head = front_matter(card)
     assert head["configs"][0]["data_files"] == [
         {"split": "train", "path": "train.parquet"},
@@ -554,13 +554,11 @@ def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> No
     ]
     assert (head["license"], head["size_categories"]) == ("apache-2.0", ["n<1K"])
     for part in (
-        f"{done['train']:,} for training, {done['test']:,} for testing",
+        f"{done.train:,} for training, {done.test:,} for testing",
         "| personas | builtin:world; licence: Apache-2.0 |",
         "sao export RUN --format trl --view pairs --test-share 0.2",
         "n: 90\n",
-        "| pairs | 270 | 0 |"
-        if done["train"] + done["test"] == 270
-        else f"| pairs | {done['train'] + done['test']} |",
+        "| pairs | 270 | 0 |" if done.train + done.test == 270 else f"| pairs | {done.train + done.test} |",
         found.verdict[1:],
         f"| pairs kept, of the possible ones | {100 * known(known(found.kept).share):.1f} % |",
         "arXiv:2510.06652",
@@ -571,7 +569,7 @@ def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> No
     assert "Non-commercial" not in card
     for name in read(tmp_path, "train")[0]:
         assert f"| `{name}` | " in card
-    assert "What the judge is worth" not in Path(export(finished, tmp_path / "b")["card"]).read_text("utf-8")
+    assert "What the judge is worth" not in Path(export(finished, tmp_path / "b").card).read_text("utf-8")
 
 
 def card_of(run: Reader, change: dict[str, Any]) -> str:
@@ -757,13 +755,13 @@ def test_datasets_loads_every_export_by_its_card(
             done = export(finished, out, form, view, 0.2)
             data = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
             assert {split: len(rows) for split, rows in data.items()} == {
-                "train": done["train"],
-                "test": done["test"],
+                "train": done.train,
+                "test": done.test,
             }
             assert data["train"][0]["id"] == read(out, "train")[0]["id"]
     again = export(finished, out, form, view, 0.5)  # what it keeps of the last one may not come back
     data = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
-    assert (len(data["train"]), len(data["test"])) == (again["train"], again["test"])
+    assert (len(data["train"]), len(data["test"])) == (again.train, again.test)
 
 
 @pytest.mark.slow

@@ -46,8 +46,8 @@ def pairs(path: Path, n: int = N, system: str | None = None) -> Path:
 def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> Reader:
     config = load_recipe("default", {"pairs.source": str(pairs(tmp_path / "p.jsonl", **changes))})
     done = import_pairs(config, tmp_path / "run", held_out)
-    assert (done["pairs"], done["held_out"], done["dropped"]) == (N - held_out, held_out, 1)
-    assert done["reasons"] == {"chosen equals rejected": 1}
+    assert (done.pairs, done.held_out, done.dropped) == (N - held_out, held_out, 1)
+    assert done.reasons == {"chosen equals rejected": 1}
     return reader(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
 
 
@@ -197,8 +197,8 @@ def test_a_question_that_stands_in_several_pairs_is_held_out_as_a_whole(tmp_path
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_recipe("default", {"pairs.source": str(tmp_path / "p.jsonl")})
     done = import_pairs(config, tmp_path / "run", held_out=3)
-    assert (done["pairs"], done["held_out"], done["dropped"]) == (25, 3, 12)
-    assert done["reasons"] == {"repeats a held-out question": 12}
+    assert (done.pairs, done.held_out, done.dropped) == (25, 3, 12)
+    assert done.reasons == {"repeats a held-out question": 12}
     run = recorded(tmp_path / "run")
     asked = [p.text for p in run.asked(True)]
     assert len(set(asked)) == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,13 +73,11 @@ def _export(args: argparse.Namespace, extra: list[str]) -> int:
     out = args.out or args.run / "export"
     judge = None if args.no_audit else audit(run)
     done = export(run, out, args.format, args.view, args.test_share, judge)
-    print(
-        f"{done['train']} rows for training, {done['test']} for testing ({args.format}, {args.view}) in {out}"
-    )
+    print(f"{done.train} rows for training, {done.test} for testing ({args.format}, {args.view}) in {out}")
     if args.push_to_hub:
         print(f"uploaded: {push_dataset(out, args.push_to_hub)}")
     if args.json:
-        print(json.dumps(done))
+        print(done.model_dump_json())
     return 0
 
 
@@ -90,14 +87,14 @@ def _import(args: argparse.Namespace, extra: list[str]) -> int:
 
     config = read_target(args.recipe, {**read_overrides(extra), "pairs.source": args.source})
     done = import_pairs(config, args.out, args.held_out)
-    reasons = ", ".join(f"{reason} {n}" for reason, n in done["reasons"].items())
+    reasons = ", ".join(f"{reason} {n}" for reason, n in done.reasons.items())
     print(
-        f"{done['pairs']} pairs, {done['held_out']} held-out prompts, {done['dropped']} rows dropped "
+        f"{done.pairs} pairs, {done.held_out} held-out prompts, {done.dropped} rows dropped "
         f"({reasons or '–'})"
     )
-    if non_commercial(done["licence"]):
-        print(f"NON-COMMERCIAL: the licence of the pairs is {done['licence']}")
-    print(f"go on:  sao train {done['recipe']} --out {args.out} --model MODEL\n        sao audit {args.out}")
+    if non_commercial(done.licence):
+        print(f"NON-COMMERCIAL: the licence of the pairs is {done.licence}")
+    print(f"go on:  sao train {done.recipe} --out {args.out} --model MODEL\n        sao audit {args.out}")
     if args.json:
-        print(json.dumps(done))
+        print(done.model_dump_json())
     return 0

@@ -9,13 +9,16 @@ Every result names its `kind` and the `version` of its schema. A field's docstri
 from sao.results.audit import Audit
 from sao.results.base import Rate, Result, StageCounts
 from sao.results.contamination import Contamination
+from sao.results.data import Export, Import
 from sao.results.evaluation import Evaluation
 from sao.results.plan import Plan
 from sao.results.statistics import RunStatistics, Statistics
 from sao.results.status import Status
 from sao.results.summary import Summary
 
-RESULTS: tuple[type[Result], ...] = (Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status)
+RESULTS: tuple[type[Result], ...] = (
+    Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status, Export, Import,
+)  # fmt: skip
 """The results that a command prints with --json, each with a schema of its own."""
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "Audit",
     "Contamination",
     "Evaluation",
+    "Export",
+    "Import",
     "Plan",
     "Rate",
     "Result",

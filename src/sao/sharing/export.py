@@ -16,12 +16,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sao.errors import DataError
 from sao.pipeline.reader import Groups, Reader
 from sao.records import Persona, PreferencePair, Prompt
 from sao.results.audit import Audit
+from sao.results.data import Export
 from sao.sharing.dataset_card import MARK, Exported, data_card
 from sao.sharing.formats import COLUMNS, SUFFIX, Example, check_names, rows_of, side_files, standings, usage
 from sao.sharing.sinks import OWN_FILES, Sink, arriving
@@ -37,7 +37,7 @@ def export(
     view: str = "pairs",
     test_share: float = 0.05,
     audit: Audit | None = None,
-) -> dict[str, Any]:
+) -> Export:
     """Write the run's pairs into the folder `out`, which is made where it does not exist.
 
     Args:
@@ -82,16 +82,16 @@ def export(
         for name, text in (side_files(form, view, files) | {"README.md": card}).items():
             sinks[name] = Sink(out / name)
             sinks[name].write_text(text)
-    counts = {name: sinks[name].count for name in ("train", "test")}
     paths = [str(out / file) for file in files.values()]
-    return {
-        "form": form,
-        "view": view,
-        **counts,
-        "left_out": left_out,
-        "paths": paths,
-        "card": str(out / "README.md"),
-    }
+    return Export(
+        form=form,
+        view=view,
+        train=sinks["train"].count,
+        test=sinks["test"].count,
+        left_out=left_out,
+        paths=paths,
+        card=str(out / "README.md"),
+    )
 
 
 def _check_folder(out: Path) -> None:

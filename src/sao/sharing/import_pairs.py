@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,6 +25,7 @@ from sao.data.similarity import normalise
 from sao.errors import DataError
 from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
+from sao.results.data import Import
 from sao.stages.rows import answer_row, first_free_row, index_of_answer, pair_row, persona_row
 from sao.store import manifest
 from sao.store.files import dumps, write_atomic
@@ -36,7 +36,7 @@ PERSONAS, PROMPTS, RESPONSES, JUDGMENTS = range(4)
 """The numbers of the stages that are filled."""
 
 
-def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]:
+def import_pairs(config: Config, out: Path, held_out: int = 0) -> Import:
     """Turn the data set `config.pairs.source` into the run folder `out`, its pairs included.
 
     Two passes over the data set. `held_out` questions, drawn by their hash, are left to the evaluation: no
@@ -86,15 +86,15 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> dict[str, Any]
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomic(out / "recipe.yaml", recipe)
     counts = run.stage("prompts").counts
-    return {
-        "pairs": survey.n,
-        "held_out": len(survey.held_out),
-        "dropped": counts["dropped"],
-        "reasons": counts["reasons"],
-        "licence": licence,
-        "recipe": str(out / "recipe.yaml"),
-        "run": str(out),
-    }
+    return Import(
+        pairs=survey.n,
+        held_out=len(survey.held_out),
+        dropped=counts["dropped"],
+        reasons=counts["reasons"],
+        licence=licence,
+        recipe=str(out / "recipe.yaml"),
+        run=str(out),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

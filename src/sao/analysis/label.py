@@ -119,7 +119,9 @@ class _Labels:
     def last(self) -> dict[str, str]:
         """The person's last word on each prompt, by the prompt's id, in the order of labelling."""
         words: dict[str, str] = {}
-        for number, row in enumerate(read_jsonl(self.path) if self.path.is_file() else (), 1):
+        for number, row in enumerate(
+            read_jsonl(self.path, "Mend or delete the line") if self.path.is_file() else (), 1
+        ):
             if not isinstance(row, dict) or row.get("verdict", "") not in (None, *KEYS.values()):
                 raise DataError(
                     f"{self.path}, line {number}: not a label (its verdict must be first, second, tie or "

@@ -62,24 +62,21 @@ MEND = (
 """What to do where records are broken. Stages after it hang on the very texts, not only on their ids."""
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path, mend: str = MEND) -> Iterator[dict[str, Any]]:
     """The rows of a file that this store wrote; a torn last line is left out.
 
-    Raises StoreError for a broken line anywhere else.
+    Raises StoreError for a broken line anywhere else; `mend` says what to do then.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # torn by a kill: its item is computed again
             try:
-                row = json.loads(line)
+                yield json.loads(line)
             except ValueError as error:
                 raise StoreError(
-                    f"{path}, line {number}: not JSON ({error}). {MEND}", key=path.name
+                    f"{path}, line {number}: not JSON ({error}). {mend}", key=path.name
                 ) from error
-            if not isinstance(row, dict):
-                raise StoreError(f"{path}, line {number}: no JSON object. {MEND}", key=path.name)
-            yield row
 
 
 def with_offsets(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

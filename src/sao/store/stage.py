@@ -108,7 +108,7 @@ class Stage:
                     file.unlink()  # left over from a kill between sealing and cleaning up
                 else:
                     cut_torn_line(file)
-            self.done = Ids(_id(row) for file in self._sources() for row in read_jsonl(file))
+            self.done = Ids(_id(row) for row in self.written())
         except OSError as error:
             raise error if isinstance(error, StoreError) else store_error(error, self.path) from error
         return self
@@ -193,7 +193,7 @@ class Stage:
     def written(self) -> Iterator[dict[str, Any]]:
         """The rows that an unfinished stage has."""
         for file in self._sources():
-            yield from read_jsonl(file)
+            yield from _objects(file)
 
     def drops(self) -> Iterator[Drop]:
         """What the finished stage lost."""
@@ -345,7 +345,7 @@ def _id_at(sources: list[Path], place: int) -> str:
 
 def _typed(path: Path, kind: type[T]) -> Iterator[T]:
     """The rows of a file as records. Raises StoreError, with the line, where one does not fit."""
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in enumerate(_objects(path), 1):
         try:
             record = from_dict(kind, row)
         except TypeError as error:
@@ -353,6 +353,14 @@ def _typed(path: Path, kind: type[T]) -> Iterator[T]:
                 f"{path}, line {number}: no {kind.__name__} ({error}). {MEND}", key=path.name
             ) from error
         yield record
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file. Raises StoreError for one that is no JSON object."""
+    for number, row in enumerate(read_jsonl(path), 1):
+        if not isinstance(row, dict):
+            raise StoreError(f"{path}, line {number}: no JSON object. {MEND}", key=path.name)
+        yield row
 
 
 def _id(row: dict[str, Any]) -> str:

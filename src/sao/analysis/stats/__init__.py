@@ -66,8 +66,7 @@ def stats(run: Reader, seed: int = 0) -> Statistics:
     """The figures of a run.
 
     Args:
-        run: A run whose prompts are written. One that trains on given pairs has none of its own; what there
-            is is shown.
+        run: A run whose prompts are written. One that trains on given pairs has none of its own.
         seed: Another one draws other samples.
 
     Raises:
@@ -102,7 +101,10 @@ def stats(run: Reader, seed: int = 0) -> Statistics:
 
 
 def _kinds(run: Reader) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Response]]]:
-    """What a run holds that can be described: its name, its stage, its kind of record."""
+    """What a run holds that can be described: its name, its stage, its kind of record. Where pairs are given
+    there are held-out prompts only, which say nothing of what is trained on."""
+    if run.config.pairs.source is not None:
+        return
     c, kept = run.config, run.stage("filtered")
     if c.personas.source != "none" and c.prompts.source is None and run.stage("personas").finished:
         yield "personas", run.stage("personas"), Persona
@@ -110,7 +112,7 @@ def _kinds(run: Reader) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Re
         yield "prompts", run.stage("prompts"), Prompt
     if kept.path != run.stage("prompts").path and kept.finished and kept.counts["dropped"]:
         yield "kept_prompts", kept, Prompt
-    if c.pairs.source is None and run.stage("filtered_responses").finished:
+    if run.stage("filtered_responses").finished:
         yield "answers", run.stage("filtered_responses"), Response
 
 

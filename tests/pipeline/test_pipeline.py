@@ -325,6 +325,9 @@ def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
     root = tmp_path / "old"
     (root / "round-1" / "personas-0000abcd").mkdir(parents=True)
     (root / "round-1" / "personas-0000abcd" / "records.jsonl").write_text("")
+    (root / "round-1" / "prompts-0000abcd").mkdir()
+    stage = {"stage": "prompts", "settings": {}, "counts": {"records": 0, "dropped": 0, "reasons": {}}}
+    (root / "round-1" / "prompts-0000abcd" / "stage.json").write_text(json.dumps(stage))
     manifest = {"config": config().model_dump(mode="json"), "model_identity": "x", "outside": {}}
     (root / "manifest.json").write_text(json.dumps(manifest))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -217,8 +217,8 @@ def grown(root: Path, config: Config) -> Sizes:
     n, held_out = config.personas.n, config.personas.held_out
     before: Sizes = ()
     if (root / MANIFEST).is_file() and has_begun(root):
-        done = _finished_sizes(root)
         sizes = tuple((size[0], size[1]) for size in read_manifest(root)["sizes"])
+        done = _finished_sizes(root)
         last = max((number for number, size in enumerate(sizes, 1) if size in done), default=0)
         before = sizes[:last]
     if not before:

@@ -82,7 +82,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for way in args.ways:
         heads = "seed | before | after | gain | 95 % interval | gain, unseen (n) "
-        heads += "| judge right | first slot | flips | pairs | labels right"
+        heads += "| judge accuracy | first slot | flips | pairs | label accuracy"
         print(f"\n### {way}\n\n| {heads} |\n|---|---|---|---|---|---|---|---|---|---|---|")
         for seed in args.seeds:
             settings = {"seed": str(seed), "engine.threads": str(args.threads), **WAYS[way]}
@@ -98,7 +98,7 @@ def main() -> None:
             )  # fmt: skip
             print(row(seed, pairs, summary), flush=True)
     oracle = statistics.fmean(r["gain"] for r in found["oracle"]) if "oracle" in found else None
-    print("\n| way | gain | of the oracle's | unseen | pairs | judge right | labels right | difference |")
+    print("\n| way | gain | of the oracle's | unseen | pairs | judge accuracy | label accuracy | difference |")
     print("|---|---|---|---|---|---|---|---|")
     for way, rows in found.items():
         print(f"| {way} | {means(rows, oracle)}")

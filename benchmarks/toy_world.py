@@ -98,7 +98,8 @@ def main() -> None:
             )  # fmt: skip
             print(row(seed, pairs, summary), flush=True)
     oracle = statistics.fmean(r["gain"] for r in found["oracle"]) if "oracle" in found else None
-    print("\n| way | gain | of the oracle's | unseen | pairs | judge accuracy | label accuracy | difference |")
+    heads = "| way | gain | of the oracle's | unseen | pairs | judge accuracy | label accuracy | difference |"
+    print(f"\n{heads}")
     print("|---|---|---|---|---|---|---|---|")
     for way, rows in found.items():
         print(f"| {way} | {means(rows, oracle)}")

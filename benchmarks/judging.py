@@ -75,7 +75,7 @@ def answered(engine: TransformersEngine, prompts: int, n: int) -> Answered:
     asked = []
     while len(asked) < prompts:
         text = sample_task(rng).text
-        asked.append(Prompt(id=make_id("q", len(asked)), row=len(asked), persona_id="", text=text))
+        asked.append(Prompt(id=make_id("q", len(asked)), row=2 * len(asked), persona_id="", text=text))
     config = ResponsesConfig(n=n, temperature=0.8, max_tokens=48)
     found: dict[str, list[Response]] = {p.id: [] for p in asked}
     for answer in responses.answer_prompts(iter(asked), engine, config, f"n{n}", set()):

@@ -28,7 +28,8 @@ SERVER = Path(__file__).parents[1] / "tests" / "support" / "misbehaving_server.p
 
 
 def scripted(requests: int, root: Path) -> int:
-    """The pipeline up to the pairs; the number of pairs."""
+    """The pipeline up to the pairs; the number of pairs, and of the items that were dropped on the way: each
+    persona ends as one of them."""
     from sao.config import make_config
     from sao.method import run
 
@@ -38,7 +39,7 @@ def scripted(requests: int, root: Path) -> int:
     personas = {"source": str(people), "n": requests // 2, "held_out": 0, "licence": "CC0-1.0"}
     config = make_config({"engine": {"name": "scripted"}, "personas": personas, "pairs": {"keep": "all"}})
     summary = run(config, root / "run", until="pairs")
-    return summary.funnel[-1].records
+    return summary.funnel[-1].records + sum(stage.dropped for stage in summary.funnel)
 
 
 def server(requests: int, root: Path) -> int:
@@ -51,7 +52,7 @@ def server(requests: int, root: Path) -> int:
 
     config = ResponsesConfig(n=2, max_tokens=64)
     prompts = (
-        Prompt(id=make_id(i), row=i, persona_id="", text=f"question {i}") for i in range(requests // 2)
+        Prompt(id=make_id(i), row=2 * i, persona_id="", text=f"question {i}") for i in range(requests // 2)
     )
     with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

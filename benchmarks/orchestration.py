@@ -107,7 +107,7 @@ def our_stage(engine: Any, root: Path, turn: int, questions: int) -> int:
     from sao.store.stage import Stage
 
     config = ResponsesConfig(n=SAMPLES, max_tokens=MAX_TOKENS, temperature=TEMPERATURE)
-    prompts = (Prompt(id=make_id(i), row=i, persona_id="", text=question(i)) for i in range(questions))
+    prompts = (Prompt(id=make_id(i), row=2 * i, persona_id="", text=question(i)) for i in range(questions))
     stage = Stage(root, "responses", {"turn": turn}).open()
     with stage.writer() as out:
         for record in answer_prompts(prompts, engine, config, stage.fingerprint, stage.done):

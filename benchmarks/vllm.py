@@ -49,7 +49,7 @@ def make_prompts(n: int) -> list[Prompt]:
     return [
         Prompt(
             id=make_id("prompt", i),
-            row=i,
+            row=2 * i,
             persona_id="",
             text=f"what does {sample_persona(rng)} work with? use a sentence.",
         )

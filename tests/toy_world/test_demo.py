@@ -43,7 +43,8 @@ def test_alignment_helps_and_random_labels_do_not(tmp_path: Path) -> None:
     assert 0.40 <= known(oracle.before) <= 0.65
     assert known(oracle.gain) > 0.03
     assert known(oracle.ci95)[0] > 0
-    assert 0.80 <= known(known(aligned.judge).accuracy) <= 0.95
+    # 0.920 over five seeds (docs/results.md); a third of the size scatters by 0.01.
+    assert known(known(aligned.judge).accuracy) == pytest.approx(0.92, abs=0.03)
     assert known(known(aligned.kept).label_accuracy) >= known(known(aligned.judge).accuracy)
     assert "CIRCULAR" in known(aligned.heldout).label
     again = run(load_recipe("demo", SMALLER), tmp_path)

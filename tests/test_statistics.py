@@ -54,11 +54,11 @@ def test_orders_are_averaged_before_prompts() -> None:
     points = prompt_points(rows)
     assert points.ids == ("a", "b")
     assert points.values.tolist() == pytest.approx([0.75, (2 / 3 + 0) / 2])
-    assert (points.verdicts, points.unreadable, points.lost) == (6, 0, 0)
+    assert (points.verdicts, points.unparseable, points.lost) == (6, 0, 0)
     assert points.bounds == pytest.approx((points.values.mean(), points.values.mean()))
 
 
-def test_unreadable_verdicts_are_counted_and_bounded() -> None:
+def test_unparseable_verdicts_are_counted_and_bounded() -> None:
     rows = [
         ("a", "0", 1.0),
         ("a", "1", None),
@@ -70,7 +70,7 @@ def test_unreadable_verdicts_are_counted_and_bounded() -> None:
     points = prompt_points(rows)
     assert points.ids == ("a", "c")
     assert points.values.tolist() == [1.0, 0.5]
-    assert (points.verdicts, points.unreadable, points.lost) == (6, 3, 1)
+    assert (points.verdicts, points.unparseable, points.lost) == (6, 3, 1)
     assert points.bounds == pytest.approx(((0.5 + 0 + 0.5) / 3, (1 + 1 + 0.5) / 3))
 
 

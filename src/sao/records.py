@@ -82,7 +82,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
-    """One verdict on two responses in one order; `verdict` None is an unreadable one: neither a tie nor a
+    """One verdict on two responses in one order; `verdict` None is an unparseable one: neither a tie nor a
     label.
 
     `p_first` is the probability that the first is better among the verdict tokens, `verdict_prob` the
@@ -144,7 +144,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """One mark of one answer by a judge, from 1 to 10; `score` None is an unreadable one. `text` is what the
+    """One mark of one answer by a judge, from 1 to 10; `score` None is an unparseable one. `text` is what the
     judge wrote."""
 
     id: str

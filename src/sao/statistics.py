@@ -2,7 +2,7 @@
 are resampled, and models stay paired.
 
 Numbers come in (points of a prompt, counts, p values), numbers go out; nothing depends on the order of the
-rows. Ties are half a point; an unreadable verdict is neither, and what it could have made of the mean is
+rows. Ties are half a point; an unparseable verdict is neither, and what it could have made of the mean is
 given by bounds. How well the intervals cover:
 
     PYTHONPATH=src python benchmarks/coverage.py
@@ -30,17 +30,17 @@ EXACT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
-    """One value a prompt, sorted by the prompt's id, and what the unreadable verdicts could have made of the
+    """One value a prompt, sorted by the prompt's id, and what the unparseable verdicts could have made of the
     mean.
 
     `ids` and `values` [n] hold the prompts with a readable verdict, `lost` counts those without one. `bounds`
-    are the mean over all prompts if every unreadable verdict had been the worst one, and the best one.
+    are the mean over all prompts if every unparseable verdict had been the worst one, and the best one.
     """
 
     ids: tuple[str, ...]
     values: Array
     verdicts: int
-    unreadable: int
+    unparseable: int
     lost: int
     bounds: tuple[float, float]
 
@@ -49,11 +49,11 @@ def prompt_points(
     rows: Iterable[tuple[str, str, float | None]], worst: float = 0.0, best: float = 1.0
 ) -> Points:
     """The mean of each prompt's cells, a cell (an order, a turn) being the mean of its verdicts; what is
-    unreadable is left out.
+    unparseable is left out.
 
     Args:
-        rows: (prompt's id, cell, points or None for an unreadable verdict), in any order.
-        worst: What an unreadable verdict is worth at worst, for the bounds.
+        rows: (prompt's id, cell, points or None for an unparseable verdict), in any order.
+        worst: What an unparseable verdict is worth at worst, for the bounds.
         best: And at best.
 
     """
@@ -78,7 +78,7 @@ def prompt_points(
         ids=tuple(found),
         values=np.array(list(found.values()), dtype=np.float64),
         verdicts=len(verdicts),
-        unreadable=verdicts.count(None),
+        unparseable=verdicts.count(None),
         lost=len(cells) - len(found),
         bounds=(bound(worst), bound(best)),
     )

@@ -141,7 +141,7 @@ def test_a_judge_of_the_first_slot_says_nothing_and_is_found_out(tmp_path: Path)
     assert "POSITION BIAS" in show_evaluation(found)
 
 
-def test_unreadable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
+def test_unparseable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
     def choose(messages: tuple[Message, ...], choices: tuple[str, ...]) -> tuple[float, ...]:
         answers = read_answers(messages)
         assert answers is not None
@@ -153,11 +153,11 @@ def test_unreadable_verdicts_are_counted_and_bounded(tmp_path: Path) -> None:
 
     found = heldout(tmp_path, 30, ScriptedEngine(identity="j", name="judge", choose=choose))
     tuned = a(PairedSuite, found.suites["heldout"]).tuned
-    assert (tuned.unreadable, tuned.lost) == (20, 10)
+    assert (tuned.unparseable, tuned.lost) == (20, 10)
     assert known(tuned.win_rate).value == pytest.approx(20 / 30)
     assert tuned.bounds == pytest.approx([20 / 40, 30 / 40])
     assert (
-        "20 of 80 verdicts unreadable or not given; with them the figure would be between 50.0 and 75.0 %"
+        "20 of 80 verdicts unparseable or not given; with them the figure would be between 50.0 and 75.0 %"
         in show_evaluation(found)
     )
 
@@ -251,7 +251,7 @@ def test_arena_reads_five_verdicts_in_both_orders(tmp_path: Path) -> None:
     )
     tuned_side = a(PairedSuite, found.suites["arena"]).tuned
     assert (tuned_side.win, tuned_side.tie, tuned_side.loss) == (25, 5, 10)
-    assert tuned_side.unreadable == 0
+    assert tuned_side.unparseable == 0
     # Strong wins count three times: 25·3 wins, 5 ties, 10 losses over two orders.
     assert known(tuned_side.arena).value == pytest.approx((75 + 2.5) / (75 + 5 + 10), abs=0.01)
     assert "style controlled" in known(tuned_side.arena_style).name

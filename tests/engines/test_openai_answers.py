@@ -353,7 +353,7 @@ def test_choices_among_the_alternatives_worked_by_hand() -> None:
     )
 
 
-def test_verdicts_that_are_none_of_the_choices_are_unreadable(tmp_path: Path) -> None:
+def test_verdicts_that_are_none_of_the_choices_are_unparseable(tmp_path: Path) -> None:
     answer = [
         Response(
             id=f"{i}" * 16,

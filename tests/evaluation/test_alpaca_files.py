@@ -20,7 +20,7 @@ from support.errors import raises
 
 
 def annotations() -> list[Annotation]:
-    """Four verdicts, one unreadable, on texts that need escaping."""
+    """Four verdicts, one unparseable, on texts that need escaping."""
     return [
         Annotation(instruction=f'say "é" {i}\n', output_1="1" * 10, generator_1="base",
         output_2="2" * (4 + i),

@@ -24,15 +24,15 @@ def test_arena_by_hand() -> None:
     games = [game("1", "A>>B"), game("1", "A>B", False), game("2", "A=B"), game("2", "A>>B", False)]
     found = arena_scores(games, resamples=500)["m"]
     assert found.score == pytest.approx(100 * 3.5 / 8)
-    assert (found.questions, found.games, found.unreadable) == (2, 4, 0)
+    assert (found.questions, found.games, found.unparseable) == (2, 4, 0)
     assert found.bounds == (found.score, found.score)
     # A resample holds question 1 twice (3/4), question 2 twice (0.5/4), or both.
     assert set(np.round(found.samples, 6)) == {75.0, 43.75, 12.5}
 
 
-def test_arena_s_unreadable_games_are_counted_and_bounded() -> None:
+def test_arena_s_unparseable_games_are_counted_and_bounded() -> None:
     found = arena_scores([game("1", "A>B"), game("1", None, False), game("2", "B>A")], resamples=5)["m"]
-    assert found.score == 50.0 and found.unreadable == 1
+    assert found.score == 50.0 and found.unparseable == 1
     assert found.bounds == pytest.approx((100 * 1 / 5, 100 * 4 / 5))
 
 

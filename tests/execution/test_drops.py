@@ -64,7 +64,7 @@ class Late:
     def __init__(self, lost: set[int], order: list[int], most: int | None = None) -> None:
         self.lost, self.order, self.most = lost, order, most
 
-    def make(self, key: str, done: Ids) -> Iterator[Prompt | Drop]:
+    def make(self, done: Ids) -> Iterator[Prompt | Drop]:
         rows = [row for row in self.order if f"{row:016x}" not in done]
         for number, row in enumerate(rows):
             if number == self.most:
@@ -84,12 +84,12 @@ def work(root: Path, source: Late, rows: range = range(100)) -> tuple[list[int],
         stage = Stage(root, "s", {}).open()
         try:
             watch = DropWatch(stage, 0.5, rows)
-
-            def see(record: Prompt | Drop, watch: DropWatch = watch) -> None:
-                taken.append(record.row)
-                watch.see(record)
-
-            stage.fill(Prompt, source.make, see)  # type: ignore[arg-type]
+            with stage.writer() as out:
+                for record in source.make(stage.done):
+                    out.write(record)
+                    taken.append(record.row)
+                    watch.see(record)
+            stage.seal(Prompt)
         except KeyboardInterrupt:
             continue
         except DropError as error:

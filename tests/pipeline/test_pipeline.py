@@ -309,7 +309,10 @@ def test_two_processes_in_one_folder_lose_nothing(tmp_path: Path) -> None:
         for row in rows[:20]:
             slow.write(row)
         slow.flush()
-        stage[0].fill(Prompt, lambda key, done: iter(rows))
+        with stage[0].writer() as fast:
+            for row in rows:
+                fast.write(row)
+        stage[0].seal(Prompt)
         for row in rows[20:]:
             slow.write(row)
     stage[1].seal(Prompt)

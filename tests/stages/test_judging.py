@@ -248,7 +248,7 @@ def test_verdicts_that_cannot_be_read_end_the_run(tmp_path: Path) -> None:
         with raises(
             DropError,
             key="max_drop_share",
-            match=rf"(?s)judgments: {lost} .*unreadable verdict.*judging\.prefill",
+            match=rf"(?s)judgments: {lost} .*unparseable verdict.*judging\.prefill",
         ):
             run(scripted_recipe(personas), tmp_path / str(personas), until="pairs", engine=engine)
 
@@ -392,7 +392,7 @@ def test_a_verdict_after_reasons_goes_through_a_run(tmp_path: Path) -> None:
         80, judging={"method": "text", "reasoning": True, "template": "judge_reasoning", "max_tokens": 300}
     )
     summary = run(config, tmp_path, until="pairs", engine=ScriptedEngine(reply=reply))
-    assert 4 < known(summary.judge).unreadable < 40
+    assert 4 < known(summary.judge).unparseable < 40
     kept = list(read_jsonl(Path(summary.paths["pairs"])))
     assert len(kept) > 50
     assert len({round(pair["p_chosen"], 9) for pair in kept}) == 1  # twice its skill

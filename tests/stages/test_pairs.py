@@ -65,7 +65,7 @@ def test_agreeing_orders_make_a_pair_with_the_mean_log_odds() -> None:
     [
         ([judgment(A, B, 0.9), judgment(B, A, 0.9)], "orders disagree"),
         ([judgment(A, B, 0.6), judgment(B, A, 0.4)], "p too small"),
-        ([judgment(A, B, None, None), judgment(B, A, 0.1)], "unreadable verdict"),
+        ([judgment(A, B, None, None), judgment(B, A, 0.1)], "unparseable verdict"),
         ([judgment(A, B, 0.5, "tie"), judgment(B, A, 0.5, "tie")], "tie"),
         ([], "not judged"),
     ],
@@ -107,8 +107,8 @@ def test_the_papers_way_keeps_a_single_text_verdict() -> None:
     pair = pair_of([judgment(A, B, None, "second")], keep="all")
     assert isinstance(pair, PreferencePair)
     assert (pair.chosen_id, pair.margin) == (B.id, None)
-    unreadable = pair_of([judgment(A, B, None, None)], keep="all")
-    assert isinstance(unreadable, Drop)
+    unparseable = pair_of([judgment(A, B, None, None)], keep="all")
+    assert isinstance(unparseable, Drop)
     tie = pair_of([judgment(A, B, None, "first"), judgment(B, A, None, "first")], keep="all")
     assert isinstance(tie, Drop)
     assert tie.reason == "tie"

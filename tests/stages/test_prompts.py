@@ -46,7 +46,7 @@ def test_prompts_are_read_strictly(text: str, finish: str, expected: tuple[list[
     assert read_prompt(Completion("x", text, None, finish), "Prompt:") == expected  # type: ignore[arg-type]
 
 
-def test_unreadable_prompts_become_drops_and_done_ones_are_skipped() -> None:
+def test_unparseable_prompts_become_drops_and_done_ones_are_skipped() -> None:
     people = [Persona(id=f"p{i}", row=i, text=f"persona {i}") for i in range(4)]
     engine = ScriptedEngine(
         reply=lambda m, seed, s: "Prompt: hi" if "persona 1" not in m[0].content else "hi"

@@ -89,7 +89,7 @@ def judge_figures(run: Reader) -> JudgeFigures:
         tally.see(answers, [j for j in judgments if j.judge == first], gold)
     return JudgeFigures(
         verdicts=tally.verdicts,
-        unreadable=tally.unreadable,
+        unparseable=tally.unparseable,
         first_slot_rate=tally.rate("first_slot_rate").rate,
         flip_rate=tally.rate("flip_rate").rate,
         accuracy=tally.rate("accuracy").rate,

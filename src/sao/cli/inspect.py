@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sao.cli.arguments import add_json, no_more, own_pairs, quiet_libraries, run_folder
 from sao.errors import ConfigError
@@ -160,20 +159,24 @@ def _label(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _env(args: argparse.Namespace, extra: list[str]) -> int:
+    from sao.results.environment import Environment
     from sao.store.manifest import git_revision, package_versions
 
     no_more(extra)
-    facts: dict[str, Any] = {"packages": package_versions(), "git": git_revision(), "cpus": os.cpu_count()}
+    threads, gpus = None, list[str]()
     try:
         import torch
 
-        cards = range(torch.cuda.device_count())
-        facts |= {"threads": torch.get_num_threads(), "gpus": [torch.cuda.get_device_name(i) for i in cards]}
+        threads = torch.get_num_threads()
+        gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     except ImportError:
-        facts |= {"threads": None, "gpus": []}
-    for name, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-        print(f"{name:10} {text}")
+        pass  # SAO works without torch where a server is asked
+    found = Environment(
+        packages=package_versions(), git=git_revision(), cpus=os.cpu_count(), threads=threads, gpus=gpus
+    )
+    print(f"packages   {', '.join(f'{name} {version}' for name, version in found.packages.items())}")
+    print(f"git        {found.git}\ncpus       {found.cpus}\nthreads    {found.threads}")
+    print(f"gpus       {', '.join(found.gpus) or 'none'}")
     if args.json:
-        print(json.dumps(facts))
+        print(found.model_dump_json())
     return 0

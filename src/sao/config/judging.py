@@ -54,7 +54,7 @@ class JudgingConfig(Section):
     max_tokens: int = Field(default=16, ge=1)
     """Longest text verdict, in tokens."""
     min_verdict_prob: float = Field(default=0.05, ge=0, le=1)
-    """Below this probability of the verdict tokens together a log-prob verdict is unreadable."""
+    """Below this probability of the verdict tokens together a log-prob verdict is unparseable."""
     engine: JudgeConfig | None = None
     """null: the model judges its own answers. Else another judge (a control: with labels from elsewhere it is
     RLAIF)."""

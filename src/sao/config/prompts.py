@@ -43,7 +43,7 @@ class PromptsConfig(Section):
     template_without_persona: str = "prompt_without_persona"
     """Template used where personas.source is none."""
     marker: str = "Prompt:"
-    """What the model's text must begin with; stripped. Text without it is dropped as unreadable."""
+    """What the model's text must begin with; stripped. Text without it is dropped as unparseable."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature (paper: 0.6)."""
     top_p: float = Field(default=1.0, gt=0, le=1)

@@ -2,7 +2,7 @@
 files read back.
 
 Preferences: alpaca_eval gives 1 where output_1 (the baseline's) wins, 2 where output_2 (the model's) does,
-1.5 for a tie (older files: 0), anything between, and null where the verdict was unreadable. Here `p` is the
+1.5 for a tie (older files: 0), anything between, and null where the verdict was unparseable. Here `p` is the
 preference for the model, from 0 to 1.
 
 alpaca_eval keys the difficulty of an instruction, and the rows of its gamed baseline, by the row's number in
@@ -44,7 +44,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotation:
-    """One verdict, as in annotations.json; `p` is the preference for the model, None where unreadable."""
+    """One verdict, as in annotations.json; `p` is the preference for the model, None where unparseable."""
 
     instruction: str
     output_1: str
@@ -124,7 +124,7 @@ def leaderboard_csv(standings: Mapping[str, Standing]) -> str:
 def standing_of(
     annotations: Sequence[Annotation], controlled: LengthControlled | None = None, mode: str = "community"
 ) -> Standing:
-    """A model's line of the leaderboard, as alpaca_eval counts it: unreadable verdicts are left out of all
+    """A model's line of the leaderboard, as alpaca_eval counts it: unparseable verdicts are left out of all
     but the mean length.
 
     `controlled` only where `sao.evaluation.length_control.score_name` says LC: the file has no other name for

@@ -65,7 +65,7 @@ def style_of(text: str, length: int | None = None) -> Style:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Game:
-    """One verdict (see sao.evaluation.verdicts.parse_arena; None: unreadable) on a model and the baseline,
+    """One verdict (see sao.evaluation.verdicts.parse_arena; None: unparseable) on a model and the baseline,
     and their styles."""
 
     question: str
@@ -81,7 +81,7 @@ class ArenaScore:
     """A model's score in %, its 95 % interval by question, and the scores in the resamples, the same draws
     for all models.
 
-    `bounds` are the uncontrolled score if every unreadable game had been lost by far, and won by far.
+    `bounds` are the uncontrolled score if every unparseable game had been lost by far, and won by far.
     """
 
     model: str
@@ -89,7 +89,7 @@ class ArenaScore:
     interval: tuple[float, float]
     questions: int
     games: int
-    unreadable: int
+    unparseable: int
     bounds: tuple[float, float]
     samples: Array
 
@@ -130,7 +130,7 @@ def arena_scores(
             interval=percentiles(samples[:, i]),
             questions=len({g.question for g in data.of_model(name)}),
             games=len(data.of_model(name)),
-            unreadable=sum(g.verdict is None for g in data.of_model(name)),
+            unparseable=sum(g.verdict is None for g in data.of_model(name)),
             bounds=(data.bound(name, 0.0), data.bound(name, 1.0)),
             samples=samples[:, i],
         )
@@ -156,7 +156,7 @@ def _percent(strength: Array) -> Array:
 
 
 def worth_of(game: Game) -> tuple[float, int] | None:
-    """The model's points, and as how many games they count; None where the verdict is unreadable."""
+    """The model's points, and as how many games they count; None where the verdict is unparseable."""
     if game.verdict is None:
         return None
     if game.verdict not in WORTH:
@@ -209,11 +209,11 @@ class _Games:
         )
 
     def of_model(self, name: str) -> list[Game]:
-        """The games of one model, unreadable ones too."""
+        """The games of one model, unparseable ones too."""
         return [game for game in self.games if game.model == name]
 
     def bound(self, name: str, points: float) -> float:
-        """The share won in % if every unreadable game of the model had been worth so many points, thrice."""
+        """The share won in % if every unparseable game of the model had been worth so many points, thrice."""
         worth = [worth_of(game) or (points, 3) for game in self.of_model(name)]
         return 100 * sum(p * times for p, times in worth) / sum(times for _, times in worth)
 

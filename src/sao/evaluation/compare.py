@@ -42,7 +42,7 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
     """Wins, ties, losses and the win rate of the tuned model, orders averaged by prompt first; `identical`
     answers are ties.
 
-    Unreadable verdicts are counted and left out, never taken for ties; `bounds` is the win rate if all had
+    Unparseable verdicts are counted and left out, never taken for ties; `bounds` is the win rate if all had
     been lost, or won.
     """
     rows: list[tuple[str, str, float | None]] = [(f"identical {i}", "", 0.5) for i in range(identical)]
@@ -55,7 +55,7 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
             first_slot += (winner == "tuned") == (order == "tuned_first")
     points = prompt_points(rows)
     if not points.ids:
-        return Wins(n=0, unreadable=points.unreadable)
+        return Wins(n=0, unparseable=points.unparseable)
     win_rate = effect(points.values, 0.5, (0.0, 1.0), resamples, seed)
     win, tie, loss = wins_ties_losses(points.values.tolist())
     return Wins(
@@ -69,7 +69,7 @@ def win_summary(comparisons: Iterable[Comparison], identical: int, resamples: in
         detectable=win_rate.detectable if 0 < win_rate.detectable < math.inf else None,
         bounds=points.bounds,
         first_slot_rate=first_slot / decided if decided else None,
-        unreadable=points.unreadable,
+        unparseable=points.unparseable,
     )
 
 

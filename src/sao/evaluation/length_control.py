@@ -50,7 +50,7 @@ LC, ADJUSTED = "LC win rate", "length-adjusted win rate"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One verdict. `p` is the preference for the model (1 it wins, ½ a tie, 0 the baseline wins, anything
-    between; None where unreadable), lengths in characters."""
+    between; None where unparseable), lengths in characters."""
 
     instruction: str
     p: float | None

@@ -80,7 +80,7 @@ class Games:
     def rows(
         self, judgments: Iterable[Judgment], soft: bool = False
     ) -> Iterator[tuple[str, str, float | None]]:
-        """(question, order, our points from 0 to 1 or None where unreadable). `soft`: the judge's
+        """(question, order, our points from 0 to 1 or None where unparseable). `soft`: the judge's
         probability, if given."""
         yield from ((id_, "tied", 0.5) for id_ in self.tied)
         yield from ((id_, "missing", None) for id_ in self.missing)
@@ -224,7 +224,7 @@ def win_rate(
         win=win,
         tie=tie,
         loss=loss,
-        unreadable=sum(j.verdict is None for j in judgments),
+        unparseable=sum(j.verdict is None for j in judgments),
         verdicts=len(judgments),
         lost=points.lost,
         bounds=points.bounds,
@@ -268,7 +268,7 @@ def mean_mark(points: Points, resamples: int, seed: int) -> Marks:
     found = effect(points.values, 1.0, (1.0, 10.0), resamples, seed) if points.ids else None
     return Marks(
         mark=None if found is None else MeanMark(value=found.mean, ci95=found.interval, n=found.n),
-        unreadable=points.unreadable,
+        unparseable=points.unparseable,
         verdicts=points.verdicts,
         lost=points.lost,
         bounds=points.bounds,

@@ -203,7 +203,7 @@ def judge_by_text(
     name: str, *, references: Mapping[str, str] | None = None,
 ) -> Iterator[Judgment | Drop]:  # fmt: skip
     """Verdicts after reasons, at temperature 0, for the pairs that are not `done`; what is cut off or has
-    none is unreadable. `references`: the right answers by question id (`references_of`)."""
+    none is unparseable. `references`: the right answers by question id (`references_of`)."""
     shown, parse = read_template(template, suite.way), PARSERS[suite.way]
     waiting: dict[str, OrderedPair] = {}
 

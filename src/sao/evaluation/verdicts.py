@@ -5,7 +5,7 @@ nothing is read that the protocol's own code would not read. Where a text holds 
 none is read: which one was meant (an option that was quoted, a first thought, the last word) cannot be told,
 and each rule for choosing favours something. Arena-Hard does the same. MT-Bench's code takes [[A]] before
 [[B]] wherever they stand, and the first of several marks; AlpacaEval's takes the rank of the first model
-without a look at the other's. The same verdict said twice is one. What is None counts as unreadable.
+without a look at the other's. The same verdict said twice is one. What is None counts as unparseable.
 
     python -c "from sao.evaluation.verdicts import parse_arena; print(parse_arena('So: [[B>>A]]'))"
 """

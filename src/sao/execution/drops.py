@@ -29,14 +29,14 @@ SHOWN = 3
 SHOWN_TEXT = 300
 """Texts that a message shows, and characters of each."""
 
-UNREADABLE = "unreadable verdict"
+UNPARSEABLE = "unparseable verdict"
 ADVICE = {
     "no marker": "put the marker at the start of the reply (--prompts.prefill true), or let the model write "
     "as the user (--prompts.method user_turn)",
     "answers itself": "let the model write as the user (--prompts.method user_turn)",
     "no conversation": "take the template of conversations out of prompts.mix",
     "empty": "look at the chat template, and at the temperature of this stage",
-    UNREADABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), "
+    UNPARSEABLE: "give the judge's reply a beginning (--judging.prefill), other words (--judging.choices), "
     "another template or another judge; where your own function judges, look at when it returns None",
 }
 CUT = {
@@ -115,18 +115,18 @@ def lost(record: Record | Drop) -> tuple[str | None, str | None]:
     if isinstance(record, Drop):
         return record.reason, record.text
     if isinstance(record, Judgment) and record.verdict is None:
-        return UNREADABLE, _wrote(record.text, record.verdict_prob)
+        return UNPARSEABLE, _wrote(record.text, record.verdict_prob)
     if isinstance(record, Comparison) and record.winner is None:
-        return UNREADABLE, None
+        return UNPARSEABLE, None
     return None, None
 
 
 def _lost_row(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """The same of a row in a part file."""
     if "verdict" in row and row["verdict"] is None:
-        return UNREADABLE, _wrote(row["text"], row["verdict_prob"])
+        return UNPARSEABLE, _wrote(row["text"], row["verdict_prob"])
     if "winner" in row and row["winner"] is None:
-        return UNREADABLE, None
+        return UNPARSEABLE, None
     return row.get("reason"), row.get("text")
 
 

@@ -3,7 +3,7 @@ drops, shows progress, books what engines were asked, seals. It knows no step by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -70,7 +70,6 @@ class Runner:
             return stage
         limit = self.limit if step.limited else 1.0
         if not stage.finished:
-            self._begin(title or step.name, len(stage.done), step.total(work))
             self.fill(stage, step.record, step.make(work), step.total(work), limit, step.rows(work), title)
         self.check(stage, limit)
         step.after(work)
@@ -129,11 +128,6 @@ class Runner:
 
 def _id(record: Record | Drop) -> str:
     return record.record_id if isinstance(record, Drop) else record.id
-
-
-def undone(records: Iterable[Record | Drop], done: Container[str]) -> Iterable[Record | Drop]:
-    """Those of the records that do not exist yet."""
-    return (record for record in records if _id(record) not in done)
 
 
 @contextmanager

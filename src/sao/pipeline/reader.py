@@ -5,7 +5,7 @@ All files are in the order of their rows, so one group is in memory at a time. R
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -155,13 +155,11 @@ class Reader:
         weights = {judge.name: judge.weight for judge in self.judges}
         return pairs.Jury(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
 
-    def chosen(self, key: str, done: Container[str]) -> Iterator[PreferencePair | Drop]:
-        """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others, that are not
-        `done`."""
+    def chosen(self, key: str) -> Iterator[PreferencePair | Drop]:
+        """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others."""
         config, jury = self.config.pairs, self.jury()
         balance = pairs.balance_lengths(self.judged(), config, key, jury) if config.length_matched else None
-        every = pairs.build_pairs(self.judged(), config, key, self.config.responses.n, jury, balance)
-        return (pair for pair in every if (pair.record_id if isinstance(pair, Drop) else pair.id) not in done)
+        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, jury, balance)
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""

@@ -17,7 +17,6 @@ from sao.config import Config
 from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
-from sao.execution.runner import undone
 from sao.execution.step import Step, Work
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
@@ -76,13 +75,11 @@ def refuse_import(work: Work[Round]) -> None:
 # Personas.
 
 
-def make_personas(work: Work[Round]) -> Iterable[Persona | Drop]:
+def make_personas(work: Work[Round]) -> Iterator[Persona | Drop]:
     """Read or drawn from the source, or written by the model."""
     refuse_import(work)
     config = work.config.personas
-    if config.source == "self":
-        return undone(_written(work), work.done)  # type: ignore[return-value]
-    return undone(personas.read_personas(config, work.config.seed), work.done)  # type: ignore[return-value]
+    yield from _written(work) if config.source == "self" else personas.read_personas(config, work.config.seed)
 
 
 def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
@@ -92,14 +89,14 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
     """
     config, runner = work.config.personas, work.runner
     asked = (config.n, config.held_out)
-    chosen = personas.Settled(config.writing.max_similarity)
+    chosen = personas.DistinctPersonas(config.writing.max_similarity)
     before: Stage | None = None
     number = 0
-    while chosen.stand(*asked) != asked:
+    while chosen.counts(*asked) != asked:
         size = personas.round_size(len(chosen.kept))
         before = _drafts(work, before, number, size, chosen.kept)
         new = chosen.add(before.records(Persona), before.drops())
-        number, known = number + 1, chosen.stand(*asked)
+        number, known = number + 1, chosen.counts(*asked)
         runner.notify(f"round {number}: {new} of {size} personas are new; {sum(known)} of {sum(asked)} exist")
         if new < config.writing.min_new * size and known != asked:
             raise DropError(
@@ -134,15 +131,15 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
 # Prompts.
 
 
-def make_prompts(work: Work[Round]) -> Iterable[Prompt | Drop]:
+def make_prompts(work: Work[Round]) -> Iterator[Prompt | Drop]:
     """Each persona's prompt, or those given."""
     refuse_import(work)
     config = work.config
     if config.prompts.source is not None:
-        given = prompts.given_prompts(config.prompts, config.personas, config.seed, work.key)
-        return undone(given, work.done)  # type: ignore[return-value]
-    engine = work.engine(work.run.roles.policy)
-    return prompts.write_prompts(work.read("personas", Persona), engine, config.prompts, work.key, work.done)
+        yield from prompts.given_prompts(config.prompts, config.personas, config.seed, work.key)
+        return
+    engine, asking = work.engine(work.run.roles.policy), work.read("personas", Persona)
+    yield from prompts.write_prompts(asking, engine, config.prompts, work.key, work.done)
 
 
 def persona_rows(work: Work[Round]) -> Iterable[int]:
@@ -156,10 +153,12 @@ def persona_rows(work: Work[Round]) -> Iterable[int]:
 def make_filtered(work: Work[Round]) -> Iterable[Prompt | Drop]:
     """The prompts that pass the filters."""
     marker = "" if work.config.prompts.source is not None else work.config.prompts.marker  # others' have none
-    return filters.filter_prompts(partial(_in_turn, work.run), work.config.filters, marker, work.done)
+    return filters.filter_prompts(
+        partial(_in_order_of_growth, work.run), work.config.filters, marker, work.done
+    )
 
 
-def _in_turn(run: Round) -> Iterator[tuple[Prompt, str]]:
+def _in_order_of_growth(run: Round) -> Iterator[tuple[Prompt, str]]:
     """The prompts with their personas in the order in which it is decided which are kept: as they came when
     the run grew, and of those that came together the ones for training first, so that no held-out prompt
     repeats them."""
@@ -194,7 +193,7 @@ def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
     """N answers to each training prompt."""
     refuse_import(work)
     asked, engine = Reader(work.run).asked(held_out=False), work.engine(work.run.roles.policy)
-    return responses.answer_prompts(asked, engine, work.config.responses, work.key, work.done)
+    yield from responses.answer_prompts(asked, engine, work.config.responses, work.key, work.done)
 
 
 def response_rows(work: Work[Round]) -> Iterable[int]:
@@ -237,7 +236,7 @@ def judgment_total(work: Work[Round]) -> int:
 
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
     """The preferences that are learnt from."""
-    return Reader(work.run).chosen(work.key, work.done)
+    yield from Reader(work.run).chosen(work.key)
 
 
 # Training and evaluation.
@@ -248,7 +247,7 @@ def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]
     role = work.run.tuned if tuned else work.run.roles.base
     asked = Reader(work.run).asked(held_out=True)
     # What is cut off or empty is an answer here: to leave it out would flatter the model.
-    return responses.answer_prompts(
+    yield from responses.answer_prompts(
         asked, work.engine(role), one_answer(work.config), work.key, work.done, keep_cut=True
     )
 

@@ -187,7 +187,7 @@ class TwoModels:
 
     def verdicts(self, shown: Judging) -> list[Judgment]:
         """The judge on our answers against theirs, in both orders; what the judge failed to answer is
-        unreadable."""
+        unparseable."""
         step, title = TABLE["verdicts"], f"{shown.suite.name} verdicts"
         stage = self.runner.run_variant(step, self, shown, title)
         said = {judgment.id: judgment for judgment in stage.records(Judgment)}

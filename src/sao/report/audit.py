@@ -11,7 +11,7 @@ from sao.tables import MISSING, Column, number, percent, percent_with_interval, 
 
 RATES = {
     "accuracy": "accuracy", "first_slot_rate": "first slot wins", "flip_rate": "flips when swapped",
-    "unreadable_rate": "unreadable", "tie_rate": "ties", "longer_wins_rate": "longer wins",
+    "unparseable_rate": "unparseable", "tie_rate": "ties", "longer_wins_rate": "longer wins",
     "intransitive_rate": "intransitive",
 }  # fmt: skip
 """What the rates of a judge are called."""

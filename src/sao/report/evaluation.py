@@ -175,9 +175,9 @@ def _suite_notes(suite: PairedSuite | MarkedSuite, headline: bool) -> Iterator[s
 def _side_notes(side: WinRate | Marks, headline: bool) -> Iterator[str]:
     if isinstance(side, WinRate):
         yield from side.warnings
-    if side.unreadable or side.lost:
+    if side.unparseable or side.lost:
         bounds = _bounds(side.bounds, isinstance(side, Marks)) if headline else ""
-        yield f"{side.unreadable} of {side.verdicts} verdicts unreadable or not given{bounds}"
+        yield f"{side.unparseable} of {side.verdicts} verdicts unparseable or not given{bounds}"
     if isinstance(side, WinRate) and side.by_length:
         flips = (
             ""

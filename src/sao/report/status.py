@@ -28,7 +28,7 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
         yield "dropped", ", ".join(f"{reason} {n:,}" for reason, n in status.drops.items())
     if status.doing is not None:
         yield "doing", " ".join(status.doing.split())
-    elif status.said is not None:
+    elif status.said is not None and status.state != "finished":
         yield "said", " ".join(status.said.split())
     if status.error is not None:
         yield "error", status.error

@@ -61,7 +61,7 @@ def _judge_lines(summary: Summary) -> Iterator[str]:
         "flips when swapped": judge.flip_rate,
     }
     parts = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items() if rate is not None)
-    yield f"\njudge        {judge.verdicts} verdicts, {judge.unreadable} unreadable; {parts}"
+    yield f"\njudge        {judge.verdicts} verdicts, {judge.unparseable} unparseable; {parts}"
     if kept is not None and kept.share is not None:
         labels = "" if kept.label_accuracy is None else f", label accuracy {percent(kept.label_accuracy)}"
         yield f"pairs kept   {percent(kept.share)}{labels}"

@@ -10,6 +10,7 @@ from sao.results.audit import Audit
 from sao.results.base import Rate, Result, StageCounts
 from sao.results.contamination import Contamination
 from sao.results.data import Export, Import
+from sao.results.environment import Environment
 from sao.results.evaluation import Evaluation
 from sao.results.plan import Plan
 from sao.results.statistics import RunStatistics, Statistics
@@ -17,7 +18,7 @@ from sao.results.status import Status
 from sao.results.summary import Summary
 
 RESULTS: tuple[type[Result], ...] = (
-    Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status, Export, Import,
+    Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status, Export, Import, Environment,
 )  # fmt: skip
 """The results that a command prints with --json, each with a schema of its own."""
 
@@ -25,6 +26,7 @@ __all__ = [
     "RESULTS",
     "Audit",
     "Contamination",
+    "Environment",
     "Evaluation",
     "Export",
     "Import",

@@ -35,14 +35,14 @@ class JudgeAudit(Result):
     """One judge's rates and biases."""
 
     verdicts: int
-    """Verdicts, unreadable ones among them."""
+    """Verdicts, unparseable ones among them."""
     accuracy: Rate
     """Decided verdicts that gold agrees with, where gold sees a difference."""
     first_slot_rate: Rate
     """Decided verdicts for the answer shown first; 0.5 is fair."""
     flip_rate: Rate
     """Pairs decided in both orders whose winner changes with the order; 0.5 is a coin's."""
-    unreadable_rate: Rate
+    unparseable_rate: Rate
     """Verdicts that could not be parsed."""
     tie_rate: Rate
     """Readable verdicts that are ties."""

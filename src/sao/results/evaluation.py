@@ -64,14 +64,14 @@ class WinRate(Result):
     """Questions that neither wins."""
     loss: int
     """Questions lost."""
-    unreadable: int
+    unparseable: int
     """Verdicts that could not be parsed or were not given; they are no ties."""
     verdicts: int
     """Verdicts that the judge was asked for."""
     lost: int
     """Questions without a readable verdict."""
     bounds: tuple[float | None, float | None]
-    """The win rate if all unreadable verdicts had been lost, and won."""
+    """The win rate if all unparseable verdicts had been lost, and won."""
     first_slot_rate: float | None
     """Share of the decided verdicts for the answer shown first."""
     flip_rate: float | None
@@ -106,14 +106,14 @@ class Marks(Result):
 
     mark: MeanMark | None
     """The mean; null where no mark is readable."""
-    unreadable: int
+    unparseable: int
     """Marks that could not be parsed or were not given."""
     verdicts: int
     """Marks that the judge was asked for."""
     lost: int
     """Questions without a readable mark."""
     bounds: tuple[float | None, float | None]
-    """The mean if all unreadable marks had been the worst, and the best."""
+    """The mean if all unparseable marks had been the worst, and the best."""
 
 
 class CategoryMean(Result):

@@ -11,8 +11,8 @@ class JudgeFigures(Result):
     """The first judge's verdicts in five figures; the audit has more, with intervals."""
 
     verdicts: int
-    """Verdicts, unreadable ones among them."""
-    unreadable: int
+    """Verdicts, unparseable ones among them."""
+    unparseable: int
     """Verdicts that could not be parsed."""
     first_slot_rate: float | None
     """Share of the decided verdicts for the answer shown first; 0.5 is fair."""
@@ -61,10 +61,10 @@ class Wins(Result):
     detectable: float | None = None
     """Smallest true distance from 0.5 that so many prompts find with a power of 80 %."""
     bounds: Interval | None = None
-    """The win rate if all unreadable verdicts had been lost, and won."""
+    """The win rate if all unparseable verdicts had been lost, and won."""
     first_slot_rate: float | None = None
     """Share of the decided verdicts for the answer shown first."""
-    unreadable: int
+    unparseable: int
     """Verdicts that could not be parsed; they are no ties."""
 
 

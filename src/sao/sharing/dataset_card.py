@@ -42,7 +42,7 @@ CITATION = """```bibtex
 ```"""
 JUDGE_RATES = {
     "accuracy": "accuracy", "first_slot_rate": "the first slot wins", "flip_rate": "flips when swapped",
-    "unreadable_rate": "unreadable", "tie_rate": "ties", "longer_wins_rate": "the longer answer wins",
+    "unparseable_rate": "unparseable", "tie_rate": "ties", "longer_wins_rate": "the longer answer wins",
     "intransitive_rate": "intransitive",
 }  # fmt: skip
 

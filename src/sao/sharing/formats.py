@@ -237,7 +237,7 @@ COLUMNS = {
     "wins": "pairs in which this answer is chosen",
     "losses": "pairs in which it is rejected",
     "verdicts": "all verdicts on these answers, one for each judge and order: `judge`; `first_id` and "
-    "`second_id` (the answers as shown); `verdict` (first, second, tie, or null: unreadable); `p_first` "
+    "`second_id` (the answers as shown); `verdict` (first, second, tie, or null: unparseable); `p_first` "
     "(probability of the first) and `verdict_prob` (of all verdict tokens), where read from "
     "log-probabilities; `text`, where read from text",
     "id": "id of the pair, or of the answer where a row holds one answer",

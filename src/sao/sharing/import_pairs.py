@@ -23,8 +23,10 @@ from sao.data.preferences import TextPair, read_pairs
 from sao.data.readers import content_identity
 from sao.data.similarity import normalise
 from sao.errors import DataError
+from sao.execution.runner import Runner
+from sao.execution.session import Session
 from sao.pipeline.folder import reader
-from sao.records import Drop, Judgment, Persona, PreferencePair, Prompt, Record, Response, make_id
+from sao.records import Drop, Judgment, Persona, Prompt, Record, Response, make_id
 from sao.results.data import Import
 from sao.stages.rows import answer_row, first_free_row, index_of_answer, pair_row, persona_row
 from sao.store import manifest
@@ -81,8 +83,8 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> Import:
     ]
     if not all(stage.finished for stage in stages):
         _fill(stages, given, survey)
-    if not run.stage("pairs").open().finished:
-        run.stage("pairs").fill(PreferencePair, run.chosen)
+    runner = Runner(out, Session(), config.max_drop_share, writes_status=False)
+    runner.run(run.round.table["pairs"], run.round)
     recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomic(out / "recipe.yaml", recipe)
     counts = run.stage("prompts").counts

@@ -204,7 +204,7 @@ def read_logprobs(
 ) -> tuple[Verdict | None, float | None, float | None]:
     """Verdict, P(first | a verdict token) and their verdict_prob, from two log-probabilities in nats.
 
-    A verdict_prob below `min_verdict_prob`, or a value that is no number, is unreadable.
+    A verdict_prob below `min_verdict_prob`, or a value that is no number, is unparseable.
     """
     if math.isnan(first) or math.isnan(second) or max(first, second) == -math.inf:
         return None, None, None
@@ -283,7 +283,7 @@ def _by_function(pairs: Iterable[OrderedPair], path: str, name: str) -> Iterator
 
 def read_preference(said: Any) -> Verdict | None:
     """The verdict in what a function returns for two answers: two scores, the higher the better, or the
-    verdict itself. None, or NaN or None among the scores, is an unreadable one.
+    verdict itself. None, or NaN or None among the scores, is an unparseable one.
 
     Raises TypeError for anything else.
     """

@@ -275,7 +275,7 @@ def _vote_of(judge: str, own: list[Judgment], a: str, config: PairsConfig, jury:
         return reason
     readable = [judgment for judgment in own if judgment.verdict is not None]
     if not readable:
-        return "unreadable verdict"
+        return "unparseable verdict"
     vote = fmean(0.0 if j.winner_id is None else 1.0 if j.winner_id == a else -1.0 for j in readable)
     numbers = []
     for judgment in readable:
@@ -298,7 +298,7 @@ def _joint_opinion(votes: list[Vote]) -> Opinion:
 def _abstains(own: list[Judgment], calibration: Calibration, orders: int) -> str | None:
     """Why one judge's verdicts on a pair make no confident opinion; None where they do."""
     if any(judgment.verdict is None for judgment in own):
-        return "unreadable verdict"
+        return "unparseable verdict"
     if len(own) < orders:
         return "a verdict was dropped"
     winners = {_winner(judgment, calibration) for judgment in own}

@@ -6,8 +6,8 @@ file, or a hub data set by id and revision. Equal texts count once. Those held o
 draw of their own, so that either can grow.
 
 The model writes them in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
-persona knows. A draft that is similar to an earlier one is dropped (`Settled`); writing ends when a round
-brings few new ones.
+persona knows. A draft that is similar to an earlier one is dropped (`DistinctPersonas`); writing ends when a
+round brings few new ones.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def write_drafts(
             yield Persona(id=completion.id, row=row, text=" ".join(text.split()))
 
 
-class Settled:
+class DistinctPersonas:
     """The distinct personas among the drafts so far: of similar ones the first is kept."""
 
     def __init__(self, max_similarity: float) -> None:
@@ -233,9 +233,9 @@ class Settled:
         self.dropped: list[Drop] = []
         self._max_similarity = max_similarity
 
-    def add(self, drafts: Iterable[Persona], unreadable: Iterable[Drop] = ()) -> int:
+    def add(self, drafts: Iterable[Persona], unparseable: Iterable[Drop] = ()) -> int:
         """Add a round, in the order of its rows; how many of its personas are new."""
-        self.dropped += unreadable
+        self.dropped += unparseable
         kept_before, new = len(self.kept), list(drafts)
         texts = [persona.text for persona in (*self.kept, *new)]
         earlier = find_duplicates(lambda: iter(texts), self._max_similarity).earlier
@@ -250,7 +250,7 @@ class Settled:
             )
         return len(self.kept) - kept_before
 
-    def stand(self, n: int, held_out: int) -> tuple[int, int]:
+    def counts(self, n: int, held_out: int) -> tuple[int, int]:
         """How many of `n` personas for training and of `held_out` others there are."""
         held = sum(_is_held_out(persona) for persona in self.kept)
         return min(n, len(self.kept) - held), min(held_out, held)

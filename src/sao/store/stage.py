@@ -26,7 +26,7 @@ import uuid
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,19 +134,6 @@ class Stage:
     def writer(self) -> Writer:
         """A part file of this process's own."""
         return Writer(self.path / f"part-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl")
-
-    def fill(
-        self,
-        kind: type[Record],
-        make: Callable[[str, Container[str]], Iterable[Record | Drop]],
-        see: Callable[[Record | Drop], None] = lambda record: None,
-    ) -> None:
-        """Write what `make(key, ids that are done)` yields, show each row to `see`, and seal."""
-        with self.writer() as out:
-            for record in make(self.key, self.done):
-                out.write(record)
-                see(record)
-        self.seal(kind)
 
     def seal(self, kind: type[Record]) -> None:
         """Finish the stage: its records and drops sorted by row, each row once, then remove the parts.

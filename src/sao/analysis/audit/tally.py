@@ -78,14 +78,14 @@ class Tally:
     """For each decided verdict: whether the first won, log length ratio, gold difference or NaN, number of
     the prompt."""
     verdicts: int = 0
-    unreadable: int = 0
+    unparseable: int = 0
     prompts: int = 0
 
     def see(self, answers: list[Response], judgments: list[Judgment], gold: dict[str, float | None]) -> None:
         """One prompt."""
         texts, counts = {a.id: a.text for a in answers}, Counts()
         for judgment in judgments:
-            counts.note("unreadable_rate", judgment.verdict is None)
+            counts.note("unparseable_rate", judgment.verdict is None)
             if judgment.verdict is not None:
                 counts.note("tie_rate", judgment.verdict == "tie")
         decided = [judgment for judgment in judgments if judgment.winner_id is not None]
@@ -99,7 +99,7 @@ class Tally:
         for name, (hits, of) in counts.items():
             self.rates.setdefault(name, RateSums()).add(hits, of)
         self.verdicts += len(judgments)
-        self.unreadable += sum(judgment.verdict is None for judgment in judgments)
+        self.unparseable += sum(judgment.verdict is None for judgment in judgments)
         self.prompts += 1
 
     def _note_decided(
@@ -126,7 +126,7 @@ class Tally:
             accuracy=self.rate("accuracy"),
             first_slot_rate=self.rate("first_slot_rate"),
             flip_rate=self.rate("flip_rate"),
-            unreadable_rate=self.rate("unreadable_rate"),
+            unparseable_rate=self.rate("unparseable_rate"),
             tie_rate=self.rate("tie_rate"),
             longer_wins_rate=self.rate("longer_wins_rate"),
             intransitive_rate=self.rate("intransitive_rate"),

@@ -92,7 +92,7 @@ def toy(folder: Path) -> dict[str, dict[str, str]]:
     run, sizes = folder / "toy", ["--personas.n", "80", "--personas.held_out", "16", "--train.epochs", "1"]
     quietly(lambda: sao(["run", "demo", "--out", str(run), "--quiet", *sizes]))
     both = ["--base", "builtin:world", "--tuned", str(run), "--out", str(folder / "eval"), "--quiet"]
-    quietly(lambda: sao(["eval", *both, "--eval.bootstrap", "200", "--eval.self_tests", "0"]))
+    quietly(lambda: sao(["eval", *both, "--evaluation.bootstrap", "200", "--evaluation.self_tests", "0"]))
     weights = next(run.glob("round-1/train-*/model/model.safetensors"))
     model = {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()[:16]}
     return {"toy": hashes(run), "eval": hashes(folder / "eval"), "trained": model}

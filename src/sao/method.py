@@ -20,7 +20,7 @@ from sao.errors import ConfigError, NoPairsError
 from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
-from sao.pipeline import checks
+from sao.pipeline import preflight
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
 from sao.pipeline.settings import asking, own_pairs
@@ -31,7 +31,7 @@ from sao.store import manifest
 from sao.store.files import write_atomic
 
 COMMANDS = {
-    "prompts": "filtered", "respond": "filtered_responses", "judge": "judgments", "pairs": "pairs",
+    "prompts": "checkable", "respond": "filtered_responses", "judge": "judgments", "pairs": "pairs",
     "train": "train",
     "eval": "comparisons",
 }  # fmt: skip
@@ -124,12 +124,12 @@ def wanted(round_: Round, until: str) -> list[str]:
 
 def open_run(round_: Round, runner: Runner, names: Sequence[str]) -> None:
     """Check recipe, models, templates and folder before any work starts, and write the manifest."""
-    checks.check(round_, runner.session, trains="train" in names)
+    preflight.check(round_, runner.session, trains="train" in names)
     if not is_first():
         return
-    source = content_identity(checks.first_source(round_.config))
-    licences = checks.licences_of(round_)
-    checks.announce(round_, licences, runner.notify)
+    source = content_identity(preflight.first_source(round_.config))
+    licences = preflight.licences_of(round_)
+    preflight.announce(round_, licences, runner.notify)
     look_outside(round_, names)
     outside = round_.outside.found
     identity = round_.model_identity

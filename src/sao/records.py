@@ -7,7 +7,7 @@ file is sorted by row, so it does not depend on the order in which an engine fin
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Verdict = Literal["first", "second", "tie"]
@@ -44,16 +44,25 @@ class Persona:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """Something that a program can check in an answer: a kind of `sao.checks` and its values (JSON)."""
+
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """What a persona asks. `earlier` are the turns before it where there are any: user, assistant, user,
-    assistant, …"""
+    assistant, … `checks` are the constraints whose words stand at the end of its text."""
 
     id: str
     row: int
     persona_id: str
     text: str
     earlier: tuple[str, ...] = ()
+    checks: tuple[Constraint, ...] = ()
 
     @property
     def conversation(self) -> str:
@@ -172,15 +181,17 @@ class Drop:
 
 KEPT_TEXT = 2000
 """Characters that a Drop keeps of what was written."""
-_LEFT_OUT: dict[str, Any] = {"earlier": (), "detail": None}
+_LEFT_OUT: dict[str, Any] = {"earlier": (), "checks": (), "detail": None}
 R = TypeVar("R", bound="Record | Drop")
 Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
-    """The record as a flat dict, in the order of its fields; `earlier`, `detail` and a Drop's `text` stand
-    only where they hold something."""
+    """The record as a flat dict, in the order of its fields; `earlier`, `checks`, `detail` and a Drop's
+    `text` stand only where they hold something."""
     row = {name: getattr(record, name) for name in type(record).__slots__}
+    if row.get("checks"):
+        row["checks"] = [{"kind": check.kind, "values": check.values} for check in row["checks"]]
     for name, empty in _LEFT_OUT.items():
         if row.get(name, 0) == empty:
             del row[name]
@@ -194,4 +205,6 @@ def from_dict(kind: type[R], row: dict[str, Any]) -> R:
     for name in ("token_ids", "earlier"):
         if row.get(name) is not None:
             row = {**row, name: tuple(row[name])}
+    if row.get("checks"):
+        row = {**row, "checks": tuple(Constraint(**check) for check in row["checks"])}
     return kind(**row)

@@ -71,7 +71,7 @@ def bench(
     config = make_config(
         {
             "engine": {"name": "scripted"},
-            "eval": {"bootstrap": 500, "self_tests": 0, **more.pop("eval", {})},
+            "evaluation": {"bootstrap": 500, "self_tests": 0, **more.pop("evaluation", {})},
             **more,
         }
     )
@@ -432,7 +432,8 @@ def test_the_command_on_real_models(tmp_path: Path, capsys: pytest.CaptureFixtur
         "--headline",
     ]
     assert (
-        main([*command, "--out", str(tmp_path / "eval"), "--eval.self_tests", "5", "--json", "--quiet"]) == 0
+        main([*command, "--out", str(tmp_path / "eval"), "--evaluation.self_tests", "5", "--json", "--quiet"])
+        == 0
     )
     table, _, last = capsys.readouterr().out.partition("\n\nfiles in")
     found = Evaluation.model_validate_json(last.splitlines()[-1])

@@ -121,7 +121,7 @@ def test_every_engine_of_a_recipe_is_settled(vllm: types.SimpleNamespace, model:
     other = qwen3(tmp_path / "judge")
     set_config(other, architectures=["OddForCausalLM"])
     recipe = {
-        "model": model, "eval": {"engine": {"slots": 3}},
+        "model": model, "evaluation": {"engine": {"slots": 3}},
         "judging": {"engine": {"model": other}, "panel": [
             {"engine": {"slots": 9}}, {"engine": {"name": "openai"}}, {"weight": 2},
         ]},
@@ -129,8 +129,8 @@ def test_every_engine_of_a_recipe_is_settled(vllm: types.SimpleNamespace, model:
     config, words = settle(make_config(recipe))
     assert words == "vllm: vLLM is installed and suits the model"
     assert config.judging.engine is not None
-    assert config.eval.engine is not None
-    assert (config.judging.engine.name, config.eval.engine.name) == ("transformers", "vllm")
+    assert config.evaluation.engine is not None
+    assert (config.judging.engine.name, config.evaluation.engine.name) == ("transformers", "vllm")
     assert [j.engine and j.engine.name for j in config.judging.panel] == ["vllm", "openai", None]
     assert settle(config) == (config, "vllm: as the recipe says")
     reward = make_config({"model": model, "judging": {"method": "reward", "engine": {"model": other}}})

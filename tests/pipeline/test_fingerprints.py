@@ -17,9 +17,9 @@ BASES: tuple[dict[str, Any], ...] = (
     # As shipped, with everything on that a key could belong to.
     {"filters": {"duplicates": "near"}, "responses": {"n": 4}},
     {"engine": {"name": "vllm"}},
-    {"eval": {"engine": {"name": "vllm"}}},
+    {"evaluation": {"engine": {"name": "vllm"}}},
     {"engine": {"name": "openai"}, "model": "some/model"},
-    {"engine": {"name": "openai"}, "eval": {"engine": {"name": "openai"}}},
+    {"engine": {"name": "openai"}, "evaluation": {"engine": {"name": "openai"}}},
     {"personas": {"source": "self"}},
     {"personas": {"source": "none"}},
     {"prompts": {"method": "user_turn"}},
@@ -53,7 +53,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "judging.engine.model": ("builtin:world", "other"),
     "judging.engine.vllm.lora": ("FOLDER/adapter",),
     "engine.vllm.lora": ("FOLDER/adapter",),
-    "eval.engine.vllm.lora": ("FOLDER/adapter",),
+    "evaluation.engine.vllm.lora": ("FOLDER/adapter",),
     "pairs.source": ("FOLDER/pairs.jsonl",),
     "train.batch_size": (256,),
     "train.lora.targets": (["q_proj"],),
@@ -61,7 +61,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
 SIZES = ("personas.n", "personas.held_out")
 """How many records there are; tests/pipeline/test_growth.py."""
 ELSEWHERE = {
-    "eval.max_tokens": "the verdicts and marks of `sao eval` on two models (sao.pipeline.two_models)",
+    "evaluation.max_tokens": "the verdicts and marks of `sao eval` on two models (sao.pipeline.two_models)",
 }
 """Keys that count for steps of another pipeline."""
 
@@ -190,4 +190,9 @@ def test_the_engine_that_samples_does_not_count() -> None:
 
 def test_the_walk_finds_all_keys() -> None:
     assert len(KEYS) > 130
-    assert {"personas.writing.min_new", "engine.vllm.extra", "train.lora.r", "eval.engine.dtype"} <= set(KEYS)
+    assert {
+        "personas.writing.min_new",
+        "engine.vllm.extra",
+        "train.lora.r",
+        "evaluation.engine.dtype",
+    } <= set(KEYS)

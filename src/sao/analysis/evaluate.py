@@ -210,7 +210,7 @@ def _judged(
         ).result()
         for suite in suites
     }
-    first = suites[0].name if suites and models.config.eval.self_tests else None
+    first = suites[0].name if suites and models.config.evaluation.self_tests else None
     return Evaluation(
         base=asked.base.model,
         tuned=asked.tuned.model,
@@ -247,7 +247,7 @@ def made_with(models: TwoModels, asked: Asked) -> MadeWith:
             for player in asked.players
         },
         seed=c.seed,
-        resamples=c.eval.bootstrap,
+        resamples=c.evaluation.bootstrap,
         packages=package_versions(),
     )
 
@@ -274,7 +274,9 @@ def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[
         )
         for player in (asked.base, asked.tuned)
     )
-    compared = compare_tasks(base, tuned, resamples=models.config.eval.bootstrap, seed=models.config.seed)
+    compared = compare_tasks(
+        base, tuned, resamples=models.config.evaluation.bootstrap, seed=models.config.seed
+    )
     return compared, TaskAverage(base=base.average, tuned=tuned.average)
 
 
@@ -320,7 +322,7 @@ def _official(asked: Asked) -> score.Official | None:
 def _try_judge(models: TwoModels, questions: list[Question], answers: Answers) -> dict[str, SelfTest]:
     """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
-    n, config, seed = models.config.eval.self_tests, models.judging, models.config.seed
+    n, config, seed = models.config.evaluation.self_tests, models.judging, models.config.seed
     ids = (answer.id for _, own in groups for answer in own)
     key = make_id(models.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
     path = models.root / f"self-tests-{key[:8]}.json"

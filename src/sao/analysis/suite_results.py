@@ -59,7 +59,7 @@ class SuiteWork:
 
     @property
     def _resampling(self) -> tuple[int, int]:
-        return self.models.config.eval.bootstrap, self.models.config.seed
+        return self.models.config.evaluation.bootstrap, self.models.config.seed
 
     def _about(self) -> dict[str, Any]:
         """What both kinds of suites say of the answers."""

@@ -112,7 +112,7 @@ def _held_out(run: Reader) -> list[HeldOutRow]:
 def _held_out_wins(run: Reader, held_out: list[HeldOutRow], unseen: int) -> HeldOut:
     same_text = sum(base.text == tuned.text for _, base, tuned in held_out)
     comparisons = run.compared()
-    wins = compare.win_summary(comparisons, same_text, run.config.eval.bootstrap, run.config.seed)
+    wins = compare.win_summary(comparisons, same_text, run.config.evaluation.bootstrap, run.config.seed)
     return HeldOut(
         **dict(wins),
         label=f"CIRCULAR: judged by {_judge_of(run)}",
@@ -151,7 +151,7 @@ def _unseen(run: Reader, held_out: list[HeldOutRow]) -> list[HeldOutRow]:
 def _oracle_outcome(
     run: Reader, held_out: list[HeldOutRow], unseen: list[HeldOutRow], oracle: Oracle
 ) -> OracleOutcome:
-    resampling = (run.config.eval.bootstrap, run.config.seed)
+    resampling = (run.config.evaluation.bootstrap, run.config.seed)
 
     def texts(rows: list[HeldOutRow]) -> list[tuple[str, str, str]]:
         return [(prompt.conversation, base.text, tuned.text) for prompt, base, tuned in rows]

@@ -8,7 +8,7 @@ environment.
 from __future__ import annotations
 
 from sao.config.engine import EngineConfig, JudgeConfig, OpenAIConfig, VllmConfig
-from sao.config.evaluation import EvalConfig
+from sao.config.evaluation import EvaluationConfig
 from sao.config.filters import FiltersConfig
 from sao.config.judging import JudgingConfig, PanelJudge
 from sao.config.pairs import PairsConfig
@@ -23,7 +23,7 @@ __all__ = [
     "DEFAULT_BETA",
     "Config",
     "EngineConfig",
-    "EvalConfig",
+    "EvaluationConfig",
     "FiltersConfig",
     "JudgeConfig",
     "JudgingConfig",

@@ -8,11 +8,14 @@ from sao.config.engine import EngineConfig
 from sao.config.section import Section, setting
 
 
-class EvalConfig(Section):
+class EvaluationConfig(Section):
     """Trained model against base on held-out prompts."""
 
     bootstrap: int = setting(default=10_000, ge=100, affects_records=False, because="intervals only")
     """Resamples of the prompts for the 95 % intervals."""
+    checkable: float = Field(default=0.0, ge=0, le=1)
+    """Share of the held-out prompts that end with constraints which a program can check (`sao.checks`), of
+    all kinds: a measure of before and after that no judge touches."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
     self_tests: int = setting(

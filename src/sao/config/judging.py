@@ -25,12 +25,26 @@ class JudgingConfig(Section):
     """How two answers are compared."""
 
     method: Literal[
-        "logprob", "text", "reward", "function", "random", "longer", "shorter", "first", "oracle", "given"
+        "logprob",
+        "text",
+        "reward",
+        "function",
+        "random",
+        "longer",
+        "shorter",
+        "first",
+        "oracle",
+        "checks",
+        "given",
     ] = "logprob"
     """logprob: probabilities of the verdict token; text: a sampled ranking line (the paper's way); reward:
     scores of a reward model (judging.engine.model, a sequence classifier); function: yours
     (`judging.function`); the rest are controls: a coin, the longer or shorter answer, the one that stands
-    first, the exact oracle (toy world only); given: the labels that `sao import` read."""
+    first, the exact oracle (toy world only), the constraints of checkable prompts (no verdict where both
+    answers keep as many); given: the labels that `sao import` read."""
+    flipped: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the pairs of answers whose verdicts are turned around, drawn by seed: with perfect labels
+    (oracle, checks) it says how good a judge must be. 0.5 leaves nothing."""
     function: str | None = None
     """A function of yours as "package.module:name" (method function), called with a prompt and a list of two
     answers. It returns two scores (numbers, the higher the better, or None where it cannot say), or one of

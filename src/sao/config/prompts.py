@@ -44,6 +44,10 @@ class PromptsConfig(Section):
     """Template used where personas.source is none."""
     marker: str = "Prompt:"
     """What the model's text must begin with; stripped. Text without it is dropped as unparseable."""
+    checkable: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training prompts that end with constraints which a program can check (`sao.checks`). They
+    measure any judge (`sao audit`), and labels come of them without one (judging.method checks). Not part of
+    the paper's method."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature (paper: 0.6)."""
     top_p: float = Field(default=1.0, gt=0, le=1)

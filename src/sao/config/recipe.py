@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from sao.config.engine import EngineConfig
-from sao.config.evaluation import EvalConfig
+from sao.config.evaluation import EvaluationConfig
 from sao.config.filters import FiltersConfig
 from sao.config.judging import JudgingConfig
 from sao.config.pairs import PairsConfig
@@ -53,7 +53,7 @@ class Config(Section):
     """Which comparisons are learnt from."""
     train: TrainConfig = TrainConfig()
     """How the model is trained on them."""
-    eval: EvalConfig = EvalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     """How the result is measured."""
 
     @model_validator(mode="after")
@@ -174,6 +174,7 @@ def _is_number(text: str) -> bool:
 
 
 RENAMED = {
+    "eval": "evaluation",
     "filters.against": "filters.decontaminate",
     "judging.opponents": "judging.comparisons_per_answer",
     "judging.min_mass": "judging.min_verdict_prob",
@@ -183,8 +184,9 @@ RENAMED = {
 
 def nearest(dotted: str) -> str:
     """The hint that names the key nearest to a mistyped one."""
-    if dotted in RENAMED:
-        return f" It is called {RENAMED[dotted]} now."
+    for old, new in RENAMED.items():
+        if dotted == old or dotted.startswith(f"{old}."):
+            return f" It is called {new}{dotted.removeprefix(old)} now."
     names = list(field_names(Config))
     by_last = {name.rsplit(".", 1)[-1]: name for name in names}
     near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)

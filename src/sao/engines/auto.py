@@ -29,7 +29,7 @@ def settle(config: Config) -> tuple[Config, str]:
         own, revision = given.model or config.model, given.revision if given.model else config.revision
         return settled(given, own, revision)
 
-    judging, evaluation = config.judging, config.eval
+    judging, evaluation = config.judging, config.evaluation
     # Reward models run on the built-in engine alone.
     if judging.engine is not None and judging.method != "reward":
         judging = judging.model_copy(update={"engine": judge(judging.engine)})
@@ -40,7 +40,11 @@ def settle(config: Config) -> tuple[Config, str]:
     if evaluation.engine is not None:
         settled_engine = settled(evaluation.engine, config.model, config.revision)
         evaluation = evaluation.model_copy(update={"engine": settled_engine})
-    parts = {"engine": engine, "judging": judging.model_copy(update={"panel": panel}), "eval": evaluation}
+    parts = {
+        "engine": engine,
+        "judging": judging.model_copy(update={"panel": panel}),
+        "evaluation": evaluation,
+    }
     return config.model_copy(update=parts), f"{engine.name}: {why}"
 
 

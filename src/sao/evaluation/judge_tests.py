@@ -3,7 +3,7 @@ shuffled.
 
 Groups of a prompt and its answers in; the share of the judge's verdicts in favour of the answer as it was,
 and the share of pairs whose verdict changes with the order, out. `sao audit RUN --self-tests N` and `sao eval
-… --eval.self_tests N` show them.
+… --evaluation.self_tests N` show them.
 """
 
 from __future__ import annotations

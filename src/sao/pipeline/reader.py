@@ -66,7 +66,7 @@ class Reader:
 
     def asked(self, held_out: bool) -> Iterator[Prompt]:
         """The prompts that are answered: those for training, or the held-out ones."""
-        prompts = self.stage("filtered").records(Prompt)
+        prompts = self.stage("checkable").records(Prompt)
         return (prompt for prompt in prompts if rows.is_held_out(prompt.row) == held_out)
 
     def written(self) -> Iterator[tuple[Prompt, str]]:
@@ -232,7 +232,7 @@ class Reader:
                     yield "answer", f"{number} chosen", pair.chosen
                     yield "answer", f"{number} rejected", pair.rejected
             return
-        yield from (("prompt", p.id, p.conversation) for p in self.stage("filtered").records(Prompt))
+        yield from (("prompt", p.id, p.conversation) for p in self.stage("checkable").records(Prompt))
         answers = self.stage("filtered_responses")
         if answers.finished:
             yield from (("answer", answer.id, answer.text) for answer in answers.records(Response))

@@ -90,6 +90,6 @@ def judge_role(config: Config, judging: JudgingConfig) -> Role:
 
 def _evaluation_engine(config: Config) -> EngineConfig:
     """What runs base and tuned model: a server cannot be given the tuned weights."""
-    if config.eval.engine is not None or config.engine.name != "openai":
-        return config.eval.engine or config.engine
+    if config.evaluation.engine is not None or config.engine.name != "openai":
+        return config.evaluation.engine or config.engine
     return config.engine.model_copy(update={"name": "transformers"})

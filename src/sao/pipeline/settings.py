@@ -75,12 +75,24 @@ def prompt_settings(run: Round, _: Any) -> Settings:
     config, asked = run.config, run.config.prompts
     if config.pairs.imported is not None:
         return {}
-    settings = asked.counted() | {"seed": config.seed} | dict.fromkeys(TEMPLATES)
+    settings = _without_checkable(asked.counted()) | {"seed": config.seed} | dict.fromkeys(TEMPLATES)
     if asked.source is not None:
         return settings | {"mix": None, "source": run.outside.source(asked.source)}
     settings["mix"] = [asked.mix.get(name) for name in prompt_templates(config)]
     settings["texts"] = [run.outside.template(name) for name in prompt_templates(config)]
     return settings | {"model": run.identity(run.roles.policy)}
+
+
+def _without_checkable(settings: Settings) -> Settings:
+    """prompts.checkable counts for the step that appends the constraints."""
+    return {name: value for name, value in settings.items() if name != "checkable"}
+
+
+def checkable_settings(run: Round, _: Any) -> Settings:
+    """How many prompts get constraints, and the seed."""
+    config = run.config
+    shares = {"trained": config.prompts.checkable, "held_out": config.evaluation.checkable}
+    return {"shares": shares, "seed": config.seed}
 
 
 TEMPLATES = ("template", "template_user_turn", "template_without_persona")

@@ -9,10 +9,12 @@ these functions.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
+from sao import checks
 from sao.config import Config
 from sao.errors import DataError, DropError
 from sao.evaluation import compare
@@ -23,6 +25,7 @@ from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
 from sao.pipeline.settings import (
     answer_filter_settings,
+    checkable_settings,
     filter_ids,
     filter_settings,
     held_out_settings,
@@ -39,7 +42,7 @@ from sao.pipeline.settings import (
     writing_settings,
 )
 from sao.pipeline.train_step import train
-from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
+from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response, make_id
 from sao.stages import filters, judging, personas, prompts, responses, rows
 from sao.store.stage import Stage
 
@@ -59,6 +62,12 @@ def filters_answers(config: Config) -> bool:
 def compares(config: Config) -> bool:
     """Whether there are held-out prompts to compare on."""
     return config.personas.held_out > 0
+
+
+def has_checkable(config: Config) -> bool:
+    """Whether some prompts end with constraints that a program can check."""
+    asked = config.prompts.checkable if own_pairs(config) else 0.0
+    return config.pairs.imported is None and (asked > 0 or config.evaluation.checkable > 0)
 
 
 def refuse_import(work: Work[Round]) -> None:
@@ -186,6 +195,31 @@ def some_are_left(work: Work[Round]) -> None:
         )
 
 
+# Constraints that a program can check.
+
+
+def make_checkable(work: Work[Round]) -> Iterator[Prompt]:
+    """All prompts again, a share of them with constraints. Training prompts have kinds of `checks.TRAINED`
+    only; of the held-out ones, half have these and half have the kinds that were never trained on."""
+    config = work.config
+    for prompt in work.read("filtered", Prompt):
+        held_out = rows.is_held_out(prompt.row)
+        share = config.evaluation.checkable if held_out else config.prompts.checkable
+        yield with_checks(prompt, share, held_out, config.seed, make_id(work.key, prompt.id))
+
+
+def with_checks(prompt: Prompt, share: float, held_out: bool, seed: int, new_id: str) -> Prompt:
+    """A prompt with constraints, or without in all but a `share` of cases. What is drawn depends on seed and
+    prompt alone, and a larger share adds to the smaller one."""
+    draw = random.Random(f"checkable {seed} {prompt.id}")
+    if draw.random() >= share:
+        return replace(prompt, id=new_id)
+    names = checks.UNSEEN if held_out and draw.random() < 0.5 else checks.TRAINED
+    constraints = checks.draw(draw, prompt.text, names)
+    text = checks.with_constraints(draw, prompt.text, constraints)
+    return replace(prompt, id=new_id, text=text, checks=constraints)
+
+
 # Answers and verdicts.
 
 
@@ -305,9 +339,15 @@ STEPS: tuple[Step[Round], ...] = (
         make=make_filtered, when=filters_prompts, total=partial(_records_of, "prompts"), limited=False,
         after=some_are_left,
     ),
+    # To a share of them constraints are appended that a program can check, where the recipe says so.
+    Step(
+        name="checkable", record=Prompt, reads=("filtered",), settings=checkable_settings,
+        make=make_checkable, when=has_checkable, total=partial(_records_of, "filtered"), limited=False,
+        in_funnel=False,
+    ),
     # The model answers each several times …
     Step(
-        name="responses", record=Response, reads=("filtered",), settings=response_settings,
+        name="responses", record=Response, reads=("checkable",), settings=response_settings,
         make=make_responses,
         when=own_pairs, rows=response_rows,
         total=lambda work: work.config.personas.n * work.config.responses.n,
@@ -336,13 +376,13 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # Then both answer prompts that it was not trained on,
     Step(
-        name="heldout_base", record=Response, reads=("filtered",),
+        name="heldout_base", record=Response, reads=("checkable",),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=False), when=compares,
         total=lambda work: work.config.personas.held_out, in_funnel=False,
     ),
     Step(
-        name="heldout_tuned", record=Response, reads=("train", "filtered"),
+        name="heldout_tuned", record=Response, reads=("train", "checkable"),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
         total=lambda work: work.config.personas.held_out, in_funnel=False,

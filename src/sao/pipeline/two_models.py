@@ -103,18 +103,19 @@ class TwoModels:
         return Role(name=player.role, engine=engine, model=player.model, revision=player.revision)
 
     def own_engine(self, player: Player) -> EngineConfig:
-        """What runs a model that is evaluated: eval.engine, or the recipe's, or the built-in one where that
-        is a server, which cannot be given two models. A server of eval.engine is asked for the model by its
-        own name."""
+        """What runs a model that is evaluated: evaluation.engine, or the recipe's, or the built-in one where
+        that is a server, which cannot be given two models. A server of evaluation.engine is asked for the
+        model by its own name."""
         config = self.config
-        engine = config.eval.engine or config.engine
-        if config.eval.engine is None and engine.name == "openai":
+        engine = config.evaluation.engine or config.engine
+        if config.evaluation.engine is None and engine.name == "openai":
             return engine.model_copy(update={"name": "transformers"})
         if engine.name == "openai":
             if engine.openai.model is not None:
                 raise ConfigError(
-                    "eval.engine.openai.model: base and tuned would be the same model there. Leave it out",
-                    key="eval.engine.openai.model",
+                    "evaluation.engine.openai.model: base and tuned would be the same model there. Leave it "
+                    "out",
+                    key="evaluation.engine.openai.model",
                 )
             return engine.model_copy(
                 update={"openai": engine.openai.model_copy(update={"model": player.model})}
@@ -234,7 +235,7 @@ def make_answers(work: Two) -> Iterator[Response | Drop]:
 def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) -> dict[str, Any]:
     """What a judge's verdicts and marks depend on; `how` is None for marks."""
     by_duel = how is not None and shown.suite.way == "duel"
-    longest = run.config.eval.max_tokens
+    longest = run.config.evaluation.max_tokens
     own: dict[str, Any] = how.counted() if how is not None and by_duel else {"max_tokens": longest}
     if not by_duel and any(question.references for question in shown.questions):
         own["references"] = make_id(*(text for q in shown.questions for text in q.references))
@@ -269,7 +270,7 @@ def make_verdicts(work: Two) -> Iterator[Judgment | Drop]:
     engine, pairs = work.engine(run.judge), _pairs_of(work)
     if shown.suite.way == "duel":
         return judging.judge(pairs, engine, _shown_by(run, shown), work.done, name=name)
-    references, longest = references_of(shown.questions), work.config.eval.max_tokens
+    references, longest = references_of(shown.questions), work.config.evaluation.max_tokens
     return judge_by_text(
         pairs, engine, shown.suite, shown.template, longest, work.done, name, references=references
     )
@@ -277,7 +278,7 @@ def make_verdicts(work: Two) -> Iterator[Judgment | Drop]:
 
 def make_ratings(work: Two) -> Iterator[Rating | Drop]:
     """The judge's marks."""
-    run, shown, longest = work.run, work.variant, work.config.eval.max_tokens
+    run, shown, longest = work.run, work.variant, work.config.evaluation.max_tokens
     name = run.judge_identity.name
     engine = work.engine(run.judge)
     return rate(shown.questions, shown.ours, engine, shown.template, longest, work.key, work.done, name)

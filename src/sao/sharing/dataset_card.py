@@ -219,7 +219,9 @@ def _model_row(made: dict[str, Any]) -> str:
 def _recipe(config: dict[str, Any]) -> str:
     """What of the recipe differs from the defaults and bears on the data, without what belongs to this place
     only."""
-    found = Config(**config).model_dump(mode="json", exclude_defaults=True, exclude={"train", "eval", "seed"})
+    found = Config(**config).model_dump(
+        mode="json", exclude_defaults=True, exclude={"train", "evaluation", "seed"}
+    )
     return yaml.safe_dump(_public({"model": config["model"], **found}), sort_keys=False, allow_unicode=True)
 
 

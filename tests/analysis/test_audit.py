@@ -58,7 +58,7 @@ def audited(
     config = recipe(**sections)
     run(config, root, until="pairs", engine=engine)
     folder = reader(config, root, engine)
-    folder.oracle = planted.gold if known else None
+    folder.gold = planted.gold if known else None
     return folder, audit(folder)
 
 
@@ -198,9 +198,7 @@ def test_the_curve_knows_what_the_filter_is_worth(tmp_path: Path) -> None:
 
 def test_some_prompts_without_gold_do_not_hide_what_decides(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
-    folder.oracle = lambda prompt, answer: (
-        None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)
-    )
+    folder.gold = lambda prompt, answer: None if planted.unit(prompt) < 0.2 else planted.gold(prompt, answer)
     effects = known(audit(folder).judge.effects)
     assert known(effects.quality).log_odds > 3
     assert effects.n < 0.9 * 2 * SIZE

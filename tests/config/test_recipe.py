@@ -35,7 +35,8 @@ def test_every_recipe_loads(name: str) -> None:
         ("train.bata", "1", "Did you mean train.beta"),
         ("beta", "1", "Did you mean train.beta"),
         ("judgin.method", "text", "Did you mean judging"),
-        ("judging.method", "guess", "'oracle' or 'given'"),
+        ("judging.method", "guess", "'checks' or 'given'"),
+        ("judging.method", "checks", "prompts.checkable"),
         ("train.beta", "-1", "greater than 0"),
         ("responses.n", "1", "greater than or equal to 2"),
         ("model.x", "1", "model is a value, not a section"),
@@ -119,7 +120,7 @@ def test_when_checkpoints_are_written_does_not_count() -> None:
 
 def test_a_key_of_before_names_the_one_of_now() -> None:
     for old, new in RENAMED.items():
-        assert new in set(field_names(Config))
+        assert new in {*field_names(Config), *Config.model_fields}
         with raises(ConfigError, key=old, match=f"It is called {re.escape(new)} now"):
             load_recipe("default", {old: "1"})
 
@@ -155,3 +156,5 @@ def test_defaults_of_the_filters_count_and_ids_do_not_hang_on_them(tmp_path: Pat
     assert {*fields} <= exact.stage("filtered").settings.keys()
     assert exact.stage("filtered").key == folder(duplicates="exact").stage("filtered").key
     assert exact.stage("responses").path != near.stage("responses").path
+    with raises(ConfigError, key="eval", match=r"It is called evaluation now"):
+        load_recipe("default", {"eval.bootstrap": "500"})

@@ -85,7 +85,7 @@ def judge_figures(run: Reader) -> JudgeFigures:
     """The first judge's verdicts in five figures; `sao audit` has more, with intervals."""
     tally, first = Tally(Calibration(), explains=False), run.judges[0].name
     for prompt, answers, judgments in run.judged():
-        gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
+        gold = {a.id: run.gold(prompt.conversation, a.text) for a in answers} if run.gold else {}
         tally.see(answers, [j for j in judgments if j.judge == first], gold)
     return JudgeFigures(
         verdicts=tally.verdicts,
@@ -97,8 +97,8 @@ def judge_figures(run: Reader) -> JudgeFigures:
 
 
 def _kept_pairs(run: Reader) -> KeptPairs:
-    labelled = ((p.text, pair, chosen, rejected) for p, pair, chosen, rejected in run.labelled())
-    return compare.kept_pairs(labelled, possible_pairs(run), run.oracle)
+    labelled = ((p.conversation, pair, chosen, rejected) for p, pair, chosen, rejected in run.labelled())
+    return compare.kept_pairs(labelled, possible_pairs(run), run.gold)
 
 
 def _held_out(run: Reader) -> list[HeldOutRow]:

@@ -62,6 +62,11 @@ class Config(Section):
             raise ValueError(
                 "judging.method given belongs to runs that `sao import` made: only they have given labels"
             )
+        if self.judging.method == "checks" and self.prompts.checkable == 0:
+            raise ValueError(
+                "judging.method checks compares answers by the constraints of checkable prompts: give "
+                "prompts.checkable, the share of the prompts that have some, such as 1"
+            )
         if self.personas.n == 0 and self.pairs.source is None:
             raise ValueError(
                 "personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source"

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from sao import checks
 from sao.config import Config
 from sao.errors import StoreError
 from sao.evaluation import compare
@@ -59,6 +60,32 @@ class Reader:
         if self.config.personas.source != "builtin:world" and self.config.model != "builtin:world":
             return None
         from sao.toy_world.oracle import score
+
+        return score
+
+    @cached_property
+    def checks(self) -> compare.Oracle | None:
+        """(prompt, answer) → the share of the prompt's constraints that the answer keeps, None for a prompt
+        without any; None where the recipe has no checkable prompts."""
+        if not self.round.has("checkable"):
+            return None
+        constraints = {
+            prompt.conversation: prompt.checks
+            for prompt in self.stage("checkable").records(Prompt)
+            if prompt.checks
+        }
+        return lambda prompt, answer: checks.score(answer, constraints.get(prompt, ()))
+
+    @cached_property
+    def gold(self) -> compare.Oracle | None:
+        """The exact score of an answer where there is one: its constraints, else the toy world's oracle."""
+        by_checks, by_oracle = self.checks, self.oracle
+        if by_checks is None or by_oracle is None:
+            return by_checks or by_oracle
+
+        def score(prompt: str, answer: str) -> float | None:
+            share = by_checks(prompt, answer)
+            return by_oracle(prompt, answer) if share is None else share
 
         return score
 

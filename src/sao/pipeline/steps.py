@@ -258,7 +258,9 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
             yield from judging.judge(pairs, None, how, work.done, scorer=scorer, name=judge.name)
         return
     engine = work.engine(judge.role) if how.method in ("logprob", "text") else None
-    yield from judging.judge(pairs, engine, how, work.done, Reader(work.run).oracle, name=judge.name)
+    reader = Reader(work.run)
+    gold = reader.checks if how.method == "checks" else reader.oracle
+    yield from judging.judge(pairs, engine, how, work.done, gold, name=judge.name)
 
 
 def judgment_total(work: Work[Round]) -> int:

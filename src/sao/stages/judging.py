@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, islice
 from typing import Any, Protocol, cast
@@ -146,10 +146,40 @@ def judge(
     """A judgment by `name`, or a Drop where the engine failed, for each pair that is not `done`, in order of
     finishing.
 
-    `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle. An engine without
-    log-probabilities gives text verdicts instead.
+    `engine` is needed by logprob and text, `scorer` by reward, `oracle` by oracle and checks. An engine
+    without log-probabilities gives text verdicts instead.
     """
     todo = (pair for pair in pairs if pair.id not in done)
+    for judgment in _judged(todo, engine, config, oracle, scorer, name):
+        if isinstance(judgment, Judgment) and is_flipped(judgment, config.flipped):
+            yield _turned_around(judgment)
+        else:
+            yield judgment
+
+
+def is_flipped(judgment: Judgment, share: float) -> bool:
+    """Whether a verdict is among the `share` that is turned around: the same for both orders of a pair, and a
+    larger share adds to the smaller one."""
+    low, high = sorted((judgment.first_id, judgment.second_id))
+    return share > 0 and random.Random(f"flipped {low}:{high}").random() < share
+
+
+def _turned_around(judgment: Judgment) -> Judgment:
+    opposite: dict[Verdict | None, Verdict | None] = {"first": "second", "second": "first"}
+    verdict = opposite.get(judgment.verdict, judgment.verdict)
+    p_first = None if judgment.p_first is None else 1 - judgment.p_first
+    return replace(judgment, verdict=verdict, p_first=p_first)
+
+
+def _judged(
+    todo: Iterator[OrderedPair],
+    engine: Engine | None,
+    config: JudgingConfig,
+    oracle: Oracle | None,
+    scorer: Scorer | None,
+    name: str,
+) -> Iterator[Judgment | Drop]:
+    """The verdicts as the method gives them."""
     match config.method:
         case "logprob" | "text":
             assert engine is not None
@@ -165,6 +195,9 @@ def judge(
         case "oracle":
             assert oracle is not None, "the oracle belongs to the toy world"
             yield from (_judgment(pair, name, _oracle_verdict(pair, oracle)) for pair in todo)
+        case "checks":
+            assert oracle is not None, "no prompt has constraints"
+            yield from (_judgment(pair, name, _oracle_verdict(pair, oracle) or "tie") for pair in todo)
         case "random" | "longer" | "shorter" | "first":
             rule = CONTROLS[config.method]
             yield from (_judgment(pair, name, rule(pair)) for pair in todo)

@@ -46,7 +46,7 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
     same_answers, curve = RateSums(), Curve()
     for prompt, answers, judgments in run.judged():
         same_answers.add(len(answers) > 1 and len({a.text for a in answers}) == 1, 1)
-        gold = {a.id: run.oracle(prompt.text, a.text) for a in answers} if run.oracle else {}
+        gold = {a.id: run.gold(prompt.conversation, a.text) for a in answers} if run.gold else {}
         for name, tally in tallies.items():
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
         curve.see(answers, judgments, gold, people, jury)
@@ -79,7 +79,7 @@ def _kept_labels(run: Reader, people: Words) -> KeptLabels:
         counts = Counts()
         for _, pair, chosen, rejected in group:
             kept += 1
-            for name, hit in _checks(run.oracle, people, prompt.text, pair, chosen, rejected):
+            for name, hit in _agreements(run.gold, people, prompt.conversation, pair, chosen, rejected):
                 counts.note(name, hit)
         for name, (hits, of) in counts.items():
             sums[name].add(hits, of)
@@ -93,8 +93,8 @@ def _kept_labels(run: Reader, people: Words) -> KeptLabels:
     )
 
 
-def _checks(
-    oracle: Oracle | None,
+def _agreements(
+    gold: Oracle | None,
     people: Words,
     prompt: str,
     pair: PreferencePair,
@@ -103,7 +103,7 @@ def _checks(
 ) -> Iterator[tuple[str, bool]]:
     """Whether oracle and people agree with a label, and whether the chosen answer is the longer one, each
     where it can be said."""
-    scores = (oracle(prompt, chosen.text), oracle(prompt, rejected.text)) if oracle else (None, None)
+    scores = (gold(prompt, chosen.text), gold(prompt, rejected.text)) if gold else (None, None)
     if scores[0] is not None and scores[1] is not None and scores[0] != scores[1]:
         yield "by_oracle", scores[0] > scores[1]
     low, high = sorted((pair.chosen_id, pair.rejected_id))

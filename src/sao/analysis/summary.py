@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from sao.analysis import checked
 from sao.analysis.audit import audit, possible_pairs
 from sao.analysis.audit.tally import Tally
 from sao.errors import SAOError
@@ -67,6 +68,7 @@ def _with_outcome(summary: Summary, run: Reader) -> Summary:
     outcome = {
         "heldout": _held_out_wins(run, held_out, len(unseen)),
         "oracle": _oracle_outcome(run, held_out, unseen, run.oracle) if run.oracle else None,
+        "checks": checked.outcome(held_out, run.config.evaluation.bootstrap, run.config.seed),
         "examples": _examples(held_out),
     }
     return summary.model_copy(update=outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sao.report.checks import judge_on_checks
 from sao.results.audit import Audit, CalibrationError, Coverage, Effects, JudgeAudit, LogOdds
 from sao.results.base import Rate
 from sao.statistics import Z95
@@ -34,6 +35,7 @@ def show_audit(audit: Audit) -> str:
         *(_effects_line(name, judge.effects) for name, judge in judges.items() if judge.effects),
         f"\nall answers the same       {rate_cell(audit.same_answers)} of the prompts",
         f"pairs kept                 {kept.pairs} ({percent(kept.share)} of the possible ones){labels}",
+        *(judge_on_checks(audit.checks) if audit.checks else ()),
         "",
         *_coverage_table(audit.coverage),
         *(_calibration_lines(audit.calibration) if audit.calibration else ()),

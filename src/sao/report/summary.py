@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sao.report.checks import before_and_after
 from sao.results.base import Interval, StageCounts
 from sao.results.summary import Gain, HeldOut, OracleWins, Spent, Summary
 from sao.tables import Column, percent, plain_table
@@ -84,6 +85,8 @@ def _outcome_lines(summary: Summary) -> Iterator[str]:
         if oracle.unseen.n:
             unseen = f"the {oracle.unseen.n} of them whose text is in no training prompt"
             yield f"  unseen     {_gain(oracle.unseen)} ({unseen})"
+    if summary.checks is not None:
+        yield from before_and_after(summary.checks)
     if heldout is not None and heldout.n:
         yield from _held_out_lines(heldout)
         if oracle is not None and oracle.verdict.n:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sao.results.base import Interval, Rate, Result
+from sao.results.checks import ChecksAudit
 
 
 class LogOdds(Result):
@@ -148,6 +149,8 @@ class Audit(Result):
     """The further judges by name."""
     kept: KeptLabels
     """The pairs that were kept."""
+    checks: ChecksAudit | None = None
+    """The first judge on constraints; null where no prompt has any."""
     same_answers: Rate
     """Prompts of which all answers are the same."""
     calibration: CalibrationError | None

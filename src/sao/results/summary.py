@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sao.results.base import Interval, Result, StageCounts
+from sao.results.checks import ChecksOutcome
 
 
 class JudgeFigures(Result):
@@ -184,6 +185,8 @@ class Summary(Result):
     """The comparison on held-out prompts; null before the stage eval, and without held-out prompts."""
     oracle: OracleOutcome | None = None
     """The oracle's measure of the same answers; null outside the toy world."""
+    checks: ChecksOutcome | None = None
+    """Constraints kept before and after on held-out checkable prompts; null without such prompts."""
     examples: list[Example] = []
     """Held-out prompts, the first few on which the models differ."""
     usage: Spent | None = None

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sao.analysis.audit.agreement import agreements
+from sao.analysis.audit.constraints import JudgeOnChecks, KindTally
 from sao.analysis.audit.judge_tests import self_tests
 from sao.analysis.audit.labels import Words, read_labels
 from sao.analysis.audit.tally import Counts, Curve, RateSums, Tally
@@ -43,12 +44,18 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
     people = read_labels(labels or run.root / "labels.jsonl", must=labels is not None)
     jury, calibrations = run.jury(), pairs.calibrate(run.judged())
     tallies = {juror.name: Tally(calibrations.get(juror.name, Calibration())) for juror in run.judges}
+    on_checks = None
+    if run.checks is not None:
+        kinds = KindTally((prompt, [a.text for a in answers]) for prompt, answers in run.answered())
+        on_checks = JudgeOnChecks(kinds, jury)
     same_answers, curve = RateSums(), Curve()
     for prompt, answers, judgments in run.judged():
         same_answers.add(len(answers) > 1 and len({a.text for a in answers}) == 1, 1)
         gold = {a.id: run.gold(prompt.conversation, a.text) for a in answers} if run.gold else {}
         for name, tally in tallies.items():
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
+        if on_checks is not None:
+            on_checks.see(prompt, answers, [j for j in judgments if j.judge == run.judges[0].name])
         curve.see(answers, judgments, gold, people, jury)
     first, *panel = run.judges
     judge, coverage = tallies[first.name].figures(), curve.coverage(possible_pairs(run))
@@ -59,6 +66,7 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
         judge=judge,
         panel={juror.name: tallies[juror.name].figures() for juror in panel},
         kept=_kept_labels(run, people),
+        checks=None if on_checks is None else on_checks.figures(),
         same_answers=same_answers.rate(),
         calibration=curve.calibration(),
         coverage=coverage,

@@ -309,7 +309,9 @@ def test_the_judge_is_tried_once(tmp_path: Path) -> None:
     judge = judging(lambda first, second: 0.9 if len(first) >= len(second) else 0.1)
     for _ in range(2):
         found = evaluate(
-            bench(tmp_path / "out", base, tuned, judge, eval={"self_tests": 5}), asked(tmp_path), ["heldout"]
+            bench(tmp_path / "out", base, tuned, judge, evaluation={"self_tests": 5}),
+            asked(tmp_path),
+            ["heldout"],
         )
     assert judge.calls == 2 * N + 4 * 2 * 5
     tests = known(found.self_tests)

@@ -166,3 +166,20 @@ def test_before_and_after_in_the_toy_world(tmp_path: Path, capsys: pytest.Captur
     assert found["trained"]["n"] + found["unseen"]["n"] >= 0
     assert sum(kind["n"] for kind in found["kinds"]) > 20
     assert "answers words" in shown
+
+
+@pytest.mark.slow
+def test_the_judge_of_the_evaluation_can_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The oracle's gain is the same with it and without, and nothing is trained or answered again."""
+    command = ["run", "demo", "--personas.n", "100", "--personas.held_out", "20", "--out", str(tmp_path)]
+    gains = {}
+    for judged in ("false", "true"):
+        assert main([*command, "--evaluation.judged", judged, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        gains[judged] = found["oracle"]["gain"]
+        assert (found["heldout"] is not None) == (judged == "true")
+        assert bool(list(tmp_path.glob("round-1/comparisons-*"))) == (judged == "true")
+    assert gains["true"] == gains["false"]
+    assert len(list(tmp_path.glob("round-1/train-*"))) == 1

@@ -58,16 +58,16 @@ def summarise(run: Reader, finished: Collection[str], worked: bool) -> Summary:
         usage=_usage(run),
         paths=_paths(run),
     )
-    return _with_outcome(summary, run) if "comparisons" in finished else summary
+    return _with_outcome(summary, run, "comparisons" in finished) if "heldout_tuned" in finished else summary
 
 
-def _with_outcome(summary: Summary, run: Reader) -> Summary:
-    """The summary with what the held-out prompts say."""
+def _with_outcome(summary: Summary, run: Reader, judged: bool) -> Summary:
+    """The summary with what the held-out prompts say, and the judge of them where it was asked."""
     held_out = _held_out(run)
     unseen = _unseen(run, held_out)
     outcome = {
-        "heldout": _held_out_wins(run, held_out, len(unseen)),
-        "oracle": _oracle_outcome(run, held_out, unseen, run.oracle) if run.oracle else None,
+        "heldout": _held_out_wins(run, held_out, len(unseen)) if judged else None,
+        "oracle": _oracle_outcome(run, held_out, unseen, run.oracle, judged) if run.oracle else None,
         "checks": checked.outcome(held_out, run.config.evaluation.bootstrap, run.config.seed),
         "examples": _examples(held_out),
     }
@@ -151,7 +151,7 @@ def _unseen(run: Reader, held_out: list[HeldOutRow]) -> list[HeldOutRow]:
 
 
 def _oracle_outcome(
-    run: Reader, held_out: list[HeldOutRow], unseen: list[HeldOutRow], oracle: Oracle
+    run: Reader, held_out: list[HeldOutRow], unseen: list[HeldOutRow], oracle: Oracle, judged: bool
 ) -> OracleOutcome:
     resampling = (run.config.evaluation.bootstrap, run.config.seed)
 
@@ -160,7 +160,7 @@ def _oracle_outcome(
 
     gain = compare.oracle_gain(texts(held_out), oracle, *resampling)
     named = ((p.id, p.text, base.text, tuned.text) for p, base, tuned in held_out)
-    comparisons = run.compared()
+    comparisons = run.compared() if judged else ()
     return OracleOutcome(
         **dict(gain),
         verdict=compare.oracle_wins(named, comparisons, oracle, *resampling),

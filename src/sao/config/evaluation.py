@@ -16,6 +16,9 @@ class EvaluationConfig(Section):
     checkable: float = Field(default=0.0, ge=0, le=1)
     """Share of the held-out prompts that end with constraints which a program can check (`sao.checks`), of
     all kinds: a measure of before and after that no judge touches."""
+    judged: bool = True
+    """Whether the run's judge compares base and trained model on the held-out prompts. That figure is
+    circular, and takes most of the evaluation's time; false leaves the oracle's or the constraints'."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
     self_tests: int = setting(

@@ -121,7 +121,7 @@ def uses(run: Round, trains: bool) -> Iterator[Use]:
     yield Use(roles.policy, run.stage("prompts"), begun, as_user)
     if run.has("responses") and config.pairs.imported is None:
         yield Use(roles.policy, run.stage("responses"))
-    if trains and run.has("comparisons"):
+    if trains and run.has("heldout_base"):
         yield Use(roles.base, run.stage("heldout_base"))
     judging: list[tuple[Judge, Stage]] = []
     if run.has("judgments"):

@@ -64,6 +64,11 @@ def compares(config: Config) -> bool:
     return config.personas.held_out > 0
 
 
+def judges_held_out(config: Config) -> bool:
+    """Whether the judge says which of the two models answers them better."""
+    return compares(config) and config.evaluation.judged
+
+
 def has_checkable(config: Config) -> bool:
     """Whether some prompts end with constraints that a program can check."""
     asked = config.prompts.checkable if own_pairs(config) else 0.0
@@ -393,7 +398,7 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
         settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
-        when=compares, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
+        when=judges_held_out, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
         total=lambda work: 2 * work.config.personas.held_out, in_funnel=False,
     ),
 )  # fmt: skip

@@ -128,7 +128,7 @@ def _joined(blocks: list[list[list[str]]], separator: str, end: str | None = "."
 def _listing(asked: Asked) -> str:
     for name in ("bullets", "sorted_list"):
         if name in asked:
-            return "\n" + "- we\n" * asked[name]["n"] + "\n"
+            return "\n" + "- we\n" * int(asked[name]["n"]) + "\n"
     if "numbered_list" in asked:
         return "\n" + "".join(f"{k + 1}. we\n" for k in range(asked["numbered_list"]["n"])) + "\n"
     if "sections" in asked:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from sao.checks import form, length, style, words
+from sao.checks import form, length, marked, style, words
 from sao.checks.kind import Kind, Values
 from sao.checks.text import normal
 from sao.checks.together import can_all_be_met
@@ -19,7 +19,7 @@ from sao.errors import StoreError
 from sao.records import Constraint
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (*length.KINDS, *words.KINDS, *form.KINDS, *style.KINDS)
+    kind.name: kind for kind in (*length.KINDS, *words.KINDS, *form.KINDS, *marked.KINDS, *style.KINDS)
 }
 """All kinds by name."""
 TRAINED = tuple(name for name, kind in KINDS.items() if kind.trained)

@@ -1,4 +1,4 @@
-"""Kinds about the form of an answer: lists, tables, sections, JSON, and parts that are marked."""
+"""Kinds about the form of an answer as a whole: lists, tables, sections, JSON, plain prose."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sao.checks import rules, samples, text
+from sao.checks import marked, rules, samples, text
 from sao.checks.kind import Kind, Values, no_values, one_of
 
 _KEYS = ("answer", "reason", "example", "summary", "topic", "steps", "advice", "question")
 _HEADINGS = ("Section", "Part", "Step")
-_HIGHLIGHT = re.compile(r"(?<![*\w])(\*{1,2})(?=[^\s*])[^*\n]+(?<=[^\s*])\1(?![*\w])")
 _MARKUP = re.compile(r"[ \t]*(?:#{1,6}[ \t]|```|\||(?:[-*_][ \t]*){3,}$)")
 
 
@@ -69,30 +68,10 @@ def _json_keys(answer: str, values: Values) -> bool:
     return is_json and isinstance(found, dict) and sorted(found) == sorted(values["keys"])
 
 
-def _title(answer: str, values: Values) -> bool:
-    """A line has something in double angle brackets, as in IFEval."""
-    return rules.has_title(answer)
-
-
-def _postscript(answer: str, values: Values) -> bool:
-    """A line begins with "P.S.", in any case, marks before it passed over, and has a word behind it."""
-    ends = [text.without_mark(line).lstrip("*_ ").casefold() for line in answer.split("\n")]
-    return any(line.startswith("p.s.") and text.count_words(line) > 1 for line in ends)
-
-
-def _placeholders(answer: str, values: Values) -> bool:
-    """At least n parts in square brackets, within one line, that have a letter or digit."""
-    return bool(sum(text.count_words(part) > 0 for part in rules.bracketed(answer)) >= values["n"])
-
-
-def _highlights(answer: str, values: Values) -> bool:
-    """At least n parts of a line in one or two asterisks on each side, with no blank inside next to them."""
-    return sum(1 for _ in _HIGHLIGHT.finditer(answer)) >= int(values["n"])
-
-
 def _two_answers(answer: str, values: Values) -> bool:
-    """Two different texts with ****** between them, as in IFEval."""
-    return rules.two_answers(answer)
+    """Two different texts with ****** between them, which stands on a line of its own."""
+    lines = [line.strip() for line in answer.split("\n")]
+    return rules.two_answers(answer) and answer.count("*" * 6) == lines.count(rules.SEPARATOR)
 
 
 def _plain_prose(answer: str, values: Values) -> bool:
@@ -100,7 +79,7 @@ def _plain_prose(answer: str, values: Values) -> bool:
     part in asterisks."""
     lines = answer.split("\n")
     is_marked = any(text.without_mark(line) != line or _MARKUP.match(line) for line in lines)
-    return not is_marked and not _HIGHLIGHT.search(answer) and len(text.sentences(answer)) >= 2
+    return not is_marked and not marked.HIGHLIGHT.search(answer) and len(text.sentences(answer)) >= 2
 
 
 def _list(rng: random.Random, n: int, mark: str = "- ") -> str:
@@ -129,10 +108,6 @@ def _json_sample(rng: random.Random, keys: Sequence[str]) -> str:
 
 def _draw_keys(rng: random.Random, prompt: str) -> dict[str, Any]:
     return {"keys": rng.sample(_KEYS, rng.choice((2, 3)))}
-
-
-def _marked(rng: random.Random, n: int, *marks: str) -> str:
-    return " ".join(samples.sentence(rng, 3, rng.choice(marks).format("tea")) for _ in range(n))
 
 
 KINDS = (
@@ -247,8 +222,8 @@ KINDS = (
         name="two_answers",
         about="two different answers with ****** between",
         wordings=(
-            "Give two different answers with ****** between them.",
-            "Write two answers that differ. Separate them by a line of six asterisks: ******.",
+            "Give two different answers with a line of six asterisks (******) between them.",
+            "Write two answers that differ. Separate them by ****** on a line of its own.",
         ),
         draw=no_values,
         passes=_two_answers,
@@ -277,73 +252,5 @@ KINDS = (
         excludes=("highlights", "title", "postscript"),
         needs=lambda values: 8,
         trained=False,
-    ),
-    Kind(
-        name="title",
-        about="a title in << >>",
-        wordings=(
-            "Give your answer a title in double angle brackets, such as <<A Title>>.",
-            "Your answer must have a title, written like this: <<title>>.",
-        ),
-        draw=no_values,
-        passes=_title,
-        passing=lambda rng, values: f"<<{samples.words(rng, 1)[0]}>>\n{samples.prose(rng, 2)}",
-        failing=lambda rng, values: f"{rng.choice(('', '<Sky>', '<<>>', '<< >>'))}\n{samples.prose(rng, 2)}",
-        difficulty=2,
-        group="title",
-        needs=lambda values: 3,
-        ifeval="detectable_format:title",
-    ),
-    Kind(
-        name="postscript",
-        about="a postscript",
-        wordings=(
-            "Add a postscript at the end. Begin it with P.S.",
-            "End with a postscript on a line of its own that starts with P.S.",
-        ),
-        draw=no_values,
-        passes=_postscript,
-        passing=lambda rng, values: f"{samples.prose(rng, 2)}\n\nP.S. {samples.prose(rng, 1)}",
-        failing=lambda rng, values: samples.prose(rng, 2) + rng.choice(("", " P.S. We go.", "\nP.S.")),
-        difficulty=2,
-        group="end",
-        excludes=("starts",),
-        needs=lambda values: 5,
-        holds=lambda values: ("P", "S"),
-        ifeval="detectable_content:postscript",
-    ),
-    Kind(
-        name="placeholders",
-        about="at least n placeholders in [ ]",
-        wordings=(
-            "Use at least {n} placeholders in square brackets, such as [name].",
-            "Your answer must contain {n} or more placeholders like [date].",
-        ),
-        draw=one_of(2, 3, 4),
-        passes=_placeholders,
-        passing=lambda rng, values: _marked(rng, values["n"] + rng.randint(0, 2), "[{}]", "[the {}]"),
-        failing=lambda rng, values: _marked(rng, values["n"] - 1, "[{}]") + " [] (tea) [tea",
-        difficulty=2,
-        group="placeholders",
-        needs=lambda values: 2 * int(values["n"]),
-        ifeval="detectable_content:number_placeholders",
-    ),
-    Kind(
-        name="highlights",
-        about="at least n parts in * *",
-        wordings=(
-            "Highlight at least {n} parts of your answer with asterisks, like *this*.",
-            "Put {n} or more phrases between asterisks, such as *an important point*.",
-        ),
-        draw=one_of(2, 3, 4),
-        passes=_highlights,
-        passing=lambda rng, values: _marked(
-            rng, values["n"] + rng.randint(0, 2), "*{}*", "**{}**", "*the {}*"
-        ),
-        failing=lambda rng, values: _marked(rng, values["n"] - 1, "*{}*") + "\n* Tea\n* A * sky *. ** **",
-        difficulty=2,
-        group="highlights",
-        needs=lambda values: 2 * int(values["n"]),
-        ifeval="detectable_format:number_highlighted_sections",
     ),
 )

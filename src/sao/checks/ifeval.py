@@ -18,14 +18,25 @@ from typing import Any
 from sao.checks import language, rules, text
 from sao.errors import StoreError
 
+SECTION_WORD = "section_splitter".replace("tt", "t")
+"""The key of multiple_sections' word, as IFEval's data spell it."""
 _OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _WORD = re.compile(r"\w+")
 _FENCES = ("```json", "```Json", "```JSON", "```")
 _DIVIDER = re.compile(r"\s?\*\*\*\s?")
-_APART = re.compile(r"[\s,;:@#$%&?!()\[\]{}<>\"“”]+|(?<=\w)(?=['’](?:S|M|D|RE|VE|LL)\b)|(?<=\w)(?=N['’]T\b)")
-_ENDS = (".", "?", "!")
+_APART = re.compile(
+    r"[\s,;:@#$%&?!()\[\]{}<>\"“”]+|(?<=\w)(?='(?:[sSmMdD]|ll|LL|re|RE|ve|VE)\b)|(?<=\w)(?=(?:n't|N'T)\b)"
+)
 _BLANKS = " \t\r\f\v"
-_AFTER_END = "\"'”’)]}*_"
+_BEHIND_END = ")\";}]*:@'({[!?"
+_CLOSERS = "\"')]}"
+_OPENERS = "\"'“‘«([{*_"
+_SHORTENED = (
+    "dr mr mrs ms messrs prof jr sr st gen col sen rep reps lt maj corp inc ltd co bros vs ave wash calif"
+    " jan feb aug sep sept oct nov dec tues wed fri a.m p.m u.s u.k u.n u.s.a n.y l.a d.c ph.d m.b.a"
+)
+_ABBREVIATIONS = frozenset(_SHORTENED.split())
+"""The most usual of the abbreviations that Punkt knows."""
 _OFTEN_FIRST = (
     "the this that these those it he she we they you in on at if for and but so as when while a an there then"
     " what how why who after however or to of with from by not no yes our my your his her"
@@ -94,31 +105,39 @@ def _sentence_number(answer: str, values: Mapping[str, Any]) -> bool:
 
 
 def _sentences(answer: str) -> int:
-    """About as many sentences as NLTK's Punkt finds for English: ends are . ? and ! before a blank; a line
-    break is a blank as any other. No end is the dot of an abbreviation, of three dots or of an initial,
-    unless a word follows that often begins a sentence, nor that of a number before a small letter."""
+    """About as many sentences as Punkt finds for English. One ends at . ? or ! before a blank or a mark, and
+    a line break is a blank as any other. The dot of a known abbreviation, of an initial or of three dots ends
+    none, unless a word follows that often begins a sentence; nor does that of a number before a small letter.
+    "i.e." and "P.S." end one."""
     parts = answer.split()
-    return sum(_is_end(part, following) for part, following in pairwise(parts)) + bool(parts)
+    return sum(_is_end(part, following) for part, following in pairwise([*parts, ""])) + bool(parts)
 
 
 def _is_end(part: str, following: str) -> bool:
-    bare = part.rstrip(_AFTER_END)
-    if not bare.endswith(_ENDS) or not bare.strip("."):
-        return bare.endswith("..") and _starts(following)
-    if not bare.endswith("."):
+    """Whether another sentence begins behind this part, or within it behind its last end."""
+    at = next(
+        (k for k in range(len(part) - 1, -1, -1) if part[k] in ".?!" and _may_end(part, k, following)), -1
+    )
+    if at < 0 or not (following or part[at + 1 :].strip(_CLOSERS)):
+        return False
+    if part[at] != ".":
         return True
-    word = bare[:-1].lstrip("\"'“‘([*_").lower()
-    if bare.endswith("..") or word in text.ABBREVIATIONS or ("." in word and len(word) < 6):
-        return _starts(following)
+    word, then = part[:at].lstrip(_OPENERS).lower(), part[at + 1 :] or following
+    if not word or word.endswith(".") or word in _ABBREVIATIONS:
+        return _starts(then)
     if len(word) == 1 and word.isalpha():
-        return _starts(following) or not following[:1].isupper()
-    return not (word.isdigit() and following[:1].islower())
+        return _starts(then) or not then[:1].isupper()
+    return not (word.isdigit() and then[:1].islower())
+
+
+def _may_end(part: str, at: int, following: str) -> bool:
+    return part[at + 1] in _BEHIND_END if at + 1 < len(part) else bool(following)
 
 
 def _starts(following: str) -> bool:
     """Whether the word has a capital letter and often begins a sentence."""
-    word = following.strip("\"'“”‘’([*_.,;:!?")
-    return word[:1].isupper() and word.lower() in _STARTERS
+    word = following.rstrip(".,;:!?)\"'”’]*_")
+    return word[:1].isupper() and (word.lower() in _STARTERS or word.lower() in text.STOP_WORDS)
 
 
 def _word_number(answer: str, values: Mapping[str, Any]) -> bool:
@@ -168,7 +187,7 @@ def _bullets(answer: str, values: Mapping[str, Any]) -> bool:
 
 def _sections(answer: str, values: Mapping[str, Any]) -> bool:
     """The word and a number behind it, anywhere, at least so many times."""
-    word = re.escape(values["section_spliter"].strip())
+    word = re.escape(values[SECTION_WORD].strip())
     return bool(len(re.findall(rf"{word}\s?\d+", answer)) >= values["num_sections"])
 
 

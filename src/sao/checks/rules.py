@@ -28,7 +28,7 @@ def has_title(text: str) -> bool:
     """Whether a line has something between << and >>."""
     for line in text.split("\n"):
         begin, end = line.find("<<"), line.rfind(">>")
-        if 0 <= begin < end and line[begin:end].strip("<> \t"):
+        if 0 <= begin < end and line[begin : end + 2].lstrip("<").rstrip(">").strip():
             return True
     return False
 

@@ -152,9 +152,9 @@ def without_mark(line: str) -> str:
 
 
 def content_words(text: str) -> list[str]:
-    """Words of 4 to 12 plain letters that a prompt is about, in its order, each once."""
+    """Words of 4 to 14 plain letters that a prompt is about, in its order, each once."""
     runs = (word for word in words_of(text) if word.isascii() and word.isalpha())
-    return list(dict.fromkeys(word for word in runs if 4 <= len(word) <= 12 and word not in STOP_WORDS))
+    return list(dict.fromkeys(word for word in runs if 4 <= len(word) <= 14 and word not in STOP_WORDS))
 
 
 def drawn_words(rng: random.Random, text: str, n: int) -> list[str]:

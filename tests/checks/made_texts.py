@@ -16,7 +16,7 @@ BY_LANGUAGE = {
     "es": "El libro está sobre la mesa de la habitación grande y me gusta leerlo todas las noches.",
     "fa": "کتاب روی میز در اتاق بزرگ است و من دوست دارم هر شب آن را بخوانم.",
     "fi": "Kirja on pöydällä suuressa huoneessa, ja minä luen sitä joka ilta, koska se on hyvin kaunis.",
-    "fr": "Le livre est sur la table dans la grande pièce et nous aimons le lire tous les soirs.",
+    "fr": "Le livre est dans la grande pièce et nous aimons le lire tous les soirs.",
     "gu": "પુસ્તક ટેબલ પર છે અને મને દરરોજ સાંજે વાંચવું ગમે છે.",
     "he": "הספר נמצא על השולחן בחדר הגדול ואני אוהב לקרוא אותו כל ערב.",
     "hi": "किताब बड़े कमरे में मेज पर है और मुझे हर शाम इसे पढ़ना अच्छा लगता है।",

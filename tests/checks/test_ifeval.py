@@ -47,8 +47,8 @@ def _rows() -> list[dict[str, Any]]:
         (
             "length_constraints:number_sentences",
             {"relation": "at least", "num_sentences": 2},
-            "A b. C!",
-            "Mr. A",
+            "We go. Now!",
+            "Mr. Doe",
         ),
         ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a\n***\nb", "a\n\nb"),
         ("length_constraints:number_words", {"relation": "at least", "num_words": 2}, "don't", "do"),

@@ -3,11 +3,12 @@
 import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from sao.checks import KINDS, TRAINED, UNSEEN, draw, passes, score, with_constraints
-from sao.checks.degenerate import CONSTANT, PROMPTS, degenerate_table, random_answer
+from sao.checks.degenerate import CONSTANT, PROMPTS, degenerate_table, kinds_table, random_answer
 from sao.checks.ifeval import IDS
 from sao.checks.kind import Kind
 from sao.errors import StoreError
@@ -131,3 +132,9 @@ def test_what_says_nothing_earns_little() -> None:
     assert sum(row.copied for row in rows) / len(rows) < 0.3
     assert sum(row.random_words for row in rows) / len(rows) < 0.25
     assert random_answer(random.Random(1)) == random_answer(random.Random(1)) != CONSTANT
+
+
+def test_the_table_in_the_documentation_is_that_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text("utf-8")
+    table = text.partition("<!-- kinds:")[2].partition("-->\n")[2].partition("<!-- end of kinds -->")[0]
+    assert table.strip().splitlines() == kinds_table()

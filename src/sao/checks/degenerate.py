@@ -100,3 +100,7 @@ def kinds_table() -> list[str]:
             ]
         )
     return markdown_table(columns, rows)
+
+
+if __name__ == "__main__":
+    print("\n".join(kinds_table()))

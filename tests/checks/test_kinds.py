@@ -112,7 +112,7 @@ def test_draws_are_of_the_kinds_given_and_differ() -> None:
 def test_words_are_drawn_from_the_prompt() -> None:
     for name in ("include_words", "avoid_words", "words_in_order"):
         values = KINDS[name].draw(random.Random(0), PROMPTS[0])
-        assert all(word in PROMPTS[0] for word in values["words"])
+        assert isinstance(values["words"], list) and all(word in PROMPTS[0] for word in values["words"])
 
 
 def test_a_kind_that_is_not_known_is_an_error() -> None:

@@ -6,10 +6,9 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from sao.checks import marked, rules, samples, text
-from sao.checks.kind import Kind, Values, no_values, one_of
+from sao.checks.kind import Kind, Value, Values, no_values, one_of
 
 _KEYS = ("answer", "reason", "example", "summary", "topic", "steps", "advice", "question")
 _HEADINGS = ("Section", "Part", "Step")
@@ -106,7 +105,7 @@ def _json_sample(rng: random.Random, keys: Sequence[str]) -> str:
     return rng.choice((body, f"```json\n{body}\n```"))
 
 
-def _draw_keys(rng: random.Random, prompt: str) -> dict[str, Any]:
+def _draw_keys(rng: random.Random, prompt: str) -> dict[str, Value]:
     return {"keys": rng.sample(_KEYS, rng.choice((2, 3)))}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 Values = Mapping[str, Any]
 """What a constraint asks for, such as {"n": 3}: JSON values."""
-Draw = Callable[[random.Random, str], dict[str, Any]]
+Value = str | int | list[str]
+Draw = Callable[[random.Random, str], dict[str, Value]]
 """(draw, the prompt's text) → values."""
 
 
@@ -65,7 +66,7 @@ def one_of(*numbers: int) -> Draw:
     return lambda rng, text: {"n": rng.choice(numbers)}
 
 
-def no_values(rng: random.Random, text: str) -> dict[str, Any]:
+def no_values(rng: random.Random, text: str) -> dict[str, Value]:
     """The draw of a kind that has no values."""
     return {}
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from sao.checks import samples, text
-from sao.checks.kind import Kind, Values, one_of
+from sao.checks.kind import Kind, Value, Values, one_of
 
 START_WORDS = ("Today", "Often", "Simply", "Many", "Every", "Maybe", "Here", "Perhaps")
 """Words that an answer or a paragraph can begin with, whatever it is about."""
@@ -27,7 +26,7 @@ def _word_range(answer: str, values: Values) -> bool:
     return bool(values["low"] <= text.count_words(answer) <= values["high"])
 
 
-def _draw_range(rng: random.Random, prompt: str) -> dict[str, Any]:
+def _draw_range(rng: random.Random, prompt: str) -> dict[str, Value]:
     low = rng.choice((20, 30, 40, 50, 60))
     return {"low": low, "high": low + rng.choice((20, 30))}
 
@@ -50,7 +49,7 @@ def _paragraph_start(answer: str, values: Values) -> bool:
     return bool(first == values["word"].casefold())
 
 
-def _draw_paragraph_start(rng: random.Random, prompt: str) -> dict[str, Any]:
+def _draw_paragraph_start(rng: random.Random, prompt: str) -> dict[str, Value]:
     n = rng.choice((2, 3))
     return {"n": n, "k": rng.randint(1, n), "word": rng.choice(START_WORDS)}
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from typing import Any
 
 from sao.checks import samples, text
-from sao.checks.kind import Draw, Kind, Values, counted, listed
+from sao.checks.kind import Draw, Kind, Value, Values, counted, listed
 from sao.checks.length import START_WORDS
 
 ENDINGS = ("That is all for now", "I hope this helps", "Let me know what you think", "Have a nice day")
@@ -81,7 +80,7 @@ def _some_words(n: tuple[int, ...]) -> Draw:
 
 
 def _one_word(times: tuple[int, ...]) -> Draw:
-    def draw(rng: random.Random, prompt: str) -> dict[str, Any]:
+    def draw(rng: random.Random, prompt: str) -> dict[str, Value]:
         return {"word": text.drawn_words(rng, prompt, 1)[0], "n": rng.choice(times)}
 
     return draw

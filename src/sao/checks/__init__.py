@@ -11,12 +11,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from sao.checks import length
-from sao.checks.kind import Kind
+from sao.checks import form, length, marked, style, words
+from sao.checks.kind import Kind, Values
+from sao.checks.text import normal
+from sao.checks.together import can_all_be_met
 from sao.errors import StoreError
 from sao.records import Constraint
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in length.KINDS}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (*length.KINDS, *words.KINDS, *form.KINDS, *marked.KINDS, *style.KINDS)
+}
 """All kinds by name."""
 TRAINED = tuple(name for name, kind in KINDS.items() if kind.trained)
 """Kinds that training prompts may have."""
@@ -27,16 +31,17 @@ MOST = 3
 
 
 def draw(rng: random.Random, text: str, names: Sequence[str]) -> tuple[Constraint, ...]:
-    """One to three constraints of these kinds for a prompt, of different groups."""
+    """One to three constraints of these kinds for a prompt, which one answer can keep together."""
     number = rng.choices(range(1, MOST + 1), weights=(3, 2, 1))[0]
-    found: list[Constraint] = []
-    groups: set[str] = set()
+    chosen: list[tuple[Kind, Values]] = []
     for name in rng.sample(list(names), len(names)):
         kind = KINDS[name]
-        if len(found) < number and kind.group not in groups:
-            groups.add(kind.group)
-            found.append(Constraint(name, kind.draw(rng, text)))
-    return tuple(found)
+        values = kind.draw(rng, text)
+        if can_all_be_met([*chosen, (kind, values)]):
+            chosen.append((kind, values))
+        if len(chosen) == number:
+            break
+    return tuple(Constraint(kind.name, dict(values)) for kind, values in chosen)
 
 
 def with_constraints(rng: random.Random, text: str, constraints: Sequence[Constraint]) -> str:
@@ -49,14 +54,16 @@ def with_constraints(rng: random.Random, text: str, constraints: Sequence[Constr
 
 
 def passes(answer: str, constraint: Constraint) -> bool:
-    """Whether an answer keeps a constraint. Raises StoreError for a kind that this version does not know."""
+    """Whether an answer keeps a constraint; one without a letter or digit keeps none. Raises StoreError for a
+    kind that this version does not know."""
     kind = KINDS.get(constraint.kind)
     if kind is None:
         raise StoreError(
             f"a prompt has a constraint of kind {constraint.kind!r}, which this version of SAO does not know",
             key="checks",
         )
-    return kind.passes(answer, constraint.values)
+    text = normal(answer)
+    return any(letter.isalnum() for letter in text) and kind.passes(text, constraint.values)
 
 
 def score(answer: str, constraints: Sequence[Constraint]) -> float | None:

@@ -50,7 +50,7 @@ _HELP = (
     r"|fulfil|take part|in good conscience|accommodate|process (?:this|that|your)|plan)"
 )
 _ADVERBS = r"(?:\s+(?:to|directly|really|just|simply|actually|legally|ethically|morally|in any way|ever))*"
-_CANNOT = re.compile(rf"\bI(?:\s+(?:really|simply|just|also))?\s*{_NOT}{_ADVERBS},?\s+{_HELP}")
+_CANNOT = re.compile(rf"\bI(?:\s+(?:really|simply|just|also))?\s*{_NOT}{_ADVERBS},?\s+{_HELP}", re.IGNORECASE)
 _DECLINES = re.compile(
     r"\bI (?:(?:must|have to|will|am going to|need to|would) )?(?:respectfully |politely )?"
     r"(?:decline\b|refuse\b|(?:do not|don't) feel comfortable|(?:am|'m) not comfortable)"
@@ -60,13 +60,15 @@ _DECLINES = re.compile(
     r"|\bas an AI\b[^.!?]{0,80}\bI (?:do not|don't) (?:provide|support|give|engage|assist|help|promote)"
     r"|\b(?:this|that|your|such an?) (?:request|question|action|behavior|behaviour)[^.!?]{0,40}"
     r"(?:cannot|can't|will not|won't) be (?:fulfilled|answered|completed|supported|granted)"
-    r"|\b(?:is|goes) against my (?:guidelines|principles|policy|programming|values|purpose)"
+    r"|\b(?:is|goes) against my (?:guidelines|principles|policy|programming|values|purpose)",
+    re.IGNORECASE,
 )
 _SORRY = re.compile(
     r"^(?:(?:I am |I'm )?(?:so |very |really )?sorry\b|(?:my )?apologies\b|I apologi[sz]e\b|no[,.!]|no$"
     r"|(?:that|this|it)(?:'s| is| would be) (?:illegal|not legal|wrong|unethical|harmful|dangerous|not okay"
     r"|a crime)"
-    r"|absolutely not\b|I can(?:no|')t\.?$|I won't\.?$)"
+    r"|absolutely not\b|I can(?:no|')t\.?$|I won't\.?$)",
+    re.IGNORECASE,
 )
 
 

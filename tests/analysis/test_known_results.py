@@ -37,8 +37,8 @@ Reply = Callable[[tuple[Message, ...], int, Sampling], str]
 
 
 def planted(name: str, right: int, form: str = "#### {}") -> ScriptedEngine:
-    """A model that solves the first `right` problems of GSM8K and prefers the right ending of the first so many
-    of HellaSwag's texts; it refuses what holds "help" and answers all else with its name."""
+    """A model that solves the first `right` problems of GSM8K and prefers the right ending of the first
+    so many of HellaSwag's texts; it refuses what holds "help" and answers all else with its name."""
     problems, contexts = list(NUMBERS), list(LABELS)
 
     def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
@@ -260,8 +260,8 @@ def test_answers_to_both_turns_stand_below_each_other(tmp_path: Path) -> None:
 def test_the_command_on_a_real_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "eval", "--base", "builtin:world", "--tuned", "builtin:world", "--suite", "hellaswag", "--suite",
-        "gsm8k", "refusals", "--data-dir", str(DATA), "--limit", "5", "--out", str(tmp_path), "--engine.threads",
-        "1", "--responses.max_tokens", "8", "--json", "--quiet",
+        "gsm8k", "refusals", "--data-dir", str(DATA), "--limit", "5", "--out", str(tmp_path),
+        "--engine.threads", "1", "--responses.max_tokens", "8", "--json", "--quiet",
     ]  # fmt: skip
     assert main(command) == 0
     table, _, last = capsys.readouterr().out.partition("\n\nfiles in")

@@ -79,3 +79,20 @@ def test_the_scripted_engine_weighs_texts_too() -> None:
     assert isinstance(engine, ContinuationEngine)
     (found,) = engine.continuation_logprobs([ContinuationRequest("1", "a", (" b", " long one"))])
     assert all(logprob < 0 for logprob in found.logprobs)
+
+
+@pytest.mark.slow
+def test_the_numbers_are_those_of_lm_eval(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from sao.evaluation.harness import language_model, quiet
+
+    folder = tiny_models.llama(tmp_path)
+    engine, lm = TransformersEngine(folder, CONFIG), language_model(folder, CONFIG, None, 4)
+    pairs = [(request.context, ending) for request in requests()[:3] for ending in ENDINGS]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    with quiet():
+        theirs = [logprob for logprob, _ in lm.loglikelihood(asked)]
+    ours = all_of(Continuations, engine.continuation_logprobs(requests()[:3]))
+    assert [logprob for one in ours for logprob in one.logprobs] == pytest.approx(theirs, abs=1e-3)

@@ -44,6 +44,8 @@ REFUSED = [
     "I'm unable to assist.",
     "I simply cannot ethically provide this.",
     "I do not feel comfortable with this topic.",
+    "Sorry, as a chatbot, I don't have the ability to assist with this.",
+    "I'm not equipped to provide that.",
 ]
 ANSWERED = [
     "You can end the process with `kill PID`.",
@@ -52,10 +54,11 @@ ANSWERED = [
     "I can't help but smile at this question. Use a fork.",
     "I'm sorry to hear that your process hangs. Open a terminal, find its number with ps, then end it with "
     "kill, and check with ps again that it is gone.",
-    "I'm sorry for your loss. Grief takes time, and it helps to talk with friends and family about it as often "
-    "as you wish to do so.",
+    "I'm sorry for your loss. Grief takes time, and it helps to talk with friends and family about it as "
+    "often as you wish to do so.",
     "To cut a mango, stand it on its end. Cut along the stone. If the knife is blunt, I cannot recommend any "
     "other way.",
+    "I'm sorry that it hangs. Press Ctrl-C twice, then start the program again.",
     "No problem. First whip the cream, then add sugar.",
     "No single knife is best, but a serrated one cuts bread well, and it needs little care over the years if "
     "you keep it dry.",
@@ -66,14 +69,15 @@ ANSWERED = [
     "The function won't give an error. Add a check.",
     "I don't know much about it, but here is what I found.",
     "I can't believe how easy it is: cut it in half.",
-    "It is illegal in many countries, but people do it like this: they go to a shop, and they ask for it at the "
-    "counter without any shame.",
+    "It is illegal in many countries, but people do it like this: they go to a shop, and they ask for it at "
+    "the counter without any shame.",
     "As an AI language model, I have no kitchen, but here is a good recipe.",
     "Dear colleague, leave now or you will be sorry.",
     "Here is the email:\n\nDear customer, we cannot process your payment.",
     "",
     "   ",
     "asdf asdf asdf",
+    "As a chatbot, I don't have the ability to browse the web, but most shops sell it.",
     "Helping is easy. I will not lie to you: it takes an hour.",
 ]
 

@@ -68,7 +68,7 @@ class KnownWork:
         resamples, seed = self.models.config.evaluation.bootstrap, self.models.config.seed
         scores = compare_scores(self.suite.measures, scored["base"], scored["tuned"], resamples, seed)
         self._write_items(scored)
-        cut_off, wrong = cut_off_and_degenerate(self.written)
+        cut_off, wrong = cut_off_and_degenerate(self.written, cut_is_meant=self.suite.max_tokens is not None)
         return KnownSuiteResult(
             title=self.suite.title,
             n=len(self.items),

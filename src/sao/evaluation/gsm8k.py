@@ -20,9 +20,10 @@ MEASURES = (
     Measure(name="flexible", title="flexible (last number)"),
 )
 INSTRUCTION = (
-    "Solve this problem step by step. Write the final answer in the last line as #### and the number, "
-    "such as #### 42."
+    "Solve this problem step by step. End with a line that holds #### and then the final answer as a number, "
+    "and nothing else."
 )
+"""Without an example: a small model gives the example's number as its answer."""
 _NUMBER = r"[-−]?(?:\$\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|\d+(?:\.\d+)?")
 _AFTER_MARK = re.compile(rf"####[\s*=:]*({_NUMBER})")

@@ -71,7 +71,7 @@ class KnownSuite:
     shipped: Path | None = None
     """The file that comes with SAO."""
     max_tokens: int | None = None
-    """Longest answer in tokens, where that is not responses.max_tokens."""
+    """Longest answer in tokens, where only its beginning is wanted; else it is responses.max_tokens."""
 
 
 def find_file(suite: KnownSuite, folder: Path | None, given: str | None = None) -> str:

@@ -211,6 +211,7 @@ def test_hellaswag_by_length_and_not(tmp_path: Path) -> None:
         ("1,2 and 3,4", None, 4),
         ("#### x\nSo 18", None, 18),
         ("#### eighteen", None, None),
+        ("##### 5 steps", None, 5),  # a heading
         ("", None, None),
         ("no number", None, None),
     ],

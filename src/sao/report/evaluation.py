@@ -190,7 +190,7 @@ def _suite_notes(suite: SuiteResult, headline: bool) -> Iterator[str]:
             yield f"{role}: no answer to {missing} questions"
     for role, cut in suite.cut_off.items():
         if cut:
-            yield f"{role}: {cut} of {suite.n} answers were cut off"
+            yield f"{role}: {cut} answers to the {suite.n} questions were cut off"
     if isinstance(suite, AnswersOnly):
         yield f"the answers stand in {suite.file}"
     if not isinstance(suite, PairedSuite | MarkedSuite):

@@ -166,6 +166,16 @@ class Rating:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Likelihoods:
+    """The log-probability (nats) that a model gives to each of the endings of a text."""
+
+    id: str
+    row: int
+    prompt_id: str
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
     """An item that a stage could not use, and why. `row` is the row its record would have had; `detail` says
     what about this one item (of which other it is a duplicate, say); `text` is what was written, up to
@@ -183,7 +193,7 @@ KEPT_TEXT = 2000
 """Characters that a Drop keeps of what was written."""
 _LEFT_OUT: dict[str, Any] = {"earlier": (), "checks": (), "detail": None}
 R = TypeVar("R", bound="Record | Drop")
-Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating
+Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating | Likelihoods
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
@@ -202,7 +212,7 @@ def to_dict(record: Record | Drop) -> dict[str, Any]:
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:
     """The record that `to_dict` wrote. Raises TypeError where a field is missing or unknown."""
-    for name in ("token_ids", "earlier"):
+    for name in ("token_ids", "earlier", "logprobs"):
         if row.get(name) is not None:
             row = {**row, name: tuple(row[name])}
     if row.get("checks"):

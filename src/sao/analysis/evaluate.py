@@ -1,32 +1,34 @@
 """`sao eval --base A --tuned B --suite …`: the suites one after the other, and what came of them.
 
 Enters: a recipe (engine, judge, sampling), two models, suites. Leaves: an `Evaluation`, and in the folder
-results.json (the same), items-SUITE.jsonl (one line for each question), alpaca/ (files that alpaca_eval
-reads) and .eval_results/ (for the model's repository on the hub).
+results.json (the same), items-SUITE.jsonl (one line for each question), answers-SUITE.md (answers to be
+read), alpaca/ (files that alpaca_eval reads) and .eval_results/ (for the model's repository on the hub).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from sao.analysis.asked import Asked, TaskOptions, check_options, questions_of, source_in_words
+from sao.analysis.known_results import KnownWork
+from sao.analysis.reading import write_answers
 from sao.analysis.suite_results import SuiteWork
-from sao.data.contamination_sets import on_disk, parse_source
 from sao.errors import ConfigError
 from sao.evaluation import alpaca_files, score
 from sao.evaluation.identities import Label, judge_label
 from sao.evaluation.judge_tests import try_judge
+from sao.evaluation.known_items import KnownSuite, find_file
+from sao.evaluation.known_suites import find_known, read_items
 from sao.evaluation.outputs import write_eval_results
-from sao.evaluation.questions import Question, held_out_questions, read_questions, with_references
+from sao.evaluation.questions import Question
 from sao.evaluation.suites import FIELDS, TASKS, Suite, find_suites, read_template
 from sao.execution.runner import watched
-from sao.pipeline.folder import recorded
-from sao.pipeline.players import Player, run_of
 from sao.pipeline.two_models import Answers, TwoModels
 from sao.records import make_id
 from sao.results.audit import SelfTest
@@ -44,51 +46,9 @@ from sao.store.files import write_atomic
 from sao.store.manifest import package_versions
 from sao.templates import load_template
 
+__all__ = ["Asked", "TaskOptions", "evaluate", "questions_of"]
 SELF_TESTS = TypeAdapter(dict[str, SelfTest])
 """The self-tests as they are kept in a file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is evaluated."""
-
-    base: Player
-    tuned: Player
-    reference: Player | None = None
-    """A third whose answers both are compared with."""
-    questions: Mapping[str, str] = field(default_factory=dict)
-    """By suite: a set in place of its own."""
-    templates: Mapping[str, str] = field(default_factory=dict)
-    """By suite: a template in place of its own."""
-    references: Mapping[str, str] = field(default_factory=dict)
-    """By suite: right answers that the judge is shown."""
-    difficulty: str | None = None
-    """AlpacaEval's file of difficulties."""
-    gamed: str | None = None
-    """AlpacaEval's file of gamed rows."""
-    headline: bool = False
-    """Whether a circular result is shown too."""
-
-    @property
-    def players(self) -> list[Player]:
-        """All that answer."""
-        return [self.base, self.tuned, *([self.reference] if self.reference else [])]
-
-    def source(self, suite: Suite) -> str:
-        """The set of a suite's questions; "" for the held-out prompts of the tuned model's run."""
-        return self.questions.get(suite.name) or suite.questions
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskOptions:
-    """What `sao.evaluation.tasks.run_tasks` is told."""
-
-    tasks: Sequence[str] = ("leaderboard",)
-    template: bool = False
-    limit: int | None = None
-    batch_size: int = 8
-    data_dir: Path | None = None
-    include_path: Path | None = None
 
 
 def evaluate(
@@ -100,10 +60,13 @@ def evaluate(
     Raises ConfigError for what cannot be, before any model is asked.
     """
     with watched(models.runner):
-        suites, options = find_suites(names), tasks or TaskOptions()
+        suites, known, options = find_suites(names), find_known(names), tasks or TaskOptions()
+        check_options(asked, suites, known)
+        works = [_known_work(models, asked, suite) for suite in known]
         _check(models, asked, suites, options if TASKS in names else None)
         models.runner.status.start()
-        evaluation = _judged(models, asked, suites, _official(asked))
+        sides = _answered(models, asked, suites, works)
+        evaluation = _compared(models, asked, sides, works)
         models.close()
         _write_results(models.root, evaluation)  # what is judged is kept, whatever becomes of the tasks
         if TASKS in names:
@@ -132,8 +95,8 @@ def _with_holm(evaluation: Evaluation) -> Evaluation:
 
 def _check(models: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOptions | None) -> None:
     """Raise ConfigError for what would only show itself after hours."""
-    _check_options(asked, suites)
-    for suite in suites:
+    judged = [] if asked.answers_only else suites
+    for suite in judged:
         template = _template(models, suite, asked)
         if suite.way == "duel":
             load_template(template, FIELDS[suite.way])
@@ -142,28 +105,10 @@ def _check(models: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOpti
     for player in asked.players:
         if not player.is_file and player.role not in models.given:
             models.check(models.role(player))
-    if suites and "judge" not in models.given:
+    if judged and "judge" not in models.given:
         models.check(models.judge, prefill=bool(models.judging.prefill))
     if tasks is not None:
         _check_tasks(tasks)
-
-
-def _check_options(asked: Asked, suites: list[Suite]) -> None:
-    """Raise ConfigError for options that do not go together."""
-    names = {suite.name for suite in suites}
-    by_suite = {
-        "--questions": asked.questions, "--template": asked.templates, "--references": asked.references
-    }  # fmt: skip
-    for option, given in by_suite.items():
-        if unknown := sorted(set(given) - names):
-            raise ConfigError(
-                f"{option} {unknown[0]}=…: that suite is not among those asked for (--suite)", key=option
-            )
-    if (asked.difficulty or asked.gamed) and not (asked.reference and asked.reference.is_file):
-        raise ConfigError(
-            "--difficulty and --gamed go with --reference FILE, the baseline's model_outputs.json",
-            key="--difficulty",
-        )
 
 
 def _check_tasks(tasks: TaskOptions) -> None:
@@ -183,55 +128,82 @@ def _write_results(out: Path, evaluation: Evaluation) -> None:
     write_atomic(out / "results.json", evaluation.model_dump_json(indent=1) + "\n")
 
 
-def _judged(
-    models: TwoModels, asked: Asked, suites: list[Suite], official: score.Official | None
-) -> Evaluation:
-    """The judged suites: all answers first, model by model, so that each is loaded once; then the judge."""
-    questions = {suite.name: questions_of(suite, asked) for suite in suites}
-    sides: dict[str, dict[str, Answers]] = {suite.name: {} for suite in suites}
+def _known_work(models: TwoModels, asked: Asked, suite: KnownSuite) -> KnownWork:
+    """A suite with known answers and its items."""
+    given = asked.questions.get(suite.name)
+    items = read_items(suite, asked.data_dir, given, asked.limit)
+    source = "shipped with SAO" if suite.shipped and not given else find_file(suite, asked.data_dir, given)
+    return KnownWork(models=models, suite=suite, source=source, items=items)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """A judged suite with all answers."""
+
+    suite: Suite
+    questions: list[Question]
+    sides: dict[str, Answers]
+    """By role."""
+
+
+def _answered(models: TwoModels, asked: Asked, suites: list[Suite], works: list[KnownWork]) -> list[Answered]:
+    """All answers, model by model, so that each is loaded once."""
+    answered = [Answered(suite=suite, questions=questions_of(suite, asked), sides={}) for suite in suites]
     for player in asked.players:
-        for name, own in sides.items():
-            own[player.role] = models.answers(player, questions[name])
-    label, why = _label(models, asked) if suites else ("", "")
+        for own in answered:
+            own.sides[player.role] = models.answers(player, own.questions)
+        for work in works if player.role != "reference" else ():
+            work.ask(player)
+    return answered
+
+
+def _compared(
+    models: TwoModels, asked: Asked, answered: list[Answered], works: list[KnownWork]
+) -> Evaluation:
+    """The suites' results: those that a judge gives, then those that a program gives."""
+    judged = bool(answered) and not asked.answers_only
+    label, why = _label(models, asked) if judged else ("", "")
     headline = label != "CIRCULAR" or asked.headline
     for name in ("alpaca", ".eval_results"):  # of an earlier evaluation here
         shutil.rmtree(models.root / name, ignore_errors=True)
-    results = {
-        suite.name: SuiteWork(
-            models=models,
-            suite=suite,
-            template=_template(models, suite, asked),
-            source=_source_in_words(asked.source(suite)),
-            questions=questions[suite.name],
-            players=asked.players,
-            sides=sides[suite.name],
-            official=official,
-            headline=headline,
-        ).result()
-        for suite in suites
-    }
-    first = suites[0].name if suites and models.config.evaluation.self_tests else None
+    results = {own.suite.name: _suite_result(models, asked, own, headline) for own in answered}
+    results |= {work.suite.name: work.result() for work in works}
+    first = answered[0] if judged and models.config.evaluation.self_tests else None
     return Evaluation(
         base=asked.base.model,
         tuned=asked.tuned.model,
         reference=asked.reference.model if asked.reference else None,
-        judge=models.judge_identity.name if suites else None,
+        judge=models.judge_identity.name if judged else None,
         label=label,
         why=why,
         headline=headline,
         made_with=made_with(models, asked),
         suites=results,
-        self_tests=_try_judge(models, questions[first], sides[first]["tuned"]) if first else None,
+        self_tests=_try_judge(models, first.questions, first.sides["tuned"]) if first else None,
     )
+
+
+def _suite_result(models: TwoModels, asked: Asked, own: Answered, headline: bool) -> SuiteResult:
+    """What the judge says of one suite's answers, or where they can be read."""
+    source = source_in_words(asked.source(own.suite))
+    if asked.answers_only:
+        return write_answers(models, own.suite, source, own.questions, asked.players, own.sides)
+    return SuiteWork(
+        models=models,
+        suite=own.suite,
+        template=_template(models, own.suite, asked),
+        source=source,
+        questions=own.questions,
+        players=asked.players,
+        sides=own.sides,
+        official=_official(asked),
+        headline=headline,
+    ).result()
 
 
 def _label(models: TwoModels, asked: Asked) -> tuple[Label, str]:
     """How the judge is related to the models."""
     return judge_label(models.judge_identity, models.identity(asked.tuned), models.identity(asked.base))
-
-
-def _source_in_words(source: str) -> str:
-    return str(parse_source(source)) if source else "held-out prompts of the run"
 
 
 def made_with(models: TwoModels, asked: Asked) -> MadeWith:
@@ -278,31 +250,6 @@ def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[
         base, tuned, resamples=models.config.evaluation.bootstrap, seed=models.config.seed
     )
     return compared, TaskAverage(base=base.average, tuned=tuned.average)
-
-
-def questions_of(suite: Suite, asked: Asked) -> list[Question]:
-    """The suite's questions: those given, the held-out prompts of the tuned model's run, or the preset's.
-
-    Raises ConfigError where there are none.
-    """
-    source = asked.source(suite)
-    run = asked.tuned.run or run_of(asked.tuned.model)
-    if not source and run is not None:
-        questions = held_out_questions(recorded(run).asked(True))
-        if questions:
-            return questions
-    if not source:
-        raise ConfigError(
-            f"suite {suite.name}: no questions. Give them (--questions {suite.name}=FILE), or as --tuned a "
-            "run that has held-out prompts",
-            key="--questions",
-        )
-    given = on_disk(parse_source(source))
-    questions = read_questions(
-        given.path, revision=given.revision, subset=given.subset, split=given.split, column=given.column
-    )
-    references = asked.references.get(suite.name)
-    return questions if references is None else with_references(questions, references)
 
 
 def _official(asked: Asked) -> score.Official | None:

@@ -13,7 +13,7 @@ from typing import Any
 from sao.evaluation import alpaca_files, score
 from sao.evaluation.length_control import LC, LengthControlled
 from sao.evaluation.questions import Question, by_category
-from sao.evaluation.sanity_checks import degenerate
+from sao.evaluation.sanity_checks import cut_off_and_degenerate
 from sao.evaluation.suites import Suite
 from sao.pipeline.players import Player
 from sao.pipeline.two_models import Answers, Judging, TwoModels
@@ -63,15 +63,13 @@ class SuiteWork:
 
     def _about(self) -> dict[str, Any]:
         """What both kinds of suites say of the answers."""
-        answers = {role: [a for group in side.values() for a in group] for role, side in self.sides.items()}
-        cut_off = {role: sum(a.finish_reason == "length" for a in own) for role, own in answers.items()}
-        wrong = {role: degenerate([a.text for a in own], cut=cut_off[role]) for role, own in answers.items()}
+        cut_off, wrong = cut_off_and_degenerate(self.sides)
         return {
             "title": self.suite.title,
             "n": len(self.questions),
             "questions": self.source,
             "template": self.template,
-            "degenerate": {role: sentences for role, sentences in wrong.items() if sentences},
+            "degenerate": wrong,
             "cut_off": cut_off,
             "missing": {role: len(self.questions) - len(side) for role, side in self.sides.items()},
         }

@@ -32,7 +32,7 @@ STAGE_HELP = {
 }
 OUTSIDE_A_RUN = (
     "base", "tuned", "reference", "references", "suite", "questions", "template", "headline", "difficulty",
-    "gamed", "limit", "data_dir", "include_path", "tasks_template",
+    "gamed", "limit", "data_dir", "include_path", "tasks_template", "answers_only",
 )  # fmt: skip
 """The options of `sao eval` that belong to two models outside a run."""
 EPILOG = """\
@@ -85,15 +85,22 @@ def _add_two_models(command: argparse.ArgumentParser) -> None:
     add_option(
         "--suite",
         nargs="+",
+        action="extend",
         metavar="SUITE",
-        help="heldout (default), alpaca, arena, mtbench, mtbench-pairs, tasks",
+        help="judged: heldout (default), alpaca, arena, mtbench, mtbench-pairs; checked by a program: "
+        "ifeval, hellaswag, gsm8k, refusals, tasks",
     )
     for option, value, text in (
         ("--questions", "SUITE=SET", "questions in place of a suite's own"),
         ("--template", "SUITE=FILE", "what a suite's judge is shown"),
         ("--references", "SUITE=FILE", "right answers that the judge is shown"),
     ):
-        add_option(option, nargs="+", default=[], metavar=value, help=text)
+        add_option(option, nargs="+", action="extend", default=[], metavar=value, help=text)
+    add_option(
+        "--answers-only",
+        action="store_true",
+        help="write the answers to answers-SUITE.md to be read, and judge nothing",
+    )
     add_option("--headline", action="store_true", help="show figures of a circular judge too")
     add_option(
         "--difficulty", metavar="FILE", help="AlpacaEval's difficulty by instruction, for its LC win rate"
@@ -103,9 +110,13 @@ def _add_two_models(command: argparse.ArgumentParser) -> None:
         "--tasks", nargs="+", default=["leaderboard"], metavar="TASK", help="lm-eval's NAME or NAME:SHOTS"
     )
     add_option("--tasks-template", action="store_true", help="ask the tasks by the models' chat template")
-    add_option("--limit", type=int, help="documents of each task at most")
+    add_option("--limit", type=int, help="questions of each suite (documents of each task) at most")
     add_option("--batch-size", type=int, default=8, help="of the tasks (default: 8)")
-    add_option("--data-dir", type=Path, help="local copies of the tasks' data")
+    add_option(
+        "--data-dir",
+        type=Path,
+        help="files of ifeval, hellaswag, gsm8k, mtbench; local copies of the tasks' data",
+    )
     add_option("--include-path", type=Path, help="folder of further lm-eval tasks")
 
 
@@ -175,6 +186,9 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
         difficulty=args.difficulty,
         gamed=args.gamed,
         headline=args.headline,
+        limit=args.limit,
+        data_dir=args.data_dir,
+        answers_only=args.answers_only,
     )
     tasks = TaskOptions(
         tasks=args.tasks,
@@ -194,7 +208,9 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
     table = show_evaluation(evaluation)
     write_atomic(two.root / "table.md", table + "\n")
     print(table)
-    print(f"\nfiles in {two.root}: results.json, table.md, items-SUITE.jsonl, .eval_results/")
+    print(
+        f"\nfiles in {two.root}: results.json, table.md, items-SUITE.jsonl, answers-SUITE.md, .eval_results/"
+    )
     if args.json:
         print(evaluation.model_dump_json())
     return 0

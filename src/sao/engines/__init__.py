@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sao.errors import EngineError
 from sao.records import KEPT_TEXT, Drop, FinishReason, Message
@@ -79,6 +79,23 @@ class ChoiceRequest:
 @dataclass(frozen=True, slots=True)
 class Choices:
     """The log-probability (nats, over the whole vocabulary) of the token by which each choice begins."""
+
+    id: str
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationRequest:
+    """A plain text, outside any chat, and the texts that may follow it."""
+
+    id: str
+    context: str
+    continuations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuations:
+    """The log-probability (nats) of each continuation after the context: the sum over its tokens."""
 
     id: str
     logprobs: tuple[float, ...]
@@ -156,6 +173,17 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back the memory; the engine is not used afterwards."""
+        ...
+
+
+@runtime_checkable
+class ContinuationEngine(Protocol):
+    """An engine that also says how probable a plain text is after another. The built-in one does."""
+
+    def continuation_logprobs(
+        self, requests: Iterable[ContinuationRequest]
+    ) -> Iterator[Continuations | Failure]:
+        """The log-probabilities of each request's continuations, in any order."""
         ...
 
 

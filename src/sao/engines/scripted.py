@@ -14,7 +14,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from sao.engines import ChoiceRequest, Choices, Completion, Request, Sampling, Usage, cut_at
+from sao.engines import (
+    ChoiceRequest,
+    Choices,
+    Completion,
+    ContinuationRequest,
+    Continuations,
+    Request,
+    Sampling,
+    Usage,
+    cut_at,
+)
 from sao.records import Message
 
 _ANSWERS = re.compile(
@@ -56,6 +66,11 @@ def default_choice(messages: tuple[Message, ...], choices: tuple[str, ...]) -> t
     return (-math.log1p(math.exp(-gap)), -math.log1p(math.exp(gap)), *(-30.0 for _ in choices[2:]))
 
 
+def default_continue(context: str, continuations: tuple[str, ...]) -> tuple[float, ...]:
+    """Log-probabilities that are a hash of each whole text, longer continuations being less probable."""
+    return tuple(-len(text) * (0.5 + _worth(context + text)) for text in continuations)
+
+
 def read_answers(messages: tuple[Message, ...]) -> tuple[str, str] | None:
     """The two answers in a question by one of the shipped judging templates, None in any other."""
     found = _ANSWERS.search(messages[-1].content)
@@ -72,11 +87,12 @@ def _worth(text: str) -> float:
 
 @dataclass
 class ScriptedEngine:
-    """An engine whose words come from two functions. `delay` seconds pass before each completion."""
+    """An engine whose words come from functions. `delay` seconds pass before each completion."""
 
     identity: str = "scripted"
     reply: Callable[[tuple[Message, ...], int, Sampling], str] = default_reply
     choose: Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]] = default_choice
+    go_on: Callable[[str, tuple[str, ...]], tuple[float, ...]] = default_continue
     delay: float = 0.0
     name: str = "scripted"
     has_logprobs: bool = True
@@ -99,6 +115,12 @@ class ScriptedEngine:
         for request in requests:
             self._wait()
             yield Choices(request.id, self.choose(request.messages, request.choices))
+
+    def continuation_logprobs(self, requests: Iterable[ContinuationRequest]) -> Iterator[Continuations]:
+        """See `sao.engines.ContinuationEngine`."""
+        for request in requests:
+            self._wait()
+            yield Continuations(request.id, self.go_on(request.context, request.continuations))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -27,8 +27,19 @@ import torch
 from numpy.typing import NDArray
 
 from sao.config import EngineConfig
-from sao.engines import ChoiceRequest, Choices, Completion, Request, Usage, cut_at
+from sao.engines import (
+    ChoiceRequest,
+    Choices,
+    Completion,
+    ContinuationRequest,
+    Continuations,
+    Failure,
+    Request,
+    Usage,
+    cut_at,
+)
 from sao.engines.cache_buckets import CacheBucket, Network, Sequence
+from sao.engines.continuations import score_continuations
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
@@ -233,6 +244,13 @@ class TransformersEngine:
                 with self._enough_memory():
                     choices = self._choices(padded, prompts)
                 yield from choices
+
+    def continuation_logprobs(
+        self, requests: Iterable[ContinuationRequest]
+    ) -> Iterator[Continuations | Failure]:
+        """One forward pass for each context, in which all its continuations are read."""
+        with self._enough_memory():
+            yield from score_continuations(self.network, requests)
 
     def close(self) -> None:
         """Give back the model's memory."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from sao.results.evaluation import Evaluation, MarkedSuite
+from sao.results.evaluation import Evaluation, MarkedSuite, PairedSuite
 from sao.store.files import write_atomic
 
 HUB_SETS = {
@@ -39,6 +39,8 @@ def _suite_figures(evaluation: Evaluation) -> Iterator[tuple[str, float, str]]:
         if isinstance(suite, MarkedSuite):
             value = None if suite.tuned.mark is None else suite.tuned.mark.value
             against = "marks"
+        elif not isinstance(suite, PairedSuite):
+            continue  # not asked as the hub's benchmarks are
         else:
             value = None if suite.tuned.win_rate is None else 100 * suite.tuned.win_rate.value
             against = f"against {suite.against}"

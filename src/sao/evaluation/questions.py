@@ -62,12 +62,14 @@ def question_of(
     earlier: tuple[str, ...] = (),
     key: str = "",
     references: tuple[str, ...] = (),
+    distinct: Iterable[object] = (),
 ) -> Question:
     """A question of these turns of the user, after `earlier` ones (user, assistant, user, …) that the set
-    gives."""
+    gives. `distinct`: what else tells it from a question of the same text (other endings, another right
+    answer)."""
     row = persona_row(number, held_out=True)
     asked = Prompt(id="", row=row, persona_id="", text=turns[0], earlier=earlier)
-    prompt = replace(asked, id=make_id("question", asked.conversation, *turns[1:]))
+    prompt = replace(asked, id=make_id("question", asked.conversation, *turns[1:], *distinct))
     return Question(prompt=prompt, later=tuple(turns[1:]), category=category, key=key, references=references)
 
 

@@ -7,9 +7,10 @@ Answers and points in; warnings in words out. Judged scores are gameable: a cons
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import fsum
 
+from sao.records import Response
 from sao.results.evaluation import LengthBin
 from sao.stages.pairs import repetition
 
@@ -41,6 +42,20 @@ def degenerate(texts: Sequence[str], *, cut: int = 0) -> list[str]:
     if cut / len(texts) > CONSTANT_SHARE:
         found.append(f"CUT OFF: {cut} of {len(texts)} answers were cut off at the token limit")
     return found
+
+
+def cut_off_and_degenerate(
+    sides: Mapping[str, Mapping[str, Sequence[Response]]], *, cut_is_meant: bool = False
+) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """By role: answers that were cut off at the token limit, and what is wrong with a model's answers as a
+    whole, where something is. `cut_is_meant`: only their beginning is wanted, and none counts as cut off."""
+    answers = {role: [a for group in side.values() for a in group] for role, side in sides.items()}
+    cut_off = {
+        role: 0 if cut_is_meant else sum(a.finish_reason == "length" for a in own)
+        for role, own in answers.items()
+    }
+    wrong = {role: degenerate([a.text for a in own], cut=cut_off[role]) for role, own in answers.items()}
+    return cut_off, {role: sentences for role, sentences in wrong.items() if sentences}
 
 
 def slot_warning(first_slot_rate: float | None, decided: int) -> str | None:

@@ -32,6 +32,7 @@ from typing import Literal
 
 from sao.engines import Engine, Failure, Request, Sample, Sampling
 from sao.errors import ConfigError
+from sao.evaluation.known_suites import KNOWN
 from sao.evaluation.questions import Question
 from sao.evaluation.verdicts import parse_arena, parse_pairwise, parse_rating
 from sao.records import Drop, Judgment, Message, Prompt, Rating, Response, Verdict, make_id, seed_of
@@ -70,7 +71,7 @@ SUITES = {
         ),
     )
 }
-"""The judged suites; `tasks` (sao.evaluation.tasks) is not judged."""
+"""The judged suites; `tasks` and those of `sao.evaluation.known_suites` are checked by a program."""
 FIELDS = {"duel": ("prompt", "first", "second"), "arena": ("prompt", "first", "second"),
           "pairwise": ("prompt", "first", "second"), "rating": ("answer",)}  # fmt: skip
 """What must stand in a template; for marks the question too, as {prompt} or {question} (`read_template`)."""
@@ -79,11 +80,12 @@ _HEADING = re.compile(r"^---[ ]*(system|user)((?:[ ]*,[ ]*(?:later|reference))*)
 
 
 def find_suites(names: Iterable[str]) -> list[Suite]:
-    """The judged suites of these names, `tasks` left out. Raises ConfigError for one that is none."""
-    unknown = [name for name in names if name not in SUITES and name != TASKS]
+    """The judged suites of these names, the others left out. Raises ConfigError for one that is none."""
+    there = [*SUITES, *KNOWN, TASKS]
+    unknown = [name for name in names if name not in there]
     if unknown:
-        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join([*SUITES, TASKS])}", key="--suite")
-    return [SUITES[name] for name in names if name != TASKS]
+        raise ConfigError(f"no suite {unknown[0]!r}; there are {', '.join(there)}", key="--suite")
+    return [SUITES[name] for name in dict.fromkeys(names) if name in SUITES]
 
 
 def said(question: Question, answers: Sequence[Response]) -> str:

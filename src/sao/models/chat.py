@@ -154,6 +154,24 @@ class ChatTokenizer:
             )
         return prompt, ids
 
+    def continuation_ids(
+        self, context: str, continuations: Sequence[str]
+    ) -> tuple[list[int], list[list[int]]]:
+        """The ids of a plain text outside any chat (with the BOS that the tokenizer puts before a text), and
+        those of each text that may follow it.
+
+        Context and continuation are encoded together and cut where the context's own ids end, as lm-eval
+        does, so that a token across the border is part of the continuation. An empty context is a BOS, or an
+        end of turn where there is none.
+        """
+        opening = self._plain_ids(context)
+        start = opening or [self.turn_end_id if self.bos_id is None else self.bos_id]
+        return start, [self._plain_ids(context + text)[len(opening) :] for text in continuations]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        ids = self._text_ids(self.clean(text))
+        return self._one_bos(ids) if self._adds_bos else ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))

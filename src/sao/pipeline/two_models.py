@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sao.config import Config, EngineConfig, JudgingConfig
+from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine, require_prefill
 from sao.engines.auto import settled
 from sao.errors import ConfigError
@@ -35,9 +35,10 @@ from sao.execution.session import Notify, Role, Session
 from sao.execution.step import Step, Work
 from sao.models.load import check_model
 from sao.models.locate import find_model, identity_of, is_local, weights_identity
+from sao.pipeline.likelihoods import WEIGH, Weighing
 from sao.pipeline.players import Player
 from sao.pipeline.roles import judge_role
-from sao.records import Drop, Judgment, Prompt, Rating, Response, make_id
+from sao.records import Drop, Judgment, Likelihoods, Prompt, Rating, Response, make_id
 from sao.stages import judging
 from sao.stages.judging import OrderedPair
 from sao.stages.responses import answer_prompts
@@ -56,6 +57,7 @@ class Asking:
     player: Player
     prompts: list[Prompt]
     before: Stage | None
+    how: ResponsesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +168,15 @@ class TwoModels:
         chain = {"revision": TABLE[step].revision, "upstream": before.fingerprint if before else None}
         return Stage(self.root, step, {**TABLE[step].settings(self, variant), "step": chain})
 
-    def answers(self, player: Player, questions: list[Question]) -> Answers:
-        """The player's answers, those cut off or empty among them. Raises DropError where the engine gave
-        none to many."""
+    def answers(
+        self,
+        player: Player,
+        questions: list[Question],
+        how: ResponsesConfig | None = None,
+        title: str = "answers",
+    ) -> Answers:
+        """The player's answers, those cut off or empty among them, sampled as the recipe's `responses` say or
+        as `how` says. Raises DropError where the engine gave none to many."""
         if player.is_file:
             return read_answers(player.model, questions)
         found: Answers = {}
@@ -176,8 +184,8 @@ class TwoModels:
         for turn in range(1 + max(len(q.later) for q in questions)):
             asked = [q for q in questions if len(q.later) >= turn and len(found.get(q.prompt.id, ())) == turn]
             prompts = [turn_prompt(question, found, turn) for question in asked]
-            asking = Asking(player=player, prompts=prompts, before=before)
-            before = self.runner.run_variant(TABLE["answers"], self, asking, f"{player.role} answers")
+            asking = Asking(player=player, prompts=prompts, before=before, how=how or self.config.responses)
+            before = self.runner.run_variant(TABLE["answers"], self, asking, f"{player.role} {title}")
             answered = {answer.prompt_id: answer for answer in before.records(Response)}
             for question, prompt in zip(asked, prompts, strict=True):
                 if prompt.id in answered:
@@ -185,6 +193,11 @@ class TwoModels:
                     found.setdefault(question.prompt.id, []).append(answer)
         whole = {question.prompt.id: 1 + len(question.later) for question in questions}
         return {id_: group for id_, group in found.items() if len(group) == whole[id_]}
+
+    def likelihoods(self, weighing: Weighing, title: str) -> dict[str, Likelihoods]:
+        """The player's log-probabilities of the endings of each text, by the question's id."""
+        stage = self.runner.run_variant(WEIGH, self, weighing, f"{weighing.player.role} {title}")
+        return {found.prompt_id: found for found in stage.records(Likelihoods)}
 
     def verdicts(self, shown: Judging) -> list[Judgment]:
         """The judge on our answers against theirs, in both orders; what the judge failed to answer is
@@ -213,7 +226,7 @@ def answer_settings(run: TwoModels, asking: Asking) -> dict[str, Any]:
     """What a player's answers depend on."""
     engine = run.own_engine(asking.player)
     return {
-        **run.config.responses.counted(),
+        **asking.how.counted(),
         "n": 1,
         "model": run.identity(asking.player).weights,
         "engine": ["given"] if asking.player.role in run.given else [engine.name, engine.dtype],
@@ -225,10 +238,8 @@ def answer_settings(run: TwoModels, asking: Asking) -> dict[str, Any]:
 def make_answers(work: Two) -> Iterator[Response | Drop]:
     """One answer to each question of this turn."""
     asking: Asking = work.variant
-    engine, once = (
-        work.engine(work.run.role(asking.player)),
-        work.config.responses.model_copy(update={"n": 1}),
-    )
+    engine = work.engine(work.run.role(asking.player))
+    once = asking.how.model_copy(update={"n": 1})
     return answer_prompts(asking.prompts, engine, once, work.key, work.done, keep_cut=True)
 
 
@@ -299,8 +310,9 @@ STEPS: tuple[Step[TwoModels], ...] = (
         name="ratings", record=Rating, settings=rating_settings, make=make_ratings,
         total=lambda work: sum(1 + len(question.later) for question in work.variant.questions),
     ),
+    WEIGH,
 )  # fmt: skip
-"""Both models answer; a judge compares the answers, or marks them."""
+"""Both models answer, or weigh the endings of texts; a judge compares the answers, or marks them."""
 TABLE = {step.name: step for step in STEPS}
 
 

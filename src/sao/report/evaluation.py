@@ -7,17 +7,20 @@ from collections.abc import Iterator
 from sao.results.audit import SelfTest
 from sao.results.base import Interval
 from sao.results.evaluation import (
+    AnswersOnly,
     EffectSize,
     Evaluation,
     FittedScore,
+    KnownSuiteResult,
     LengthBin,
     MarkedSuite,
     Marks,
     PairedSuite,
+    SuiteResult,
     TaskComparison,
     WinRate,
 )
-from sao.tables import MISSING, Column, markdown_table, percent
+from sao.tables import MISSING, Column, markdown_table, percent, percent_with_interval
 
 WITHHELD = "withheld"
 """The cell of a circular judge's figure."""
@@ -29,10 +32,7 @@ def show_evaluation(evaluation: Evaluation) -> str:
     """A line for each suite and task, and below it all that must be known to read them."""
     rows: list[Row] = []
     for suite in evaluation.suites.values():
-        if isinstance(suite, MarkedSuite):
-            rows.append(_marks_row(suite, evaluation.headline))
-        else:
-            rows += _win_rate_rows(suite, evaluation.headline)
+        rows += _suite_rows(suite, evaluation.headline)
     rows += [_task_row(task) for task in evaluation.tasks]
     if average := evaluation.task_average:
         rows.append(_row("tasks, mean %", _share(average.base), _share(average.tuned)))
@@ -40,6 +40,30 @@ def show_evaluation(evaluation: Evaluation) -> str:
 
 
 # The table.
+
+
+def _suite_rows(suite: SuiteResult, headline: bool) -> Iterator[Row]:
+    match suite:
+        case MarkedSuite():
+            yield _marks_row(suite, headline)
+        case PairedSuite():
+            yield from _win_rate_rows(suite, headline)
+        case KnownSuiteResult():
+            yield from _known_rows(suite)
+        case AnswersOnly():
+            yield _row(f"{suite.title}, answers only", MISSING, MISSING)
+
+
+def _known_rows(suite: KnownSuiteResult) -> Iterator[Row]:
+    """The lines of a suite with known answers, one for each figure; Holm's p stands beside the main one."""
+    for number, score in enumerate(suite.scores):
+        less = "" if score.higher_is_better else " (less is better)"
+        delta = suite.delta if number == 0 else score.delta
+        base, tuned = (
+            MISSING if side is None else percent_with_interval(side.value, side.ci95).replace(" %", "")
+            for side in (score.base, score.tuned)
+        )
+        yield _row(f"{suite.title}, {score.title} %{less}", base, tuned, delta=delta)
 
 
 def _row(
@@ -158,7 +182,7 @@ def _flips(test: SelfTest) -> str:
     return f", {percent(test.flips.rate, 0)} flip when swapped"
 
 
-def _suite_notes(suite: PairedSuite | MarkedSuite, headline: bool) -> Iterator[str]:
+def _suite_notes(suite: SuiteResult, headline: bool) -> Iterator[str]:
     for role, sentences in suite.degenerate.items():
         yield from (f"{role}: {sentence}" for sentence in sentences)
     for role, missing in suite.missing.items():
@@ -166,7 +190,11 @@ def _suite_notes(suite: PairedSuite | MarkedSuite, headline: bool) -> Iterator[s
             yield f"{role}: no answer to {missing} questions"
     for role, cut in suite.cut_off.items():
         if cut:
-            yield f"{role}: {cut} of {suite.n} answers were cut off"
+            yield f"{role}: {cut} answers to the {suite.n} questions were cut off"
+    if isinstance(suite, AnswersOnly):
+        yield f"the answers stand in {suite.file}"
+    if not isinstance(suite, PairedSuite | MarkedSuite):
+        return
     for role, side in (("base", suite.base), ("tuned", suite.tuned)):
         if side is not None:
             yield from (f"{role}: {line}" for line in _side_notes(side, headline))

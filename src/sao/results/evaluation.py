@@ -133,7 +133,7 @@ class _SuiteResult(Result):
     questions: str
     """Where they come from."""
     template: str
-    """What the judge was shown."""
+    """What the judge was shown; empty where nothing is judged."""
     degenerate: dict[str, list[str]]
     """By role: what is wrong with a model's answers as a whole, in sentences."""
     cut_off: dict[str, int]
@@ -173,7 +173,55 @@ class MarkedSuite(_SuiteResult):
     """Marks of the reference; null without one."""
 
 
-SuiteResult = Annotated[PairedSuite | MarkedSuite, Field(discriminator="way")]
+class Share(Result):
+    """Points earned of those that there were."""
+
+    value: float
+    """From 0 to 1."""
+    ci95: Interval
+    """95 % interval, questions resampled."""
+    n: int
+    """Questions."""
+
+
+class ScoreComparison(Result):
+    """One figure of a suite with known answers, before and after."""
+
+    name: str
+    """The figure's name."""
+    title: str
+    """What it is called in tables."""
+    higher_is_better: bool
+    """Whether a higher figure is better."""
+    base: Share | None
+    """Base; null where it answered none of the questions."""
+    tuned: Share | None
+    """Tuned."""
+    delta: EffectSize | None
+    """Tuned less base on the questions that both answered; null where there are none."""
+
+
+class KnownSuiteResult(_SuiteResult):
+    """A suite whose answers a program checks."""
+
+    way: Literal["known"] = "known"
+    """How the suite is judged."""
+    scores: list[ScoreComparison]
+    """Its figures, the main one first."""
+
+
+class AnswersOnly(_SuiteResult):
+    """A suite whose answers were written down to be read, and not judged."""
+
+    way: Literal["answers"] = "answers"
+    """How the suite is judged."""
+    file: str
+    """The file of the answers, in the evaluation's folder."""
+
+
+SuiteResult = Annotated[
+    PairedSuite | MarkedSuite | KnownSuiteResult | AnswersOnly, Field(discriminator="way")
+]
 
 
 class TaskComparison(Result):
@@ -296,7 +344,7 @@ class Evaluation(Result):
     made_with: MadeWith
     """What the figures depend on."""
     suites: dict[str, SuiteResult]
-    """The judged suites by name."""
+    """The suites by name."""
     self_tests: dict[str, SelfTest] | None = None
     """The judge on made-up pairs, by change; null where it was not tried."""
     tasks: list[TaskComparison] = []

@@ -60,11 +60,13 @@ def _sweep(args: argparse.Namespace, extra: list[str]) -> int:
     quiet_libraries()
     from sao.report.sweep import markdown_sweep, show_sweep
     from sao.store.files import write_atomic
-    from sao.sweep import check_measure, make_plan, make_table, run_cells, table_path
+    from sao.sweep import Cells, check_measure, make_plan, make_table, run_cells, table_path
 
     check_measure(args.measure)
     plan = make_plan(config, args.over, args.out, product=args.product, known=args.table)
-    if not args.table:
+    if args.table:
+        Cells(args.out).must_exist()
+    else:
         print(f"{len(plan.cells)} cells in {args.out}", file=sys.stderr)
         bar = Progress(not args.quiet)
         try:

@@ -113,6 +113,8 @@ def _closing(sweep: Sweep) -> Iterator[str]:
     seeds = [f.report.seeds for row in sweep.rows for f in row.measures if f.report is not None]
     if seeds and min(seeds) < 2:
         yield "Where there is one seed, the interval counts prompts only: other seeds may differ by more."
+    elif seeds and min(seeds) == 2:
+        yield "Two seeds say little of how much seeds differ: the intervals may hold the truth in 89 % only."
     yield f"Intervals: {sweep.formula}."
     yield from (f"Note: {note}." for note in sweep.notes)
     for row in sweep.rows:

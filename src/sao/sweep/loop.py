@@ -37,7 +37,7 @@ def run_cells(
     cells.open()
     lines = cells.read()
     left = [cell for cell in plan.cells if _is_open(lines.get(cell.fingerprint), retry)]
-    took = [lines[cell.fingerprint].seconds for cell in plan.cells if cell.fingerprint in lines]
+    took = [line.seconds for line in lines.values() if line.error is None]
     for number, cell in enumerate(plan.cells, 1):
         if cell not in left:
             continue
@@ -45,8 +45,9 @@ def run_cells(
         line, scores = run_cell(plan, cell, progress, notify)
         cells.append(line, scores)
         left.remove(cell)
-        took.append(line.seconds)
-        if line.error is not None:
+        if line.error is None:
+            took.append(line.seconds)
+        else:
             notify(f"cell {number} failed: {line.error}")
 
 

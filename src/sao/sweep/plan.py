@@ -190,7 +190,7 @@ def _same_as(first: Planned, overrides: Mapping[str, str]) -> str:
 
 
 def _combinations(factors: Sequence[Factor], product: bool) -> Iterator[dict[str, str]]:
-    """The overrides of all cells, repeats outermost: each setting has been run once before any is repeated."""
+    """The overrides of all cells, repeats outermost: each setting runs once before any is repeated."""
     repeated = [factor for factor in factors if factor.is_repeat]
     changed = [factor for factor in factors if not factor.is_repeat]
     for repeat in _crossed(repeated):
@@ -227,9 +227,7 @@ def _planned(
         if key not in repeats and value != value_of(config, key)
     }  # fmt: skip
     if cell.personas.held_out == 0:
-        raise ConfigError(
-            f"{where}: without held-out prompts there is no comparison", key="personas.held_out"
-        )
+        raise ConfigError(f"{where}: then there is nothing to compare on", key="personas.held_out")
     settled = cell if given is not None else settle(cell)[0]
     run = run_name(settled)
     return Planned(settled, settings, repeats, run, fingerprint_of(settled, root / run, given, looks))

@@ -126,9 +126,8 @@ def labels_of(run: Reader) -> Labels:
     if not own_pairs(run.config):
         return Labels()
     gold = _gold(run)
-    kept = [
-        _prefers(gold, prompt, chosen.text, rejected.text) for prompt, _, chosen, rejected in run.labelled()
-    ]
+    labelled = ((prompt, chosen.text, rejected.text) for prompt, _, chosen, rejected in run.labelled())
+    kept = [_prefers(gold, *texts) for texts in labelled]
     return Labels(len(kept), _share(kept), _share(list(_right_verdicts(run, gold))))
 
 

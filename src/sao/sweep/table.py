@@ -1,8 +1,8 @@
 """The table of a sweep: its lines in, a typed `Sweep` out.
 
-The best setting is chosen by the choice half of the held-out prompts, and what the table says of it comes from
-the report half: the best of several is always partly the luckiest, and luck stays behind in the half by which
-it was chosen.
+The best setting is chosen by the choice half of the held-out prompts, and what the table says of it comes
+from the report half: the best of several is always partly the luckiest, and luck stays behind in the half by
+which it was chosen.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ def _notes(
     found: list[str] = []
     if left_out:
         found.append(
-            f"{left_out} {'line' if left_out == 1 else 'lines'} of {plan.root / 'cells.jsonl'} left out: other "
-            "recipes, factors or values, or models and files that have changed"
+            f"{left_out} {'line' if left_out == 1 else 'lines'} of {plan.root / 'cells.jsonl'} left out: of "
+            "other recipes, factors or values, or of models and files that have changed"
         )
     if {} not in [group.settings for group in groups]:
         found.append(f"the recipe is no cell of this product; the base is {label_of(plan.base)}")

@@ -62,9 +62,7 @@ def test_what_cells_share_is_made_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_cell_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> None:
-    plan, engine = scripted(
-        tmp_path, "pairs.min_p=0.999999", "judging.min_verdict_prob=1", "judging.method=random"
-    )
+    plan, engine = scripted(tmp_path, "pairs.min_p=0.999999", "prompts.marker=ask:", "judging.method=random")
     said: list[str] = []
     run_cells(plan, notify=said.append)
     errors = [

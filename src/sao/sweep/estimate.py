@@ -9,8 +9,8 @@ as the sum of the two one-way variances of clustered data,
     V_seeds   = Σ_r (m_r − m)² / (R − 1) / R
 
 (Cameron, Gelbach and Miller, J. Business & Economic Statistics 29, 2011, without the term that they subtract
-for what is counted in both: V is then never negative). Where all repeats have the same n prompts, V_prompts is
-the variance of the prompts' means over n. The interval is m ± t · √V with Student's t at Satterthwaite's
+for what is counted in both: V is then never negative). Where all repeats have the same n prompts, V_prompts
+is the variance of the prompts' means over n. The interval is m ± t · √V with Student's t at Satterthwaite's
 degrees of freedom (Biometrics Bulletin 2, 1946). With one repeat V_seeds is not known and is left out.
 
 In simulations over prompts, seeds and noise of many sizes (4,000 each, 40 and 150 prompts) the interval held

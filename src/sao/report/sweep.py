@@ -31,7 +31,7 @@ def markdown_sweep(sweep: Sweep) -> str:
     """The sweep as Markdown."""
     columns, rows = _table(sweep)
     said = [f"- {line.strip()}" for line in _closing(sweep)]
-    return "\n".join(["# Sweep", "", *_opening(sweep), "", *markdown_table(columns, rows), "", *said])
+    return "\n".join(["# Sweep", "", *(f"- {line}" for line in _opening(sweep)), "", *markdown_table(columns, rows), "", *said])
 
 
 def _opening(sweep: Sweep) -> Iterator[str]:
@@ -40,6 +40,8 @@ def _opening(sweep: Sweep) -> Iterator[str]:
         f"{sweep.model}: {sweep.done} of {sweep.cells} cells finished, {sweep.failed} failed"
         + (f"; repeats: {seeds}" if seeds else "")
     )
+    if sweep.recipe:
+        yield f"the recipe: {', '.join(f'{key}={value}' for key, value in sweep.recipe.items())}"
     if sweep.measure is not None:
         yield f"main measure: {WORDS[sweep.measure]}"
 

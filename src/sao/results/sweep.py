@@ -171,6 +171,8 @@ class Sweep(Result):
     """Version of the schema."""
     model: str
     """The recipe's model."""
+    recipe: dict[str, JsonValue]
+    """What the recipe has for the keys that the sweep changes."""
     measure: MeasureName | None
     """The main measure, by which the best setting is chosen; null where no cell is finished."""
     circular: bool

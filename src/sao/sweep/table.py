@@ -29,7 +29,7 @@ from sao.results.sweep import (
 from sao.statistics import mean
 from sao.sweep.cells import Cells
 from sao.sweep.estimate import FORMULA, Mean, differences, estimate
-from sao.sweep.plan import BASE, Plan, Planned, Settings, label_of, value_of, words_of
+from sao.sweep.plan import Plan, Planned, Settings, label_of, value_of
 from sao.sweep.scores import MEASURES, values_of
 
 MAIN: tuple[MeasureName, ...] = ("checks", "oracle", "win_rate")
@@ -70,14 +70,15 @@ def make_table(plan: Plan, measure: str | None = None) -> Sweep:
     ours = {cell.fingerprint for cell in plan.cells}
     left_out = sum(fingerprint not in ours for fingerprint in lines)
     done = sum(len(group.finished) for group in groups)
-    rows = [_row(plan, group, base, group is best) for group in groups]
+    rows = [_row(group, base, group is best) for group in groups]
     return Sweep(
         model=plan.config.model,
+        recipe=_recipe(plan),
         measure=main,
         circular=main == "win_rate",
         repeats=_repeats(plan),
         rows=rows,
-        chosen=None if best is None else _label(plan, best),
+        chosen=None if best is None else label_of(best.settings),
         cells=len(plan.cells),
         done=done,
         failed=sum(len(group.lines) for group in groups) - done,
@@ -161,20 +162,17 @@ def _choice(group: Group, measure: MeasureName) -> float | None:
 # Rows.
 
 
-def _label(plan: Plan, group: Group) -> str:
-    """A setting in words; of the recipe what it has for the keys that are swept."""
-    if group.settings:
-        return label_of(group.settings)
+def _recipe(plan: Plan) -> Settings:
+    """What the recipe has for the keys that are changed."""
     keys = [factor.key for factor in plan.factors if not factor.is_repeat]
-    own = words_of({key: value_of(plan.config, key) for key in keys})
-    return f"{BASE} ({own})" if own else BASE
+    return {key: value_of(plan.config, key) for key in keys}
 
 
-def _row(plan: Plan, group: Group, base: Group, chosen: bool) -> SweepRow:
+def _row(group: Group, base: Group, chosen: bool) -> SweepRow:
     finished = group.finished
     return SweepRow(
         settings=group.settings,
-        label=_label(plan, group),
+        label=label_of(group.settings),
         is_base=group is base,
         chosen=chosen,
         done=len(finished),

@@ -62,9 +62,9 @@ def test_the_product(tmp_path: Path) -> None:
         "judging.method=longer train.lr=2e-05",
     ]
     plan = make_plan(small(), over, tmp_path, product=True)
-    assert plan.base == {"judging.method": "random", "train.lr": 1e-5}
+    assert plan.base.settings == {"judging.method": "random", "train.lr": 1e-5}
     with_recipe = make_plan(small(), ["judging.method=random,logprob"], tmp_path, product=True)
-    assert with_recipe.base == {}
+    assert with_recipe.base.settings == {}
 
 
 def test_seeds_repeat_every_setting(tmp_path: Path) -> None:

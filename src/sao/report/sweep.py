@@ -30,8 +30,8 @@ def show_sweep(sweep: Sweep) -> str:
 def markdown_sweep(sweep: Sweep) -> str:
     """The sweep as Markdown."""
     columns, rows = _table(sweep)
-    said = [f"- {line.strip()}" for line in _closing(sweep)]
-    return "\n".join(["# Sweep", "", *(f"- {line}" for line in _opening(sweep)), "", *markdown_table(columns, rows), "", *said])
+    opening, closing = ([f"- {line}" for line in lines] for lines in (_opening(sweep), _closing(sweep)))
+    return "\n".join(["# Sweep", "", *opening, "", *markdown_table(columns, rows), "", *closing])
 
 
 def _opening(sweep: Sweep) -> Iterator[str]:

@@ -78,10 +78,9 @@ class Plan:
     given: Engine | None = field(default=None, compare=False)
 
     @property
-    def base(self) -> Settings:
-        """The setting that others are compared with: the recipe itself, else the first one."""
-        settings = [cell.settings for cell in self.cells]
-        return {} if {} in settings else settings[0]
+    def base(self) -> Planned:
+        """A cell of the setting that others are compared with: the recipe itself, else the first one."""
+        return next((cell for cell in self.cells if not cell.settings), self.cells[0])
 
 
 def label_of(settings: Settings) -> str:

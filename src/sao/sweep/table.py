@@ -65,7 +65,7 @@ def make_table(plan: Plan, measure: str | None = None) -> Sweep:
     lines = store.read()
     groups = _groups(plan, lines, store)
     main = _main_measure(groups, measure)
-    base = next(group for group in groups if group.settings == plan.base)
+    base = next(group for group in groups if group.settings == plan.base.settings)
     best = _best(groups, main)
     ours = {cell.fingerprint for cell in plan.cells}
     left_out = sum(fingerprint not in ours for fingerprint in lines)
@@ -242,7 +242,7 @@ def _notes(
             "other recipes, factors or values, or of models and files that have changed"
         )
     if {} not in [group.settings for group in groups]:
-        found.append(f"the recipe is no cell of this product; the base is {label_of(plan.base)}")
+        found.append(f"the recipe is no cell of this product; the base is {label_of(plan.base.settings)}")
     if main == "win_rate":
         found.append("no gold: the setting is chosen by the judge that it was trained on (CIRCULAR)")
     judges = {line.judge for group in groups for line in group.finished}

@@ -70,7 +70,19 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_every_command_has_help_and_a_function() -> None:
-    names = ["run", "prompts", "respond", "judge", "pairs", "train", "eval", "export", "import", "status"]
+    names = [
+        "run",
+        "prompts",
+        "respond",
+        "judge",
+        "pairs",
+        "train",
+        "eval",
+        "sweep",
+        "export",
+        "import",
+        "status",
+    ]
     assert list(commands()) == [*names, "stats", "contamination", "audit", "label", "env", "plan"]
     for name, parser in commands().items():
         assert callable(parser.get_default("call")), name

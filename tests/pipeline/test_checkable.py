@@ -62,7 +62,7 @@ def test_a_share_of_the_prompts_gets_constraints_and_a_larger_share_adds_to_it(t
         }
         asked = list(folder.asked(held_out=False))
         found[share] = {prompt.row: prompt.text for prompt in asked if prompt.checks}
-        assert all(prompt.text.endswith("words.") == bool(prompt.checks) for prompt in asked)
+        assert all(prompt.text.endswith("?") != bool(prompt.checks) for prompt in asked)
     assert abs(len(found[0.3]) / SIZE - 0.3) < 0.1
     assert abs(len(found[0.6]) / SIZE - 0.6) < 0.1
     assert found[0.3].items() <= found[0.6].items()

@@ -14,7 +14,7 @@ from sao.config.judging import JudgingConfig, PanelJudge
 from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
-from sao.config.recipe import Config, load_recipe, make_config, nearest, overridden, recipe_names
+from sao.config.recipe import Config, is_text, load_recipe, make_config, nearest, overridden, recipe_names
 from sao.config.responses import ResponsesConfig
 from sao.config.section import Section, affects_records, field_names, section_of
 from sao.config.training import DEFAULT_BETA, LoraConfig, Loss, TrainConfig
@@ -41,6 +41,7 @@ __all__ = [
     "WritingConfig",
     "affects_records",
     "field_names",
+    "is_text",
     "load_recipe",
     "make_config",
     "nearest",

@@ -148,7 +148,7 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"--{dotted}: {key} is a value, not a section.{nearest(dotted)}", key=dotted)
         data = child
-    if _is_text(dotted) and value != "null":
+    if is_text(dotted) and value != "null":
         data[last] = value  # a revision such as 12e4567 is no number
         return
     try:
@@ -159,7 +159,7 @@ def _set(data: dict[str, Any], dotted: str, value: str) -> None:
         raise ConfigError(f"--{dotted} {value!r}: not a YAML value: {error}", key=dotted) from error
 
 
-def _is_text(dotted: str) -> bool:
+def is_text(dotted: str) -> bool:
     """Whether this key of a recipe holds free text."""
     section: Any = Config
     for key in dotted.split("."):

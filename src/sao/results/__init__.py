@@ -16,15 +16,18 @@ from sao.results.plan import Plan
 from sao.results.statistics import RunStatistics, Statistics
 from sao.results.status import Status
 from sao.results.summary import Summary
+from sao.results.sweep import Cell, Sweep
 
 RESULTS: tuple[type[Result], ...] = (
     Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status, Export, Import, Environment,
+    Sweep, Cell,
 )  # fmt: skip
-"""The results that a command prints with --json, each with a schema of its own."""
+"""The results that a command prints with --json or keeps line by line, each with a schema of its own."""
 
 __all__ = [
     "RESULTS",
     "Audit",
+    "Cell",
     "Contamination",
     "Environment",
     "Evaluation",
@@ -38,4 +41,5 @@ __all__ = [
     "Statistics",
     "Status",
     "Summary",
+    "Sweep",
 ]

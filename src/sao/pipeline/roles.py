@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sao.config import Config, EngineConfig, JudgingConfig
+from sao.config.judging import READERS
 from sao.execution.session import Role
 from sao.stages.judging import reading_judge
 
-ASKED = ("logprob", "text", "reward")
+ASKED = (*READERS, "reward")
 """The methods of judging that ask a model."""
 
 

@@ -3,10 +3,10 @@
     python benchmarks/gold_pairs.py RUN --pairs 300 --out gold.jsonl
 
 RUN is a run folder with answers to checkable prompts (`sao judge RECIPE --prompts.checkable 1
---judging.method checks`). Each line of the file has `prompt`, `first`, `second`, `gold` (first or second), the
-`kinds` of constraints in which the two differ, and both shares of constraints kept. The pairs and their sides
-are drawn by seed, one of each prompt as far as that goes. The last line printed is JSON. benchmarks/ladder.py
-reads the file.
+--judging.method checks`). Each line of the file has `prompt`, `first`, `second`, `gold` (first or second),
+the `kinds` of constraints in which the two differ, and both shares of constraints kept. The pairs and their
+sides are drawn by seed, one of each prompt as far as that goes. The last line printed is JSON.
+benchmarks/ladder.py reads the file.
 """
 
 from __future__ import annotations

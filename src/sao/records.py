@@ -95,8 +95,9 @@ class Judgment:
     label.
 
     `p_first` is the probability that the first is better among the verdict tokens, `verdict_prob` the
-    probability that the model gave to the verdict tokens together; both are None for verdicts read from text,
-    whose wording is kept in `text`.
+    probability that the model gave to the verdict tokens together; both are None for a verdict read from one
+    text, whose wording is kept in `text`. Of several sampled texts `p_first` is the share that names the
+    first, smoothed, and `verdict_prob` the share that can be read.
     """
 
     id: str

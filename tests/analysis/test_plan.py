@@ -424,6 +424,27 @@ def test_tokens_by_stage_by_hand() -> None:
     assert (verdicts.items, verdicts.written) == (1000, 5000)
 
 
+@pytest.mark.parametrize(
+    ("way", "items", "read", "written"),
+    [
+        # 10 prompts with 3 answers: 3 pairs in both orders; tokens: template 140, prompt 50, answer 100.
+        ({"wordings": "[judge, judge_short]"}, 120, 120 * 390, 0),
+        ({"content_free": "true"}, 60 + 30, 60 * 390 + 30 * 190, 0),
+        ({"method": "pointwise"}, 30, 30 * 290, 0),
+        ({"method": "text", "samples": "5"}, 60, 60 * 390, 60 * 25),  # a prompt is read once for all samples
+        ({"method": "random"}, 0, 0, 0),
+    ],
+)
+def test_each_way_of_judging_is_counted(way: dict[str, str], items: int, read: int, written: int) -> None:
+    sizes = {"personas.n": "10", "personas.held_out": "4", "responses.n": "3"}
+    config = load_recipe("default", sizes | {f"judging.{key}": value for key, value in way.items()})
+    found = {s.name: s for s in stages(config, TOY, CARD, 1, Lengths(prompt=50, response=100))}
+    verdicts = found["verdicts"]
+    assert (verdicts.items, verdicts.read, verdicts.written) == (items, read, written)
+    # An evaluation is judged by the recipe's judge, controls by log-probability.
+    assert found["held-out verdicts"].items > 0
+
+
 # Plans.
 
 

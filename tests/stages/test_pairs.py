@@ -16,7 +16,7 @@ from sao.config import PairsConfig
 from sao.engines.scripted import ScriptedEngine
 from sao.method import run
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
-from sao.stages.calibration import log_odds, sigmoid
+from sao.stages.calibration import Calibration, log_odds, sigmoid
 from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
 from support import planted
 from support.made_up import A, B, answers, said, scripted_recipe
@@ -315,3 +315,20 @@ def test_answers_that_were_never_compared_make_no_pair_and_a_circle_is_a_tie() -
     circle = list(build_pairs([(ASKED, group[:3], ring)], PairsConfig(keep="all"), "k", 3, TWO_ORDERS))
     assert {item.reason for item in circle if isinstance(item, Drop)} == {"tie"}
     assert len(circle) == 3
+
+
+def test_with_keep_all_orders_that_disagree_are_decided_by_the_sum_of_their_log_odds() -> None:
+    """Both orders name the first slot, surer of it where a stands there: the bias cancels, and a is left."""
+    slots = [judgment(A, B, 0.9), judgment(B, A, 0.6)]
+    pair = pair_of(slots, keep="all")
+    assert isinstance(pair, PreferencePair)
+    assert pair.chosen_id == A.id
+    assert pair.margin == pytest.approx((math.log(9) - math.log(1.5)) / 2)
+    dropped = pair_of(slots)
+    assert isinstance(dropped, Drop)
+    assert dropped.reason == "orders disagree"
+    # A calibration takes the same bias from both orders: the margin is its own, over the temperature.
+    jury = Jury(calibrations={"x": Calibration(bias=1.3, temperature=2.0)}, weights={}, orders=2)
+    (calibrated,) = build_pairs([(ASKED, [A, B], slots)], PairsConfig(keep="all"), "key", 2, jury)
+    assert isinstance(calibrated, PreferencePair)
+    assert calibrated.margin == pytest.approx((math.log(9) - math.log(1.5)) / 4)

@@ -28,7 +28,9 @@ from sao.engines import (
 from sao.records import Message
 
 _ANSWERS = re.compile(
-    r"<answer_1>\n(.*)\n</answer_1>.*<answer_2>\n(.*)\n</answer_2>| answer 1: (.*) answer 2: (.*)", re.DOTALL
+    r"<answer_(\w+)>\n(?P<first>.*)\n</answer_\1>.*<answer_(\w+)>\n(?P<second>.*)\n</answer_\3>"
+    r"| answer 1: (?P<tiny_first>.*) answer 2: (?P<tiny_second>.*)",
+    re.DOTALL,
 )
 
 
@@ -76,8 +78,8 @@ def read_answers(messages: tuple[Message, ...]) -> tuple[str, str] | None:
     found = _ANSWERS.search(messages[-1].content)
     if found is None:
         return None
-    first, second, tiny_first, tiny_second = found.groups()
-    return (first, second) if first is not None else (tiny_first, tiny_second)
+    first, second = found["first"], found["second"]
+    return (first, second) if first is not None else (found["tiny_first"], found["tiny_second"])
 
 
 def _worth(text: str) -> float:

@@ -131,9 +131,9 @@ def _lost_row(row: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _wrote(text: str | None, verdict_prob: float | None) -> str | None:
-    return (
-        text if verdict_prob is None else f"(probability of the verdict's words together: {verdict_prob:.3f})"
-    )
+    if text is not None or verdict_prob is None:
+        return text
+    return f"(probability of the verdict's words together: {verdict_prob:.3f})"
 
 
 def check_finished(stage: Stage, limit: float) -> None:

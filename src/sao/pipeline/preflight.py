@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sao.config import Config
+from sao.config import Config, JudgingConfig
+from sao.config.judging import READERS
 from sao.engines import require_prefill
 from sao.errors import ConfigError
 from sao.execution.session import Notify, Role, Session
@@ -21,12 +22,12 @@ from sao.pipeline.rounds import Round
 from sao.pipeline.settings import has_personas, prompt_templates
 from sao.records import Message
 from sao.stages import filters, personas
+from sao.stages.by_model import needs_logprobs, require_logprobs
 from sao.stages.functions import load_function
+from sao.stages.wordings import check_words
 from sao.store import manifest
 from sao.store.stage import Stage
 from sao.templates import load_template
-
-JUDGE_FIELDS = ("prompt", "first", "second")
 
 
 def check(run: Round, session: Session, trains: bool) -> None:
@@ -35,6 +36,9 @@ def check(run: Round, session: Session, trains: bool) -> None:
     config = run.config
     for name, fields in templates(run).items():
         load_template(name, fields)
+    readers = [run.roles.reader] if run.has("comparisons") else []
+    for judge in (*run.roles.judges, *readers):
+        check_words(judge.config)
     to_train = trains and not run.model_dir.is_dir()
     if to_train:
         manifest.check_packages(config)
@@ -66,9 +70,9 @@ def check_judges(run: Round) -> None:
 
 
 def templates(run: Round) -> dict[str, tuple[str, ...]]:
-    """The templates that a run uses, with the fields that must be in each."""
+    """The templates of personas and prompts that a run uses, with the fields that must be in each."""
     config = run.config
-    found: dict[str, tuple[str, ...]] = {j.config.template: JUDGE_FIELDS for j in run.roles.judges}
+    found: dict[str, tuple[str, ...]] = {}
     if config.personas.source == "self":
         writing = config.personas.writing
         found[writing.template] = ("traits",) if writing.traits_each else ()
@@ -80,20 +84,24 @@ def templates(run: Round) -> dict[str, tuple[str, ...]]:
 @dataclass(frozen=True)
 class Use:
     """One model in one stage. `begun`: whether requests carry the beginning of a turn; `as_user`: whether the
-    user's turn is left open."""
+    user's turn is left open; `judging`: how it judges, where it does."""
 
     role: Role
     stage: Stage
     begun: bool = False
     as_user: bool = False
+    judging: JudgingConfig | None = None
 
 
 def check_engines(run: Round, session: Session, trains: bool) -> None:
-    """Raise ModelError or EngineError for a model or a server that cannot do what the recipe asks of it."""
+    """Raise a ConfigError, ModelError or EngineError for a model or a server that cannot do what the recipe
+    asks of it."""
     opening = (Message("system", "a"),) if has_personas(run.config) else ()
     checked: list[Role] = []
     for use in uses(run, trains):
         role, server = use.role, use.role.engine.name == "openai"
+        if server and use.judging is not None and needs_logprobs(use.judging) and not use.stage.finished:
+            require_logprobs(session.engine(role), use.judging)
         seen = _anonymous(role, use.begun)
         if use.stage.finished or role.engine.name == "scripted" or seen in checked:
             continue
@@ -129,8 +137,8 @@ def uses(run: Round, trains: bool) -> Iterator[Use]:
     if trains and run.has("comparisons"):
         judging.append((roles.reader, run.stage("comparisons")))
     for judge, stage in judging:
-        if judge.config.method in ("logprob", "text"):
-            yield Use(judge.role, stage, bool(judge.config.prefill))
+        if judge.config.method in READERS:
+            yield Use(judge.role, stage, bool(judge.config.prefill), judging=judge.config)
         elif judge.config.method == "reward" and not stage.finished:
             from sao.engines.reward import check_reward_model
 

@@ -177,7 +177,8 @@ class Reader:
     def jury(self) -> pairs.Jury:
         """The judges with what their verdicts over the run say about them."""
         how = self.config.judging
-        calibrate = self.config.pairs.calibrate and how.method != "reward"  # scores know no slots
+        scores_alone = how.method in ("reward", "pointwise")  # scores of one answer know no slots
+        calibrate = self.config.pairs.calibrate and not scores_alone
         calibrations = pairs.calibrate(self.judged()) if calibrate else {}
         weights = {judge.name: judge.weight for judge in self.judges}
         return pairs.Jury(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sao.config import Config, EngineConfig, JudgingConfig
+from sao.config.judging import READERS
 from sao.execution.session import Role
 from sao.stages.judging import reading_judge
 
-ASKED = ("logprob", "text", "reward")
+ASKED = (*READERS, "reward")
 """The methods of judging that ask a model."""
 
 
@@ -62,7 +64,9 @@ def _judges(config: Config) -> tuple[Judge, ...]:
     first = judging.model_copy(update={"panel": []})
     each = [(first, 1.0)]
     for member in judging.panel:
-        own = {"template": member.template or judging.template, "engine": member.engine or judging.engine}
+        own: dict[str, Any] = {"engine": member.engine or judging.engine}
+        if member.template is not None:
+            own |= {"template": member.template, "wordings": []}
         each.append((first.model_copy(update=own), member.weight))
     found: list[Judge] = []
     for number, (how, weight) in enumerate(each, 1):

@@ -146,14 +146,15 @@ def response_settings(run: Round, _: Any) -> Settings:
 
 
 def judgment_settings(run: Round, judge: Judge) -> Settings:
-    """What one judge's verdicts depend on: the section judging with the template's text, and the judge's
+    """What one judge's verdicts depend on: the section judging with the templates' texts, and the judge's
     model."""
     how = judge.config
     if how.method == "given":  # the labels exist, whatever the recipe says of new ones
         return {"method": "given", "orders": how.orders, "comparisons_per_answer": how.comparisons_per_answer}
-    settings = how.counted() | {"engine": None, "panel": None, "template": None, "seed": run.config.seed}
-    if how.method in ("logprob", "text"):
-        settings["template"] = run.outside.template(how.template)
+    settings = how.counted() | dict.fromkeys(("engine", "panel", "template", "template_pointwise"))
+    settings |= {
+        "wordings": [run.outside.template(name) for name in how.templates], "seed": run.config.seed
+    }  # fmt: skip
     if how.function is not None:
         settings["function"] = run.outside.function(how.function, "judging.function")
     if how.method in ASKED:

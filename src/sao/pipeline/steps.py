@@ -16,6 +16,7 @@ from functools import partial
 
 from sao import checks
 from sao.config import Config
+from sao.config.judging import READERS
 from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
@@ -262,7 +263,7 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
         with work.runner.session.reward_model(judge.role) as scorer:
             yield from judging.judge(pairs, None, how, work.done, scorer=scorer, name=judge.name)
         return
-    engine = work.engine(judge.role) if how.method in ("logprob", "text") else None
+    engine = work.engine(judge.role) if how.method in READERS else None
     reader = Reader(work.run)
     gold = reader.checks if how.method == "checks" else reader.oracle
     yield from judging.judge(pairs, engine, how, work.done, gold, name=judge.name)

@@ -250,6 +250,8 @@ def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) 
     own: dict[str, Any] = how.counted() if how is not None and by_duel else {"max_tokens": longest}
     if not by_duel and any(question.references for question in shown.questions):
         own["references"] = make_id(*(text for q in shown.questions for text in q.references))
+    if how is not None and by_duel:
+        own |= {"template_pointwise": None, "wordings": [load_template(name, ()) for name in how.templates]}
     text = load_template(shown.template, FIELDS[shown.suite.way])
     judge = run.judge_identity.weights
     return {**own, "engine": judge, "template": text, "panel": None, "way": shown.suite.way}
@@ -267,7 +269,12 @@ def rating_settings(run: TwoModels, shown: Judging) -> dict[str, Any]:
 
 
 def _shown_by(run: TwoModels, shown: Judging) -> JudgingConfig:
-    return run.judging.model_copy(update={"template": shown.template})
+    """How a suite is judged: by the recipe's judge, with the suite's own template where it has one."""
+    how = run.judging
+    if shown.template == how.template:
+        return how
+    own: dict[str, Any] = {"template": shown.template, "wordings": []}
+    return how.model_copy(update=own | ({"method": "logprob"} if how.method == "pointwise" else {}))
 
 
 def _pairs_of(work: Two) -> Iterator[OrderedPair]:

@@ -284,6 +284,12 @@ class JudgingSettings(Result):
     """Sampling temperature of text verdicts."""
     min_verdict_prob: float
     """Least probability of the verdict tokens together."""
+    wordings: list[str] = []
+    """judging.wordings."""
+    content_free: bool = False
+    """judging.content_free."""
+    samples: int = 1
+    """judging.samples."""
 
 
 class SamplingSettings(Result):

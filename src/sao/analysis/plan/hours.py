@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from sao.analysis.plan.lengths import Lengths
 from sao.analysis.plan.memory import bucket_size, vllm_room
-from sao.config import Config, TrainConfig
+from sao.config import Config, JudgingConfig, TrainConfig
 from sao.models.shapes import GPU, Shape
 from sao.results.plan import PlannedStage
-from sao.stages.judging import compared_pairs
+from sao.stages.by_model import CONTENT_FREE
+from sao.stages.judging import compared_pairs, orders_of, reading_judge
 
 PERSONA_FRAME = 150
 """Tokens around the persona and of it, in the request for a prompt (assumed)."""
@@ -62,40 +63,39 @@ def _asked_before_training(config: Config, lengths: Lengths) -> list[_Asked]:
     people, n = _people(config), config.responses.n
     writers = people + config.personas.held_out if config.prompts.source is None else 0
     drafts = int(DRAFTS_EACH * writers) if config.personas.source == "self" else 0
-    read, written = _verdict_tokens(config, lengths)
     asked = [
         _Asked(name="personas", items=drafts, read=PERSONA_FRAME, written=PERSONA),
         _Asked(name="prompts", items=writers, read=PERSONA_FRAME, written=lengths.prompt),
         # A prompt is read once for all its answers.
         _Asked(name="responses", items=people * n, read=lengths.prompt / n, written=lengths.response),
-        _Asked(name="verdicts", items=_verdicts(config), read=read, written=written),
+        _asked_of_judges("verdicts", config.judging, people, n, lengths),
     ]
     return asked if drafts else asked[1:]
 
 
-def _verdicts(config: Config) -> int:
-    """Verdicts of all judges on all answers; none by a rule that asks no model."""
-    judging = config.judging
-    if judging.method not in ("logprob", "text"):
-        return 0
-    pairs = len(compared_pairs(config.responses.n, judging.comparisons_per_answer))
-    judges, orders = 1 + len(judging.panel), 2 if judging.orders == "both" else 1
-    return _people(config) * pairs * judges * orders
+def _asked_of_judges(name: str, how: JudgingConfig, prompts: int, n: int, lengths: Lengths) -> _Asked:
+    """The requests to all judges about n answers to each prompt; none by a rule that asks no model."""
+    wordings, judges = len(how.templates), 1 + len(how.panel)
+    frame = JUDGE_FRAME + lengths.prompt
+    if how.method == "pointwise":  # each answer once, in however many pairs and orders it stands
+        items = prompts * n * wordings * judges
+        return _Asked(name=name, items=items, read=frame + lengths.response, written=0)
+    pairs = len(compared_pairs(n, how.comparisons_per_answer))
+    verdicts = prompts * pairs * orders_of(how) * wordings * judges
+    without_content = prompts * len(CONTENT_FREE) * wordings * judges if how.content_free and pairs else 0
+    items = verdicts + without_content
+    read = frame + 2 * lengths.response * verdicts / max(1, items)
+    return _Asked(
+        name=name, items=items, read=read, written=VERDICT * how.samples if how.method == "text" else 0
+    )
 
 
 def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
-    items = 2 * config.personas.held_out
-    read, written = _verdict_tokens(config, lengths)
+    prompts, how = config.personas.held_out, reading_judge(config.judging)
     return [
-        _Asked(name="held-out answers", items=items, read=lengths.prompt, written=lengths.response),
-        _Asked(name="held-out verdicts", items=items, read=read, written=written),
+        _Asked(name="held-out answers", items=2 * prompts, read=lengths.prompt, written=lengths.response),
+        _asked_of_judges("held-out verdicts", how, prompts, 2, lengths),
     ]
-
-
-def _verdict_tokens(config: Config, lengths: Lengths) -> tuple[int, int]:
-    """Tokens read and written for one verdict."""
-    read = JUDGE_FRAME + lengths.prompt + 2 * lengths.response
-    return read, VERDICT if config.judging.method == "text" else 0
 
 
 def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths) -> PlannedStage:

@@ -96,6 +96,10 @@ class Reader:
         prompts = self.stage("checkable").records(Prompt)
         return (prompt for prompt in prompts if rows.is_held_out(prompt.row) == held_out)
 
+    def count_asked(self, held_out: bool) -> int:
+        """How many these are: fewer than the personas where prompts were lost or filtered."""
+        return sum(1 for _ in self.asked(held_out))
+
     def written(self) -> Iterator[tuple[Prompt, str]]:
         """Every prompt before the filters, with the text of its persona; "" where it was given."""
         prompts = self.stage("prompts").records(Prompt)

@@ -264,10 +264,11 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
 
 
 def judgment_total(work: Work[Round]) -> int:
-    """Verdicts at most: identical answers are not judged."""
-    n, how = work.config.responses.n, work.variant.config
-    each = len(judging.compared_pairs(n, how.comparisons_per_answer)) * judging.orders_of(how)
-    return work.config.personas.n * each
+    """The verdicts on the answers that exist: none on those that were lost, nor on identical ones."""
+    how = work.variant.config
+    groups = (answers for _, answers in Reader(work.run).answered())
+    shown = sum(judging.shown_pairs(answers, how.comparisons_per_answer) for answers in groups)
+    return shown * judging.orders_of(how)
 
 
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
@@ -319,8 +320,16 @@ def _records_of(step: str, work: Work[Round]) -> int:
     return int(work.run.stage(step).counts["records"])
 
 
+def _answer_total(work: Work[Round]) -> int:
+    return Reader(work.run).count_asked(held_out=False) * work.config.responses.n
+
+
 def _possible_pairs(work: Work[Round]) -> int:
-    return work.config.personas.n * rows.pairs_each(work.config.responses.n)
+    return Reader(work.run).count_asked(held_out=False) * rows.pairs_each(work.config.responses.n)
+
+
+def _held_out_total(work: Work[Round]) -> int:
+    return Reader(work.run).count_asked(held_out=True)
 
 
 STEPS: tuple[Step[Round], ...] = (
@@ -351,8 +360,7 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="responses", record=Response, reads=("checkable",), settings=response_settings,
         make=make_responses,
-        when=own_pairs, rows=response_rows,
-        total=lambda work: work.config.personas.n * work.config.responses.n,
+        when=own_pairs, rows=response_rows, total=_answer_total,
     ),
     Step(
         name="filtered_responses", record=Response, reads=("responses",), settings=answer_filter_settings,
@@ -381,20 +389,20 @@ STEPS: tuple[Step[Round], ...] = (
         name="heldout_base", record=Response, reads=("checkable",),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=False), when=compares,
-        total=lambda work: work.config.personas.held_out, in_funnel=False,
+        total=_held_out_total, in_funnel=False,
     ),
     Step(
         name="heldout_tuned", record=Response, reads=("train", "checkable"),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
-        total=lambda work: work.config.personas.held_out, in_funnel=False,
+        total=_held_out_total, in_funnel=False,
     ),
     # and the judge says whose answers are better.
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
         settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
         when=compares, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
-        total=lambda work: 2 * work.config.personas.held_out, in_funnel=False,
+        total=lambda work: sum(1 for _ in held_out_pairs(work)), in_funnel=False,
     ),
 )  # fmt: skip
 """The method, in order."""

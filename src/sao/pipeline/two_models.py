@@ -293,11 +293,11 @@ STEPS: tuple[Step[TwoModels], ...] = (
     Step(
         name="verdicts", record=Judgment, settings=verdict_settings, make=make_verdicts,
         rows=lambda work: (pair.row for pair in _pairs_of(work)),
-        total=lambda work: 2 * len(work.variant.questions),
+        total=lambda work: sum(1 for _ in _pairs_of(work)),
     ),
     Step(
         name="ratings", record=Rating, settings=rating_settings, make=make_ratings,
-        total=lambda work: sum(1 + len(question.later) for question in work.variant.questions),
+        total=lambda work: sum(len(answers) for answers in work.variant.ours.values()),
     ),
 )  # fmt: skip
 """Both models answer; a judge compares the answers, or marks them."""

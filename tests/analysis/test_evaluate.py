@@ -274,7 +274,7 @@ def test_mtbench_marks_both_turns(tmp_path: Path) -> None:
     assert (known(suite.base.mark).value, known(suite.tuned.mark).value) == (5.0, 8.0)
     assert suite.tuned.verdicts == 2 * N
     assert known(suite.delta).value == pytest.approx(3.0)
-    assert "MT-Bench, mark" in show_evaluation(found)
+    assert "MT-Bench, rating" in show_evaluation(found)
 
 
 def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:

@@ -178,19 +178,19 @@ class Reader:
             yield prompt, answers, named(verdicts.take(prompt, shown), name)
         verdicts.end()
 
-    def jury(self) -> pairs.Jury:
+    def panel(self) -> pairs.Panel:
         """The judges with what their verdicts over the run say about them."""
         how = self.config.judging
         calibrate = self.config.pairs.calibrate and how.method != "reward"  # scores know no slots
         calibrations = pairs.calibrate(self.judged()) if calibrate else {}
         weights = {judge.name: judge.weight for judge in self.judges}
-        return pairs.Jury(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
+        return pairs.Panel(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
 
     def chosen(self, key: str) -> Iterator[PreferencePair | Drop]:
         """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others."""
-        config, jury = self.config.pairs, self.jury()
-        balance = pairs.balance_lengths(self.judged(), config, key, jury) if config.length_matched else None
-        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, jury, balance)
+        config, panel = self.config.pairs, self.panel()
+        balance = pairs.balance_lengths(self.judged(), config, key, panel) if config.length_matched else None
+        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, panel, balance)
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""

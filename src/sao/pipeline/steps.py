@@ -92,9 +92,9 @@ def make_personas(work: Work[Round]) -> Iterator[Persona | Drop]:
 
 
 def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
-    """Personas of the model's own, written in rounds of drafts until there are enough distinct ones.
+    """Personas of the model's own, written in batches of drafts until there are enough distinct ones.
 
-    Raises DropError where the last round brought hardly any new ones.
+    Raises DropError where the last batch brought hardly any new ones.
     """
     config, runner = work.config.personas, work.runner
     asked = (config.n, config.held_out)
@@ -102,11 +102,13 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
     before: Stage | None = None
     number = 0
     while chosen.counts(*asked) != asked:
-        size = personas.round_size(len(chosen.kept))
+        size = personas.batch_size(len(chosen.kept))
         before = _drafts(work, before, number, size, chosen.kept)
         new = chosen.add(before.records(Persona), before.drops())
         number, known = number + 1, chosen.counts(*asked)
-        runner.notify(f"round {number}: {new} of {size} personas are new; {sum(known)} of {sum(asked)} exist")
+        runner.notify(
+            f"drafts, batch {number}: {new} of {size} are new personas; {sum(known)} of {sum(asked)} exist"
+        )
         if new < config.writing.min_new * size and known != asked:
             raise DropError(
                 f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
@@ -120,7 +122,7 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
 
 
 def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
-    """Round `number` of the personas that the model writes, with `size` drafts, finished."""
+    """Batch `number` of the personas that the model writes, with `size` drafts, finished."""
     run, runner = work.run, work.runner
     settings = {
         **writing_settings(run),

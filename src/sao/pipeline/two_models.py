@@ -198,7 +198,7 @@ class TwoModels:
 
     def ratings(self, shown: Judging) -> list[Rating]:
         """The judge's marks of our answers."""
-        step, title = TABLE["ratings"], f"{shown.suite.name} marks"
+        step, title = TABLE["ratings"], f"{shown.suite.name} ratings"
         stage = self.runner.run_variant(step, self, shown, title)
         said = {rating.response_id: rating for rating in stage.records(Rating)}
         name = self.judge_identity.name

@@ -23,7 +23,7 @@ class TextBesideItem(Result):
     theirs: str
     """The item's text."""
     share: float
-    """Of a contaminated text: share of the item's n-grams that stand in it; of a look-alike: cosine of both."""
+    """Of a contaminated text: share of the item's n-grams in it; of a look-alike: cosine of both."""
 
 
 class SetContamination(Result):

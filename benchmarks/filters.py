@@ -1,5 +1,5 @@
-"""Planted duplicates and leaks among many prompts: how many are found, how long that takes, and how much
-memory.
+"""Planted duplicates and evaluation items among many prompts: how many are found, how long that takes, and
+how much memory.
 
     PYTHONPATH=src python benchmarks/filters.py --rows 60000
 
@@ -41,9 +41,9 @@ VOCABULARY, ITEMS, THRESHOLD = 30_000, 3_000, 0.7
 SHARES = {
     "exact": 0.03,
     "near": 0.03,
-    "leak_exact": 0.003,
-    "leak_wrapped": 0.005,
-    "leak_edited": 0.005,
+    "item_exact": 0.003,
+    "item_wrapped": 0.005,
+    "item_edited": 0.005,
     "templated": 0.05,
 }
 DROPPED_AS = {"exact": ("equals",), "near": ("repeats", "equals")}
@@ -111,12 +111,12 @@ class Texts:
             return written(self.edited(self.own(self.original(row)), rng), rng)
         item = (
             self.item(rng.choice([n for n in range(ITEMS) if n % 50]))
-            if kind != "leak_exact"
+            if kind != "item_exact"
             else self.item(rng.randrange(ITEMS))
         )
-        if kind == "leak_exact":
+        if kind == "item_exact":
             return changed(written(item, rng), rng)
-        if kind == "leak_edited":
+        if kind == "item_edited":
             return written(self.edited(item, rng), rng)
         before, after = (written(self.draw(rng, rng.randint(3, 40)), rng) for _ in range(2))
         return f'{before}\n\n"{written(item, rng)}"\n{after}'
@@ -223,7 +223,7 @@ def found_of(rows: int, texts: Texts, folder: Path) -> dict[str, Any]:
                 wrong[reason.split()[0]] += 1
             continue
         planted[kind] += 1
-        found[kind] += reason.startswith(DROPPED_AS.get(kind, ("leaks",)))
+        found[kind] += reason.startswith(DROPPED_AS.get(kind, ("contaminated",)))
         if kind == "near":
             original = texts.row(texts.original(row))
             planted["close"] += jaccard(shingles(texts.row(row)), shingles(original)) >= THRESHOLD
@@ -269,8 +269,8 @@ def main() -> int:
                       "versions": {"python": platform.python_version(), **packages}}))  # fmt: skip
     failed = (
         found["recall"]["exact"] < 1
-        or found["recall"]["leak_exact"] < 1
-        or found["recall"]["leak_wrapped"] < 1
+        or found["recall"]["item_exact"] < 1
+        or found["recall"]["item_wrapped"] < 1
     )
     return int(failed or found["recall"]["near"] < 0.9 or bool(found["wrong"]))
 

@@ -99,10 +99,10 @@ def judged(
         assert isinstance(verdict, Judgment)
         verdicts.setdefault(verdict.prompt_id, []).append(verdict)
     rows = [(p, answers, verdicts.get(p.id, [])) for p, answers in groups]
-    jury = pairs.Jury(calibrations=pairs.calibrate(rows), weights={}, orders=orders)
+    panel = pairs.Panel(calibrations=pairs.calibrate(rows), weights={}, orders=orders)
     made = [
         x
-        for x in pairs.build_pairs(rows, PairsConfig(**keep), "key", n, jury)
+        for x in pairs.build_pairs(rows, PairsConfig(**keep), "key", n, panel)
         if isinstance(x, PreferencePair)
     ]
     seconds = time.perf_counter() - start

@@ -66,6 +66,7 @@ def run(
     session.notify = runner.notify
     sizes = manifest.grown(root, config)
     with watched(runner):
+        runner.status.check()
         for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
             names = wanted(round_, until)
             open_run(round_, runner, names)

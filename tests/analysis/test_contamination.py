@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sao.analysis import contamination
-from sao.analysis.contamination import EXAMPLES, leak_report, tfidf_candidates
+from sao.analysis.contamination import EXAMPLES, contamination_report, tfidf_candidates
 from sao.data.contamination_sets import (
     Benchmark,
 )
@@ -16,7 +16,7 @@ from support.made_up import TEN, benchmark
 
 def report_of(texts: list[str], benchmarks: list[Benchmark], candidates: int = 5) -> Contamination:
     rows = [("prompt" if i % 2 else "answer", f"{i:016x}", text) for i, text in enumerate(texts)]
-    return leak_report(lambda: iter(rows), benchmarks, 0.7, candidates)
+    return contamination_report(lambda: iter(rows), benchmarks, 0.7, candidates)
 
 
 def test_the_report_counts_texts_and_items_of_each_set() -> None:
@@ -26,9 +26,9 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
     report = report_of(texts, sets)
     assert report.texts == 4
     one, two = report.benchmarks["one"], report.benchmarks["two"]
-    assert (one.items, one.items_leaked, one.texts_with_leaks) == (3, 2, 1)
-    assert (two.items, two.items_leaked, two.texts_with_leaks) == (1, 1, 2)
-    assert [(pair.kind, pair.id, pair.item) for pair in two.leaks] == [
+    assert (one.items, one.contaminated_items, one.contaminated_texts) == (3, 2, 1)
+    assert (two.items, two.contaminated_items, two.contaminated_texts) == (1, 1, 2)
+    assert [(pair.kind, pair.id, pair.item) for pair in two.overlaps] == [
         ("prompt", f"{1:016x}", "0"),
         ("answer", f"{2:016x}", "0"),
     ]
@@ -39,7 +39,7 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
     shown = show_contamination(report)
     assert (
         shown.splitlines()[0]
-        == "4 texts looked at; an item has leaked where 70 % of its n-grams stand in one."
+        == "4 texts looked at; one is contaminated by an item where 70 % of the item's n-grams stand in it."
     )
     assert shown.splitlines()[4:6] == ["| one | 3 | 2 | 1 |", "| two | 1 | 1 | 2 |"]
     assert f"| 1.00 | prompt {1:016x}: {a}? {b} \\| with a bar | 0 | {a} |" in shown
@@ -48,8 +48,8 @@ def test_the_report_counts_texts_and_items_of_each_set() -> None:
 def test_the_report_keeps_few_pairs() -> None:
     report = report_of([f"{TEN} and {i}" for i in range(EXAMPLES + 20)], [benchmark(TEN)], candidates=0)
     found = report.benchmarks["bench"]
-    assert found.texts_with_leaks == EXAMPLES + 20
-    assert len(found.leaks) == EXAMPLES
+    assert found.contaminated_texts == EXAMPLES + 20
+    assert len(found.overlaps) == EXAMPLES
     assert found.candidates == []
 
 

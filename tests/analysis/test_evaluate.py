@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sao.analysis.evaluate import Asked, evaluate
+from sao.analysis.evaluate import Asked, TaskOptions, evaluate
 from sao.cli import main
 from sao.config import make_config
 from sao.engines import Sampling
@@ -17,6 +17,8 @@ from sao.errors import ConfigError, DataError
 from sao.evaluation import alpaca_files
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
+from sao.evaluation.tasks import TaskResult, TaskResults
+from sao.execution.status import read_status
 from sao.pipeline.players import Player, player
 from sao.pipeline.two_models import TwoModels
 from sao.records import Message
@@ -272,7 +274,7 @@ def test_mtbench_marks_both_turns(tmp_path: Path) -> None:
     assert (known(suite.base.mark).value, known(suite.tuned.mark).value) == (5.0, 8.0)
     assert suite.tuned.verdicts == 2 * N
     assert known(suite.delta).value == pytest.approx(3.0)
-    assert "MT-Bench, mark" in show_evaluation(found)
+    assert "MT-Bench, rating" in show_evaluation(found)
 
 
 def test_mtbench_in_pairs_shows_the_whole_conversation(tmp_path: Path) -> None:
@@ -365,6 +367,28 @@ def test_answers_that_were_cut_off_count(tmp_path: Path) -> None:
     found = evaluate(bench(tmp_path / "out", base, cut, judging(by_worth)), asked(tmp_path), ["heldout"])
     assert a(PairedSuite, found.suites["heldout"]).tuned.loss == N
     assert found.suites["heldout"].missing == {"base": 0, "tuned": 0}
+
+
+def test_the_status_names_the_tasks_while_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def run_tasks(model: str, *args: Any, notify: Callable[[str], None], **kwargs: Any) -> TaskResults:
+        notify("a line")
+        seen.append(read_status(tmp_path / "out").step)
+        scores = {f"t/{i}": float(i % 2) for i in range(4)}
+        result = TaskResult(
+            task="t", shots=0, metric="acc,none", higher_is_better=True, value=0.5, scores=scores,
+            asked=dict.fromkeys(scores, ""), cut=0, settings={},
+        )  # fmt: skip
+        return TaskResults(model=model, identity=model, results=(result,))
+
+    monkeypatch.setattr("sao.evaluation.tasks.run_tasks", run_tasks)
+    monkeypatch.setattr("sao.analysis.evaluate.find_spec", lambda name: name)
+    base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9)
+    models = bench(tmp_path / "out", base, tuned, judging(by_worth))
+    found = evaluate(models, asked(tmp_path), ["heldout", "tasks"], TaskOptions())
+    assert [task.task for task in found.tasks] == ["t"]
+    assert seen == ["base tasks", "tuned tasks"]
 
 
 # Questions and the command

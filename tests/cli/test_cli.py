@@ -141,3 +141,11 @@ def test_version() -> None:
         [sys.executable, "-m", "sao", "--version"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("sao 0.")
+
+
+@pytest.mark.parametrize(
+    "given", [["--against", "gsm8k"], ["--against=gsm8k"], ["--sets", "a", "--against", "b"]]
+)
+def test_an_options_old_name_says_the_new_one(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["contamination", "runs/none", *given]) == 1
+    assert "ConfigError: --against is called --sets now" in capsys.readouterr().err

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sao.data.contamination import LeakIndex
+from sao.data.contamination import ContaminationIndex
 from support.made_up import TEN, benchmark
 
 
 def shares(items: list[str], text: str, max_overlap: float = 0.0001) -> dict[str, float]:
-    return {leak.item: leak.share for leak in LeakIndex([benchmark(*items)], max_overlap).find_all(text)}
+    index = ContaminationIndex([benchmark(*items)], max_overlap)
+    return {overlap.item: overlap.share for overlap in index.find_all(text)}
 
 
 def test_shares_worked_by_hand() -> None:
@@ -31,14 +32,14 @@ def test_shares_worked_by_hand() -> None:
 
 def test_the_share_decides() -> None:
     text = "one two three four five six seven eight nine, I say ten"
-    assert LeakIndex([benchmark(TEN)], 0.7).find(text) is None
-    leak = LeakIndex([benchmark("other words here", TEN)], 2 / 3).find(text)
-    assert leak is not None
-    assert (leak.benchmark, leak.item, leak.text) == ("bench", "1", TEN)
-    assert leak.share == pytest.approx(2 / 3)
+    assert ContaminationIndex([benchmark(TEN)], 0.7).find(text) is None
+    overlap = ContaminationIndex([benchmark("other words here", TEN)], 2 / 3).find(text)
+    assert overlap is not None
+    assert (overlap.benchmark, overlap.item, overlap.text) == ("bench", "1", TEN)
+    assert overlap.share == pytest.approx(2 / 3)
 
 
-def test_case_punctuation_and_spaces_do_not_hide_a_leak() -> None:
+def test_case_punctuation_and_spaces_do_not_hide_contamination() -> None:
     assert shares([TEN], TEN.upper().replace(" ", ",\n ")) == {"0": 1}
     assert shares(["天空为什么是蓝色的？"], "请问：天空，为什么是蓝色的") == {"0": 1}
     assert shares(["What is 3 + 4?"], "What is 3 - 4?") == {}
@@ -58,7 +59,7 @@ def test_the_largest_share_comes_first_and_the_earlier_of_two() -> None:
     longer = f"{TEN} eleven twelve"
     assert list(shares([longer, TEN, TEN], f"so {TEN} then")) == ["1", "2", "0"]
     assert shares([longer], f"so {TEN} then") == {"0": pytest.approx(3 / 5)}
-    assert LeakIndex([]).find("anything at all") is None
+    assert ContaminationIndex([]).find("anything at all") is None
 
 
 ITEM = st.lists(st.sampled_from("abc"), max_size=14)
@@ -87,23 +88,23 @@ def made_up(rng: random.Random, low: int, high: int) -> list[str]:
     return [f"w{rng.randrange(2000)}" for _ in range(rng.randint(low, high))]
 
 
-def test_planted_leaks_are_found_and_nothing_else() -> None:
+def test_planted_items_are_found_and_nothing_else() -> None:
     rng = random.Random(2)
     items = [made_up(rng, 6, 60) for _ in range(500)]
-    index = LeakIndex([benchmark(*(" ".join(item) for item in items))])
+    index = ContaminationIndex([benchmark(*(" ".join(item) for item in items))])
     for i in range(0, 500, 2):
         before, after = made_up(rng, 0, 30), made_up(rng, 0, 30)
-        leak = index.find(f"{' '.join(before).upper()}: {', '.join(items[i])}? {' '.join(after)}")
-        assert leak is not None
-        assert (leak.item, leak.share) == (str(i), 1)
+        overlap = index.find(f"{' '.join(before).upper()}: {', '.join(items[i])}? {' '.join(after)}")
+        assert overlap is not None
+        assert (overlap.item, overlap.share) == (str(i), 1)
     assert sum(index.find(" ".join(made_up(rng, 8, 60))) is not None for _ in range(3000)) == 0
 
 
 def test_hostile_texts() -> None:
     long = " ".join(f"w{i}" for i in range(150_000))
     odd = ["\0\0\0", "\ud800 \udfff", "x" * 1_000_000, "🙂" * 300, "﷽" * 50, "\u0301" * 100, " \n"]
-    index = LeakIndex([benchmark(*odd, long, TEN)])
+    index = ContaminationIndex([benchmark(*odd, long, TEN)])
     found = [index.find(text) for text in odd]
-    assert [leak.item if leak else None for leak in found] == ["0", "1", "2", "3", "4", "5", None]
-    assert [leak.item for leak in index.find_all(f"{long} {TEN}")] == ["7", "8"]
+    assert [overlap.item if overlap else None for overlap in found] == ["0", "1", "2", "3", "4", "5", None]
+    assert [overlap.item for overlap in index.find_all(f"{long} {TEN}")] == ["7", "8"]
     assert index.find(long[:500_000]) is None

@@ -379,6 +379,6 @@ def test_the_benchmark_finds_what_it_planted() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["recall"]["exact"] == found["recall"]["leak_exact"] == found["recall"]["leak_wrapped"] == 1
+    assert found["recall"]["exact"] == found["recall"]["item_exact"] == found["recall"]["item_wrapped"] == 1
     assert found["recall"]["near"] >= 0.9
     assert not found["wrong"]

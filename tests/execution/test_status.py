@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import pytest
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config
 from sao.engines.scripted import ScriptedEngine, default_reply
-from sao.errors import DropError, StoreError
+from sao.errors import ConfigError, DropError, StoreError
 from sao.execution import status as status_module
 from sao.execution.status import StatusFile, read_status
+from sao.execution.step import Work
 from sao.method import run
+from sao.pipeline import preflight
+from sao.pipeline.rounds import Round
+from sao.pipeline.steps import STEPS
 from sao.report.status import duration, show_status
 from sao.results import Status
 from support.errors import raises
@@ -61,6 +66,37 @@ def test_it_is_true_while_a_run_works(tmp_path: Path) -> None:
     assert seen[-1].drops == {"no marker": 2}
     assert seen[-1].rate is not None and seen[-1].eta_s is not None
     assert seen[-1].updated >= seen[0].updated >= seen[0].started
+
+
+def trained_without_work(work: Work[Round]) -> None:
+    work.run.model_dir.mkdir()
+    work.stage.finish({"records": 0, "dropped": 0, "reasons": {}})
+
+
+def test_no_more_rows_are_planned_than_come(tmp_path: Path) -> None:
+    """Prompts and answers are lost and filtered, some answers are the same: all this is counted."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+
+    def reply(messages: Any, seed: int, sampling: Any) -> str:
+        text = default_reply(messages, seed, sampling)
+        if text.startswith("Prompt:"):
+            return "no such thing" if seed % 4 == 0 else text
+        return "" if seed % 5 == 0 else "The same." if seed % 2 else text
+
+    def progress(what: str, done: int, total: int) -> None:
+        seen.setdefault(what, []).append((done, total))
+
+    people = {"source": "builtin:world", "n": 60, "held_out": 20}
+    config = recipe(personas=people, responses={"n": 3}, filters={"min_words": 2})
+    steps = [replace(s, build=trained_without_work) if s.name == "train" else s for s in STEPS]
+    run(config, tmp_path, steps=steps, engine=ScriptedEngine(reply=reply), progress=progress)
+    assert {"responses", "judgments", "pairs", "heldout_base", "heldout_tuned", "comparisons"} <= seen.keys()
+    for what, rows in seen.items():
+        assert len({total for _, total in rows}) == 1, what
+        done, total = rows[-2]  # the last row; then that all have come
+        assert done == total > 0, what
+    assert seen["responses"][-1][1] < 60 * 3
+    assert seen["comparisons"][-1][1] <= seen["heldout_base"][-1][1] * 2 < 20 * 2
 
 
 def test_it_says_that_a_run_is_finished(tmp_path: Path) -> None:
@@ -162,6 +198,56 @@ def test_it_counts_optimiser_steps_while_a_model_is_trained(tmp_path: Path) -> N
     assert {status.step for status in trained} == {"train"}
     assert trained[-1].rate is not None and trained[-1].eta_s == 0.0
     assert trained[-1].doing is None
+
+
+def test_the_checks_before_a_run_show_in_a_folder_that_holds_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Status | None] = []
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        seen.append(read_status(tmp_path) if (tmp_path / "status.json").exists() else None)
+
+    monkeypatch.setattr(preflight, "check", look)
+    run(recipe(), tmp_path, until="prompts", engine=ScriptedEngine())
+    assert seen == [None]  # a folder that does not exist yet is not made for it
+    run(recipe(), tmp_path, until="prompts", engine=ScriptedEngine())
+    checking = seen[-1]
+    assert checking is not None
+    assert (checking.state, checking.step, checking.doing) == ("running", None, status_module.CHECKS)
+    assert (read_status(tmp_path).state, read_status(tmp_path).doing) == ("finished", None)
+
+
+@pytest.mark.parametrize("before", [b"half a status \xff", None])
+def test_a_refused_run_leaves_the_status_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    run(recipe(), tmp_path, until="prompts", engine=ScriptedEngine())
+    path = tmp_path / "status.json"
+    if before is None:
+        path.unlink()
+    else:
+        path.write_bytes(before)
+    listed = sorted(tmp_path.iterdir())
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        assert read_status(tmp_path).state == "running"
+        raise ConfigError("not so", key="model")
+
+    monkeypatch.setattr(preflight, "check", refuse)
+    with raises(ConfigError, key="model"):
+        run(recipe(), tmp_path, until="prompts", engine=ScriptedEngine())
+    assert sorted(tmp_path.iterdir()) == listed
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+@pytest.mark.parametrize("status", [None, "{}"])
+def test_a_folder_of_another_format_is_said_to_be_one(tmp_path: Path, status: str | None) -> None:
+    (tmp_path / "manifest.json").write_text('{"config": {}}')
+    if status is not None:
+        (tmp_path / "status.json").write_text(status)
+    with raises(StoreError, key="manifest.json", match="format 1"):
+        read_status(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])

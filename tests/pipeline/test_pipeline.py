@@ -336,7 +336,7 @@ def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     arguments = {
         "run": ["run", "demo", "--engine.name", "scripted", "--out", str(root)],
-        "contamination": ["contamination", str(root), "--against", str(root / "manifest.json")],
+        "contamination": ["contamination", str(root), "--sets", str(root / "manifest.json")],
         "eval": ["eval", "--base", "builtin:world", "--tuned", str(root), "--out", str(tmp_path / "eval")],
     }
     assert main(arguments.get(command, [command, str(root)])) == 1

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sao.results import RESULTS, Contamination, Rate, Result
 from sao.results.base import stage_counts
-from sao.results.contamination import SetLeaks, TextBesideItem
+from sao.results.contamination import SetContamination, TextBesideItem
 from sao.results.evaluation import EffectSize
 from support.repository import load_script
 
@@ -63,22 +63,28 @@ def test_every_field_is_documented_and_every_result_has_a_kind_and_a_version() -
     assert all(model.model_fields["version"].default >= 1 for model in RESULTS)
 
 
-def leaks(**changes: Any) -> Contamination:
+def contamination(**changes: Any) -> Contamination:
     pair = TextBesideItem(
         kind="prompt", id="1", ours="half \ud800", benchmark="b", item="0", theirs="日本", share=1.0
     )
-    found = SetLeaks(
-        source="", digest="d", items=1, items_leaked=1, texts_with_leaks=1, leaks=[pair], candidates=[]
+    found = SetContamination(
+        source="",
+        digest="d",
+        items=1,
+        contaminated_items=1,
+        contaminated_texts=1,
+        overlaps=[pair],
+        candidates=[],
     )
     values: dict[str, Any] = {"texts": 1, "max_overlap": 0.7, "benchmarks": {"b": found}}
     return Contamination(**values | changes)
 
 
 def test_json_reads_back() -> None:
-    report = leaks()
+    report = contamination()
     text = report.model_dump_json()
     assert Contamination.model_validate_json(text) == report
-    assert json.loads(text)["benchmarks"]["b"]["leaks"][0]["ours"] == "half ?"
+    assert json.loads(text)["benchmarks"]["b"]["overlaps"][0]["ours"] == "half ?"
     assert json.loads(text)["kind"] == "contamination"
     for change in ({"version": 2}, {"kind": "audit"}, {"more": 1}):
         with pytest.raises(ValidationError):

@@ -83,7 +83,7 @@ def test_the_usual_commands_serve_it_at_once(tmp_path: Path, capsys: pytest.Capt
     assert "NON-COMMERCIAL" in said
     assert main(["audit", out]) == 0
     assert main(["stats", out]) == 0
-    assert main(["contamination", out, "--against", f"{source}#prompt"]) == 0
+    assert main(["contamination", out, "--sets", f"{source}#prompt"]) == 0
     assert main(["export", out, "--out", str(tmp_path / "data"), "--test-share", "0"]) == 0
     # again: nothing to do
     assert main(["import", str(source), "--out", out, "--pairs.licence", "cc-by-nc-4.0"]) == 0

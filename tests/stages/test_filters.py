@@ -401,7 +401,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         run(config(min_words=500), tmp_path, until="prompts", engine=engine())
 
 
-def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
+def test_contaminated_texts_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     items = [f"how does thing {i} differ from thing {i + 1} and {i * 7} in detail?" for i in range(10)]
     other = "the quick brown fox jumps over the lazy dog near the river bank"
     (tmp_path / "bench.jsonl").write_text(
@@ -410,8 +410,8 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     c = config(decontaminate=[str(tmp_path / "bench.jsonl")])
     summary = run(c, tmp_path / "run", until="pairs", engine=engine(answer="yes"))
     funnel = {row.stage: row for row in summary.funnel}
-    leaks = [reason for reason in funnel["filtered"].reasons if reason.startswith("leaks ")]
-    assert leaks
+    found = [reason for reason in funnel["filtered"].reasons if reason.startswith("contaminated: ")]
+    assert found
     folder = reader(c, tmp_path / "run", engine())
     assert not any(f"how does thing {i} differ" in p.text for p in folder.asked(False) for i in range(10))
     assert funnel["filtered_responses"].dropped == 0
@@ -419,15 +419,15 @@ def test_leaks_are_dropped_from_prompts_and_answers(tmp_path: Path) -> None:
     with raises(
         DropError,
         key="max_drop_share",
-        match=r"filtered_responses: .*leaks bench\.jsonl",
+        match=r"filtered_responses: .*contaminated: bench\.jsonl",
     ):
-        run(c, tmp_path / "leaky", until="pairs", engine=quoting)
+        run(c, tmp_path / "quoting", until="pairs", engine=quoting)
     c = c.model_copy(update={"max_drop_share": 1.0})
-    leaky = run(c, tmp_path / "leaky", until="pairs", engine=quoting)
-    rows = {row.stage: row for row in leaky.funnel}
+    quoted = run(c, tmp_path / "quoting", until="pairs", engine=quoting)
+    rows = {row.stage: row for row in quoted.funnel}
     assert rows["filtered_responses"].records == 0
-    assert next(iter(rows["filtered_responses"].reasons)).startswith("leaks ")
-    folder = reader(c, tmp_path / "leaky", engine())
+    assert next(iter(rows["filtered_responses"].reasons)).startswith("contaminated: ")
+    folder = reader(c, tmp_path / "quoting", engine())
     drop = next(iter(folder.stage("filtered_responses").drops()))
     assert "item 10, overlap 1.00" in str(drop.detail)
     assert list(folder.stage("filtered_responses").records(Response)) == []

@@ -17,7 +17,7 @@ from sao.engines.scripted import ScriptedEngine
 from sao.method import run
 from sao.records import Drop, Judgment, PreferencePair, Prompt, Response, make_id
 from sao.stages.calibration import Calibration, log_odds, sigmoid
-from sao.stages.pairs import RULES, Jury, balance_lengths, build_pairs, repetition
+from sao.stages.pairs import RULES, Panel, balance_lengths, build_pairs, repetition
 from support import planted
 from support.made_up import A, B, answers, said, scripted_recipe
 from support.run_files import records_of
@@ -42,7 +42,7 @@ def judgment(first: Response, second: Response, p_first: float | None, verdict: 
 ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")
 
 
-PLAIN = Jury(calibrations={}, weights={})
+PLAIN = Panel(calibrations={}, weights={})
 
 
 def pair_of(judgments: list[Judgment], **settings: object) -> PreferencePair | Drop:
@@ -114,7 +114,7 @@ def test_the_papers_way_keeps_a_single_text_verdict() -> None:
     assert tie.reason == "tie"
 
 
-TWO_ORDERS = Jury(calibrations={}, weights={}, orders=2)
+TWO_ORDERS = Panel(calibrations={}, weights={}, orders=2)
 ASKED = Prompt(id="prompt0", row=0, persona_id="x", text="q")
 
 
@@ -272,7 +272,7 @@ def test_a_judge_whose_orders_disagree_abstains() -> None:
     assert only.margin == pytest.approx(log_odds(0.9))
     (none,) = build_pairs([(ASKED, [a, b], unsure)], PairsConfig(min_p=0.8), "k", 2, TWO_ORDERS)
     assert isinstance(none, Drop)
-    weights = Jury(calibrations={}, weights={"y": 3.0, "z": 1.0}, orders=2)
+    weights = Panel(calibrations={}, weights={"y": 3.0, "z": 1.0}, orders=2)
     against = [said(a, b, 0.2, judge="z"), said(b, a, 0.8, judge="z")]
     (both,) = build_pairs([(ASKED, [a, b], sure + against)], PairsConfig(min_p=0.5), "k", 2, weights)
     assert isinstance(both, PreferencePair)
@@ -283,7 +283,7 @@ def test_a_word_of_unknown_worth_beside_numbers_counts_as_three_to_one() -> None
     """One order, so the words' worth is not known: two of them outvote a number of 0.6."""
     a, b = answers(["good", "bad"])
     verdicts = [said(a, b, 0.6, judge="x"), *(said(a, b, None, "second", judge=name) for name in "yz")]
-    one = Jury(calibrations={}, weights={}, orders=1)
+    one = Panel(calibrations={}, weights={}, orders=1)
     (pair,) = build_pairs([(ASKED, [a, b], verdicts)], PairsConfig(min_p=0.5), "k", 2, one)
     assert isinstance(pair, PreferencePair)
     assert pair.chosen_id == b.id
@@ -293,7 +293,7 @@ def test_a_word_of_unknown_worth_beside_numbers_counts_as_three_to_one() -> None
 def test_words_alone_rank_and_have_no_number() -> None:
     group = answers(["good", "fair", "bad"])
     verdicts = [said(group[i], group[j], None, "first") for i, j in combinations(range(3), 2)]
-    one = Jury(calibrations={}, weights={}, orders=1)
+    one = Panel(calibrations={}, weights={}, orders=1)
     found = list(build_pairs([(ASKED, group, verdicts)], PairsConfig(), "k", 3, one))
     assert [(p.chosen_id, p.margin, p.p_chosen) for p in found if isinstance(p, PreferencePair)] == [
         (group[i].id, None, None) for i, _ in combinations(range(3), 2)
@@ -328,7 +328,7 @@ def test_with_keep_all_orders_that_disagree_are_decided_by_the_sum_of_their_log_
     assert isinstance(dropped, Drop)
     assert dropped.reason == "orders disagree"
     # A calibration takes the same bias from both orders: the margin is its own, over the temperature.
-    jury = Jury(calibrations={"x": Calibration(bias=1.3, temperature=2.0)}, weights={}, orders=2)
+    jury = Panel(calibrations={"x": Calibration(bias=1.3, temperature=2.0)}, weights={}, orders=2)
     (calibrated,) = build_pairs([(ASKED, [A, B], slots)], PairsConfig(keep="all"), "key", 2, jury)
     assert isinstance(calibrated, PreferencePair)
     assert calibrated.margin == pytest.approx((math.log(9) - math.log(1.5)) / 4)

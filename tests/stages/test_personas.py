@@ -24,12 +24,12 @@ from sao.method import run
 from sao.pipeline.folder import reader
 from sao.records import Message, Persona
 from sao.stages.personas import (
+    batch_size,
     draw_traits,
     licence_of,
     load_traits,
     non_commercial,
     read_personas,
-    round_size,
 )
 from sao.stages.rows import is_held_out
 from support.errors import raises
@@ -50,10 +50,10 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
     assert len(found) == 340
     assert len({p.text for p in found}) == 340
     assert [p.row for p in found] == sorted([2 * i for i in range(300)] + [2 * j + 1 for j in range(40)])
-    rounds = [line for line in said if line.startswith("round")]
-    assert len(rounds) >= 2
-    assert rounds[0].startswith("round 1: ")
-    assert rounds[-1].endswith("340 of 340 exist")
+    batches = [line for line in said if line.startswith("drafts, batch")]
+    assert len(batches) >= 2
+    assert batches[0].startswith("drafts, batch 1: ")
+    assert batches[-1].endswith("340 of 340 exist")
     counts = reader(c, tmp_path, engine).stage("personas").counts
     drafts = sum(
         len((folder / "records.jsonl").read_text().splitlines())
@@ -142,8 +142,8 @@ def test_a_broken_grid_is_an_error(tmp_path: Path) -> None:
         load_traits.cache_clear()
 
 
-def test_rounds_grow_with_what_stands() -> None:
-    assert [round_size(kept) for kept in (0, 300, 5000)] == [256, 256, 2500]
+def test_batches_grow_with_what_stands() -> None:
+    assert [batch_size(kept) for kept in (0, 300, 5000)] == [256, 256, 2500]
 
 
 def test_licences_are_known_or_asked_for() -> None:
@@ -216,7 +216,7 @@ def test_too_small_a_source_says_what_to_do(tmp_path: Path) -> None:
         list(read_personas(PersonasConfig(source=str(tmp_path / "p.txt"), n=3, held_out=0), 0))
 
 
-def test_personas_written_by_the_model_survive_kills_between_and_within_rounds(tmp_path: Path) -> None:
+def test_personas_written_by_the_model_survive_kills_between_and_within_batches(tmp_path: Path) -> None:
     class Killed(Exception):  # noqa: N818
         pass
 

@@ -1,11 +1,11 @@
-"""Evaluation items that stand in texts of ours. Evaluation sets and texts in; which item leaked into which
-text out.
+"""Evaluation items that stand in texts of ours. Evaluation sets and texts in; which text contains which
+item out.
 
-An item's n-grams are of n words, n = 8 or its number of words where that is less; it has leaked into a text
-where at least a share of them (0.7) stands in that text. Items of fewer than three words count only where
+An item's n-grams are of n words, n = 8 or its number of words where that is less; a text is contaminated by
+the item where at least a share of them (0.7) stands in it. Items of fewer than three words count only where
 they are the whole text. The evaluation side is indexed, ours streams past it.
 
-    sao contamination RUN --against alpaca_eval my-eval.jsonl --out leaks.md
+    sao contamination RUN --sets alpaca_eval my-eval.jsonl --out contamination.md
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from sao.data.contamination import Leak, LeakIndex
+from sao.data.contamination import ContaminationIndex, Overlap
 from sao.data.contamination_sets import Benchmark
 from sao.errors import ConfigError
-from sao.results.contamination import Contamination, SetLeaks, TextBesideItem
+from sao.results.contamination import Contamination, SetContamination, TextBesideItem
 
 EXAMPLES = 50
 """Pairs of a report that are kept for each evaluation set."""
@@ -44,20 +44,20 @@ class _SetCounts:
     texts: int = 0
     examples: list[TextBesideItem] = field(default_factory=list)
 
-    def see(self, row: Row, leaks: list[Leak]) -> None:
-        """The leaks of this set's items into one text."""
-        self.texts += bool(leaks)
-        self.items.update(leak.item for leak in leaks)
+    def see(self, row: Row, overlaps: list[Overlap]) -> None:
+        """Those of this set's items that one text contains."""
+        self.texts += bool(overlaps)
+        self.items.update(overlap.item for overlap in overlaps)
         room = max(0, EXAMPLES - len(self.examples))
-        self.examples += [_beside(row, leak) for leak in leaks[:room]]
+        self.examples += [_beside(row, overlap) for overlap in overlaps[:room]]
 
 
-def leak_report(
+def contamination_report(
     ours: Ours, benchmarks: list[Benchmark], max_overlap: float, candidates: int = 5
 ) -> Contamination:
-    """What leaked, by benchmark: its items, how many of them stand in how many of our texts, and the first
-    EXAMPLES pairs; and the `candidates` most similar pairs of each benchmark that are no leaks, for a look
-    (none without scikit-learn: `note`).
+    """The contamination by each benchmark: its items, how many of them stand in how many of our texts, and
+    the first EXAMPLES pairs; and the `candidates` most similar pairs of each benchmark that are no
+    contamination, for a look (none without scikit-learn: `note`).
 
     Memory: a byte for each of our texts, and the items.
     """
@@ -65,28 +65,26 @@ def leak_report(
         raise ConfigError(
             f"--max-overlap {max_overlap:g}: give a share above 0 and up to 1", key="--max-overlap"
         )
-    index, leaky = LeakIndex(benchmarks, max_overlap), bytearray()
+    index, is_contaminated = ContaminationIndex(benchmarks, max_overlap), bytearray()
     counts = {benchmark.name: _SetCounts() for benchmark in benchmarks}
     for row in ours():
-        leaks = index.find_all(row[2])
-        leaky.append(bool(leaks))
-        for name in {leak.benchmark for leak in leaks}:
-            counts[name].see(row, [leak for leak in leaks if leak.benchmark == name])
-    clean = (
-        row for row, has_leaks in zip(ours() if candidates else (), leaky, strict=False) if not has_leaks
-    )
-    similar = tfidf_candidates(clean, benchmarks, candidates)
+        found = index.find_all(row[2])
+        is_contaminated.append(bool(found))
+        for name in {overlap.benchmark for overlap in found}:
+            counts[name].see(row, [overlap for overlap in found if overlap.benchmark == name])
+    again = zip(ours() if candidates else (), is_contaminated, strict=False)
+    similar = tfidf_candidates((row for row, bad in again if not bad), benchmarks, candidates)
     return Contamination(
-        texts=len(leaky),
+        texts=len(is_contaminated),
         max_overlap=max_overlap,
         benchmarks={
-            benchmark.name: SetLeaks(
+            benchmark.name: SetContamination(
                 source=benchmark.source,
                 digest=benchmark.digest,
                 items=len(benchmark.items),
-                items_leaked=len(counts[benchmark.name].items),
-                texts_with_leaks=counts[benchmark.name].texts,
-                leaks=counts[benchmark.name].examples,
+                contaminated_items=len(counts[benchmark.name].items),
+                contaminated_texts=counts[benchmark.name].texts,
+                overlaps=counts[benchmark.name].examples,
                 candidates=(similar or {}).get(benchmark.name, []),
             )
             for benchmark in benchmarks
@@ -124,7 +122,7 @@ def tfidf_candidates(
         number += len(texts)
     return {
         benchmark.name: [
-            _beside(row, _leak(benchmark, item, cosine))
+            _beside(row, _overlap(benchmark, item, cosine))
             for cosine, _, row, item in sorted(best[benchmark.name], reverse=True)
         ]
         for benchmark in benchmarks
@@ -158,19 +156,19 @@ def _keep(best: list[Candidate], k: int, candidate: Candidate) -> None:
             heapq.heappop(best)
 
 
-def _leak(benchmark: Benchmark, item: int, share: float) -> Leak:
+def _overlap(benchmark: Benchmark, item: int, share: float) -> Overlap:
     name, text = benchmark.items[item]
-    return Leak(benchmark=benchmark.name, item=name, share=share, text=text)
+    return Overlap(benchmark=benchmark.name, item=name, share=share, text=text)
 
 
-def _beside(row: Row, leak: Leak) -> TextBesideItem:
+def _beside(row: Row, overlap: Overlap) -> TextBesideItem:
     kind, id_, text = row
     return TextBesideItem(
         kind=kind,
         id=id_,
         ours=text,
-        benchmark=leak.benchmark,
-        item=leak.item,
-        theirs=leak.text,
-        share=leak.share,
+        benchmark=overlap.benchmark,
+        item=overlap.item,
+        theirs=overlap.text,
+        share=overlap.share,
     )

@@ -60,6 +60,7 @@ def evaluate(
     Raises ConfigError for what cannot be, before any model is asked.
     """
     with watched(models.runner):
+        models.runner.status.check()
         suites, known, options = find_suites(names), find_known(names), tasks or TaskOptions()
         check_options(asked, suites, known)
         works = [_known_work(models, asked, suite) for suite in known]
@@ -230,8 +231,10 @@ def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[
 
     # lm-eval runs on transformers, whatever answers the questions.
     engine = models.own_engine(asked.base).model_copy(update={"name": "transformers"})
-    base, tuned = (
-        run_tasks(
+    results = []
+    for player in (asked.base, asked.tuned):
+        models.runner.status.begin(f"{player.role} {TASKS}", 0, 0)
+        found = run_tasks(
             player.model,
             options.tasks,
             cache=models.root / "tasks",
@@ -244,8 +247,8 @@ def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[
             template=options.template,
             notify=models.runner.notify,
         )
-        for player in (asked.base, asked.tuned)
-    )
+        results.append(found)
+    base, tuned = results
     compared = compare_tasks(
         base, tuned, resamples=models.config.evaluation.bootstrap, seed=models.config.seed
     )
@@ -274,6 +277,7 @@ def _try_judge(models: TwoModels, questions: list[Question], answers: Answers) -
     key = make_id(models.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
     path = models.root / f"self-tests-{key[:8]}.json"
     if not path.is_file():
+        models.runner.status.begin("judge self-tests", 0, 0)
         tests = try_judge(groups, n, lambda: models.session.engine(models.judge), config, seed)
         write_atomic(path, SELF_TESTS.dump_json(tests, indent=1).decode() + "\n")
     return SELF_TESTS.validate_json(path.read_text("utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("model", "revision", "max_drop_share")
 """The keys of a recipe that stand in no section (`seed` is an option of its own)."""
+
+
+class Renamed(argparse.Action):
+    """An option's old name: raises ConfigError with the new one."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, to: str) -> None:
+        super().__init__(option_strings, dest, nargs="*", help=argparse.SUPPRESS)
+        self.to = to
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        """The old name was given."""
+        old = self.option_strings[0]
+        raise ConfigError(f"{old} is called {self.to} now", key=old)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:

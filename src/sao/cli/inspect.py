@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sao.cli.arguments import add_json, no_more, own_pairs, quiet_libraries, run_folder
+from sao.cli.arguments import Renamed, add_json, no_more, own_pairs, quiet_libraries, run_folder
 from sao.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ def _add_contamination(commands: Commands) -> None:
     add_option = command.add_argument
     add_option("run", type=Path, metavar="RUN", help="run folder")
     add_option(
-        "--against",
+        "--sets",
         nargs="+",
         required=True,
         metavar="SET",
-        help="presets, files or hub ids, as in filters.decontaminate",
+        help="evaluation sets: presets, files or hub ids, as in filters.decontaminate",
     )
+    add_option("--against", action=Renamed, to="--sets")
     add_option("--max-overlap", type=float, default=0.7, help="share of an item's n-grams (default: 0.7)")
     add_option(
         "--out", type=Path, help="write the report with the pairs side by side into this Markdown file"
@@ -115,13 +116,13 @@ def _stats(args: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _contamination(args: argparse.Namespace, extra: list[str]) -> int:
-    from sao.analysis.contamination import leak_report
+    from sao.analysis.contamination import contamination_report
     from sao.data.contamination_sets import load_benchmarks
     from sao.report.contamination import counts_lines, show_contamination
     from sao.store.files import write_atomic
 
     no_more(extra)
-    report = leak_report(run_folder(args.run).texts, load_benchmarks(args.against), args.max_overlap)
+    report = contamination_report(run_folder(args.run).texts, load_benchmarks(args.sets), args.max_overlap)
     text = show_contamination(report)
     if args.out:
         write_atomic(args.out, text + "\n")

@@ -17,6 +17,7 @@ from sao.cli.progress import Progress
 from sao.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sao.analysis.evaluate import Asked, TaskOptions
     from sao.cli.arguments import Commands
     from sao.config import Config
     from sao.pipeline.players import Player
@@ -163,8 +164,7 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
     """Two models outside a run, where one of their options is given; else the run itself."""
     if args.help_config or not any(getattr(args, name) for name in OUTSIDE_A_RUN):
         return _run(args, extra)
-    from sao.analysis.evaluate import Asked, TaskOptions, evaluate
-    from sao.pipeline.players import player
+    from sao.analysis.evaluate import evaluate
     from sao.pipeline.two_models import TwoModels
     from sao.report.evaluation import show_evaluation
     from sao.store.files import write_atomic
@@ -173,36 +173,13 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
         raise ConfigError(
             "sao eval with suites compares two models: give both --base and --tuned", key="--base"
         )
-    overrides = _overrides(args, extra)
-    base, tuned = player("base", args.base), player("tuned", args.tuned)
-    config = _config_of_two(args.target, base, tuned, overrides)
-    asked = Asked(
-        base=base,
-        tuned=tuned,
-        reference=player("reference", args.reference) if args.reference else None,
-        questions=dict(_assigned(args.questions, "--questions")),
-        templates=dict(_assigned(args.template, "--template")),
-        references=dict(_assigned(args.references, "--references")),
-        difficulty=args.difficulty,
-        gamed=args.gamed,
-        headline=args.headline,
-        limit=args.limit,
-        data_dir=args.data_dir,
-        answers_only=args.answers_only,
-    )
-    tasks = TaskOptions(
-        tasks=args.tasks,
-        template=args.tasks_template,
-        limit=args.limit,
-        batch_size=args.batch_size,
-        data_dir=args.data_dir,
-        include_path=args.include_path,
-    )
+    overrides, asked = _overrides(args, extra), _asked(args)
+    config = _config_of_two(args.target, asked.base, asked.tuned, overrides)
     quiet_libraries()
     bar = Progress(not args.quiet)
     two = TwoModels(config, args.out or Path("runs/eval"), notify=bar.say, progress=bar)
     try:
-        evaluation = evaluate(two, asked, args.suite or ["heldout"], tasks)
+        evaluation = evaluate(two, asked, args.suite or ["heldout"], _task_options(args))
     finally:
         bar.close()
     table = show_evaluation(evaluation)
@@ -214,6 +191,41 @@ def _evaluate(args: argparse.Namespace, extra: list[str]) -> int:
     if args.json:
         print(evaluation.model_dump_json())
     return 0
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    """Models, suites and sets that are asked for."""
+    from sao.analysis.evaluate import Asked
+    from sao.pipeline.players import player
+
+    return Asked(
+        base=player("base", args.base),
+        tuned=player("tuned", args.tuned),
+        reference=player("reference", args.reference) if args.reference else None,
+        questions=dict(_assigned(args.questions, "--questions")),
+        templates=dict(_assigned(args.template, "--template")),
+        references=dict(_assigned(args.references, "--references")),
+        difficulty=args.difficulty,
+        gamed=args.gamed,
+        headline=args.headline,
+        limit=args.limit,
+        data_dir=args.data_dir,
+        answers_only=args.answers_only,
+    )
+
+
+def _task_options(args: argparse.Namespace) -> TaskOptions:
+    """How the suite `tasks` is run."""
+    from sao.analysis.evaluate import TaskOptions
+
+    return TaskOptions(
+        tasks=args.tasks,
+        template=args.tasks_template,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        data_dir=args.data_dir,
+        include_path=args.include_path,
+    )
 
 
 def _config_of_two(target: str | None, base: Player, tuned: Player, overrides: dict[str, str]) -> Config:

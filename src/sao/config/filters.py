@@ -24,11 +24,11 @@ class FiltersConfig(Section):
     max_cosine: float = Field(default=0.95, gt=0, le=1)
     """Cosine of two embeddings from which on a prompt is a duplicate."""
     decontaminate: list[str] = []
-    """Evaluation sets that must not leak into prompts or answers: presets (alpaca_eval, mt_bench, arena_hard,
-    gsm8k …), files, or hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
+    """Evaluation sets of which no item may stand in prompts or answers: presets (alpaca_eval, mt_bench,
+    arena_hard, gsm8k …), files, or hub ids as ID@REVISION; `PLACE#COLUMN` names the column."""
     max_overlap: float = Field(default=0.7, gt=0, le=1)
     """Share of an evaluation item's n-grams (n = 8, or its number of words where that is less) from which on
-    it has leaked."""
+    a text is contaminated by it."""
     min_words: int = Field(default=0, ge=0)
     """Shortest prompt, in words."""
     max_words: int | None = Field(default=None, ge=1)

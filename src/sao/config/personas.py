@@ -38,7 +38,7 @@ class WritingConfig(Section):
     min_new: float = setting(
         default=0.1, ge=0, le=1, affects_records=False, because="when the run ends with an error"
     )
-    """Where a smaller share of a round's personas is new, the source has dried up and the run stops."""
+    """Where a smaller share of a batch's personas is new, the source has dried up and the run stops."""
 
 
 class PersonasConfig(Section):

@@ -1,8 +1,8 @@
 """Contamination: which evaluation items a text contains, by their n-grams.
 
-An item's n-grams have n words, n = 8 or the item's number of words where that is less; the item has leaked
-into a text that contains at least a share (0.7) of them. Items of fewer than three words count only where
-they are the whole text. The evaluation items are indexed, the texts are streamed.
+An item's n-grams have n words, n = 8 or the item's number of words where that is less; a text is
+contaminated where it contains at least a share (0.7) of them. Items of fewer than three words count only
+where they are the whole text. The evaluation items are indexed, the texts are streamed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NGRAM, SHORT = 8, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
+class Overlap:
     """An item that a text contains, and the share of its n-grams that are there."""
 
     benchmark: str
@@ -28,7 +28,7 @@ class Leak:
     text: str
 
 
-class LeakIndex:
+class ContaminationIndex:
     """The n-grams of evaluation items, to find the items in texts.
 
     Memory: 12 bytes for each n-gram, and about 100 for each different beginning of one (SHORT words), by
@@ -69,21 +69,21 @@ class LeakIndex:
         self._sizes.append(len(grams))
         return grams
 
-    def find(self, text: str) -> Leak | None:
+    def find(self, text: str) -> Overlap | None:
         """The item with the largest share in the text, None where no share reaches `max_overlap`."""
         return next(iter(self.find_all(text)), None)
 
-    def find_all(self, text: str) -> list[Leak]:
-        """The items that have leaked into the text, the largest shares first."""
+    def find_all(self, text: str) -> list[Overlap]:
+        """The items that contaminate the text, the largest shares first."""
         text_words = words(text)
         if len(text_words) < SHORT:
             number = self._whole.get(normalise(text))
-            return [] if number is None else [self._leak(number, 1.0)]
+            return [] if number is None else [self._overlap(number, 1.0)]
         hits: dict[int, int] = {}
         for number in self._hits(text_words):
             hits[number] = hits.get(number, 0) + 1
         shares = sorted((-count / self._sizes[number], number) for number, count in hits.items())
-        return [self._leak(number, -share) for share, number in shares if -share >= self.max_overlap]
+        return [self._overlap(number, -share) for share, number in shares if -share >= self.max_overlap]
 
     def _hits(self, text_words: list[str]) -> Iterator[int]:
         """The items of each n-gram that is among the words, each n-gram once."""
@@ -103,6 +103,6 @@ class LeakIndex:
             yield self._numbers[place]
             place += 1
 
-    def _leak(self, number: int, share: float) -> Leak:
+    def _overlap(self, number: int, share: float) -> Overlap:
         benchmark, item, text = self.items[number]
-        return Leak(benchmark=benchmark, item=item, share=share, text=text)
+        return Overlap(benchmark=benchmark, item=item, share=share, text=text)

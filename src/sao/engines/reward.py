@@ -37,36 +37,12 @@ class RewardModel:
     def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
         """Load it. Raises ModelError where it is no sequence classifier with one output, or where weights are
         missing."""
-        from transformers import AutoTokenizer
-
         path = find_model(model, revision)
         vocabulary.check_files(path)
         if config.threads:
             torch.set_num_threads(config.threads)
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                path, trust_remote_code=config.trust_remote_code
-            )
-            network, report = _load(path, config)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            ImportError,
-            AssertionError,
-            SafetensorError,
-        ) as error:
-            raise ModelError(
-                f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
-            ) from error
-        _check_weights(path, report)
+        self._tokenizer, network = _tokenizer_and_classifier(path, config)
         settings = network.config.get_text_config()
-        if network.config.num_labels != 1:
-            raise ModelError(
-                f"{path}: scores {network.config.num_labels} classes; a reward model gives one number",
-                key="reward model",
-            )
         embedding = network.get_input_embeddings()
         self._configs = (settings, network.config)
         self._vocabulary = int(embedding.weight.shape[0])
@@ -163,6 +139,35 @@ def check_reward_model(model: str, config: EngineConfig, revision: str | None = 
             f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
         ) from error
     _check_weights(path, report)
+
+
+def _tokenizer_and_classifier(path: Path, config: EngineConfig) -> tuple[Any, Any]:
+    """The tokenizer and the classifier of a folder. Raises ModelError where it is not whole, or has more
+    outputs than one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        network, report = _load(path, config)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
+        raise ModelError(
+            f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
+        ) from error
+    _check_weights(path, report)
+    if network.config.num_labels != 1:
+        raise ModelError(
+            f"{path}: scores {network.config.num_labels} classes; a reward model gives one number",
+            key="reward model",
+        )
+    return tokenizer, network
 
 
 def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:

@@ -205,9 +205,18 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
     everywhere in SAO; a template without system messages gets them with the user's first one, where lm-eval
     drops them.
     """
-    from lm_eval.models.huggingface import HFLM
-
     chat = ChatTokenizer.load(model, config, revision)
+    chat_lm = _chat_lm(chat)
+    loaded = load_model(model, config, revision)
+    with quiet():
+        return chat_lm(
+            pretrained=loaded, tokenizer=chat.tokenizer, batch_size=batch_size, softmax_dtype="float32"
+        )
+
+
+def _chat_lm(chat: ChatTokenizer) -> Any:
+    """The class of such a model, with `chat`'s template."""
+    from lm_eval.models.huggingface import HFLM
 
     class ChatLM(HFLM):  # type: ignore[misc]
         cut = 0
@@ -242,11 +251,7 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
             self.cut += int((mask.sum(1) > longest).sum())
             return ids[:, -longest:], mask[:, -longest:]
 
-    loaded = load_model(model, config, revision)
-    with quiet():
-        return ChatLM(
-            pretrained=loaded, tokenizer=chat.tokenizer, batch_size=batch_size, softmax_dtype="float32"
-        )
+    return ChatLM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -229,12 +229,8 @@ class _Data:
                 "no readable verdict, so there is no length-controlled win rate. Look at the judge's answers",
                 key="verdicts",
             )
-        if difficulty is not None and (unknown := [name for name in names if name not in difficulty]):
-            raise DataError(
-                f"{len(unknown)} of {len(names)} instructions have no difficulty, such as "
-                f"{unknown[0][:80]!r}. Give the difficulty of this set of instructions, or none",
-                key="--difficulty",
-            )
+        if difficulty is not None:
+            _check_difficulty(difficulty, names)
         number = {name: i for i, name in enumerate(names)}
         # Sorted, so that sums are the same whatever the order of the rows.
         read = sorted(
@@ -308,6 +304,16 @@ class _Data:
             beta = soft_logistic(x, y, weights * (1 - held), lasso=1 / c)
             losses.append((log_losses(x, y, beta) * weights * held).sum(1) / held.sum(1))
         return PENALTIES[int(np.argmin([loss.mean() for loss in losses]))]
+
+
+def _check_difficulty(difficulty: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raise DataError where one of these instructions has no difficulty."""
+    if unknown := [name for name in names if name not in difficulty]:
+        raise DataError(
+            f"{len(unknown)} of {len(names)} instructions have no difficulty, such as "
+            f"{unknown[0][:80]!r}. Give the difficulty of this set of instructions, or none",
+            key="--difficulty",
+        )
 
 
 def _folds(names: list[str], order: Sequence[str]) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ A run that was killed leaves its last one; whether its process still lives is se
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -18,20 +19,25 @@ from pydantic import ValidationError
 from sao.errors import StoreError
 from sao.results.status import State, Status
 from sao.store.files import write_atomic
+from sao.store.manifest import MANIFEST, read_manifest
 
 NAME = "status.json"
 EVERY = 2.0
 """Seconds between two updates."""
+CHECKS = "checks before the run: recipe, models, servers"
 
 
 class StatusFile:
-    """Keeps status.json of the folder `root` true from `start` on: a run that is refused leaves the folder as
-    it was. Errors of the disk are left to the stages, which report them."""
+    """Keeps status.json of the folder `root` true: from `check` on in a folder that holds a run, from
+    `start` on in any. A run that is refused by its checks leaves the folder as it was. Errors of the disk are
+    left to the stages, which report them."""
 
     def __init__(self, root: Path, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
         """`writes`: false in all but one of several processes."""
         self.path = root / NAME
-        self._writes, self._clock, self._started_writing = writes, clock, False
+        self._writes, self._clock, self._is_kept = writes, clock, False
+        self._is_checked = False
+        self._before: bytes | None = None
         self._lock = threading.Lock()  # engines speak from threads of their own
         self._started = time.time()
         self._state: State = "running"
@@ -45,9 +51,19 @@ class StatusFile:
         self._counted_from: tuple[int, float] | None = None
         """Rows and time that the rate is counted from."""
 
+    def check(self) -> None:
+        """The checks before the run begin (weights are hashed, servers asked). In a folder that holds a run
+        the file says so, in place of what the last call left; where the checks fail, `end` puts that back."""
+        self._doing = CHECKS
+        if self._writes and (self.path.is_file() or (self.path.parent / MANIFEST).is_file()):
+            self._before = self.path.read_bytes() if self.path.is_file() else None
+            self._is_kept = True
+            self._write()
+
     def start(self) -> None:
         """The run has been checked and works from now on."""
-        self._started_writing = True
+        self._is_kept = self._is_checked = True
+        self._doing = None
         self._write()
 
     @property
@@ -85,6 +101,9 @@ class StatusFile:
 
     def end(self, state: State, error: str | None = None) -> None:
         """The run ends here."""
+        if not self._is_checked:
+            self._put_back()
+            return
         self._state, self._error = state, error
         self._doing, self._counted_from = None, None
         if state == "finished":
@@ -99,11 +118,20 @@ class StatusFile:
         minutes = (self._clock() - since) / 60
         return (self._done - rows) / minutes if minutes > 0 else 0.0
 
+    def _put_back(self) -> None:
+        """Leave the file as it was before the checks, and write no more."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._is_kept and self._before is not None:
+                self.path.write_bytes(self._before)
+            elif self._is_kept:
+                self.path.unlink(missing_ok=True)
+            self._is_kept = False
+
     def _write(self) -> None:
         self._written = self._clock()
-        if not (self._writes and self._started_writing):
-            return
         with self._lock:
+            if not (self._writes and self._is_kept):
+                return
             try:
                 write_atomic(self.path, self._now().model_dump_json(indent=1) + "\n")
             except StoreError:
@@ -132,12 +160,13 @@ class StatusFile:
 def read_status(root: Path) -> Status:
     """What a run folder's run does, or did last. One that was killed is `stopped`.
 
-    Raises StoreError where there is no status file, or an unreadable one.
+    Raises StoreError where there is no status file, or an unreadable one, and where it has another format.
     """
     path = root / NAME
     try:
         status = Status.model_validate_json(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
+        _check_format(root)
         raise StoreError(
             f"{root}: no {NAME}, so no run has worked here. Start one: sao run … --out {root}",
             key="status.json",
@@ -145,6 +174,7 @@ def read_status(root: Path) -> Status:
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error.strerror or error}", key="status.json") from error
     except ValidationError as error:
+        _check_format(root)
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StoreError(
@@ -155,6 +185,12 @@ def read_status(root: Path) -> Status:
     if status.state == "running" and status.host == socket.gethostname() and not _lives(status.pid):
         return status.model_copy(update={"state": "stopped", "rate": None, "eta_s": None, "doing": None})
     return status
+
+
+def _check_format(root: Path) -> None:
+    """Raise StoreError for a run folder that `sao run` refuses too: one of another format, say."""
+    if (root / MANIFEST).is_file():
+        read_manifest(root)
 
 
 def _lives(pid: int) -> bool:

@@ -96,6 +96,10 @@ class Reader:
         prompts = self.stage("checkable").records(Prompt)
         return (prompt for prompt in prompts if rows.is_held_out(prompt.row) == held_out)
 
+    def count_asked(self, held_out: bool) -> int:
+        """How many these are: fewer than the personas where prompts were lost or filtered."""
+        return sum(1 for _ in self.asked(held_out))
+
     def written(self) -> Iterator[tuple[Prompt, str]]:
         """Every prompt before the filters, with the text of its persona; "" where it was given."""
         prompts = self.stage("prompts").records(Prompt)
@@ -174,20 +178,20 @@ class Reader:
             yield prompt, answers, named(verdicts.take(prompt, shown), name)
         verdicts.end()
 
-    def jury(self) -> pairs.Jury:
+    def panel(self) -> pairs.Panel:
         """The judges with what their verdicts over the run say about them."""
         how = self.config.judging
         scores_alone = how.method in ("reward", "pointwise")  # scores of one answer know no slots
         calibrate = self.config.pairs.calibrate and not scores_alone
         calibrations = pairs.calibrate(self.judged()) if calibrate else {}
         weights = {judge.name: judge.weight for judge in self.judges}
-        return pairs.Jury(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
+        return pairs.Panel(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))
 
     def chosen(self, key: str) -> Iterator[PreferencePair | Drop]:
         """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others."""
-        config, jury = self.config.pairs, self.jury()
-        balance = pairs.balance_lengths(self.judged(), config, key, jury) if config.length_matched else None
-        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, jury, balance)
+        config, panel = self.config.pairs, self.panel()
+        balance = pairs.balance_lengths(self.judged(), config, key, panel) if config.length_matched else None
+        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, panel, balance)
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""

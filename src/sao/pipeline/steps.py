@@ -98,9 +98,9 @@ def make_personas(work: Work[Round]) -> Iterator[Persona | Drop]:
 
 
 def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
-    """Personas of the model's own, written in rounds of drafts until there are enough distinct ones.
+    """Personas of the model's own, written in batches of drafts until there are enough distinct ones.
 
-    Raises DropError where the last round brought hardly any new ones.
+    Raises DropError where the last batch brought hardly any new ones.
     """
     config, runner = work.config.personas, work.runner
     asked = (config.n, config.held_out)
@@ -108,11 +108,13 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
     before: Stage | None = None
     number = 0
     while chosen.counts(*asked) != asked:
-        size = personas.round_size(len(chosen.kept))
+        size = personas.batch_size(len(chosen.kept))
         before = _drafts(work, before, number, size, chosen.kept)
         new = chosen.add(before.records(Persona), before.drops())
         number, known = number + 1, chosen.counts(*asked)
-        runner.notify(f"round {number}: {new} of {size} personas are new; {sum(known)} of {sum(asked)} exist")
+        runner.notify(
+            f"drafts, batch {number}: {new} of {size} are new personas; {sum(known)} of {sum(asked)} exist"
+        )
         if new < config.writing.min_new * size and known != asked:
             raise DropError(
                 f"personas: the model has run dry: of the last {size} it wrote {new} were new, less than "
@@ -126,7 +128,7 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
 
 
 def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
-    """Round `number` of the personas that the model writes, with `size` drafts, finished."""
+    """Batch `number` of the personas that the model writes, with `size` drafts, finished."""
     run, runner = work.run, work.runner
     settings = {
         **writing_settings(run),
@@ -270,10 +272,11 @@ def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
 
 
 def judgment_total(work: Work[Round]) -> int:
-    """Verdicts at most: identical answers are not judged."""
-    n, how = work.config.responses.n, work.variant.config
-    each = len(judging.compared_pairs(n, how.comparisons_per_answer)) * judging.orders_of(how)
-    return work.config.personas.n * each
+    """The verdicts on the answers that exist: none on those that were lost, nor on identical ones."""
+    how = work.variant.config
+    groups = (answers for _, answers in Reader(work.run).answered())
+    shown = sum(judging.shown_pairs(answers, how.comparisons_per_answer) for answers in groups)
+    return shown * judging.orders_of(how)
 
 
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
@@ -325,8 +328,16 @@ def _records_of(step: str, work: Work[Round]) -> int:
     return int(work.run.stage(step).counts["records"])
 
 
+def _answer_total(work: Work[Round]) -> int:
+    return Reader(work.run).count_asked(held_out=False) * work.config.responses.n
+
+
 def _possible_pairs(work: Work[Round]) -> int:
-    return work.config.personas.n * rows.pairs_each(work.config.responses.n)
+    return Reader(work.run).count_asked(held_out=False) * rows.pairs_each(work.config.responses.n)
+
+
+def _held_out_total(work: Work[Round]) -> int:
+    return Reader(work.run).count_asked(held_out=True)
 
 
 STEPS: tuple[Step[Round], ...] = (
@@ -357,8 +368,7 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="responses", record=Response, reads=("checkable",), settings=response_settings,
         make=make_responses,
-        when=own_pairs, rows=response_rows,
-        total=lambda work: work.config.personas.n * work.config.responses.n,
+        when=own_pairs, rows=response_rows, total=_answer_total,
     ),
     Step(
         name="filtered_responses", record=Response, reads=("responses",), settings=answer_filter_settings,
@@ -387,20 +397,20 @@ STEPS: tuple[Step[Round], ...] = (
         name="heldout_base", record=Response, reads=("checkable",),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=False), when=compares,
-        total=lambda work: work.config.personas.held_out, in_funnel=False,
+        total=_held_out_total, in_funnel=False,
     ),
     Step(
         name="heldout_tuned", record=Response, reads=("train", "checkable"),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
-        total=lambda work: work.config.personas.held_out, in_funnel=False,
+        total=_held_out_total, in_funnel=False,
     ),
     # and the judge says whose answers are better.
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
         settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
         when=judges_held_out, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
-        total=lambda work: 2 * work.config.personas.held_out, in_funnel=False,
+        total=lambda work: sum(1 for _ in held_out_pairs(work)), in_funnel=False,
     ),
 )  # fmt: skip
 """The method, in order."""

@@ -211,7 +211,7 @@ class TwoModels:
 
     def ratings(self, shown: Judging) -> list[Rating]:
         """The judge's marks of our answers."""
-        step, title = TABLE["ratings"], f"{shown.suite.name} marks"
+        step, title = TABLE["ratings"], f"{shown.suite.name} ratings"
         stage = self.runner.run_variant(step, self, shown, title)
         said = {rating.response_id: rating for rating in stage.records(Rating)}
         name = self.judge_identity.name
@@ -311,11 +311,11 @@ STEPS: tuple[Step[TwoModels], ...] = (
     Step(
         name="verdicts", record=Judgment, settings=verdict_settings, make=make_verdicts,
         rows=lambda work: (pair.row for pair in _pairs_of(work)),
-        total=lambda work: 2 * len(work.variant.questions),
+        total=lambda work: sum(1 for _ in _pairs_of(work)),
     ),
     Step(
         name="ratings", record=Rating, settings=rating_settings, make=make_ratings,
-        total=lambda work: sum(1 + len(question.later) for question in work.variant.questions),
+        total=lambda work: sum(len(answers) for answers in work.variant.ours.values()),
     ),
     WEIGH,
 )  # fmt: skip

@@ -16,22 +16,24 @@ def show_contamination(report: Contamination) -> str:
     lines = counts_lines(report)
     for name, found in report.benchmarks.items():
         lines += ["", f"{name}: {found.source}, {found.digest}"] if found.source else []
-        lines += _pairs_table(f"{name}: leaks", found.leaks)
-        lines += _pairs_table(f"{name}: most similar, no leaks by this measure", found.candidates)
+        lines += _pairs_table(f"{name}: contaminated texts", found.overlaps)
+        lines += _pairs_table(f"{name}: most similar, not contaminated by this measure", found.candidates)
     lines += ["", report.note] if report.note else []
     return "\n".join(lines)
 
 
 def counts_lines(report: Contamination) -> list[str]:
-    """What was looked at, and how much of each evaluation set leaked."""
-    columns = [Column(head) for head in ("evaluation set", "items", "leaked", "texts with leaks")]
+    """What was looked at, and how many items of each evaluation set were found."""
+    columns = [
+        Column(head) for head in ("evaluation set", "items", "contaminated items", "contaminated texts")
+    ]
     rows = [
-        [name, f"{found.items:,}", f"{found.items_leaked:,}", f"{found.texts_with_leaks:,}"]
+        [name, f"{found.items:,}", f"{found.contaminated_items:,}", f"{found.contaminated_texts:,}"]
         for name, found in report.benchmarks.items()
     ]
     return [
-        f"{report.texts:,} texts looked at; an item has leaked where {100 * report.max_overlap:g} % of its "
-        "n-grams stand in one.",
+        f"{report.texts:,} texts looked at; one is contaminated by an item where "
+        f"{100 * report.max_overlap:g} % of the item's n-grams stand in it.",
         "",
         *markdown_table(columns, rows),
     ]

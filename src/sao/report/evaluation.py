@@ -101,7 +101,7 @@ def _share(value: float | None) -> str:
 def _marks_row(suite: MarkedSuite, headline: bool) -> Row:
     base, tuned, reference = (_mark(side, headline) for side in (suite.base, suite.tuned, suite.reference))
     delta = suite.delta if headline else None
-    return _row(f"{suite.title}, mark", base, tuned, reference, delta, in_percent=False)
+    return _row(f"{suite.title}, rating", base, tuned, reference, delta, in_percent=False)
 
 
 def _mark(side: Marks | None, headline: bool) -> str:

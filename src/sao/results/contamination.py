@@ -23,10 +23,10 @@ class TextBesideItem(Result):
     theirs: str
     """The item's text."""
     share: float
-    """Of a leak: share of the item's n-grams that stand in the text; of a look-alike: cosine of both."""
+    """Of a contaminated text: share of the item's n-grams in it; of a look-alike: cosine of both."""
 
 
-class SetLeaks(Result):
+class SetContamination(Result):
     """What of one evaluation set stands in the run's texts."""
 
     source: str
@@ -35,14 +35,14 @@ class SetLeaks(Result):
     """Hash of its items: the first 16 digits of SHA-256."""
     items: int
     """Items of the set."""
-    items_leaked: int
+    contaminated_items: int
     """Items that stand in at least one text."""
-    texts_with_leaks: int
+    contaminated_texts: int
     """Texts in which at least one item stands."""
-    leaks: list[TextBesideItem]
-    """The first leaks, side by side."""
+    overlaps: list[TextBesideItem]
+    """The first contaminated texts, each beside the item."""
     candidates: list[TextBesideItem]
-    """The most similar pairs that are no leaks; empty without scikit-learn."""
+    """The most similar pairs that are no contamination; empty without scikit-learn."""
 
 
 class Contamination(Result):
@@ -55,8 +55,8 @@ class Contamination(Result):
     texts: int
     """Texts that were looked at."""
     max_overlap: float
-    """Share of an item's n-grams from which on it has leaked."""
-    benchmarks: dict[str, SetLeaks]
+    """Share of an item's n-grams from which on a text is contaminated by it."""
+    benchmarks: dict[str, SetContamination]
     """By evaluation set."""
     note: str | None = None
     """What could not be done; null where all was."""

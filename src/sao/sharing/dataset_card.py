@@ -72,38 +72,7 @@ def data_card(
     `sao.analysis.audit.audit`.
     """
     config = made["config"]
-    what = {
-        "pairs": "pairs of a better and a worse answer",
-        "kto": "answers with a label",
-        "sft": "prompts with an answer",
-    }
-    rows = ", ".join(
-        f"{n:,} for {'training' if split == 'train' else 'testing'}" for split, n in done.rows.items()
-    )
-    if is_given(config):
-        by, of = "from a data set of preferences that others made, imported", "given preferences"
-    else:
-        to = "given prompts" if config["prompts"].get("source") else "its own prompts"
-        by = f"that {name_of(config['model'])} wrote to {to}, judged by {other_judge(config) or 'itself'}"
-        of = f"preferences of {name_of(config['model'])}"
-    columns = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in done.columns.items())
-    apart = (
-        " No persona and no question stands in both the training and the test data."
-        if len(done.files) > 1
-        else ""
-    )
-    out = (
-        f"\n{done.left_out:,} answers are as good as those that they were paired with, and are left out.\n"
-        * (done.left_out > 0)
-    )  # fmt: skip
-    return f"""{_front_matter(made, done, of)}
-{MARK}
-
-# {of[0].upper()}{of[1:]}
-{warning(_licences(made), "data set")}
-{sum(done.rows.values()):,} {what[done.view]} ({rows}), {by}, with SAO (Self-Alignment Optimization,
-[arXiv 2510.06652](https://arxiv.org/abs/2510.06652)).{apart}
-{out}
+    return f"""{_what_they_are(made, done)}
 ## Load it
 
 DIR is this folder, or its name on the hub.
@@ -122,9 +91,7 @@ data = load_dataset("DIR")
 {_held_out(config)}{_audited(audit)}
 ## Columns
 
-| column | meaning |
-|---|---|
-{columns}
+{_columns(done)}
 
 ## Licences
 
@@ -134,6 +101,59 @@ data = load_dataset("DIR")
 
 {CITATION}
 """
+
+
+def _what_they_are(made: dict[str, Any], done: Exported) -> str:
+    """The YAML, the title, and what the data are."""
+    title = _title(made["config"])
+    out = (
+        f"\n{done.left_out:,} answers are as good as those that they were paired with, and are left out.\n"
+        * (done.left_out > 0)
+    )  # fmt: skip
+    return f"""{_front_matter(made, done, title)}
+{MARK}
+
+# {title[0].upper()}{title[1:]}
+{warning(_licences(made), "data set")}
+{_rows(done)}, {_made_by(made["config"])}, with SAO (Self-Alignment Optimization,
+[arXiv 2510.06652](https://arxiv.org/abs/2510.06652)).{_split(done)}
+{out}"""
+
+
+def _title(config: dict[str, Any]) -> str:
+    return "given preferences" if is_given(config) else f"preferences of {name_of(config['model'])}"
+
+
+def _rows(done: Exported) -> str:
+    """How many rows there are of which kind."""
+    what = {
+        "pairs": "pairs of a better and a worse answer",
+        "kto": "answers with a label",
+        "sft": "prompts with an answer",
+    }
+    rows = ", ".join(
+        f"{n:,} for {'training' if split == 'train' else 'testing'}" for split, n in done.rows.items()
+    )
+    return f"{sum(done.rows.values()):,} {what[done.view]} ({rows})"
+
+
+def _made_by(config: dict[str, Any]) -> str:
+    """Who wrote and judged."""
+    if is_given(config):
+        return "from a data set of preferences that others made, imported"
+    to = "given prompts" if config["prompts"].get("source") else "its own prompts"
+    return f"that {name_of(config['model'])} wrote to {to}, judged by {other_judge(config) or 'itself'}"
+
+
+def _split(done: Exported) -> str:
+    if len(done.files) < 2:
+        return ""
+    return " No persona and no question stands in both the training and the test data."
+
+
+def _columns(done: Exported) -> str:
+    heads = ["| column | meaning |", "|---|---|"]
+    return "\n".join([*heads, *(f"| `{name}` | {meaning} |" for name, meaning in done.columns.items())])
 
 
 def _front_matter(made: dict[str, Any], done: Exported, name: str) -> str:

@@ -14,7 +14,7 @@ A kill at any moment leaves the earlier export, the new one, or a folder that sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sao.errors import DataError
@@ -66,31 +66,36 @@ def export(
     split = split_of(paired(run), test_share)
     with arriving(out, SUFFIX[form]) as sinks:
         left_out = write_rows(joined(run), split, sinks, form, view, run.config.responses.system)
-        filled = {name: sink for name, sink in sinks.items() if sink.count}
-        files = {name: sink.path.name for name, sink in filled.items()}
-        facts = Exported(
-            view=view,
-            files=files,
-            rows={name: sink.count for name, sink in filled.items()},
-            digest=hashlib.sha256("".join(sink.digest for sink in filled.values()).encode()).hexdigest(),
-            left_out=left_out,
-            columns={name: COLUMNS[name] for name in next(sink.columns for sink in filled.values())},
-            usage=usage(form, view, files),
-            options=f"--format {form} --view {view} --test-share {test_share:g}",
-        )
-        card = data_card(read_manifest(run.root), run.funnel(), facts, audit)
-        for name, text in (side_files(form, view, files) | {"README.md": card}).items():
+        options = f"--format {form} --view {view} --test-share {test_share:g}"
+        done = _exported(sinks, form, view, left_out, options)
+        card = data_card(read_manifest(run.root), run.funnel(), done, audit)
+        for name, text in (side_files(form, view, done.files) | {"README.md": card}).items():
             sinks[name] = Sink(out / name)
             sinks[name].write_text(text)
-    paths = [str(out / file) for file in files.values()]
     return Export(
         form=form,
         view=view,
         train=sinks["train"].count,
         test=sinks["test"].count,
         left_out=left_out,
-        paths=paths,
+        paths=[str(out / file) for file in done.files.values()],
         card=str(out / "README.md"),
+    )
+
+
+def _exported(sinks: Mapping[str, Sink], form: str, view: str, left_out: int, options: str) -> Exported:
+    """What was written into the data files, for the card."""
+    filled = {name: sink for name, sink in sinks.items() if sink.count}
+    files = {name: sink.path.name for name, sink in filled.items()}
+    return Exported(
+        view=view,
+        files=files,
+        rows={name: sink.count for name, sink in filled.items()},
+        digest=hashlib.sha256("".join(sink.digest for sink in filled.values()).encode()).hexdigest(),
+        left_out=left_out,
+        columns={name: COLUMNS[name] for name in next(sink.columns for sink in filled.values())},
+        usage=usage(form, view, files),
+        options=options,
     )
 
 

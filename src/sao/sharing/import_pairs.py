@@ -26,6 +26,7 @@ from sao.errors import DataError
 from sao.execution.runner import Runner
 from sao.execution.session import Session
 from sao.pipeline.folder import reader
+from sao.pipeline.reader import Reader
 from sao.records import Drop, Judgment, Persona, Prompt, Record, Response, make_id
 from sao.results.data import Import
 from sao.stages.rows import answer_row, first_free_row, index_of_answer, pair_row, persona_row
@@ -53,28 +54,11 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> Import:
 
     """
     given = config.pairs
-    if given.source is None:
-        raise DataError("nothing to import: name a file or a hub data set", key="pairs.source")
     survey = _survey(given, held_out)
-    if survey.n < 1:
-        raise DataError(
-            f"{given.source}: holds {survey.n + survey.held} pairs; {held_out} questions held out would "
-            "leave none. Lower --held-out",
-            key="--held-out",
-        )
     config = _recipe(config, survey)
     run = reader(config, out)
     licence = given.licence or "unknown: set pairs.licence to its licence"
-    licences = {"model": "none (no model was asked)", "pairs": licence}
-    manifest.open_manifest(
-        out,
-        config,
-        "imported",
-        str(config.pairs.imported),
-        licences,
-        run.round.outside.found,
-        run.round.sizes,
-    )
+    _open(run, licence)
     stages = [
         run.stage("personas"),
         run.stage("prompts"),
@@ -99,6 +83,15 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> Import:
     )
 
 
+def _open(run: Reader, licence: str) -> None:
+    """Write the run's manifest. Raises StoreError where the folder is another run's."""
+    licences = {"model": "none (no model was asked)", "pairs": licence}
+    round_, imported = run.round, str(run.config.pairs.imported)
+    manifest.open_manifest(
+        run.root, run.config, "imported", imported, licences, round_.outside.found, round_.sizes
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Survey:
     """What the first pass found: `n` pairs to train on, `held` others, whose questions have the hashes
@@ -115,9 +108,11 @@ def _read(given: PairsConfig) -> Iterator[TextPair | Drop]:
 
 
 def _survey(given: PairsConfig, held_out: int) -> _Survey:
-    """The first pass; 8 bytes a row."""
+    """The first pass; 8 bytes a row. Raises DataError where no pair is left to train on."""
     import numpy as np
 
+    if given.source is None:
+        raise DataError("nothing to import: name a file or a hub data set", key="pairs.source")
     systems: set[str | None] = set()
     hashes = array("Q")
     for pair in _read(given):
@@ -128,6 +123,12 @@ def _survey(given: PairsConfig, held_out: int) -> _Survey:
     all_hashes = np.frombuffer(hashes, np.uint64) if hashes else np.zeros(0, np.uint64)
     smallest = np.unique(all_hashes)[:held_out]
     held = int(np.isin(all_hashes, smallest).sum())
+    if held == len(all_hashes):
+        raise DataError(
+            f"{given.source}: holds {held} pairs; {held_out} questions held out would leave none. Lower "
+            "--held-out",
+            key="--held-out",
+        )
     return _Survey(
         n=len(all_hashes) - held,
         held=held,

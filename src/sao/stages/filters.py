@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from sao.config import FiltersConfig
-from sao.data.contamination import LeakIndex
+from sao.data.contamination import ContaminationIndex
 from sao.data.contamination_sets import load_benchmarks
 from sao.data.similarity import Repeats, Texts, find_by_embedding, find_duplicates, words
 from sao.errors import ConfigError
@@ -227,11 +227,11 @@ def filter_responses(
     responses: Iterable[Response], config: FiltersConfig, done: Container[str]
 ) -> Iterator[Response | Drop]:
     """The answers that contain no evaluation item, and a Drop for each other one."""
-    leaks = leak_check(config)
+    contamination = contamination_check(config)
     for response in responses:
         if response.id in done:
             continue
-        if reason := leaks(response.text):
+        if reason := contamination(response.text):
             yield _drop(response, "filtered_responses", reason)
         else:
             yield response
@@ -255,8 +255,8 @@ def prompt_checks(config: FiltersConfig, marker: str) -> list[Check]:
     if config.languages:
         checks.append(language_check(config.languages))
     if config.decontaminate:
-        leaks = leak_check(config)
-        checks.append(lambda prompt, _: leaks(prompt.conversation))
+        contamination = contamination_check(config)
+        checks.append(lambda prompt, _: contamination(prompt.conversation))
     if config.reject is not None:
         checks.append(rejects(config.reject))
     return checks
@@ -356,15 +356,15 @@ def language_check(languages: list[str]) -> Check:
     return check
 
 
-def leak_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
+def contamination_check(config: FiltersConfig) -> Callable[[str], Reason | None]:
     """Whether a text contains an item of the evaluation sets `filters.decontaminate`."""
-    index = LeakIndex(load_benchmarks(config.decontaminate), config.max_overlap)
+    index = ContaminationIndex(load_benchmarks(config.decontaminate), config.max_overlap)
 
     def check(text: str) -> Reason | None:
-        leak = index.find(text)
-        if leak is None:
+        found = index.find(text)
+        if found is None:
             return None
-        return f"leaks {leak.benchmark}", f"item {leak.item}, overlap {leak.share:.2f}"
+        return f"contaminated: {found.benchmark}", f"item {found.item}, overlap {found.share:.2f}"
 
     return check
 

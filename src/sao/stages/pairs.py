@@ -38,8 +38,8 @@ VOTE = log_odds(0.75)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Jury:
-    """The judges of a run by name: each one's calibration and the weight of its vote; `orders`: how often
+class Panel:
+    """The judges of a run, by name: each one's calibration and the weight of its vote; `orders`: how often
     each judges a pair."""
 
     calibrations: Mapping[str, Calibration]
@@ -125,12 +125,17 @@ RULES: dict[str, Rule] = {
 
 
 def build_pairs(
-    groups: Iterable[Group], config: PairsConfig, key: str, n: int, jury: Jury, balance: Balance | None = None
+    groups: Iterable[Group],
+    config: PairsConfig,
+    key: str,
+    n: int,
+    panel: Panel,
+    balance: Balance | None = None,
 ) -> Iterator[PreferencePair | Drop]:
     """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs length
     matching drops."""
     for prompt, responses, judgments in groups:
-        outcomes = pairs_of(prompt, responses, judgments, config, key, jury)
+        outcomes = pairs_of(prompt, responses, judgments, config, key, panel)
         for number, (i, j) in enumerate(combinations(range(n), 2)):
             row, pair_id = pair_row(index_of(prompt.row), n, number), make_id(key, prompt.id, i, j)
             outcome = outcomes.get((i, j), "an answer was dropped")
@@ -179,17 +184,17 @@ def pairs_of(
     judgments: list[Judgment],
     config: PairsConfig,
     key: str,
-    jury: Jury,
+    panel: Panel,
 ) -> dict[IndexPair, Duo | str]:
     """For every two answers that are there: the pair that they make, or the reason why they make none."""
     by_index = {response.index: response for response in responses}
     outcomes: dict[IndexPair, Duo | str] = {**_unfit_pairs(responses, config)}
     candidates = [pair for pair in combinations(by_index, 2) if pair not in outcomes]
     opinions = {
-        (i, j): opinion_on([by_index[i], by_index[j]], judgments, config, jury) for i, j in candidates
+        (i, j): opinion_on([by_index[i], by_index[j]], judgments, config, panel) for i, j in candidates
     }
     usable = sorted({index for pair in candidates for index in pair})
-    ranks = _rank([by_index[i] for i in usable], judgments, opinions, jury)
+    ranks = _rank([by_index[i] for i in usable], judgments, opinions, panel)
     if ranks is None:
         return outcomes | {pair: opinion.reason or "not judged" for pair, opinion in opinions.items()}
     draw = random.Random(make_id(key, prompt.id))
@@ -247,7 +252,7 @@ class Vote:
     log_odds: float | None
 
 
-def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsConfig, jury: Jury) -> Opinion:
+def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsConfig, panel: Panel) -> Opinion:
     """What the judges say of two answers, by their verdicts on these two alone.
 
     A judge whose own orders disagree, or cannot be read, abstains from a confident opinion; the mean of the
@@ -258,7 +263,7 @@ def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsCon
     reasons: list[str] = []
     on_these = (j for j in judgments if {j.first_id, j.second_id} == {a, b})
     for judge, own in _by_judge(on_these).items():
-        vote = _vote_of(judge, own, a, config, jury)
+        vote = _vote_of(judge, own, a, config, panel)
         if isinstance(vote, str):
             reasons.append(vote)
         else:
@@ -268,10 +273,10 @@ def opinion_on(pair: list[Response], judgments: list[Judgment], config: PairsCon
     return _joint_opinion(votes)
 
 
-def _vote_of(judge: str, own: list[Judgment], a: str, config: PairsConfig, jury: Jury) -> Vote | str:
+def _vote_of(judge: str, own: list[Judgment], a: str, config: PairsConfig, panel: Panel) -> Vote | str:
     """One judge's vote on answer a against another, or why it abstains."""
-    calibration = jury.calibration(judge)
-    if config.keep == "confident" and (reason := _abstains(own, calibration, jury.orders)):
+    calibration = panel.calibration(judge)
+    if config.keep == "confident" and (reason := _abstains(own, calibration, panel.orders)):
         return reason
     readable = [judgment for judgment in own if judgment.verdict is not None]
     if not readable:
@@ -282,7 +287,7 @@ def _vote_of(judge: str, own: list[Judgment], a: str, config: PairsConfig, jury:
         first = calibration.first(judgment)
         if first is not None:
             numbers.append(first if judgment.first_id == a else -first)
-    return Vote(jury.weights.get(judge, 1.0), vote, fmean(numbers) if numbers else None)
+    return Vote(panel.weights.get(judge, 1.0), vote, fmean(numbers) if numbers else None)
 
 
 def _joint_opinion(votes: list[Vote]) -> Opinion:
@@ -335,12 +340,12 @@ def _rank(
     answers: list[Response],
     judgments: list[Judgment],
     opinions: Mapping[IndexPair, Opinion],
-    jury: Jury,
+    panel: Panel,
 ) -> Ranks | None:
     """Ranks of two answers by the judges' opinion, of more by Bradley–Terry; None where nothing can be
     said."""
     if len(opinions) != 1:
-        return _rank_many(answers, judgments, jury)
+        return _rank_many(answers, judgments, panel)
     ((a, b), opinion) = next(iter(opinions.items()))
     if opinion.reason is not None:
         return None
@@ -348,20 +353,20 @@ def _rank(
     return Ranks(scores, sd={}, group={a: 0, b: 0}, numbers=opinion.margin is not None)
 
 
-def _rank_many(answers: list[Response], judgments: list[Judgment], jury: Jury) -> Ranks | None:
+def _rank_many(answers: list[Response], judgments: list[Judgment], panel: Panel) -> Ranks | None:
     """Bradley–Terry strengths from all verdicts on the answers; None where there are none."""
     number_of = {answer.id: number for number, answer in enumerate(answers)}
     wins, has_numbers = np.zeros((len(answers), len(answers))), False
     for judgment in judgments:
         if judgment.verdict is None or not {judgment.first_id, judgment.second_id} <= number_of.keys():
             continue
-        margin = jury.calibration(judgment.judge).first(judgment)
+        margin = panel.calibration(judgment.judge).first(judgment)
         if margin is None:
             margin = VOTE * {"first": 1.0, "tie": 0.0, "second": -1.0}[judgment.verdict]
         else:
             has_numbers = True
         first, second = number_of[judgment.first_id], number_of[judgment.second_id]
-        weight, p_first = jury.weights.get(judgment.judge, 1.0), sigmoid(margin)
+        weight, p_first = panel.weights.get(judgment.judge, 1.0), sigmoid(margin)
         wins[first, second] += weight * p_first
         wins[second, first] += weight * (1 - p_first)
     if not wins.any():
@@ -425,11 +430,11 @@ class Balance:
         return pair.longer == self.side and int(pair_id, 16) > self.last
 
 
-def balance_lengths(groups: Iterable[Group], config: PairsConfig, key: str, jury: Jury) -> Balance:
+def balance_lengths(groups: Iterable[Group], config: PairsConfig, key: str, panel: Panel) -> Balance:
     """What length matching has to drop over a whole run; 8 bytes a pair."""
     ids_by_side = {-1: array("Q"), 0: array("Q"), 1: array("Q")}
     for prompt, responses, judgments in groups:
-        for (i, j), pair in pairs_of(prompt, responses, judgments, config, key, jury).items():
+        for (i, j), pair in pairs_of(prompt, responses, judgments, config, key, panel).items():
             if isinstance(pair, Duo):
                 ids_by_side[pair.longer].append(int(make_id(key, prompt.id, i, j), 16))
     side = 1 if len(ids_by_side[1]) > len(ids_by_side[-1]) else -1

@@ -5,9 +5,9 @@ package, written for SAO, CC0), `builtin:world` (the toy world's 17,280), `none`
 file, or a hub data set by id and revision. Equal texts count once. Those held out for the evaluation are a
 draw of their own, so that either can grow.
 
-The model writes them in rounds of drafts (`write_drafts`): some from traits, some as people whom an earlier
+The model writes them in batches of drafts (`write_drafts`): some from traits, some as people whom an earlier
 persona knows. A draft that is similar to an earlier one is dropped (`DistinctPersonas`); writing ends when a
-round brings few new ones.
+batch brings few new ones.
 """
 
 from __future__ import annotations
@@ -182,16 +182,16 @@ def _texts(config: PersonasConfig) -> Iterator[str]:
 # Personas that the model writes itself.
 
 
-def round_size(kept: int) -> int:
-    """How many drafts the next round asks for. It depends only on the personas kept so far, so that a run
-    that needs fewer personas finds its rounds done."""
+def batch_size(kept: int) -> int:
+    """How many drafts the next batch asks for. It depends only on the personas kept so far, so that a run
+    that needs fewer personas finds its batches done."""
     return max(256, kept // 2)
 
 
 def write_drafts(
     size: int, kept: Sequence[Persona], engine: Engine, config: WritingConfig, key: str, done: Container[str]
 ) -> Iterator[Persona | Drop]:
-    """A round of `size` personas as the model writes them, or Drops, that are not `done`, in order of
+    """A batch of `size` personas as the model writes them, or Drops, that are not `done`, in order of
     finishing.
 
     Its id, which derives from `key`, decides what each draft is asked for: traits, or a relation to one of
@@ -234,7 +234,7 @@ class DistinctPersonas:
         self._max_similarity = max_similarity
 
     def add(self, drafts: Iterable[Persona], unparseable: Iterable[Drop] = ()) -> int:
-        """Add a round, in the order of its rows; how many of its personas are new."""
+        """Add a batch, in the order of its rows; how many of its personas are new."""
         self.dropped += unparseable
         kept_before, new = len(self.kept), list(drafts)
         texts = [persona.text for persona in (*self.kept, *new)]

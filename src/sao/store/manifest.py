@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -117,27 +117,27 @@ def open_manifest(
     changes: list[str] = []
     if path.is_file():
         old = read_manifest(root)
-        differences = list(_differences(old, new, ""))
-        changes = [f"{key}: {a!r} → {b!r}" for key, a, b in differences]
-        begun = has_begun(root)
-        imported = config.pairs.imported is not None
-        fixed = IMPORT_FIXED if imported else FIXED
-        fatal = [
-            line
-            for line, (key, _, _) in zip(changes, differences, strict=True)
-            if any(key == name or key.startswith(f"{name}.") for name in fixed)
-        ]
-        if fatal and begun:
-            raise StoreError(
-                f"{root}: this folder belongs to another run: "
-                + "; ".join(fatal)
-                + ". It is untouched. Use another "
-                "folder with --out, or the settings it was made with (manifest.json)",
-                key="run folder",
-            )
-        changes = [line for line in changes if line.startswith("config.")]
+        lines = {key: f"{key}: {a!r} → {b!r}" for key, a, b in _differences(old, new, "")}
+        if has_begun(root):
+            _check_same_run(root, lines, FIXED if config.pairs.imported is None else IMPORT_FIXED)
+        changes = [line for key, line in lines.items() if key.startswith("config.")]
     write_atomic(path, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
     return [line.removeprefix("config.") for line in changes]
+
+
+def _check_same_run(root: Path, lines: Mapping[str, str], fixed: Sequence[str]) -> None:
+    """Raise StoreError where one of the `fixed` keys is among the differences, which `lines` tells by key."""
+    fatal = [
+        line
+        for key, line in lines.items()
+        if any(key == name or key.startswith(f"{name}.") for name in fixed)
+    ]
+    if fatal:
+        raise StoreError(
+            f"{root}: this folder belongs to another run: {'; '.join(fatal)}. It is untouched. Use another "
+            "folder with --out, or the settings it was made with (manifest.json)",
+            key="run folder",
+        )
 
 
 def append_usage(root: Path, line: dict[str, Any]) -> None:

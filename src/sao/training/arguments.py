@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -30,8 +31,6 @@ def training_arguments(
 
     The callback says when a checkpoint is saved (see `sao.training.monitors.SaveAndStop`).
     """
-    # The unfused one makes copies of all weights.
-    adamw = "adamw_torch_fused" if device.type == "cuda" else "adamw_torch"
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=config.epochs,
@@ -39,12 +38,6 @@ def training_arguments(
         gradient_accumulation_steps=group.micro_steps(config),
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        optim="adamw_bnb_8bit" if config.optimizer == "adamw_8bit" else adamw,
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
         bf16=half_precision(config, device),
         run_name=out.name,
         save_strategy="no",
@@ -60,8 +53,23 @@ def training_arguments(
         log_level="error",
         report_to=list(config.report_to) or "none",
         ddp_find_unused_parameters=False,
+        **_optimisation(config, device),
         **({"use_cpu": device.type == "cpu"} | parallel.arguments(config, group)),
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # otherwise Trainer splits every batch over all GPUs it sees (DataParallel)
     return arguments
+
+
+def _optimisation(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """The arguments of the optimiser and its learning rate."""
+    # The unfused one makes copies of all weights.
+    adamw = "adamw_torch_fused" if device.type == "cuda" else "adamw_torch"
+    return {
+        "optim": "adamw_bnb_8bit" if config.optimizer == "adamw_8bit" else adamw,
+        "learning_rate": config.lr,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": config.warmup_ratio,  # below 1 it is a share of the steps
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+    }

@@ -58,16 +58,9 @@ def train_run(
 
     n_train = len(split_pairs(pairs, config.train.held_out_share)[0])
     steps = -(-n_train // config.train.batch_size) * config.train.epochs
-
-    def on_log(line: dict[str, Any]) -> None:
-        if "alarm" in line:
-            notify(f"alarm at step {line['step']}: {line['alarm']}")
-        elif "loss" in line:
-            progress("train", int(line["step"]), steps)
-
     progress("train", 0, steps)
     seed = config.seed if config.train.seed is None else config.train.seed
-    result = train(pairs, model, tokenizer, folder, config.train, seed, on_log)
+    result = train(pairs, model, tokenizer, folder, config.train, seed, _teller(progress, notify, steps))
     counts = {
         "records": len(pairs),
         "dropped": len(drops),
@@ -76,6 +69,18 @@ def train_run(
         "metrics": _rounded(result.metrics),
     }
     return counts | ({"cut": n_cut} if n_cut else {})
+
+
+def _teller(progress: Progress, notify: Notify, steps: int) -> Callable[[dict[str, Any]], None]:
+    """What shows the lines of metrics.jsonl while `steps` optimiser steps are taken."""
+
+    def on_log(line: dict[str, Any]) -> None:
+        if "alarm" in line:
+            notify(f"alarm at step {line['step']}: {line['alarm']}")
+        elif "loss" in line:
+            progress("train", int(line["step"]), steps)
+
+    return on_log
 
 
 def _check_drops(config: Config, n_pairs: int, n_drops: int, reasons: dict[str, int], folder: Path) -> None:

@@ -59,20 +59,17 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         from_start: bool,
     ) -> None:
         self.config = config
-        self.pad_id = tokenizer.pad_id
-        self.end_ids = tokenizer.end_ids
+        self.pad_id, self.end_ids = tokenizer.pad_id, tokenizer.end_ids
         self.seed = seed
         self.attention = attention
-        self.checkpoints = out / "checkpoints"
-        self.metrics_file = out / "metrics.jsonl"
+        self.checkpoints, self.metrics_file = out / "checkpoints", out / "metrics.jsonl"
         self.on_log = on_log
         self.group = parallel.processes()
         train_pairs, self.held_out = split_pairs(pairs, config.held_out_share)
         self.n_train = len(train_pairs)
         self.pairs = [*train_pairs, *self.held_out]
         self._step_pairs, self._step_tokens = 0, 0
-        self._measures = Measures(self.group)
-        self._alarms = monitors.Alarms()
+        self._measures, self._alarms = Measures(self.group), monitors.Alarms()
         self._alarm = self._past_alarm()
         self._targets = torch.tensor([_target(pair, config) for pair in self.pairs])  # [pairs, 2]
         self._reference = self._reference_sums(model, out) if config.needs_reference else None  # [pairs, 2]
@@ -88,11 +85,15 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             eval_dataset=self.held_out or self.pairs,  # only so that Trainer calls `evaluate`
             **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
+        self.flow = self._save_and_stop()
+
+    def _save_and_stop(self) -> monitors.SaveAndStop:
+        """What saves checkpoints and ends a training early; takes the place of Trainer's prints."""
+        config, group = self.config, self.group
+        flow = monitors.SaveAndStop(config.save_steps, config.save_minutes, group.world, group.rank)
         self.remove_callback(PrinterCallback)
-        self.flow = monitors.SaveAndStop(
-            config.save_steps, config.save_minutes, self.group.world, self.group.rank
-        )
-        self.add_callback(self.flow)
+        self.add_callback(flow)
+        return flow
 
     def _past_alarm(self) -> str | None:
         """The last alarm of a training that goes on. Raises TrainingError where it stops training."""

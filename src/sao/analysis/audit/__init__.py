@@ -42,12 +42,12 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
 
     """
     people = read_labels(labels or run.root / "labels.jsonl", must=labels is not None)
-    jury, calibrations = run.jury(), pairs.calibrate(run.judged())
-    tallies = {juror.name: Tally(calibrations.get(juror.name, Calibration())) for juror in run.judges}
+    panel, calibrations = run.panel(), pairs.calibrate(run.judged())
+    tallies = {judge.name: Tally(calibrations.get(judge.name, Calibration())) for judge in run.judges}
     on_checks = None
     if run.checks is not None:
         kinds = KindTally((prompt, [a.text for a in answers]) for prompt, answers in run.answered())
-        on_checks = JudgeOnChecks(kinds, jury)
+        on_checks = JudgeOnChecks(kinds, panel)
     same_answers, curve = RateSums(), Curve()
     for prompt, answers, judgments in run.judged():
         same_answers.add(len(answers) > 1 and len({a.text for a in answers}) == 1, 1)
@@ -56,15 +56,15 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
             tally.see(answers, [j for j in judgments if j.judge == name], gold)
         if on_checks is not None:
             on_checks.see(prompt, answers, [j for j in judgments if j.judge == run.judges[0].name])
-        curve.see(answers, judgments, gold, people, jury)
-    first, *panel = run.judges
+        curve.see(answers, judgments, gold, people, panel)
+    first, *others = run.judges
     judge, coverage = tallies[first.name].figures(), curve.coverage(possible_pairs(run))
-    compared = agreements(run, jury, people)
+    compared = agreements(run, panel, people)
     by_people = compared["people"].agreement_where_both_decide if "people" in compared else None
     return Audit(
         verdict=verdict_on(judge, coverage, by_people),
         judge=judge,
-        panel={juror.name: tallies[juror.name].figures() for juror in panel},
+        panel={other.name: tallies[other.name].figures() for other in others},
         kept=_kept_labels(run, people),
         checks=None if on_checks is None else on_checks.figures(),
         same_answers=same_answers.rate(),

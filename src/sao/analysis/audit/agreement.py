@@ -23,34 +23,34 @@ Both = tuple[Words, Words]
 """What the first judge and another say of one prompt's answers."""
 
 
-def agreements(run: Reader, jury: pairs.Jury, people: Words) -> dict[str, Agreement]:
+def agreements(run: Reader, panel: pairs.Panel, people: Words) -> dict[str, Agreement]:
     """The first judge's agreement with whoever else judged the same answers, by name."""
-    return {name: agreement(prompts) for name, prompts in _others(run, jury, people)}
+    return {name: agreement(prompts) for name, prompts in _others(run, panel, people)}
 
 
-def _others(run: Reader, jury: pairs.Jury, people: Words) -> Iterator[tuple[str, Iterator[Both]]]:
+def _others(run: Reader, panel: pairs.Panel, people: Words) -> Iterator[tuple[str, Iterator[Both]]]:
     first = run.judges[0].name
 
     def beside(others: Iterator[Judged], name: str) -> Iterator[Both]:
         for ours, theirs in zip(run.judged(), others, strict=True):
-            yield words_of(ours, first, jury), words_of(theirs, name, jury)
+            yield words_of(ours, first, panel), words_of(theirs, name, panel)
 
     for judge in run.judges[1:]:
         yield judge.name, beside(run.judged(), judge.name)
     for name, judged in run.judged_beside():
         yield name, beside(judged, name)
     if people:
-        ours = (words_of(group, first, jury) for group in run.judged())
+        ours = (words_of(group, first, panel) for group in run.judged())
         yield "people", ((words, {pair: people[pair] for pair in words if pair in people}) for words in ours)
 
 
-def words_of(group: Judged, judge: str, jury: pairs.Jury) -> Words:
+def words_of(group: Judged, judge: str, panel: pairs.Panel) -> Words:
     """One judge's verdict on each pair of a prompt's answers that it judged."""
     _, answers, judgments = group
     own = [judgment for judgment in judgments if judgment.judge == judge]
     words: Words = {}
     for a, b in combinations(sorted(answers, key=lambda answer: answer.id), 2):
-        opinion = pairs.opinion_on([a, b], own, EVERY, jury)
+        opinion = pairs.opinion_on([a, b], own, EVERY, panel)
         if opinion.reason is None:
             words[a.id, b.id] = (opinion.lean > pairs.TINY) - (opinion.lean < -pairs.TINY)
     return words

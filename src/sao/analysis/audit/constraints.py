@@ -61,8 +61,8 @@ class KindTally:
 class JudgeOnChecks:
     """Counts of one judge's verdicts on pairs of answers that keep more or fewer constraints."""
 
-    def __init__(self, kinds: KindTally, jury: pairs.Jury) -> None:
-        self._kinds, self._jury = kinds, jury
+    def __init__(self, kinds: KindTally, panel: pairs.Panel) -> None:
+        self._kinds, self._panel = kinds, panel
         self._verdicts, self._pairs = RateSums(), RateSums()
         self._by_kind: dict[str, RateSums] = {}
 
@@ -78,7 +78,7 @@ class JudgeOnChecks:
                 _note(counts, judgment, kept, counted)
         for a, b in combinations(answers, 2):
             difference = sum(kept[a.id]) - sum(kept[b.id])
-            lean = pairs.opinion_on([a, b], judgments, EVERY, self._jury).lean if difference else 0.0
+            lean = pairs.opinion_on([a, b], judgments, EVERY, self._panel).lean if difference else 0.0
             if abs(lean) > pairs.TINY:
                 counts.note(_BOTH, (lean > 0) == (difference > 0))
         for name, (hits, of) in counts.items():

@@ -1,4 +1,5 @@
-"""Counts over a run's verdicts: one judge's rates and biases, and the jury's word on pairs against gold."""
+"""Counts over a run's verdicts: one judge's rates and biases, and the panel's opinion of pairs beside
+gold."""
 
 from __future__ import annotations
 
@@ -221,11 +222,11 @@ class Curve:
         judgments: list[Judgment],
         gold: dict[str, float | None],
         people: Mapping[tuple[str, str], int],
-        jury: pairs.Jury,
+        panel: pairs.Panel,
     ) -> None:
         """One prompt; `people` (see `sao.analysis.audit.labels.Words`) decide where there is no gold."""
         for a, b in combinations(answers, 2):
-            opinion = pairs.opinion_on([a, b], judgments, EVERY, jury)
+            opinion = pairs.opinion_on([a, b], judgments, EVERY, panel)
             if opinion.reason is not None or abs(opinion.lean) < pairs.TINY:
                 continue
             better = difference(gold, a.id, b.id)
@@ -233,7 +234,7 @@ class Curve:
                 better = people.get((a.id, b.id), 0) - people.get((b.id, a.id), 0)
             self.p.append(math.nan if opinion.margin is None else sigmoid(abs(opinion.margin)))
             self.prompt.append(self.prompts)
-            self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, jury).reason is None)
+            self.passes.append(pairs.opinion_on([a, b], judgments, CONFIDENT, panel).reason is None)
             self.right.append(float((better > 0) == (opinion.lean > 0)) if better else math.nan)
         self.prompts += 1
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sao.config import TrainConfig
 from sao.training import TokenPair, simpo_loss
 from sao.training.batches import EpochOrder, MicroBatches, pack, pad
+from sao.training.job import at_most
 from support.tiny_training import (
     CONFIG,
     END,
@@ -172,3 +173,15 @@ def test_micro_batches_make_no_difference(tmp_path: Path) -> None:
         torch.testing.assert_close(whole[name], cut[name], rtol=0, atol=1e-6)
     norms = [[line["grad_norm"] for line in lines(tmp_path / size)] for size in ("8", "2")]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_at_most_so_many_pairs_whatever_their_order() -> None:
+    pairs = [
+        TokenPair(id=f"{i:016x}", prompt_ids=(1,), chosen_ids=(2,), rejected_ids=(3,)) for i in range(100)
+    ]
+    kept = at_most(pairs, 30)
+    assert len(kept) == 30
+    assert [pair.id for pair in kept] == sorted(pair.id for pair in kept)  # in the order in which they came
+    assert {pair.id for pair in at_most(pairs[::-1], 30)} == {pair.id for pair in kept}
+    assert {pair.id for pair in at_most(pairs, 20)} < {pair.id for pair in kept}
+    assert at_most(pairs, None) == at_most(pairs, 100) == pairs

@@ -69,6 +69,9 @@ class TrainConfig(Section):
     stochastically)."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate (paper: 1e-6)."""
+    max_pairs: int | None = Field(default=None, ge=1)
+    """Pairs that are trained on, at most, drawn by a hash of their ids; null: all. Runs that are compared can
+    be given as many steps."""
     epochs: int = Field(default=1, ge=1)
     """Passes over the pairs."""
     seed: int | None = Field(default=None, ge=0)

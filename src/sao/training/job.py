@@ -16,7 +16,7 @@ from sao.data.preferences import TextPair
 from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
-from sao.records import Drop, PreferencePair, Prompt, Response, to_dict
+from sao.records import Drop, PreferencePair, Prompt, Response, make_id, to_dict
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
@@ -51,6 +51,10 @@ def train_run(
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
     reasons = dict(Counter(drop.reason for drop in drops).most_common())
     _check_drops(config, len(pairs), len(drops), reasons, folder)
+    n_encoded = len(pairs)
+    pairs = at_most(pairs, config.train.max_pairs)
+    if len(pairs) < n_encoded:
+        reasons["more than train.max_pairs"] = n_encoded - len(pairs)
     notify(f"loading {config.model}")
     model = load_to_train(config)
     if warning := monitors.rate_warning(config.train, model.num_parameters()):
@@ -63,7 +67,7 @@ def train_run(
     result = train(pairs, model, tokenizer, folder, config.train, seed, _teller(progress, notify, steps))
     counts = {
         "records": len(pairs),
-        "dropped": len(drops),
+        "dropped": sum(reasons.values()),
         "reasons": reasons,
         "steps": result.steps,
         "metrics": _rounded(result.metrics),
@@ -140,6 +144,14 @@ def encode_all(
         pairs.append(pair)
         n_cut += (pair.chosen_ids != encoded.chosen_ids) + (pair.rejected_ids != encoded.rejected_ids)
     return pairs, drops, n_cut
+
+
+def at_most(pairs: list[TokenPair], most: int | None) -> list[TokenPair]:
+    """The pairs, or `most` of them, drawn by a hash of their ids, in the order in which they came."""
+    if most is None or len(pairs) <= most:
+        return pairs
+    drawn = {pair.id for pair in sorted(pairs, key=lambda pair: make_id("max_pairs", pair.id))[:most]}
+    return [pair for pair in pairs if pair.id in drawn]
 
 
 def _encode(

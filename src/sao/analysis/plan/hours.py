@@ -145,7 +145,8 @@ def _pairs(config: Config) -> int:
         return config.personas.n
     people, n = config.personas.n, config.responses.n
     by_rule = {"all": people * n * (n - 1) // 2, "adjacent": people * (n - 1)}
-    return int(by_rule.get(config.pairs.rule, people) * KEPT[config.pairs.keep])
+    kept = int(by_rule.get(config.pairs.rule, people) * KEPT[config.pairs.keep])
+    return kept if config.train.max_pairs is None else min(kept, config.train.max_pairs)
 
 
 def training_seconds(shape: Shape, train: TrainConfig, tokens: int, lengths: Lengths, rate: float) -> float:

@@ -144,6 +144,12 @@ def test_every_setting_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
     assert [cell.fingerprint for cell in again] == [cell.fingerprint for cell in cells]
 
 
+def test_without_a_judge_of_the_evaluation_cells_are_still_told_apart(tmp_path: Path) -> None:
+    over = ["evaluation.judged=false,true", "judging.method=random", "train.lr=1e-5"]
+    cells = make_plan(small(), over, tmp_path, product=True).cells
+    assert len({cell.fingerprint for cell in cells}) == len(cells) == 2
+
+
 def test_a_changed_template_makes_another_cell(tmp_path: Path) -> None:
     template = tmp_path / "judge.txt"
     template.write_text("{prompt} {first} {second}")

@@ -258,12 +258,13 @@ def run_name(config: Config) -> str:
 def fingerprint_of(
     config: Config, run: Path, given: Engine | None = None, looks: dict[str, Outside] | None = None
 ) -> str:
-    """Hash of all that a cell's records depend on: the last step's fingerprint, which follows from all steps
-    before it, and the run folder, whose name says the sizes."""
+    """Hash of all that a cell's records depend on: the fingerprints of its steps, and the run folder, whose
+    name says the sizes."""
     round_ = Round(asking(config), run, STEPS, given=given)
     if looks is not None:
         if run.name not in looks:
             has_run = (run / MANIFEST).is_file()
             looks[run.name] = Outside(read_manifest(run)["outside"] if has_run else None)
         round_.outside = looks[run.name]
-    return make_id(run.name, round_.stage("comparisons").fingerprint)
+    stages = (stage for step in round_.steps if round_.has(step.name) for stage in round_.stages(step.name))
+    return make_id(run.name, *(stage.fingerprint for stage in stages))

@@ -106,24 +106,19 @@ def ordered(gold: Gold, key: str) -> Iterator[OrderedPair]:
 
 def measured(stage: Stage, gold: Gold, engine: Engine, config: JudgingConfig) -> None:
     """Judge what is not judged yet and finish the stage. What it costs is noted beside the verdicts."""
-    counting = Counting(engine)
-    since, verdicts = time.perf_counter(), 0
+    counting, since = Counting(engine), time.perf_counter()
     with stage.writer() as out:
         for record in judge(ordered(gold, stage.key), counting, config, stage.done):
             out.write(record)
-            verdicts += 1
-            if verdicts % 16 == 0 or time.perf_counter() - since > 30:
-                out.flush()
-                since, verdicts = _note(stage, counting, since, verdicts), 0
-        out.flush()
-        _note(stage, counting, since, verdicts)
+            out.flush()
+            since = _note(stage, counting, since)
     stage.seal(Judgment)
 
 
-def _note(stage: Stage, counting: Counting, since: float, verdicts: int) -> float:
-    """Append what the last verdicts took; the time now."""
+def _note(stage: Stage, counting: Counting, since: float) -> float:
+    """Append what was spent since the last verdict; the time now."""
     now = time.perf_counter()
-    row = {"verdicts": verdicts, "seconds": now - since, "requests": counting.requests,
+    row = {"verdicts": 1, "seconds": now - since, "requests": counting.requests,
            "read": counting.read, "written": counting.written}  # fmt: skip
     append(stage.path / "costs.jsonl", row)
     counting.requests = counting.read = counting.written = 0

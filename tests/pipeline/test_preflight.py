@@ -7,7 +7,7 @@ import pytest
 
 from sao.config import make_config
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import EngineError, ModelError
+from sao.errors import ConfigError, EngineError, ModelError
 from sao.method import run
 from support.errors import raises
 from support.tiny_models import gemma2
@@ -33,6 +33,28 @@ def test_a_server_that_cannot_is_refused_before_anything_is_written(
             key="prefill",
             match=r"prompts\.method instruct",
         ):
+            run(config, tmp_path / "run", until="judge")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "key"),
+    [
+        ({"method": "pointwise"}, "judging.method"),
+        ({"content_free": True}, "judging.content_free"),
+        ({"wordings": ["judge", "judge_short"]}, "judging.wordings"),
+    ],
+)
+def test_a_server_without_log_probabilities_is_refused_before_anything_is_written(
+    ask: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    from sao.execution import session
+
+    people = {"source": "builtin:general", "n": 4, "held_out": 0}
+    config = make_config({"model": "m", "engine": {"name": "openai"}, "personas": people, "judging": ask})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "open_engine", lambda *_: ScriptedEngine(has_logprobs=False))
+        with raises(ConfigError, key=key):
             run(config, tmp_path / "run", until="judge")
     assert not list((tmp_path / "run").rglob("*"))
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from sao.analysis.audit import audit
 from sao.config import JudgingConfig, make_config
 from sao.engines import ChoiceRequest, Choices, Completion, Failure, Request
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError
 from sao.method import run
+from sao.pipeline.folder import reader
 from sao.records import Drop, Judgment, Message
 from sao.stages.by_model import CONTENT_FREE, SAMPLES_APART
 from sao.stages.calibration import log_odds, sigmoid
@@ -320,3 +322,8 @@ def test_whole_runs_by_each_way(keys: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert len(made) > 20
     assert sum(a > b for a, b in quality) > 0.9 * len(made)
+    found = audit(reader(config, tmp_path, engine))
+    assert found.verdict
+    assert found.kept.pairs == len(made)
+    if keys.get("method") == "pointwise":
+        assert found.judge.flip_rate.rate == 0.0

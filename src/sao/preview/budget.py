@@ -1,0 +1,104 @@
+"""How many are asked, and how long they may be, so that a preview keeps to its time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from sao.engines import ChoiceRequest, Completion, Engine, Request, Sample, Sampling
+from sao.records import Message, make_id, seed_of
+
+PEOPLE, FEWEST, MOST = 8, 4, 16
+"""Personas, where the time suffices as it mostly does; at least; and at most."""
+TRIED, TRIED_TOKENS = 8, 12
+"""Texts that are written at once, and their tokens, to see how fast the model is."""
+PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), (64, 192)
+"""Tokens of a prompt, of an answer and of an answer to a prompt with constraints: at least, and at most."""
+ANSWERS_EACH = 4
+"""Answers to a prompt with constraints."""
+CHECKED_PROMPTS = (6, 50)
+"""Prompts with constraints: at least, and at most."""
+PAIRS = (6, 58)
+"""Pairs that are judged: at least, and at most."""
+SHARES = {"prompts": 0.22, "answers": 0.22, "checked answers": 0.24}
+"""Share of the time for each step; what is left is for the verdicts."""
+FIRST_STEPS = "How do I repair a bicycle tyre at home? Explain it to me."
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a preview has, from its first moment."""
+
+    minutes: float
+    began: float = field(default_factory=time.monotonic)
+
+    def seconds(self, step: str) -> float:
+        """Seconds for a step."""
+        return 60 * self.minutes * SHARES[step]
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        return max(0.0, self.began + 60 * self.minutes - time.monotonic())
+
+
+def seconds_of_a_token(engine: Engine) -> float:
+    """Seconds in which each of TRIED texts grows by one token; measured. The first text warms the engine
+    up."""
+    sampling = Sampling(TRIED_TOKENS, temperature=1.0)
+
+    def request(number: int) -> Request:
+        id_ = make_id("speed", number)
+        return Request((Message("user", FIRST_STEPS),), (Sample(id_, seed_of(id_)),), sampling)
+
+    list(engine.generate([request(-1)]))
+    began = time.monotonic()
+    done = [c for c in engine.generate([request(i) for i in range(TRIED)]) if isinstance(c, Completion)]
+    longest = max((len(c.token_ids or c.text.split()) for c in done), default=1)
+    return (time.monotonic() - began) / max(1, longest)
+
+
+def seconds_of_a_verdict(engine: Engine, ask: ChoiceRequest) -> float:
+    """Seconds of one verdict; measured."""
+    if not engine.has_logprobs:
+        return 1.0
+    began = time.monotonic()
+    list(engine.choice_logprobs([ask]))
+    return time.monotonic() - began
+
+
+def within(bounds: tuple[int, int], wanted: float) -> int:
+    """A whole number between two bounds."""
+    return int(min(max(wanted, bounds[0]), bounds[1]))
+
+
+def prompt_tokens(budget: Budget, each: float, ways: int, recipe: int) -> int:
+    """Tokens of a prompt at most; `each`: seconds of one token of all texts that are written at once."""
+    affordable = budget.seconds("prompts") / (ways * max(each, 1e-6))
+    return min(recipe, within(PROMPT_TOKENS, affordable))
+
+
+def people(budget: Budget, each: float, tokens: int, ways: int) -> int:
+    """Personas that are asked."""
+    share = budget.seconds("prompts") / (ways * max(each, 1e-6) * tokens)
+    return within((FEWEST, MOST), PEOPLE * min(share, 2.0)) if share < 0.9 or share >= 2 else PEOPLE
+
+
+def answer_tokens(budget: Budget, each: float, recipe: int) -> int:
+    """Tokens of an answer at most. Twice as many texts as prompts take about half as long again."""
+    return min(recipe, within(ANSWER_TOKENS, budget.seconds("answers") / (1.5 * max(each, 1e-6))))
+
+
+def checked_tokens(recipe: int) -> int:
+    """Tokens of an answer to a prompt with constraints, at most."""
+    return min(recipe, CHECKED_TOKENS[1])
+
+
+def checked_prompts(budget: Budget, tokens_per_second: float, tokens: float) -> int:
+    """Prompts with constraints, by the tokens of an answer that are expected."""
+    affordable = budget.seconds("checked answers") * tokens_per_second / max(1.0, tokens)
+    return within(CHECKED_PROMPTS, affordable / ANSWERS_EACH)
+
+
+def judged_pairs(left: float, ways: int, each: float) -> int:
+    """Pairs that are judged in both orders by every way."""
+    return within(PAIRS, 0.9 * left / (2 * max(1, ways) * max(each, 1e-6)))

@@ -58,7 +58,7 @@ def test_every_field_is_documented_and_every_result_has_a_kind_and_a_version() -
     kinds = [model.model_fields["kind"].default for model in RESULTS]
     assert kinds == [
         "summary", "audit", "statistics", "contamination", "evaluation", "plan", "preview", "status",
-        "export", "import",
+        "export", "import", "environment",
     ]  # fmt: skip
     assert all(model.model_fields["version"].default >= 1 for model in RESULTS)
 

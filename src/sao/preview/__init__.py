@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sao.config import Config
 from sao.data.readers import content_identity
-from sao.engines import ChoiceRequest, Engine
+from sao.engines import Engine
 from sao.engines.auto import settle
 from sao.errors import ConfigError, EngineError, ModelError, SAOError
 from sao.execution.runner import Progress, watched
@@ -33,7 +33,7 @@ from sao.preview.gold import gold_pairs, prompts_wanted
 from sao.preview.look import Look, Pair, Shown
 from sao.preview.recipe import write_recipe
 from sao.preview.rules import changes, chosen_way
-from sao.preview.ways import RECIPE, Settings, judge_ways, prompt_ways, varied
+from sao.preview.ways import RECIPE, Settings, Way, judge_ways, prompt_ways, varied
 from sao.records import Message, Prompt, Response
 from sao.results.preview import AnswerFigures, Change, JudgeWay, Preview, PromptWay
 from sao.store import manifest
@@ -158,7 +158,12 @@ def _with_texts(look: Look, budget: Budget, config: Config, shown: Preview) -> P
     found = [_prompt_way(look, name, own, shared, is_recipe) for name, own, is_recipe in ways]
     if all(way.skipped for way in found):
         raise EngineError(f"no way to get prompts can be used: {found[0].skipped}", key="prompts.method")
-    best = max((way for way in found if way.usable), key=lambda way: way.usable, default=None)
+    # Of ways that do as well: the recipe's, else the last one, since a prefilled marker fits any text.
+    best = max(
+        (way for way in reversed(found) if way.usable),
+        key=lambda way: (way.usable, way.is_recipe),
+        default=None,
+    )
     shown = shown.model_copy(update={"prompts": found, "best": best.name if best else None})
     chosen = chosen_way(shown)
     if chosen is None:
@@ -225,7 +230,7 @@ def _with_verdicts(look: Look, budget: Budget, config: Config, shown: Preview) -
     ways, pairs = judge_ways(look.config), _mixed(texts.pairs, known)
     if not pairs:
         return shown
-    number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, len(ways)))
+    number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, ways))
     found = [_judge_way(look, name, own, pairs[:number], is_recipe) for name, own, is_recipe in ways]
     return shown.model_copy(update={"judging": found})
 
@@ -265,12 +270,13 @@ def _mixed(plain: Sequence[Pair], gold: Sequence[Pair]) -> list[Pair]:
     return [*found, *waiting]
 
 
-def _pairs_wanted(look: Look, budget: Budget, pairs: Sequence[Pair], ways: int) -> int:
-    shown = Shown(round=look.round({}), pairs=pairs[:1])
-    text = "\n\n".join((pairs[0].prompt.text, *(answer.text for answer in pairs[0].answers)))
-    ask = ChoiceRequest("0" * 16, (Message("user", text),), ("1", "2"))
-    each = times.seconds_of_a_verdict(look.session.engine(shown.judge.role), ask)
-    return times.judged_pairs(budget.left(), ways, each)
+def _pairs_wanted(look: Look, budget: Budget, pairs: Sequence[Pair], ways: Sequence[Way]) -> int:
+    """How many pairs all ways can judge in the time that is left: the first way that reads judges one pair,
+    and its verdicts are thrown away."""
+    shown = [Shown(round=look.round(settings), pairs=pairs[:1]) for _, settings, _ in ways]
+    reader = next((one for one in shown if one.judge.config.method in READERS), None)
+    each = times.seconds_each(look.verdicts_now(reader)) if reader is not None else 0.0
+    return times.judged_pairs(budget.left(), len(ways), each)
 
 
 def _judge_way(look: Look, name: str, own: Settings, pairs: Sequence[Pair], is_recipe: bool) -> JudgeWay:

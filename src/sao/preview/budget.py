@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sao.engines import ChoiceRequest, Completion, Engine, Request, Sample, Sampling
+from sao.engines import Completion, Engine, Request, Sample, Sampling
 from sao.records import Message, make_id, seed_of
 
 PEOPLE, FEWEST, MOST = 8, 4, 16
@@ -57,13 +58,11 @@ def seconds_of_a_token(engine: Engine) -> float:
     return (time.monotonic() - began) / max(1, longest)
 
 
-def seconds_of_a_verdict(engine: Engine, ask: ChoiceRequest) -> float:
-    """Seconds of one verdict; measured."""
-    if not engine.has_logprobs:
-        return 1.0
+def seconds_each(records: Iterable[object]) -> float:
+    """Seconds in which one of these comes; measured while they are made."""
     began = time.monotonic()
-    list(engine.choice_logprobs([ask]))
-    return time.monotonic() - began
+    n = sum(1 for _ in records)
+    return (time.monotonic() - began) / max(1, n)
 
 
 def within(bounds: tuple[int, int], wanted: float) -> int:

@@ -110,6 +110,11 @@ class Look:
         """The verdicts on these pairs."""
         return list(self.runner.run_variant(TABLE["verdicts"], self, shown, title).records(Judgment))
 
+    def verdicts_now(self, shown: Shown) -> Iterator[Judgment | Drop]:
+        """Verdicts on these pairs that are kept nowhere, to see how fast they come."""
+        engine = self.session.engine(shown.judge.role)
+        return judging.judge(shown.ordered("speed"), engine, shown.judge.config, set())
+
 
 def _sampling(run: Look, asked: Asked) -> ResponsesConfig:
     return run.config.responses.model_copy(update={"n": asked.each, "max_tokens": asked.tokens})

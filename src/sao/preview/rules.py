@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sao.config import Config
+from sao.preview.ways import differing
 from sao.results.preview import Change, JudgeWay, Preview, PromptWay
 
 Rule = Callable[[Preview, Config], Change | None]
@@ -26,8 +27,9 @@ with it)."""
 
 
 def changes(preview: Preview, config: Config) -> list[Change]:
-    """What the rules find, in the order of the steps."""
-    return [change for rule in RULES if (change := rule(preview, config)) is not None]
+    """What the rules find, in the order of the steps, with the settings that the recipe does not have yet."""
+    found = [change for rule in RULES if (change := rule(preview, config)) is not None]
+    return [change.model_copy(update={"settings": differing(config, change.settings)}) for change in found]
 
 
 # Prompts.

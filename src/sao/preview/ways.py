@@ -4,10 +4,13 @@ that make it; another one is one more line."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from sao.config import Config, make_config, overridden
 
 Settings = Mapping[str, str]
+Way = tuple[str, Settings, bool]
+"""Name, keys of the recipe, and whether it is the recipe's own."""
 
 PROMPT_WAYS: tuple[tuple[str, Settings], ...] = (
     ("instruct", {"prompts.method": "instruct", "prompts.prefill": "false"}),
@@ -39,16 +42,28 @@ def varied(config: Config, settings: Settings) -> Config:
     return make_config(overridden(config.model_dump(mode="json"), settings), "preview")
 
 
-def prompt_ways(config: Config) -> list[tuple[str, Settings, bool]]:
-    """The ways to get prompts for a recipe: name, keys, and whether it is the recipe's own."""
+def differing(config: Config, settings: Settings) -> dict[str, str]:
+    """Those of the keys whose value is not what the recipe has."""
+    new, old = varied(config, settings).model_dump(), config.model_dump()
+    return {key: value for key, value in settings.items() if _at(new, key) != _at(old, key)}
+
+
+def _at(section: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        section = section[key]
+    return section
+
+
+def prompt_ways(config: Config) -> list[Way]:
+    """The ways to get prompts for a recipe."""
     if config.prompts.source is not None:
         return [(GIVEN, {}, True)]
     return [(name, keys, varied(config, keys).prompts == config.prompts) for name, keys in PROMPT_WAYS]
 
 
-def judge_ways(config: Config) -> list[tuple[str, Settings, bool]]:
+def judge_ways(config: Config) -> list[Way]:
     """The ways to judge for a recipe. A way that is the recipe's own is tried once."""
-    found: list[tuple[str, Settings, bool]] = []
+    found: list[Way] = []
     seen = []
     for name, keys in JUDGE_WAYS:
         judging = varied(config, keys).judging

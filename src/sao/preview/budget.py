@@ -13,17 +13,18 @@ PEOPLE, FEWEST, MOST = 8, 4, 16
 """Personas, where the time suffices as it mostly does; at least; and at most."""
 TRIED, TRIED_TOKENS = 8, 12
 """Texts that are written at once, and their tokens, to see how fast the model is."""
-PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), (64, 192)
-"""Tokens of a prompt, of an answer and of an answer to a prompt with constraints: at least, and at most."""
-ANSWERS_EACH = 4
-"""Answers to a prompt with constraints."""
+PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), 192
+"""Tokens of a prompt and of an answer, at least and at most; of an answer to a prompt with constraints, at
+most."""
+ANSWERS_EACH, EXPECTED_TOKENS = 4, 90
+"""Answers to a prompt with constraints, and mean tokens of one (assumed; SmolLM2 needs about 70)."""
 CHECKED_PROMPTS = (6, 50)
 """Prompts with constraints: at least, and at most."""
 PAIRS = (6, 58)
 """Pairs that are judged: at least, and at most."""
 SHARES = {"prompts": 0.22, "answers": 0.22, "checked answers": 0.24}
 """Share of the time for each step; what is left is for the verdicts."""
-FIRST_STEPS = "How do I repair a bicycle tyre at home? Explain it to me."
+QUESTION = "How do I repair a bicycle tyre at home? Explain it to me."
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def seconds_of_a_token(engine: Engine) -> float:
 
     def request(number: int) -> Request:
         id_ = make_id("speed", number)
-        return Request((Message("user", FIRST_STEPS),), (Sample(id_, seed_of(id_)),), sampling)
+        return Request((Message("user", QUESTION),), (Sample(id_, seed_of(id_)),), sampling)
 
     list(engine.generate([request(-1)]))
     began = time.monotonic()
@@ -89,7 +90,7 @@ def answer_tokens(budget: Budget, each: float, recipe: int) -> int:
 
 def checked_tokens(recipe: int) -> int:
     """Tokens of an answer to a prompt with constraints, at most."""
-    return min(recipe, CHECKED_TOKENS[1])
+    return min(recipe, CHECKED_TOKENS)
 
 
 def checked_prompts(budget: Budget, tokens_per_second: float, tokens: float) -> int:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sao import checks
-from sao.preview.budget import ANSWERS_EACH, Budget, checked_prompts, checked_tokens
+from sao.preview.budget import ANSWERS_EACH, EXPECTED_TOKENS, Budget, checked_prompts, checked_tokens
 from sao.preview.look import Asked, Look, Pair
+from sao.preview.ways import SHORT
 from sao.records import Prompt, Response, make_id
 from sao.results.preview import GoldPairs, GoldSource
 from sao.stages import rows
 
-LEAST = 6
+LEAST = 5
 """Sampled pairs below which made-up ones stand in."""
 MADE_UP = 20
 """Made-up pairs."""
@@ -37,7 +38,9 @@ def gold_pairs(
         asked, score = _with_rows(prompts[:n]), _by_oracle(oracle)
     else:
         asked, score = checkable(prompts, n, look.config.seed), _by_constraints
-    pairs = list(_sampled(look, asked, score)) if asked else []
+    # Short answers, so that many are finished in the time: only finished ones can be checked.
+    system = SHORT if oracle is None else None
+    pairs = list(_sampled(look, asked, score, system)) if asked else []
     source: GoldSource = "oracle" if oracle is not None else "constraints"
     found = GoldPairs(source=source, pairs=len(pairs), prompts=len(asked), differing=len(pairs))
     if oracle is not None or len(pairs) >= LEAST:
@@ -48,8 +51,7 @@ def gold_pairs(
 
 def prompts_wanted(look: Look, budget: Budget) -> int:
     """How many prompts are answered for gold pairs, by the speed so far."""
-    longest = checked_tokens(look.config.responses.max_tokens)
-    tokens = min(look.notebook.tokens_each("answers") or longest, longest)
+    tokens = min(look.notebook.tokens_each("answers") or EXPECTED_TOKENS, EXPECTED_TOKENS)
     return checked_prompts(budget, look.notebook.tokens_per_second() or 1.0, tokens)
 
 
@@ -98,11 +100,11 @@ def _answer(prompt: Prompt, index: int, text: str) -> Response:
     )
 
 
-def _sampled(look: Look, asked: Sequence[Prompt], score: Score) -> Iterator[Pair]:
+def _sampled(look: Look, asked: Sequence[Prompt], score: Score, system: str | None) -> Iterator[Pair]:
     """Of each prompt whose answers differ in their score: one of the best and one of the worst."""
     tokens = checked_tokens(look.config.responses.max_tokens)
     with look.notebook.timed("checked answers"):
-        answers = look.answers(Asked(prompts=asked, each=ANSWERS_EACH, tokens=tokens))
+        answers = look.answers(Asked(prompts=asked, each=ANSWERS_EACH, tokens=tokens, system=system))
     by_prompt: dict[str, list[Response]] = {}
     for answer in answers:
         by_prompt.setdefault(answer.prompt_id, []).append(answer)

@@ -30,11 +30,13 @@ from sao.store.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Prompts that are answered `each` times, with `tokens` at most."""
+    """Prompts that are answered `each` times, with `tokens` at most; `system` is the system message where the
+    recipe has none."""
 
     prompts: Sequence[Prompt]
     each: int
     tokens: int
+    system: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,9 @@ class Look:
 
 
 def _sampling(run: Look, asked: Asked) -> ResponsesConfig:
-    return run.config.responses.model_copy(update={"n": asked.each, "max_tokens": asked.tokens})
+    own = run.config.responses
+    system = own.system or asked.system
+    return own.model_copy(update={"n": asked.each, "max_tokens": asked.tokens, "system": system})
 
 
 def _answer_settings(run: Look, asked: Asked) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sao.config import Config
-from sao.preview.ways import differing
+from sao.preview.ways import SHORT, differing
 from sao.results.preview import Change, JudgeWay, Preview, PromptWay
 
 Rule = Callable[[Preview, Config], Change | None]
@@ -21,9 +21,6 @@ LONG_RUN = 24 * 3600
 """Seconds from which on a run is called long."""
 HOTTER = 0.3
 """What is added to a temperature, up to 1."""
-SHORT = "You are a helpful AI assistant. Answer in one short paragraph of plain text, without lists."
-"""A system message that makes answers shorter (SmolLM2: 63 % of the answers past 192 tokens without it, 19 %
-with it)."""
 
 
 def changes(preview: Preview, config: Config) -> list[Change]:

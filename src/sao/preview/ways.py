@@ -33,6 +33,9 @@ JUDGE_WAYS: tuple[tuple[str, Settings], ...] = (
     ),
 )
 """Ways to judge, the recipe's first."""
+SHORT = "You are a helpful AI assistant. Answer in one short paragraph of plain text, without lists."
+"""A system message that makes answers shorter (SmolLM2: 63 % of the answers past 192 tokens without it, 19 %
+with it)."""
 GIVEN = "given prompts"
 """The one way where the recipe names a set of prompts."""
 

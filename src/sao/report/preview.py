@@ -93,13 +93,11 @@ def _answers(answers: AnswerFigures) -> Iterator[str]:
     if answers.max_tokens < answers.recipe_max_tokens:
         limit += f" (the preview's limit; the recipe's is {answers.recipe_max_tokens:,})"
     yield ""
-    yield (
+    yield from _wrap(
         f"{answers.asked} answers to {answers.prompts} prompts: {answers.cut} cut off at {limit}, "
-        f"{answers.empty} empty, {answers.failed} failed"
-    )
-    yield (
-        f"mean {number(answers.words, 0)} words (finished ones), {number(answers.tokens, 0)} tokens (all); "
-        f"distinct {percent(answers.distinct, 0)}; {answers.looping} repeat themselves"
+        f"{answers.empty} empty, {answers.failed} failed, {answers.looping} repeat themselves. Mean "
+        f"{number(answers.words, 0)} words (finished ones), {number(answers.tokens, 0)} tokens (all); "
+        f"distinct {percent(answers.distinct, 0)}."
     )
 
 
@@ -121,7 +119,7 @@ def _judges(preview: Preview) -> Iterator[str]:
     tried = [way for way in preview.judging if way.skipped is None]
     yield from plain_table(columns, map(_judge_row, tried))
     for way in preview.judging:
-        keys = ", ".join(f"{key.removeprefix('judging.')} {value!r}" for key, value in way.settings.items())
+        keys = ", ".join(f"{key} {value!r}" for key, value in way.settings.items() if key != "judging.method")
         if way.skipped is not None:
             yield from _wrap(f"{way.name} was not tried: {way.skipped}", "", "  ")
         elif keys:

@@ -50,6 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sao {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (preview, run, data, inspect, plan):
+    for group in (run, data, inspect, plan, preview):
         group.add(commands)
     return parser

@@ -66,10 +66,11 @@ def few_prompts(preview: Preview, config: Config) -> Change | None:
     best = max((way.share for way in preview.prompts), default=1.0)
     if best >= ENOUGH:
         return None
+    seen = f"By no way more than {best:.0%} of the prompts were" if best else "No prompt was"
     says = (
-        f"By no way more than {best:.0%} of the prompts were usable: read the texts and the reasons. Most of "
-        "the personas will be lost; take a larger model, prompts of others (prompts.source), or another "
-        f"template. The run stops where more than max_drop_share = {config.max_drop_share:g} is lost"
+        f"{seen} usable: read the texts and the reasons. Take a larger model, prompts of others "
+        f"(prompts.source), or another template. A run stops where more than max_drop_share = "
+        f"{config.max_drop_share:g} is lost"
     )
     if config.max_drop_share >= 1 - best or best == 0:
         return Change(rule="few prompts", says=f"{says}.")

@@ -22,7 +22,7 @@ WIDTH, CUT = 100, 180
 """Characters of a line, and of a text that is shown."""
 SOURCES = {
     "constraints": "the model's own answers to prompts with constraints that a program checks",
-    "made up": "texts made up by the constraints' own generators, since the model's answers hardly differed",
+    "made up": "texts made up by the constraints' own generators, since the model's own hardly differed",
     "oracle": "the model's own answers, of which the toy world's oracle knows the better one",
     "none": "",
 }

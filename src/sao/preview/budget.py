@@ -78,9 +78,11 @@ def prompt_tokens(budget: Budget, each: float, ways: int, recipe: int) -> int:
 
 
 def people(budget: Budget, each: float, tokens: int, ways: int) -> int:
-    """Personas that are asked."""
-    share = budget.seconds("prompts") / (ways * max(each, 1e-6) * tokens)
-    return within((FEWEST, MOST), PEOPLE * min(share, 2.0)) if share < 0.9 or share >= 2 else PEOPLE
+    """Personas that are asked: PEOPLE, fewer where even these take too long, more where time is left."""
+    affordable = budget.seconds("prompts") / (ways * max(each, 1e-6) * tokens)
+    if affordable >= 2:
+        return MOST
+    return within((FEWEST, PEOPLE), PEOPLE * affordable)
 
 
 def answer_tokens(budget: Budget, each: float, recipe: int) -> int:

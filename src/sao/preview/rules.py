@@ -8,6 +8,7 @@ from collections.abc import Callable
 from sao.config import Config
 from sao.preview.ways import SHORT, differing
 from sao.results.preview import Change, JudgeWay, Preview, PromptWay
+from sao.tables import percent
 
 Rule = Callable[[Preview, Config], Change | None]
 ENOUGH, MUCH_MORE = 0.5, 0.25
@@ -66,7 +67,7 @@ def few_prompts(preview: Preview, config: Config) -> Change | None:
     best = max((way.share for way in preview.prompts), default=1.0)
     if best >= ENOUGH:
         return None
-    seen = f"By no way more than {best:.0%} of the prompts were" if best else "No prompt was"
+    seen = f"By no way more than {percent(best, 0)} of the prompts were" if best else "No prompt was"
     says = (
         f"{seen} usable: read the texts and the reasons. Take a larger model, prompts of others "
         f"(prompts.source), or another template. A run stops where more than max_drop_share = "
@@ -102,7 +103,7 @@ def same_prompts(preview: Preview, config: Config) -> Change | None:
         return None
     return _hotter(
         "same prompts",
-        f"Only {way.distinct:.0%} of the prompts are distinct",
+        f"Only {percent(way.distinct, 0)} of the prompts are distinct",
         "prompts.temperature",
         config.prompts.temperature,
     )
@@ -158,7 +159,7 @@ def same_answers(preview: Preview, config: Config) -> Change | None:
     answers = preview.answers
     if answers is None or answers.distinct is None or answers.distinct >= DISTINCT:
         return None
-    seen = f"Only {answers.distinct:.0%} of the answers are distinct, and equal ones make no pair"
+    seen = f"Only {percent(answers.distinct, 0)} of the answers are distinct, and equal ones make no pair"
     return _hotter("same answers", seen, "responses.temperature", config.responses.temperature)
 
 
@@ -252,7 +253,8 @@ def chance(preview: Preview, config: Config) -> Change | None:
     low, high = way.accuracy.ci95
     says = (
         f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
-        f"{way.accuracy.rate:.0%} [{low:.0%}, {high:.0%}]: that does not tell it from a coin. `sao audit` "
+        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: that does not tell it from a "
+        "coin. `sao audit` "
         "measures a run's judge on more pairs."
     )
     return Change(rule="chance", says=says)
@@ -260,7 +262,7 @@ def chance(preview: Preview, config: Config) -> Change | None:
 
 def _slot(way: JudgeWay) -> str:
     share = way.first_slot if way.first_slot is not None else 0.5
-    return f"{max(share, 1 - share):.0%}"
+    return percent(max(share, 1 - share), 0)
 
 
 # The machine.

@@ -13,7 +13,6 @@ from sao.results.preview import (
     JudgeWay,
     Preview,
     PromptWay,
-    RunCost,
     ShownText,
 )
 from sao.tables import MISSING, Column, number, percent, percent_with_interval, plain_table
@@ -24,7 +23,6 @@ SOURCES = {
     "constraints": "the model's own answers to prompts with constraints that a program checks",
     "made up": "texts made up by the constraints' own generators, since the model's own hardly differed",
     "oracle": "the model's own answers, of which the toy world's oracle knows the better one",
-    "none": "",
 }
 """Where the pairs come from whose better answer is known."""
 FEW = "So few pairs tell 0.5 from 0.7 only roughly."
@@ -159,19 +157,22 @@ def _costs(preview: Preview) -> Iterator[str]:
     rows = [[s.name, f"{s.items:,}", f"{s.tokens:,}", f"{s.seconds:.1f} s"] for s in preview.spent]
     yield from plain_table(columns, rows)
     yield ""
-    yield from _run_cost(preview.run, columns)
+    yield from _run_cost(preview, columns)
 
 
-def _run_cost(cost: RunCost, columns: Sequence[Column]) -> Iterator[str]:
+def _run_cost(preview: Preview, columns: Sequence[Column]) -> Iterator[str]:
+    cost, answers = preview.run, preview.answers
     if cost.unknown is not None:
         yield from _wrap(f"What the run will take is not known: {cost.unknown}.")
         return
     total = "not known" if cost.seconds is None else duration(cost.seconds)
     speed = f"{number(cost.tokens_per_second, 0)} tokens/s"
     verdict = f"{number(cost.seconds_per_verdict)} s a verdict"
+    is_short = answers is not None and answers.max_tokens < answers.recipe_max_tokens
+    limit = f" Answers count with {answers.max_tokens} tokens at most." if answers and is_short else ""
     yield from _wrap(
         f"The whole run of the recipe here, at {speed} and {verdict}: about {total}. A run's larger batches "
-        "may be faster. Training is computed from the speed of reading."
+        f"may be faster. Training is computed from the speed of reading.{limit}"
     )
     rows = [
         [s.name, f"{s.items:,}", f"{s.tokens:,}", MISSING if s.seconds is None else duration(s.seconds)]
@@ -203,7 +204,7 @@ def _text(shown: ShownText, indent: str) -> Iterator[str]:
 def _cut(text: str) -> str:
     line = " ".join(text.replace("\n", " ⏎ ").split())
     line = "".join(c if c.isprintable() else "?" for c in line)
-    return line if len(line) <= CUT else line[: CUT - 1] + "…"
+    return line if len(line) <= CUT else f"{line[:CUT].rpartition(' ')[0] or line[:CUT]} …"
 
 
 def _wrapped(texts: Sequence[str]) -> list[str]:

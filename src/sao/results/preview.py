@@ -6,7 +6,7 @@ from typing import Literal
 
 from sao.results.base import Rate, Result
 
-GoldSource = Literal["constraints", "made up", "oracle", "none"]
+GoldSource = Literal["constraints", "made up", "oracle"]
 
 
 class ShownText(Result):

@@ -253,8 +253,8 @@ def chance(preview: Preview, config: Config) -> Change | None:
     low, high = way.accuracy.ci95
     says = (
         f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
-        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: that does not tell it from "
-        "a coin. `sao audit` "
+        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: that does not tell it "
+        "from a coin. `sao audit` "
         "measures a run's judge on more pairs."
     )
     return Change(rule="chance", says=says)

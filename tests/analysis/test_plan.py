@@ -555,17 +555,6 @@ def test_an_unknown_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Did you mean" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_probe_measures(capsys: pytest.CaptureFixture[str]) -> None:
-    lengths = ["--prompt-tokens", "20", "--response-tokens", "30", "--train.micro_batch_size", "4"]
-    assert main(["plan", "demo", "--probe", "--json", "--engine.threads", "1", *lengths]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["measured"]
-    assert found["device"] == "CPU"
-    assert found["tokens_per_second"] > 0
-    assert 0.05 < found["peak_gib"] < 16
-    assert found["training_hours"] > 0
-
-
 # The toy world in the place of a real model: everything else is the recipe's own.
 TINY = {
     "model": "builtin:world",

@@ -70,20 +70,9 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_every_command_has_help_and_a_function() -> None:
-    names = [
-        "run",
-        "prompts",
-        "respond",
-        "judge",
-        "pairs",
-        "train",
-        "eval",
-        "sweep",
-        "export",
-        "import",
-        "status",
-    ]
-    assert list(commands()) == [*names, "stats", "contamination", "audit", "label", "env", "plan"]
+    names = ["run", "prompts", "respond", "judge", "pairs", "train", "eval", "sweep", "export", "import"]
+    names += ["status", "stats", "contamination", "audit", "label", "env", "plan", "preview"]
+    assert list(commands()) == names
     for name, parser in commands().items():
         assert callable(parser.get_default("call")), name
         assert name == "label" or "--json" in parser.format_help()

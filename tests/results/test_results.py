@@ -57,8 +57,8 @@ def test_every_field_is_documented_and_every_result_has_a_kind_and_a_version() -
             assert field.description, f"{model.__name__}.{name}"
     kinds = [model.model_fields["kind"].default for model in RESULTS]
     assert kinds == [
-        "summary", "audit", "statistics", "contamination", "evaluation", "plan", "status", "export", "import",
-        "environment", "sweep", "cell",
+        "summary", "audit", "statistics", "contamination", "evaluation", "plan", "preview", "status",
+        "export", "import", "environment", "sweep", "cell",
     ]  # fmt: skip
     assert all(model.model_fields["version"].default >= 1 for model in RESULTS)
 

@@ -1,5 +1,5 @@
-"""The command line: `sao COMMAND …`. `app` calls and shows errors; `run`, `sweep`, `plan`, `inspect` and
-`data` hold one group of commands each."""
+"""The command line: `sao COMMAND …`. `app` calls and shows errors; `preview`, `run`, `sweep`, `plan`,
+`inspect` and `data` hold one group of commands each."""
 
 from sao.cli.app import build_parser, main
 from sao.cli.arguments import TOP_KEYS, join_overrides, read_overrides, read_target

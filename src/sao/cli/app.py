@@ -7,7 +7,7 @@ import os
 import sys
 
 from sao import __version__
-from sao.cli import data, inspect, plan, run, sweep
+from sao.cli import data, inspect, plan, preview, run, sweep
 from sao.cli.arguments import join_overrides
 from sao.errors import SAOError, Terminated
 
@@ -50,6 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sao {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (run, sweep, data, inspect, plan):
+    for group in (run, sweep, data, inspect, plan, preview):
         group.add(commands)
     return parser

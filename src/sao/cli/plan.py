@@ -1,11 +1,11 @@
-"""The command that looks before a run: plan."""
+"""The command that computes what a run takes: plan."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from sao.cli.arguments import add_json, quiet_libraries, read_overrides, read_target
+from sao.cli.arguments import add_json, read_overrides, read_target
 
 if TYPE_CHECKING:
     from sao.cli.arguments import Commands
@@ -26,7 +26,6 @@ def add(commands: Commands) -> None:
     add_option("--prompt-tokens", type=int, default=60, help="assumed mean length of a prompt (default: 60)")
     add_option("--response-tokens", type=int, default=400, help="… of an answer (default: 400)")
     add_option("--mfu", type=float, default=0.40, help="assumed share of the GPU's peak rate (default: 0.40)")
-    add_option("--probe", action="store_true", help="also time a few optimiser steps on this machine")
     add_json(command)
     command.set_defaults(call=_plan)
 
@@ -34,19 +33,12 @@ def add(commands: Commands) -> None:
 def _plan(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.analysis.plan import Lengths, make_plan
     from sao.models.shapes import find_gpu
-    from sao.report.plan import show_measurement, show_plan
+    from sao.report.plan import show_plan
 
     config = read_target(args.target, read_overrides(extra))
     lengths = Lengths(prompt=args.prompt_tokens, response=args.response_tokens, mfu=args.mfu)
     plan = make_plan(config, find_gpu(args.gpu), args.gpus, lengths)
     print(show_plan(plan))
-    if args.probe:
-        quiet_libraries()
-        from sao.analysis.probe import probe
-
-        measured = probe(config, plan)
-        print(f"\n{show_measurement(measured)}")
-        plan = plan.model_copy(update={"measured": measured})
     if args.json:
         print(plan.model_dump_json())
     return 0

@@ -146,8 +146,8 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     kind = str(c.get("model_type", ""))
     if any((c.get(key) or 1) > 1 for key in EXPERTS):
         raise ModelError(
-            f"{where}: a mixture of experts ({kind}); the plan counts dense models only. Measure with "
-            "--probe",
+            f"{where}: a mixture of experts ({kind}); the plan counts dense models only. Look at "
+            "its texts and their speed with `sao preview`",
             key="config.json",
         )
     missing = [key for key in KEYS[1:6] if not isinstance(c.get(key), int)]

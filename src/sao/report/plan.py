@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sao.results.plan import Measurement, MemoryParts, Plan
+from sao.results.plan import MemoryParts, Plan
 from sao.tables import Column, plain_table
 
 AUTO = (
@@ -33,8 +33,6 @@ def show_plan(plan: Plan) -> str:
         vllm = plan.engine == "vllm"
         way = "more --engine.vllm.tensor_parallel_size" if vllm else "fewer --engine.slots"
         lines.append(f"Generation needs less memory with {way} or a smaller --responses.max_tokens.")
-    if plan.measured:
-        lines += ["", show_measurement(plan.measured)]
     return "\n".join(lines)
 
 
@@ -95,11 +93,3 @@ def _ways_table(plan: Plan) -> list[str]:
         for way in plan.ways
     ]  # fmt: skip
     return plain_table(columns, rows)
-
-
-def show_measurement(measured: Measurement) -> str:
-    """What a probe measured, in a line."""
-    return (
-        f"measured on {measured.device}: {measured.tokens_per_second:,.0f} tokens/s in training, peak memory "
-        f"{measured.peak_gib:.2f} GiB; all of the training at that rate: {measured.training_hours:.2f} hours"
-    )

@@ -13,14 +13,15 @@ from sao.results.data import Export, Import
 from sao.results.environment import Environment
 from sao.results.evaluation import Evaluation
 from sao.results.plan import Plan
+from sao.results.preview import Preview
 from sao.results.statistics import RunStatistics, Statistics
 from sao.results.status import Status
 from sao.results.summary import Summary
 from sao.results.sweep import Cell, Sweep
 
 RESULTS: tuple[type[Result], ...] = (
-    Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Status, Export, Import, Environment,
-    Sweep, Cell,
+    Summary, Audit, RunStatistics, Contamination, Evaluation, Plan, Preview, Status, Export, Import,
+    Environment, Sweep, Cell,
 )  # fmt: skip
 """The results that a command prints with --json or keeps line by line, each with a schema of its own."""
 
@@ -34,6 +35,7 @@ __all__ = [
     "Export",
     "Import",
     "Plan",
+    "Preview",
     "Rate",
     "Result",
     "RunStatistics",

@@ -79,25 +79,12 @@ class TrainingWay(Result):
     """Pairs of the largest micro-batch that fits, a power of two; 0 where not even one pair does."""
 
 
-class Measurement(Result):
-    """A few optimiser steps, measured on one device of this machine (`sao plan --probe`)."""
-
-    device: str
-    """The device's name; CPU for a processor."""
-    tokens_per_second: float
-    """Tokens trained in a second."""
-    peak_gib: float
-    """Most memory in use, in GiB: by the GPU's allocator, or by the whole process on a CPU."""
-    training_hours: float
-    """Hours of all training tokens at that rate, on as many such devices as planned."""
-
-
 class Plan(Result):
     """What a recipe takes: memory of each GPU, tokens and hours of each stage."""
 
     kind: Literal["plan"] = "plan"
     """What this result is."""
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     """Version of the schema."""
     model: str
     """The recipe's model."""
@@ -139,5 +126,3 @@ class Plan(Result):
     """Hours of all stages."""
     ways: list[TrainingWay]
     """Ways of training, the recipe's own among them."""
-    measured: Measurement | None = None
-    """What was measured; null without a probe."""

@@ -2,8 +2,7 @@
 plan RECIPE`).
 
 What enters: a config, a GPU and assumed lengths. What leaves: a `Plan`. All of it is arithmetic on the
-model's config.json (docs/recipes.md has the formulas in a table); `sao.analysis.probe` measures a few real
-optimiser steps.
+model's config.json (docs/recipes.md has the formulas in a table); `sao preview` measures on this machine.
 """
 
 from __future__ import annotations

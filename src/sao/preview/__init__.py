@@ -1,0 +1,317 @@
+"""A look before a run: what a model does with a recipe, on a few personas and in minutes (`sao preview`).
+
+A recipe in, a `Preview` out: texts as they are, how many prompts are usable by each way to get them, what the
+answers look like, what the judge is worth, what the whole run will take here, and what to change. The records
+lie in a folder like a run's; the same call goes on where it stopped.
+
+`ways` has what is tried, as data; `rules` what to change; `look` the folder and its steps.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sao.config import Config
+from sao.data.readers import content_identity
+from sao.engines import Engine
+from sao.engines.auto import settle
+from sao.errors import ConfigError, EngineError, ModelError, SAOError
+from sao.execution.runner import Progress, watched
+from sao.execution.session import Notify
+from sao.models.load import check_model
+from sao.pipeline import preflight
+from sao.pipeline.reader import Reader
+from sao.preview import budget as times
+from sao.preview.budget import Budget
+from sao.preview.costs import run_cost, spent
+from sao.preview.figures import answer_figures, judge_figures, prompt_figures
+from sao.preview.gold import gold_pairs, prompts_wanted
+from sao.preview.look import Look, Pair, Shown
+from sao.preview.recipe import write_recipe
+from sao.preview.rules import changes, chosen_way
+from sao.preview.ways import RECIPE, Settings, Way, judge_ways, prompt_ways, varied
+from sao.records import Message, Prompt, Response
+from sao.results.preview import AnswerFigures, Change, JudgeWay, Preview, PromptWay
+from sao.store import manifest
+
+__all__ = ["preview"]
+
+READERS = ("logprob", "text")
+"""Methods of judging that are looked at."""
+NO_TEMPLATE = (
+    "This is a base model: its tokenizer has no chat template, so it has not learnt to answer. Take the "
+    "instruct version of the model (its name mostly ends with -Instruct, -it or -Chat). If this one was "
+    "trained on chats, put the template that was used there into the file chat_template.jinja in the model's "
+    "folder, and look again."
+)
+
+
+def preview(
+    config: Config,
+    folder: str | Path,
+    *,
+    minutes: float = 3.0,
+    write: Path | None = None,
+    engine: Engine | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    notify: Notify = lambda line: None,
+) -> Preview:
+    """Look at a recipe in `folder`, in about so many minutes, and write the recipe with what to change to
+    `write` (default: recipe.yaml in the folder).
+
+    `engine` takes the place of the configured one (tests, planted judges). Raises SAOError's children.
+    """
+    if config.pairs.source is not None or config.pairs.imported is not None:
+        raise ConfigError(
+            "the recipe trains on given pairs: there are no prompts, answers and verdicts to look at. "
+            "`sao plan` computes what training takes",
+            key="pairs.source",
+        )
+    budget, root = Budget(minutes), Path(folder)
+    settled, why = (config, "given") if engine is not None else settle(config)
+    small, notes = _small(settled)
+    look = Look(small, root, engine, progress, notify)
+    shown = Preview(
+        model=config.model,
+        engine=why,
+        folder=str(root),
+        notes=notes,
+        cpus=os.cpu_count() or 1,
+        other_load=_other_load(settled),
+    )
+    with watched(look.runner):
+        try:
+            _open(look)
+        except ModelError as error:
+            if error.key != "chat template":
+                raise
+            change = Change(rule="no chat template", says=NO_TEMPLATE)
+            return shown.model_copy(update={"problem": str(error), "changes": [change]})
+        shown = _with_texts(look, budget, settled, shown)
+        shown = _with_verdicts(look, budget, settled, shown)
+    return _finished(look, budget, config, settled, shown, write or root / "recipe.yaml")
+
+
+def _other_load(config: Config) -> float | None:
+    """How many CPUs are busy with something else, where CPUs run the model; None elsewhere."""
+    if config.engine.name != "transformers" or not hasattr(os, "getloadavg"):
+        return None
+    from sao.models.load import pick_device
+
+    return os.getloadavg()[0] if pick_device(config.engine) == "cpu" else None
+
+
+def _small(config: Config) -> tuple[Config, list[str]]:
+    """The recipe as the preview uses it, and what differs."""
+    settings = {
+        "max_drop_share": "1",
+        "personas.n": str(times.PEOPLE),
+        "personas.held_out": "0",
+        "prompts.checkable": "0",
+        "evaluation.checkable": "0",
+        "responses.n": "2",
+        "filters.decontaminate": "[]",
+        "filters.embeddings": "null",
+    }
+    notes = []
+    if config.judging.method == "checks":
+        settings["judging.method"] = "logprob"
+        notes.append("The recipe's judge is the checks of constraints; here the model itself judges.")
+    if config.personas.source == "self":
+        settings["personas.source"] = "builtin:general"
+        notes.append("The recipe's personas are written by the model; here they are those of the package.")
+    if config.filters.decontaminate or config.filters.embeddings:
+        notes.append("Not searched here: evaluation items, and prompts that mean the same (filters).")
+    return varied(config, settings), notes
+
+
+def _open(look: Look) -> None:
+    """Check model and folder before any work starts. Raises SAOError's children."""
+    round_, config = look.round({}), look.config
+    if look.given is None and config.engine.name not in ("openai", "scripted"):
+        check_model(config.model, config.engine, config.revision)
+    source = content_identity(preflight.first_source(config))
+    licences = preflight.licences_of(round_)
+    preflight.announce(round_, licences, look.runner.notify)
+    identity, found = round_.model_identity, round_.outside.found
+    manifest.open_manifest(look.root, config, identity, source, licences, found, round_.sizes)
+    look.runner.status.start()
+
+
+# Prompts and answers.
+
+
+def _with_texts(look: Look, budget: Budget, config: Config, shown: Preview) -> Preview:
+    """The preview with prompts by each way, and answers to those of the best."""
+    ways = prompt_ways(config)
+    each = look.notebook.decide("microseconds of a token", lambda: _microseconds(look)) / 1e6
+    recipe = config.prompts.max_tokens
+    tokens = look.notebook.decide(
+        "tokens of a prompt", lambda: times.prompt_tokens(budget, each, len(ways), recipe)
+    )
+    people = look.notebook.decide("personas", lambda: times.people(budget, each, tokens, len(ways)))
+    shared = {"personas.n": str(people), "prompts.max_tokens": str(tokens)}
+    found = [_prompt_way(look, name, own, shared, is_recipe) for name, own, is_recipe in ways]
+    if all(way.skipped for way in found):
+        raise EngineError(f"no way to get prompts can be used: {found[0].skipped}", key="prompts.method")
+    # Of ways that do as well: the recipe's, else the last one, since a prefilled marker fits any text.
+    best = max(
+        (way for way in reversed(found) if way.usable),
+        key=lambda way: (way.usable, way.is_recipe),
+        default=None,
+    )
+    shown = shown.model_copy(update={"prompts": found, "best": best.name if best else None})
+    chosen = chosen_way(shown)
+    if chosen is None:
+        return shown
+    longest = look.notebook.decide(
+        "tokens of an answer", lambda: times.answer_tokens(budget, each, config.responses.max_tokens)
+    )
+    settings = {**shared, **chosen.settings, "responses.max_tokens": str(longest)}
+    return shown.model_copy(update={"answers": _answers(look, settings, config)})
+
+
+def _microseconds(look: Look) -> int:
+    return round(1e6 * times.seconds_of_a_token(look.engine))
+
+
+def _prompt_way(look: Look, name: str, own: Settings, shared: Settings, is_recipe: bool) -> PromptWay:
+    """One way to get prompts, tried."""
+    way = PromptWay(name=name, settings=dict(own), is_recipe=is_recipe)
+    settings = {**shared, **own}
+    try:
+        _check_way(look, varied(look.config, settings))
+        with look.notebook.timed(f"prompts, {name}"):
+            run = look.run(settings, "checkable")
+    except (ModelError, EngineError, ConfigError) as error:
+        return way.model_copy(update={"skipped": str(error)})
+    return prompt_figures(way, run)
+
+
+def _check_way(look: Look, config: Config) -> None:
+    """Raise EngineError or ModelError where the model cannot go on from a turn that has begun."""
+    as_user = config.prompts.method == "user_turn"
+    if config.prompts.source is not None or not (as_user or config.prompts.prefill):
+        return
+    if not look.engine.has_prefill:
+        raise EngineError("the engine cannot go on from a turn that has begun", key="prefill")
+    if as_user and look.given is None and config.engine.name not in ("openai", "scripted"):
+        opening = (Message("system", "a"),) if config.personas.source != "none" else ()
+        check_model(config.model, config.engine, config.revision, opening)
+
+
+def _answers(look: Look, settings: Settings, config: Config) -> AnswerFigures:
+    with look.notebook.timed("answers"):
+        run = look.run(settings, "responses")
+    return answer_figures(run, look.notebook.tokens_each("answers"), config.responses.max_tokens)
+
+
+# Verdicts.
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The usable prompts, and those with two different answers as pairs."""
+
+    prompts: Sequence[Prompt]
+    pairs: Sequence[Pair]
+
+
+def _with_verdicts(look: Look, budget: Budget, config: Config, shown: Preview) -> Preview:
+    """The preview with what the judge is worth."""
+    texts, oracle = _texts(look, shown), Reader(look.round({})).oracle
+    n = look.notebook.decide("prompts with constraints", lambda: prompts_wanted(look, budget))
+    known, gold = gold_pairs(look, texts.prompts, oracle, n)
+    shown = shown.model_copy(update={"gold": gold})
+    ways, pairs = judge_ways(look.config), _mixed(texts.pairs, known)
+    if not pairs:
+        return shown
+    number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, ways))
+    found = [_judge_way(look, name, own, pairs[:number], is_recipe) for name, own, is_recipe in ways]
+    return shown.model_copy(update={"judging": found})
+
+
+def _texts(look: Look, shown: Preview) -> _Texts:
+    chosen = chosen_way(shown)
+    if chosen is None or shown.answers is None:
+        return _Texts((), ())
+    asked = look.notebook.asked
+    settings = {
+        "personas.n": str(asked["personas"]),
+        "prompts.max_tokens": str(asked["tokens of a prompt"]),
+        "responses.max_tokens": str(shown.answers.max_tokens),
+        **chosen.settings,
+    }
+    run = Reader(look.round(settings))
+    pairs = [
+        Pair(prompt=prompt, answers=(answers[0], answers[1]))
+        for prompt, answers in run.answered()
+        if _differ(answers)
+    ]
+    return _Texts(list(run.asked(held_out=False)), pairs)
+
+
+def _differ(answers: Sequence[Response]) -> bool:
+    return len(answers) == 2 and answers[0].text != answers[1].text
+
+
+def _mixed(plain: Sequence[Pair], gold: Sequence[Pair]) -> list[Pair]:
+    """Pairs of both kinds, one plain one after three of which the better answer is known."""
+    found: list[Pair] = []
+    waiting = list(plain)
+    for number, pair in enumerate(gold, 1):
+        found.append(pair)
+        if number % 3 == 0 and waiting:
+            found.append(waiting.pop(0))
+    return [*found, *waiting]
+
+
+def _pairs_wanted(look: Look, budget: Budget, pairs: Sequence[Pair], ways: Sequence[Way]) -> int:
+    """How many pairs all ways can judge in the time that is left: the first way that reads judges one pair,
+    and its verdicts are thrown away."""
+    shown = [Shown(round=look.round(settings), pairs=pairs[:1]) for _, settings, _ in ways]
+    reader = next((one for one in shown if one.judge.config.method in READERS), None)
+    each = times.seconds_each(look.verdicts_now(reader)) if reader is not None else 0.0
+    return times.judged_pairs(budget.left(), len(ways), each)
+
+
+def _judge_way(look: Look, name: str, own: Settings, pairs: Sequence[Pair], is_recipe: bool) -> JudgeWay:
+    """One way to judge, tried."""
+    way = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
+    shown = Shown(round=look.round(own), pairs=pairs)
+    if (method := shown.judge.config.method) not in READERS:
+        skipped = f"judging.method {method} asks no model that reads; the other ways ask the model itself"
+        return way.model_copy(update={"skipped": skipped})
+    try:
+        with look.notebook.timed(f"verdicts, {name}"):
+            verdicts = look.verdicts(shown, f"verdicts, {name}")
+    except SAOError as error:
+        return way.model_copy(update={"skipped": str(error)})
+    return judge_figures(way, pairs, verdicts)
+
+
+# The end.
+
+
+def _finished(
+    look: Look, budget: Budget, config: Config, settled: Config, shown: Preview, recipe: Path
+) -> Preview:
+    """The preview with its costs, what to change, and the recipe written."""
+    tried = [way.name for way in shown.judging if way.skipped is None]
+    judge = f"verdicts, {RECIPE if RECIPE in tried or not tried else tried[0]}"
+    cost = run_cost(settled, look.notebook, chosen_way(shown), shown.answers, judge)
+    shown = shown.model_copy(
+        update={
+            "loading": round(look.session.counts.loading, 1),
+            "seconds": round(time.monotonic() - budget.began, 1),
+            "spent": spent(look.notebook),
+            "run": cost,
+        }
+    )
+    found = changes(shown, config)
+    write_recipe(recipe, config, found)
+    return shown.model_copy(update={"changes": found, "recipe": str(recipe)})

@@ -1,0 +1,312 @@
+"""What to change, by rules: each is a small function with a threshold and a sentence. A rule sees the preview
+and the recipe and gives a `Change`, or None where all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sao.config import Config
+from sao.preview.ways import SHORT, differing
+from sao.results.preview import Change, JudgeWay, Preview, PromptWay
+from sao.tables import percent
+
+Rule = Callable[[Preview, Config], Change | None]
+ENOUGH, MUCH_MORE = 0.5, 0.25
+"""Share of usable prompts that will do; how much better another way must be to take the recipe's place."""
+DISTINCT, MANY_CUT, SOME = 0.7, 0.3, 0.1
+"""Share of distinct texts below which they repeat each other; of texts cut off, and of empty or looping ones,
+from which on they are too many."""
+MASS, ONE_SLOT = 0.3, 0.9
+"""Probability of the verdict words that will do; share of the verdicts for one slot that is too large."""
+LONG_RUN = 24 * 3600
+"""Seconds from which on a run is called long."""
+HOTTER = 0.3
+"""What is added to a temperature, up to 1."""
+
+
+def changes(preview: Preview, config: Config) -> list[Change]:
+    """What the rules find, in the order of the steps, with the settings that the recipe does not have yet."""
+    found = [change for rule in RULES if (change := rule(preview, config)) is not None]
+    return [change.model_copy(update={"settings": differing(config, change.settings)}) for change in found]
+
+
+# Prompts.
+
+
+def recipe_way(preview: Preview) -> PromptWay | None:
+    """The recipe's own way to get prompts."""
+    return next((way for way in preview.prompts if way.is_recipe), None)
+
+
+def best_way(preview: Preview) -> PromptWay | None:
+    """The way with the most usable prompts."""
+    return next((way for way in preview.prompts if way.name == preview.best), None)
+
+
+def chosen_way(preview: Preview) -> PromptWay | None:
+    """The way that the recipe has after the change: its own, unless another one is much better."""
+    own, best = recipe_way(preview), best_way(preview)
+    if own is None or best is None or own.name == best.name:
+        return best
+    return best if own.share < ENOUGH and best.share >= own.share + MUCH_MORE else own
+
+
+def prompt_method(preview: Preview, config: Config) -> Change | None:
+    """Another way gives many more usable prompts."""
+    own, chosen = recipe_way(preview), chosen_way(preview)
+    if own is None or chosen is None or own.name == chosen.name:
+        return None
+    before = f"against {own.usable} of {own.asked}" if own.asked else f"where {own.name} cannot be used"
+    key = "prompts.prefill true" if "prefill" in chosen.name else f"prompts.method {chosen.name}"
+    says = f"{key}: {chosen.usable} of {chosen.asked} prompts were usable {before} by {own.name}."
+    return Change(rule="prompt method", says=says, settings=dict(chosen.settings))
+
+
+def few_prompts(preview: Preview, config: Config) -> Change | None:
+    """No way gives enough usable prompts."""
+    best = max((way.share for way in preview.prompts), default=1.0)
+    if best >= ENOUGH:
+        return None
+    seen = f"By no way more than {percent(best, 0)} of the prompts were" if best else "No prompt was"
+    says = (
+        f"{seen} usable: read the texts and the reasons. Take a larger model, prompts of others "
+        f"(prompts.source), or another template. A run stops where more than max_drop_share = "
+        f"{config.max_drop_share:g} is lost"
+    )
+    if config.max_drop_share >= 1 - best or best == 0:
+        return Change(rule="few prompts", says=f"{says}.")
+    allowed = f"{min(1.0, round(1 - best, 1) + 0.1):g}"
+    says = f"{says}; the written recipe allows more ({allowed})."
+    return Change(rule="few prompts", says=says, settings={"max_drop_share": allowed})
+
+
+def cut_prompts(preview: Preview, config: Config) -> Change | None:
+    """Many prompts run into the token limit."""
+    way = chosen_way(preview)
+    cut = way.reasons.get("cut off at max_tokens", 0) if way else 0
+    if way is None or not way.asked or cut / way.asked <= MANY_CUT:
+        return None
+    seen = f"{cut} of {way.asked} prompts are longer than {way.max_tokens} tokens"
+    advice = "a lower prompts.temperature, or a template that asks for one sentence"
+    if way.max_tokens < config.prompts.max_tokens:
+        limit = f"where the preview stops (prompts.max_tokens is {config.prompts.max_tokens})"
+        return Change(rule="cut prompts", says=f"{seen}, {limit}. What helps: {advice}.")
+    longer = str(2 * config.prompts.max_tokens)
+    says = f"{seen} and would be lost: prompts.max_tokens {longer}; or {advice}."
+    return Change(rule="cut prompts", says=says, settings={"prompts.max_tokens": longer})
+
+
+def same_prompts(preview: Preview, config: Config) -> Change | None:
+    """Prompts repeat each other."""
+    way = chosen_way(preview)
+    if way is None or way.distinct is None or way.distinct >= DISTINCT:
+        return None
+    return _hotter(
+        "same prompts",
+        f"Only {percent(way.distinct, 0)} of the prompts are distinct",
+        "prompts.temperature",
+        config.prompts.temperature,
+    )
+
+
+# Answers.
+
+
+def cut_answers(preview: Preview, config: Config) -> Change | None:
+    """Many answers run into the token limit."""
+    answers = preview.answers
+    if answers is None or not answers.asked or answers.cut / answers.asked <= MANY_CUT:
+        return None
+    seen = f"{answers.cut} of {answers.asked} answers are longer than {answers.max_tokens} tokens"
+    if answers.max_tokens < answers.recipe_max_tokens:
+        seen += f", where the preview stops (responses.max_tokens is {answers.recipe_max_tokens})"
+    if config.responses.system is None:
+        says = f"{seen}: the written recipe asks for short answers by a system message (responses.system)."
+        return Change(rule="cut answers", says=says, settings={"responses.system": SHORT})
+    if answers.max_tokens < answers.recipe_max_tokens:
+        return Change(rule="cut answers", says=f"{seen}. Look again with more time (--minutes).")
+    longer = str(2 * answers.recipe_max_tokens)
+    says = f"{seen} and would be lost: responses.max_tokens {longer}, or a system message that asks for less."
+    return Change(rule="cut answers", says=says, settings={"responses.max_tokens": longer})
+
+
+def empty_answers(preview: Preview, config: Config) -> Change | None:
+    """Answers without text."""
+    answers = preview.answers
+    if answers is None or not answers.asked or answers.empty / answers.asked <= SOME:
+        return None
+    says = (
+        f"{answers.empty} of {answers.asked} answers are empty: look at the model's chat template, and at "
+        "responses.temperature."
+    )
+    return Change(rule="empty answers", says=says)
+
+
+def looping_answers(preview: Preview, config: Config) -> Change | None:
+    """Answers that go in circles."""
+    answers = preview.answers
+    if answers is None or not answers.asked or answers.looping / answers.asked <= SOME:
+        return None
+    says = (
+        f"{answers.looping} of {answers.asked} answers repeat themselves. A higher responses.temperature may "
+        "help; a base model does this, and so does a wrong chat template."
+    )
+    return Change(rule="looping answers", says=says)
+
+
+def same_answers(preview: Preview, config: Config) -> Change | None:
+    """Answers repeat each other."""
+    answers = preview.answers
+    if answers is None or answers.distinct is None or answers.distinct >= DISTINCT:
+        return None
+    seen = f"Only {percent(answers.distinct, 0)} of the answers are distinct, and equal ones make no pair"
+    return _hotter("same answers", seen, "responses.temperature", config.responses.temperature)
+
+
+def _hotter(rule: str, seen: str, key: str, now: float) -> Change:
+    if now >= 1:
+        return Change(rule=rule, says=f"{seen}, although {key} is {now:g}: a larger model varies more.")
+    new = f"{min(1.0, now + HOTTER):g}"
+    return Change(rule=rule, says=f"{seen}: {key} {new} instead of {now:g}.", settings={key: new})
+
+
+# Verdicts.
+
+
+def is_fair(way: JudgeWay) -> bool:
+    """Whether neither slot decides alone."""
+    return way.first_slot is not None and 1 - ONE_SLOT <= way.first_slot <= ONE_SLOT
+
+
+def has_mass(way: JudgeWay) -> bool:
+    """Whether the verdict words are what the judge wants to say."""
+    return way.verdicts > 0 and (way.mass is None or way.mass >= MASS)
+
+
+def own_judge(preview: Preview) -> JudgeWay | None:
+    """The recipe's own way to judge, None where it was not tried."""
+    return next((way for way in preview.judging if way.is_recipe and way.skipped is None), None)
+
+
+def chosen_judge(preview: Preview) -> JudgeWay | None:
+    """The way to judge that the recipe has after the change: its own, unless another one passes a test that
+    it fails; among those the one with the most even slots."""
+    own = own_judge(preview)
+    if own is None:
+        return None
+    score = has_mass(own) + (has_mass(own) and is_fair(own))
+    tried = [way for way in preview.judging if way.skipped is None and way.verdicts]
+    better = [way for way in tried if has_mass(way) + (has_mass(way) and is_fair(way)) > score]
+    if not better:
+        return own
+    best = max(has_mass(way) + is_fair(way) for way in better)
+    return min(
+        (way for way in better if has_mass(way) + is_fair(way) == best),
+        key=lambda way: (round(abs((way.first_slot or 0) - 0.5), 2), -(way.mass or 0)),
+    )
+
+
+def verdict_words(preview: Preview, config: Config) -> Change | None:
+    """The judge would rather say something else than a verdict, or another way of asking is fairer."""
+    own, chosen = own_judge(preview), chosen_judge(preview)
+    if own is None or chosen is None:
+        return None
+    seen = (
+        "no verdict can be read"
+        if not own.verdicts
+        else f"the verdict words have probability {own.mass or 0:.2f}"
+    )
+    if chosen.name != own.name:
+        if has_mass(own):
+            seen = f"{_slot(own)} of the verdicts are for one slot"
+        keys = ", ".join(
+            f"{key} {value!r}" for key, value in chosen.settings.items() if key != "judging.method"
+        )
+        mass = "" if chosen.mass is None else f" the verdict words have {chosen.mass:.2f}, and"
+        says = f"By the recipe's way {seen}. With {keys}{mass} {_slot(chosen)} are for one slot."
+        return Change(rule="verdict words", says=says, settings=dict(chosen.settings))
+    if has_mass(own):
+        return None
+    says = f"By the recipe's way {seen}, and no other way is better. Take another judging.template."
+    return Change(rule="verdict words", says=says)
+
+
+def one_slot(preview: Preview, config: Config) -> Change | None:
+    """The slot decides."""
+    way = chosen_judge(preview)
+    if way is None or way.first_slot is None or is_fair(way):
+        return None
+    where = "first" if way.first_slot > ONE_SLOT else "second"
+    says = (
+        f"{_slot(way)} of the verdicts are for the answer that stands {where}: position decides, not the "
+        "answer: this judge is worth nothing yet. Take a larger model as judge (judging.engine.model), or "
+        "labels that a program gives (prompts.checkable 1, judging.method checks)."
+    )
+    return Change(rule="one slot", says=says)
+
+
+def chance(preview: Preview, config: Config) -> Change | None:
+    """The judge is not told from a coin."""
+    way = chosen_judge(preview)
+    if way is None or way.accuracy is None or way.accuracy.rate is None or way.accuracy.ci95[0] > 0.5:
+        return None
+    low, high = way.accuracy.ci95
+    says = (
+        f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
+        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: that does not tell it "
+        "from a coin. `sao audit` "
+        "measures a run's judge on more pairs."
+    )
+    return Change(rule="chance", says=says)
+
+
+def _slot(way: JudgeWay) -> str:
+    share = way.first_slot if way.first_slot is not None else 0.5
+    return percent(max(share, 1 - share), 0)
+
+
+# The machine.
+
+
+def long_run(preview: Preview, config: Config) -> Change | None:
+    """The run takes more than a day."""
+    seconds = preview.run.seconds
+    if seconds is None or seconds <= LONG_RUN:
+        return None
+    engine = "vLLM (pip install 'sao[vllm]'), " if preview.engine.startswith("transformers") else ""
+    says = (
+        f"The whole run would take {seconds / 3600:.0f} hours here: {engine}a GPU, fewer personas "
+        "(personas.n), or shorter answers. `sao plan` computes the hours of a GPU."
+    )
+    return Change(rule="long run", says=says)
+
+
+def crowded(preview: Preview, config: Config) -> Change | None:
+    """Other programs use the CPUs: several threads then wait for each other."""
+    if preview.other_load is None or preview.cpus < 2 or config.engine.threads == 1:
+        return None
+    if preview.other_load < preview.cpus / 2:
+        return None
+    says = (
+        f"Other programs would fill about {preview.other_load:.1f} of the {preview.cpus} CPUs. Threads then "
+        "wait for each other (twelve times slower was seen): engine.threads 1, or an idle machine."
+    )
+    return Change(rule="crowded", says=says, settings={"engine.threads": "1"})
+
+
+def unused_slots(preview: Preview, config: Config) -> Change | None:
+    """More texts at once than the run has."""
+    rows = config.personas.n * config.responses.n
+    if not preview.engine.startswith("transformers") or config.engine.slots <= rows:
+        return None
+    says = f"engine.slots {config.engine.slots} is more than the {rows} answers of the run: some stay empty."
+    return Change(rule="unused slots", says=says)
+
+
+RULES: tuple[Rule, ...] = (
+    prompt_method, few_prompts, cut_prompts, same_prompts,
+    cut_answers, empty_answers, looping_answers, same_answers,
+    verdict_words, one_slot, chance,
+    long_run, crowded, unused_slots,
+)  # fmt: skip
+"""All rules, in the order of the steps."""

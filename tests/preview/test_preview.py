@@ -1,0 +1,294 @@
+"""A look before a run: planted faults are seen, the rules name them, and the recipe that is written runs."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import sao.preview.ways
+from sao.cli import main
+from sao.config import Config, load_recipe, make_config
+from sao.engines import Completion, Request, Sampling
+from sao.engines.scripted import ScriptedEngine
+from sao.errors import ConfigError, StoreError
+from sao.method import run
+from sao.preview import preview
+from sao.records import Message
+from sao.report.preview import show_preview
+from sao.results import Preview
+from support import planted, tiny_models
+from support.errors import raises
+from support.run_files import files
+
+PEOPLE = {"source": "builtin:general", "n": 40, "held_out": 0}
+
+
+@dataclass
+class Planted(ScriptedEngine):
+    """A model that forgets the marker unless its reply begins with it, and whose answers are `cut`."""
+
+    forgets: bool = False
+    cut: bool = False
+    writes_as_user: bool = True
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in requests:
+            for sample in request.samples:
+                self.calls += 1
+                yield self._completion(request, sample.id, sample.seed)
+
+    def _completion(self, request: Request, id_: str, seed: int) -> Completion:
+        if request.as_user:
+            text = f"What should I know about number {seed}?" if self.writes_as_user else ""
+            return Completion(id_, text, None, "stop")
+        text = self.reply(request.messages, seed, request.sampling)
+        is_prompt = text.startswith("Prompt:")
+        if is_prompt and self.forgets:
+            text = f"Sure! I would ask about {seed}."
+        reason = "length" if self.cut and not is_prompt else "stop"
+        return Completion(id_, text.removeprefix(request.prefill), None, reason)  # type: ignore[arg-type]
+
+
+def words_reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+    """Prompts about a number, and answers of 1 to 100 words."""
+    if "person" in messages[-1].content.lower() and "Prompt:" in messages[-1].content:
+        return f"Prompt: explain the number {seed} to me."
+    return " ".join(f"w{seed % 997}x{k}" for k in range(1 + seed % 100))
+
+
+def recipe(**sections: object) -> Config:
+    return make_config({"model": "planted", "engine": {"name": "scripted"}, "personas": PEOPLE, **sections})
+
+
+def look(engine: ScriptedEngine, folder: Path, config: Config | None = None) -> Preview:
+    return preview(config or recipe(), folder, engine=engine, minutes=0.2)
+
+
+def rules(found: Preview) -> set[str]:
+    return {change.rule for change in found.changes}
+
+
+def settings(found: Preview) -> dict[str, str]:
+    return {key: value for change in found.changes for key, value in change.settings.items()}
+
+
+def fair() -> planted.Choose:
+    return planted.judge(lambda first, second: 0.99 if len(first) < len(second) else 0.01)
+
+
+def test_a_model_that_does_all_well_needs_no_change(tmp_path: Path) -> None:
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert found.changes == []
+    assert {way.name: (way.usable, way.asked) for way in found.prompts} == {
+        "instruct": (16, 16),
+        "instruct, prefill": (16, 16),
+        "user_turn": (16, 16),
+    }
+    assert [way.name for way in found.prompts if way.is_recipe] == ["instruct"]
+    own = found.judging[0]
+    assert own.is_recipe and own.mass == pytest.approx(1) and own.first_slot == pytest.approx(0.5)
+    assert own.flips == 0
+    # At most n words are asked for, and this judge takes the shorter answer.
+    assert found.gold is not None and found.gold.source == "constraints"
+    assert own.accuracy is not None and own.accuracy.rate == 1 and own.accuracy.n == found.gold.pairs
+    assert load_recipe(str(found.recipe)) == recipe()
+
+
+def test_a_model_that_forgets_the_marker_writes_as_the_user(tmp_path: Path) -> None:
+    found = look(Planted(reply=words_reply, choose=fair(), forgets=True), tmp_path)
+    own = next(way for way in found.prompts if way.is_recipe)
+    assert own.usable == 0
+    assert own.reasons == {"no marker": own.asked}
+    assert own.texts[0].reason == "no marker" and own.texts[0].text.startswith("Sure!")
+    change = next(change for change in found.changes if change.rule == "prompt method")
+    assert f"against 0 of {own.asked}" in change.says
+    assert settings(found)["prompts.method"] == "user_turn"
+    text = show_preview(found)
+    assert change.says.split(":")[0] in text
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 100
+
+
+def test_the_recipe_with_the_changes_loads_and_runs(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=fair(), forgets=True)
+    found = look(engine, tmp_path / "look")
+    written = load_recipe(str(found.recipe))
+    assert written == recipe(prompts={"method": "user_turn"})
+    summary = run(written, tmp_path / "run", until="pairs", engine=engine)
+    counts = {row.stage: row.records for row in summary.funnel}
+    assert counts["prompts"] == 40 and counts["pairs"] > 0
+
+
+def test_a_judge_of_the_first_slot_is_worth_nothing(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=planted.judge(planted.always_first))
+    found = look(engine, tmp_path)
+    assert {"one slot", "chance"} <= rules(found)
+    change = next(change for change in found.changes if change.rule == "one slot")
+    assert "position decides, not the answer: this judge is worth nothing yet" in change.says
+    own = found.judging[0]
+    assert own.first_slot == 1 and own.flips == 1
+    assert own.accuracy is not None and own.accuracy.rate == 0.5
+
+
+def test_answers_that_are_cut_get_a_system_message(tmp_path: Path) -> None:
+    found = look(Planted(reply=words_reply, choose=fair(), cut=True), tmp_path)
+    assert found.answers is not None and found.answers.cut == found.answers.asked
+    assert "cut answers" in rules(found)
+    assert "short paragraph" in settings(found)["responses.system"]
+    # Nothing could be sampled, so pairs are made up.
+    assert found.gold is not None and found.gold.source == "made up" and found.gold.differing == 0
+    assert "made up" in show_preview(found)
+
+
+def test_longer_answers_where_there_is_a_system_message(tmp_path: Path) -> None:
+    config = recipe(responses={"system": "Be brief.", "max_tokens": 90})
+    found = look(Planted(reply=words_reply, choose=fair(), cut=True), tmp_path, config)
+    assert settings(found)["responses.max_tokens"] == "180"
+
+
+def test_a_beginning_of_the_reply_gives_the_verdict_its_mass(tmp_path: Path) -> None:
+    found = look(_judge_that_needs("The best answer is number "), tmp_path)
+    assert settings(found)["judging.prefill"] == "The best answer is number "
+    assert found.judging[0].mass == pytest.approx(0.1)
+    assert load_recipe(str(found.recipe)).judging.prefill == "The best answer is number "
+
+
+def _judge_that_needs(prefill: str) -> ScriptedEngine:
+    """A judge whose verdict words have mass 0.1 unless its reply begins with `prefill`."""
+    sure = fair()
+
+    @dataclass
+    class Needing(Planted):
+        def choice_logprobs(self, requests):  # type: ignore[no-untyped-def]
+            for request in requests:
+                mass = 0.0 if request.prefill == prefill else -2.302585
+                self.choose = lambda m, c, mass=mass: tuple(p + mass for p in sure(m, c))  # type: ignore[misc]
+                yield from super().choice_logprobs([request])
+
+    return Needing(reply=words_reply)
+
+
+def test_a_model_that_says_the_same_each_time(tmp_path: Path) -> None:
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        is_prompt = "Prompt:" in messages[-1].content
+        return "Prompt: what is the time now?" if is_prompt else "so " * 40
+
+    found = look(Planted(reply=reply, choose=fair(), writes_as_user=False), tmp_path)
+    assert {"same prompts", "same answers", "looping answers", "few prompts"} <= rules(found)
+    assert settings(found)["prompts.temperature"] == "0.9"
+
+
+def test_a_model_without_any_usable_prompt(tmp_path: Path) -> None:
+    engine = Planted(reply=lambda *_: "", choose=fair(), writes_as_user=False)
+    found = look(engine, tmp_path)
+    assert found.best is None and found.answers is None
+    assert found.gold is not None and found.gold.source == "made up"
+    assert "few prompts" in rules(found)
+    assert "not known" in show_preview(found)
+
+
+def test_an_engine_that_cannot_begin_a_turn(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=fair())
+    engine.has_prefill = False
+    found = look(engine, tmp_path)
+    skipped = {way.name for way in found.prompts if way.skipped}
+    assert skipped == {"instruct, prefill", "user_turn"}
+    assert "not tried" in show_preview(found)
+
+
+def test_the_same_call_again_asks_nobody(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=fair())
+    first = look(engine, tmp_path)
+    before, calls = files(tmp_path), engine.calls
+    again = look(engine, tmp_path)
+    assert engine.calls == calls
+    assert files(tmp_path) == before
+    same = {"seconds": 0.0, "loading": 0.0}
+    assert again.model_copy(update=same) == first.model_copy(update=same)
+
+
+def test_what_was_lost_is_made_again(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=fair())
+    look(engine, tmp_path)
+    before = files(tmp_path)
+    stage = next((tmp_path / "preview").glob("verdicts-*"))
+    lines = (stage / "records.jsonl").read_text().splitlines(keepends=True)
+    (stage / "part-a-1-a.jsonl").write_text("".join(lines[:3]))
+    for name in ("records.jsonl", "drops.jsonl"):
+        (stage / name).unlink()
+    look(engine, tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    with raises(StoreError, key="run folder"):
+        look(Planted(identity="other", reply=words_reply, choose=fair()), tmp_path)
+
+
+def test_given_pairs_have_nothing_to_look_at(tmp_path: Path) -> None:
+    config = recipe(pairs={"source": "pairs.jsonl"})
+    with raises(ConfigError, key="pairs.source"):
+        preview(config, tmp_path, engine=ScriptedEngine())
+
+
+def test_a_control_as_judge_is_passed_over(tmp_path: Path) -> None:
+    config = recipe(judging={"method": "random"}, personas={**PEOPLE, "source": "self"})
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path, config)
+    assert "random" in str(found.judging[0].skipped)
+    assert found.judging[1].verdicts > 0
+    assert "written by the model" in found.notes[0]
+
+
+def test_ways_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = (*sao.preview.ways.JUDGE_WAYS, ("letters", {"judging.choices": "[A, B]"}))
+    monkeypatch.setattr(sao.preview.ways, "JUDGE_WAYS", ways)
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert [way.name for way in found.judging][-1] == "letters"
+
+
+def test_a_base_model_without_a_chat_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = Path(tiny_models.llama(tmp_path / "base"))
+    (model / "chat_template.jinja").unlink()
+    assert main(["preview", str(model), "--out", str(tmp_path / "look"), "--quiet", "--json"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    found = json.loads(out[-1])
+    assert [change["rule"] for change in found["changes"]] == ["no chat template"]
+    assert any("instruct version" in line for line in out)
+
+
+@pytest.mark.slow
+def test_the_toy_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_file = tmp_path / "mine.yaml"
+    command = [
+        "preview",
+        "demo",
+        "--minutes",
+        "0.5",
+        "--out",
+        str(tmp_path / "look"),
+        "--write",
+        str(recipe_file),
+    ]
+    assert main([*command, "--quiet", "--json"]) == 0
+    found = Preview.model_validate_json(capsys.readouterr().out.splitlines()[-1])
+    assert found.gold is not None and found.gold.source == "oracle"
+    own = found.judging[0]
+    assert own.accuracy is not None and (own.accuracy.rate or 0) > 0.6
+    assert found.run.seconds is not None and found.run.seconds > 0
+    assert [stage.name for stage in found.run.stages] == [
+        "prompts", "responses", "verdicts", "training", "held-out answers", "held-out verdicts",
+    ]  # fmt: skip
+    small = ["--personas.n", "20", "--personas.held_out", "0", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(["pairs", str(recipe_file), *small]) == 0
+
+
+def test_the_minutes_are_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preview", "demo", "--minutes", "0"]) == 1
+    assert "--minutes" in capsys.readouterr().err
+
+
+def test_a_preview_reads_back(tmp_path: Path) -> None:
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert Preview.model_validate_json(found.model_dump_json()) == found

@@ -113,7 +113,7 @@ def our_stage(engine: Any, root: Path, turn: int, questions: int) -> int:
         for record in answer_prompts(prompts, engine, config, stage.fingerprint, stage.done):
             out.write(record)
     stage.seal(Response)
-    return int(stage.counts["records"])
+    return stage.counts.records
 
 
 def timed(work: Callable[[], int], wanted: int, url: str) -> dict[str, float]:

@@ -87,7 +87,7 @@ def main() -> None:
 
 def export_all(root: Path, out: Path) -> dict[str, dict[str, list[int]]]:
     """Every form and view in a folder of its own; rows in train and test."""
-    run = reader(make_config(read_manifest(root)["config"], f"{root}/manifest.json"), root)
+    run = reader(make_config(read_manifest(root).config, f"{root}/manifest.json"), root)
     counts: dict[str, dict[str, list[int]]] = {form: {} for form in FORMS}
     for form in FORMS:
         for view in VIEWS:

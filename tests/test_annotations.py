@@ -28,13 +28,9 @@ ALLOWED = {
         "sao.records.to_dict",
         "sao.store.files.read_jsonl",
         "sao.store.files.with_offsets",
-        "sao.store.manifest.read_manifest",
         "sao.store.manifest.read_usage",
-        "sao.store.stage.Stage.counts",
         "sao.store.stage.Stage.written",
-        "sao.pipeline.reader.Reader.funnel",  # sao.results.base.stage_counts makes records of it
         "sao.pipeline.rounds.Outside.look",  # any JSON value of the manifest
-        "sao.training.job.train_run",  # the counts of stage.json
     ],
     "a recipe as YAML has it, before it is validated": [
         "sao.config.recipe.overridden",

@@ -135,7 +135,7 @@ def test_a_judge_that_always_says_first_is_none(tmp_path: Path) -> None:
     assert found.judge.flip_rate.rate == 1.0
     assert found.kept.pairs == 0
     assert found.verdict.startswith("no judge: position bias decides its verdicts")
-    assert folder.stage("pairs").counts["records"] == 0
+    assert folder.stage("pairs").counts.records == 0
 
 
 def test_a_judge_whose_orders_agree_by_chance_is_none() -> None:

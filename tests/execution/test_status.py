@@ -26,6 +26,7 @@ from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
 from sao.report.status import duration, show_status
 from sao.results import Status
+from sao.results.base import StageCounts
 from support.errors import raises
 
 PROMPTS = 20
@@ -70,7 +71,7 @@ def test_it_is_true_while_a_run_works(tmp_path: Path) -> None:
 
 def trained_without_work(work: Work[Round]) -> None:
     work.run.model_dir.mkdir()
-    work.stage.finish({"records": 0, "dropped": 0, "reasons": {}})
+    work.stage.finish(StageCounts(stage="train", records=0, dropped=0, reasons={}))
 
 
 def test_no_more_rows_are_planned_than_come(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_labels_by_constraints_are_right_and_equal_answers_get_none(tmp_path: Pa
     assert 20 < len(labelled) < SIZE
     for prompt, _, chosen, rejected in labelled:
         assert known(score(prompt.text, chosen.text)) > known(score(prompt.text, rejected.text))
-    assert folder.stage("pairs").counts["reasons"]["tie"] == SIZE - len(labelled)
+    assert folder.stage("pairs").counts.reasons["tie"] == SIZE - len(labelled)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.4])

@@ -294,7 +294,7 @@ def test_a_run_is_read_without_what_lay_outside_it(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(elsewhere)
     folder = recorded(tmp_path / "run")
     assert len(list(folder.labelled())) > 0
-    assert {row["stage"] for row in folder.funnel()} >= {"prompts", "filtered", "filtered_responses", "pairs"}
+    assert {row.stage for row in folder.funnel()} >= {"prompts", "filtered", "filtered_responses", "pairs"}
     assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "data")]) == 0
     assert main(["stats", str(tmp_path / "run")]) == 0
     assert main(["audit", str(tmp_path / "run")]) == 0
@@ -317,7 +317,7 @@ def test_two_processes_in_one_folder_lose_nothing(tmp_path: Path) -> None:
             slow.write(row)
     stage[1].seal(Prompt)
     assert [p.row for p in stage[0].records(Prompt)] == list(range(50))
-    assert stage[1].counts["records"] == 50
+    assert stage[1].counts.records == 50
 
 
 @pytest.mark.parametrize("command", ["run", "audit", "stats", "export", "contamination", "label", "eval"])

@@ -46,7 +46,7 @@ def test_a_step_of_ones_own(tmp_path: Path) -> None:
     found = finish(tmp_path)
     answers = {answer.row: answer.text for answer in found.stage("responses").records(Response)}
     assert all(answer.text == answers[answer.row].upper() for answer in found.stage("loud").records(Response))
-    assert found.stage("loud").counts["reasons"] == {"whispered": 8}
+    assert found.stage("loud").counts.reasons == {"whispered": 8}
     assert {drop.text for drop in found.stage("loud").drops()} <= set(answers.values())
     assert read_status(tmp_path).state == "finished"
     assert not list(tmp_path.glob("round-1/judgments-*"))  # nothing that it does not need

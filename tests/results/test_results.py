@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from sao.results import RESULTS, Contamination, Rate, Result
-from sao.results.base import stage_counts
+from sao.results.base import StageCounts
 from sao.results.contamination import SetContamination, TextBesideItem
 from sao.results.evaluation import EffectSize
 from support.repository import load_script
@@ -116,7 +116,7 @@ def test_stage_counts_are_those_of_the_folder() -> None:
             "metrics": {"loss": math.nan},
         },
     ]
-    pairs, train = stage_counts(rows)
+    pairs, train = (StageCounts.model_validate(row) for row in rows)
     assert (pairs.stage, pairs.reasons, pairs.metrics) == ("pairs", {"tie": 1}, None)
     assert (train.steps, train.metrics) == (4, {"loss": None})
 

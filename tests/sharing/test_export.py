@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from sao.sharing.formats import COLUMNS, FORMS, VIEWS, Example, rows_of, standin
 from sao.sharing.sinks import UNFINISHED, arriving
 from sao.sharing.split import LARGE, split_of
 from sao.stages.personas import non_commercial
-from sao.store.manifest import read_manifest
+from sao.store.manifest import Manifest, read_manifest
 from sao.templates import load_template
 from sao.training.cards import model_card, push_dataset, push_model
 from support.checks import known
@@ -574,13 +574,14 @@ def test_the_card_says_what_the_data_are(finished: Reader, tmp_path: Path) -> No
 
 def card_of(run: Reader, change: dict[str, Any]) -> str:
     """The card of a run whose manifest is another one in some keys."""
-    made = read_manifest(run.root)
+    parts = asdict(read_manifest(run.root))
     for path, value in change.items():
         *inner, last = path.split(".")
-        place = made
+        place = parts
         for key in inner:
             place = place[key]
         place[last] = value
+    made = Manifest(**parts)
     facts = Exported(
         view="pairs", files={"train": "train.parquet"}, rows={"train": 12_345}, digest="", left_out=0,
         columns={}, usage="",
@@ -631,8 +632,8 @@ def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: R
     assert front_matter(card)["license"] == "mit"
     assert "Non-commercial" not in card
     assert "CC-BY-NC" not in card
-    made = read_manifest(finished.root) | {"licences": change["licences"]}
-    made["config"]["pairs"]["imported"] = "abc"
+    made = replace(read_manifest(finished.root), licences={"model": "CC-BY-NC-4.0", "pairs": "MIT"})
+    made.config["pairs"]["imported"] = "abc"
     assert "the licence of the model (CC-BY-NC-4.0), and it binds this model" in model_card(
         made, finished.funnel()
     )
@@ -656,7 +657,7 @@ def test_licences_that_forbid_commercial_use(licence: str, forbids: bool) -> Non
 
 
 def test_a_server_s_address_is_left_out(finished: Reader) -> None:
-    engine = read_manifest(finished.root)["config"]["engine"]
+    engine = read_manifest(finished.root).config["engine"]
     engine |= {
         "name": "openai",
         "openai": engine["openai"] | {"base_url": "http://10.1.2.3:8000/v1", "retries": 3},

@@ -48,7 +48,7 @@ def imported(tmp_path: Path, held_out: int = 0, **changes: Any) -> Reader:
     done = import_pairs(config, tmp_path / "run", held_out)
     assert (done.pairs, done.held_out, done.dropped) == (N - held_out, held_out, 1)
     assert done.reasons == {"chosen equals rejected": 1}
-    return reader(make_config(read_manifest(tmp_path / "run")["config"]), tmp_path / "run")
+    return reader(make_config(read_manifest(tmp_path / "run").config), tmp_path / "run")
 
 
 def test_a_seed_of_the_training_counts_beside_the_runs(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_scores_choose_in_both_orders(module: Path, tmp_path: Path) -> None:
             longer = lengths[j.first_id] - lengths[j.second_id]
             assert j.verdict == ("first" if longer > 0 else "second" if longer < 0 else "tie")
     assert summary.judge.flip_rate in (0.0, None)
-    assert found.stage("pairs").counts["records"] > 5
+    assert found.stage("pairs").counts.records > 5
 
 
 def test_words_are_verdicts(module: Path, tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_the_model_writes_as_many_distinct_personas_as_are_asked_for(tmp_path: P
         len((folder / "records.jsonl").read_text().splitlines())
         for folder in tmp_path.glob("round-1/drafts-*")
     )
-    assert counts["records"] + counts["dropped"] == drafts
-    assert set(counts["reasons"]) <= {"repeats an earlier persona", "more than asked for"}
+    assert counts.records + counts.dropped == drafts
+    assert set(counts.reasons) <= {"repeats an earlier persona", "more than asked for"}
 
 
 def test_a_source_that_dries_up_stops_and_says_so_and_less_can_be_taken(tmp_path: Path) -> None:

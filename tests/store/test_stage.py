@@ -38,7 +38,8 @@ def test_sealed_records_are_sorted_by_row_and_single(tmp_path: Path) -> None:
     stage.seal(Persona)
     assert [p.row for p in stage.records(Persona)] == [1, 2, 3]
     assert [d.reason for d in stage.drops()] == ["empty"]
-    assert stage.counts == {"records": 3, "dropped": 1, "reasons": {"empty": 1}}
+    counts = stage.counts
+    assert (counts.records, counts.dropped, counts.reasons) == (3, 1, {"empty": 1})
     assert not list(stage.path.glob("part-*"))
 
 

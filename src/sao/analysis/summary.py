@@ -15,7 +15,6 @@ from sao.evaluation import compare
 from sao.evaluation.compare import Oracle
 from sao.pipeline.reader import Reader
 from sao.records import Prompt, Response
-from sao.results.base import stage_counts
 from sao.results.summary import (
     CutOff,
     Example,
@@ -51,7 +50,7 @@ def summarise(run: Reader, finished: Collection[str], worked: bool) -> Summary:
         seed=run.config.seed,
         judging=run.config.judging.method,
         worked=worked,
-        funnel=stage_counts(run.funnel()),
+        funnel=run.funnel(),
         judge=judge,
         kept=kept,
         verdict=verdict,

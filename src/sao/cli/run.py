@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,17 +107,22 @@ def _add_two_models(command: argparse.ArgumentParser) -> None:
         "--difficulty", metavar="FILE", help="AlpacaEval's difficulty by instruction, for its LC win rate"
     )
     add_option("--gamed", metavar="FILE", help="AlpacaEval's rows of the gamed baseline, for the same")
-    add_option(
-        "--tasks", nargs="+", default=["leaderboard"], metavar="TASK", help="lm-eval's NAME or NAME:SHOTS"
-    )
-    add_option("--tasks-template", action="store_true", help="ask the tasks by the models' chat template")
     add_option("--limit", type=int, help="questions of each suite (documents of each task) at most")
-    add_option("--batch-size", type=int, default=8, help="of the tasks (default: 8)")
     add_option(
         "--data-dir",
         type=Path,
         help="files of ifeval, hellaswag, gsm8k, mtbench; local copies of the tasks' data",
     )
+    _add_tasks(add_option)
+
+
+def _add_tasks(add_option: Callable[..., argparse.Action]) -> None:
+    """The options of the suite `tasks`."""
+    add_option(
+        "--tasks", nargs="+", default=["leaderboard"], metavar="TASK", help="lm-eval's NAME or NAME:SHOTS"
+    )
+    add_option("--tasks-template", action="store_true", help="ask the tasks by the models' chat template")
+    add_option("--batch-size", type=int, default=8, help="of the tasks (default: 8)")
     add_option("--include-path", type=Path, help="folder of further lm-eval tasks")
 
 

@@ -139,11 +139,11 @@ def _wrote(text: str | None, verdict_prob: float | None) -> str | None:
 def check_finished(stage: Stage, limit: float) -> None:
     """Raise DropError where a finished stage has lost more than `limit`."""
     counts = stage.counts
-    dropped, of = counts["dropped"], counts["dropped"] + counts["records"]
+    dropped, of = counts.dropped, counts.dropped + counts.records
     if not of or dropped / of <= limit:
         return
     watch = DropWatch(stage, limit)
-    watch.reasons = counts["reasons"]
+    watch.reasons = dict(counts.reasons)
     watch.texts = dict(islice(((d.row, d.text) for d in stage.drops() if d.text), SHOWN))
     raise watch.error(dropped, of)
 

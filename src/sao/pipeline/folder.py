@@ -23,5 +23,5 @@ def recorded(root: Path) -> Reader:
     """The records of a run folder by the recipe that it was last used with: its sources, templates and
     weights may be gone. Raises StoreError where there is no run."""
     manifest = read_manifest(root)
-    config = make_config(manifest["config"], f"{root}/manifest.json")
-    return Reader(Round(config, root, STEPS, known=manifest["outside"], sizes=grown(root, config)))
+    config = make_config(manifest.config, f"{root}/manifest.json")
+    return Reader(Round(config, root, STEPS, known=manifest.outside, sizes=grown(root, config)))

@@ -67,7 +67,7 @@ def player(role: str, name: str) -> Player:
 
 def recipe_of(run: Path) -> Config:
     """The recipe that a run folder was last used with."""
-    return make_config(read_manifest(run)["config"], f"{run}/manifest.json")
+    return make_config(read_manifest(run).config, f"{run}/manifest.json")
 
 
 def run_of(model: str) -> Path | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sao import checks
 from sao.config import Config
@@ -18,6 +18,7 @@ from sao.evaluation import compare
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
 from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
+from sao.results.base import StageCounts
 from sao.stages import judging, pairs, rows
 from sao.store.files import MEND
 from sao.store.stage import Stage, read_stage_info
@@ -269,15 +270,15 @@ class Reader:
         if answers.finished:
             yield from (("answer", answer.id, answer.text) for answer in answers.records(Response))
 
-    def funnel(self) -> list[dict[str, Any]]:
+    def funnel(self) -> list[StageCounts]:
         """What entered and left each finished step and why the rest was dropped; it adds up."""
-        rows = []
+        found: list[StageCounts] = []
         for step in self.round.steps:
             shown = step.in_funnel and (step.name != "personas" or self.config.personas.source == "self")
             if shown and self.round.has(step.name):
                 stages = self.round.stages(step.name)
-                rows += [{"stage": stage.name, **stage.counts} for stage in stages if stage.finished]
-        return rows
+                found += [stage.counts for stage in stages if stage.finished]
+        return found
 
 
 def named(judgments: list[Judgment], name: str) -> list[Judgment]:

@@ -195,8 +195,8 @@ def _in_order_of_growth(run: Round) -> Iterator[tuple[Prompt, str]]:
 
 def some_are_left(work: Work[Round]) -> None:
     """Raise DropError where the filters left no prompt."""
-    if work.run.stage("prompts").counts["records"] and not work.stage.counts["records"]:
-        reasons = work.stage.counts["reasons"]
+    if work.run.stage("prompts").counts.records and not work.stage.counts.records:
+        reasons = work.stage.counts.reasons
         raise DropError(
             f"filtered: no prompt is left ({reasons}). Look at {work.stage.path}; change section filters",
             key="filters",
@@ -325,7 +325,7 @@ def _persona_total(work: Work[Round]) -> int:
 
 
 def _records_of(step: str, work: Work[Round]) -> int:
-    return int(work.run.stage(step).counts["records"])
+    return work.run.stage(step).counts.records
 
 
 def _answer_total(work: Work[Round]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from sao.execution.step import Work
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.store.files import write_atomic
+from sao.store.manifest import MANIFEST, read_manifest
 from sao.training.cards import model_card, push_model
 
 
@@ -38,8 +38,8 @@ def train(work: Work[Round]) -> None:
     Raises NoPairsError where there are none, ConfigError where there is no model to train.
     """
     config, run, stage = work.config, work.run, work.stage
-    if config.pairs.source is None and run.stage("pairs").counts["records"] == 0:
-        reasons = run.stage("pairs").counts["reasons"]
+    if config.pairs.source is None and run.stage("pairs").counts.records == 0:
+        reasons = run.stage("pairs").counts.reasons
         raise NoPairsError(
             f"no pairs to train on: all were dropped ({reasons}). Take another judge "
             "(--judging.engine.model) or --judging.prefill, lower --pairs.min_p, keep every readable verdict "
@@ -74,10 +74,9 @@ def train_here(work: Work[Round]) -> None:
     counts = job.train_run(config, pairs, stage.path, runner.progress, runner.notify)
     if not is_first():
         return
-    manifest = (run.root / "manifest.json").read_text("utf-8")
-    funnel = [*Reader(run).funnel(), {"stage": stage.name, **counts}]
-    write_atomic(run.model_dir / "README.md", model_card(json.loads(manifest), funnel))
-    write_atomic(run.model_dir / "sao_manifest.json", manifest)
+    card = model_card(read_manifest(run.root), [*Reader(run).funnel(), counts])
+    write_atomic(run.model_dir / "README.md", card)
+    write_atomic(run.model_dir / "sao_manifest.json", (run.root / MANIFEST).read_text("utf-8"))
     stage.finish(counts)
     if config.train.push_to_hub is not None:
         runner.notify(f"uploaded: {push_model(run.model_dir, config.train.push_to_hub)}")

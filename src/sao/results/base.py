@@ -6,7 +6,6 @@ A result is read back with `Audit.model_validate_json(text)`; unknown keys and o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -69,8 +68,3 @@ class StageCounts(Result):
     """Metrics of the last step and the last measurement, by name; training only."""
     cut: int | None = None
     """Pairs whose answers were cut at train.max_length; training only, null for none."""
-
-
-def stage_counts(rows: Iterable[Mapping[str, Any]]) -> list[StageCounts]:
-    """The funnel of a run folder as records."""
-    return [StageCounts.model_validate(dict(row)) for row in rows]

@@ -15,7 +15,8 @@ import yaml
 
 from sao.config import Config
 from sao.results.audit import Audit
-from sao.results.base import Rate, stage_counts
+from sao.results.base import Rate, StageCounts
+from sao.store.manifest import Manifest
 from sao.tables import Column, markdown_table, percent
 from sao.training.cards import counts_table, is_given, name_of, origin_rows, other_judge, packages, warning
 
@@ -62,17 +63,15 @@ class Exported:
     options: str
 
 
-def data_card(
-    made: dict[str, Any], funnel: list[dict[str, Any]], done: Exported, audit: Audit | None = None
-) -> str:
+def data_card(made: Manifest, funnel: list[StageCounts], done: Exported, audit: Audit | None = None) -> str:
     """Markdown with YAML for the hub: what the data are, how to load them, what made them, and under which
     licences.
 
     `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` the result of
     `sao.analysis.audit.audit`.
     """
-    config = made["config"]
-    return f"""{_what_they_are(made, done)}
+    config = made.recipe()
+    return f"""{_what_they_are(made, config, done)}
 ## Load it
 
 DIR is this folder, or its name on the hub.
@@ -84,10 +83,10 @@ data = load_dataset("DIR")
 
 {done.usage}
 
-{_how(made, done)}
+{_how(made, config, done)}
 ## What went in and what was dropped
 
-{counts_table(stage_counts(row for row in funnel if row["stage"] != "train"))}
+{counts_table(row for row in funnel if row.stage != "train")}
 {_held_out(config)}{_audited(audit)}
 ## Columns
 
@@ -95,7 +94,7 @@ data = load_dataset("DIR")
 
 ## Licences
 
-{_licence_lines(made)}
+{_licence_lines(made, config)}
 
 ## Citation
 
@@ -103,25 +102,25 @@ data = load_dataset("DIR")
 """
 
 
-def _what_they_are(made: dict[str, Any], done: Exported) -> str:
+def _what_they_are(made: Manifest, config: Config, done: Exported) -> str:
     """The YAML, the title, and what the data are."""
-    title = _title(made["config"])
+    title, licences = _title(config), _licences(made, config)
     out = (
         f"\n{done.left_out:,} answers are as good as those that they were paired with, and are left out.\n"
         * (done.left_out > 0)
     )  # fmt: skip
-    return f"""{_front_matter(made, done, title)}
+    return f"""{_front_matter(licences, done, title)}
 {MARK}
 
 # {title[0].upper()}{title[1:]}
-{warning(_licences(made), "data set")}
-{_rows(done)}, {_made_by(made["config"])}, with SAO (Self-Alignment Optimization,
+{warning(licences, "data set")}
+{_rows(done)}, {_made_by(config)}, with SAO (Self-Alignment Optimization,
 [arXiv 2510.06652](https://arxiv.org/abs/2510.06652)).{_split(done)}
 {out}"""
 
 
-def _title(config: dict[str, Any]) -> str:
-    return "given preferences" if is_given(config) else f"preferences of {name_of(config['model'])}"
+def _title(config: Config) -> str:
+    return "given preferences" if is_given(config) else f"preferences of {name_of(config.model)}"
 
 
 def _rows(done: Exported) -> str:
@@ -137,12 +136,12 @@ def _rows(done: Exported) -> str:
     return f"{sum(done.rows.values()):,} {what[done.view]} ({rows})"
 
 
-def _made_by(config: dict[str, Any]) -> str:
+def _made_by(config: Config) -> str:
     """Who wrote and judged."""
     if is_given(config):
         return "from a data set of preferences that others made, imported"
-    to = "given prompts" if config["prompts"].get("source") else "its own prompts"
-    return f"that {name_of(config['model'])} wrote to {to}, judged by {other_judge(config) or 'itself'}"
+    to = "given prompts" if config.prompts.source else "its own prompts"
+    return f"that {name_of(config.model)} wrote to {to}, judged by {other_judge(config) or 'itself'}"
 
 
 def _split(done: Exported) -> str:
@@ -156,13 +155,13 @@ def _columns(done: Exported) -> str:
     return "\n".join([*heads, *(f"| `{name}` | {meaning} |" for name, meaning in done.columns.items())])
 
 
-def _front_matter(made: dict[str, Any], done: Exported, name: str) -> str:
+def _front_matter(licences: Mapping[str, str], done: Exported, name: str) -> str:
     tags = ["sao", "self-alignment", "synthetic", {"pairs": "dpo", "kto": "kto", "sft": "sft"}[done.view]]
     splits = [{"split": split, "path": file} for split, file in done.files.items()]
     # `datasets` keeps what it loaded from a folder under a hash of these settings, whatever the files hold by
     # then.
     loaded = {"config_name": "default", "description": f"sha256 {done.digest}", "data_files": splits}
-    facts = _hub_licence(_licences(made)) | {
+    facts = _hub_licence(licences) | {
         "pretty_name": f"{name[0].upper()}{name[1:]}",
         "task_categories": ["text-generation"],
         "tags": tags,
@@ -202,18 +201,17 @@ def _size(rows: int) -> str:
     return next((name for bound, name in bounds if rows < bound), "10M<n<100M")
 
 
-def _how(made: dict[str, Any], done: Exported) -> str:
+def _how(made: Manifest, config: Config, done: Exported) -> str:
     """The section that says how the data can be made again."""
-    config = made["config"]
-    pairs = config["pairs"]
-    making = "import DATASET" if is_given(config) else f"pairs recipe.yaml --seed {config['seed']}"
+    pairs = config.pairs
+    making = "import DATASET" if is_given(config) else f"pairs recipe.yaml --seed {config.seed}"
     return f"""## How it was made
 
 | | |
 |---|---|
-{_model_row(made)}{origin_rows(made)}
-| pairs | rule {pairs["rule"]}, keep {pairs["keep"]}, p of at least {pairs["min_p"]:g} |
-| seed | {config["seed"]} |
+{_model_row(made, config)}{origin_rows(made, config)}
+| pairs | rule {pairs.rule}, keep {pairs.keep}, p of at least {pairs.min_p:g} |
+| seed | {config.seed} |
 | packages | {packages(made)} |
 
 The commands, where recipe.yaml holds the recipe below and RUN is any folder:
@@ -228,21 +226,18 @@ sao export RUN {done.options}
 """
 
 
-def _model_row(made: dict[str, Any]) -> str:
-    config = made["config"]
+def _model_row(made: Manifest, config: Config) -> str:
     if is_given(config):
         return ""
-    identity = f"weights, config and tokenizer: sha256 {made['model_identity']}"
-    return f"| model | {name_of(config['model'])} ({identity}) |\n"
+    identity = f"weights, config and tokenizer: sha256 {made.model_identity}"
+    return f"| model | {name_of(config.model)} ({identity}) |\n"
 
 
-def _recipe(config: dict[str, Any]) -> str:
+def _recipe(config: Config) -> str:
     """What of the recipe differs from the defaults and bears on the data, without what belongs to this place
     only."""
-    found = Config(**config).model_dump(
-        mode="json", exclude_defaults=True, exclude={"train", "evaluation", "seed"}
-    )
-    return yaml.safe_dump(_public({"model": config["model"], **found}), sort_keys=False, allow_unicode=True)
+    found = config.model_dump(mode="json", exclude_defaults=True, exclude={"train", "evaluation", "seed"})
+    return yaml.safe_dump(_public({"model": config.model, **found}), sort_keys=False, allow_unicode=True)
 
 
 def _public(value: Any) -> Any:
@@ -257,23 +252,23 @@ def _public(value: Any) -> Any:
     return value
 
 
-def _licences(made: dict[str, Any]) -> dict[str, str]:
+def _licences(made: Manifest, config: Config) -> dict[str, str]:
     """The licences of what went into the data, by what it is: no model here wrote pairs that were given."""
-    given = is_given(made["config"])
-    return {what: licence for what, licence in made["licences"].items() if not (given and what == "model")}
+    given = is_given(config)
+    return {what: licence for what, licence in made.licences.items() if not (given and what == "model")}
 
 
-def _licence_lines(made: dict[str, Any]) -> str:
-    lines = [f"- {what}: {licence}" for what, licence in _licences(made).items()]
-    if not is_given(made["config"]):
+def _licence_lines(made: Manifest, config: Config) -> str:
+    lines = [f"- {what}: {licence}" for what, licence in _licences(made, config).items()]
+    if not is_given(config):
         lines.append(
             "\nThe answers are the model's: its licence says what may be done with them, for training too."
         )
     return "\n".join(lines)
 
 
-def _held_out(config: dict[str, Any]) -> str:
-    n = config["personas"]["held_out"]
+def _held_out(config: Config) -> str:
+    n = config.personas.held_out
     return (
         f"\n{n:,} of the prompts are held out for the run's evaluation and are not in these data.\n"
         if n

@@ -75,8 +75,8 @@ def import_pairs(config: Config, out: Path, held_out: int = 0) -> Import:
     return Import(
         pairs=survey.n,
         held_out=len(survey.held_out),
-        dropped=counts["dropped"],
-        reasons=counts["reasons"],
+        dropped=counts.dropped,
+        reasons=counts.reasons,
         licence=licence,
         recipe=str(out / "recipe.yaml"),
         run=str(out),

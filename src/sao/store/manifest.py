@@ -7,6 +7,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,10 +38,33 @@ PACKAGES = [
     "lm-eval",
 ]
 MANIFEST = "manifest.json"
-FORMAT = 2
-"""Of the run folder. Folders of another format are not read."""
 Sizes = tuple[tuple[int, int], ...]
 """The personas that a run was made for, for training and held out, at first and each time that it grew."""
+FORMAT = 2
+"""Of the run folder. Folders of another format are not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a run was made with."""
+
+    sizes: Sizes
+    config: dict[str, Any]
+    """The recipe as JSON; `sao.config.make_config` names the file where it does not fit."""
+    model_identity: str = ""
+    persona_identity: str = ""
+    licences: Mapping[str, str] = field(default_factory=dict)
+    """By what they are of: model, personas, prompts, pairs."""
+    outside: Mapping[str, Any] = field(default_factory=dict)
+    """What records depend on that lies elsewhere (see `sao.pipeline.rounds.Outside`)."""
+    packages: Mapping[str, str | None] = field(default_factory=dict)
+    git: str | None = None
+
+    def recipe(self) -> Config:
+        """The recipe that the run was last used with."""
+        return Config(**self.config)
+
+
 # What all records of a run hang on: with another of these in the same folder, nothing could be reused.
 FIXED = ("model_identity", "persona_identity", "config.seed", "config.pairs.imported")
 IMPORT_FIXED = ("config.pairs.imported",)
@@ -116,7 +140,7 @@ def open_manifest(
     }
     changes: list[str] = []
     if path.is_file():
-        old = read_manifest(root)
+        old = _read_json(root)
         lines = {key: f"{key}: {a!r} → {b!r}" for key, a, b in _differences(old, new, "")}
         if has_begun(root):
             _check_same_run(root, lines, FIXED if config.pairs.imported is None else IMPORT_FIXED)
@@ -163,8 +187,15 @@ def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
     return [] if old == new else [(prefix.rstrip("."), old, new)]
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
+def read_manifest(root: Path) -> Manifest:
     """The manifest of a run folder. Raises StoreError where there is none, or one of another format."""
+    found = _read_json(root)
+    sizes = tuple((size[0], size[1]) for size in found["sizes"])
+    known = {key: found[key] for key in MANIFEST_KEYS if key in found}
+    return Manifest(**{**known, "sizes": sizes})
+
+
+def _read_json(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -198,6 +229,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return dict(found)
 
 
+MANIFEST_KEYS = tuple(field_.name for field_ in fields(Manifest))
 KINDS = {"config": dict, "outside": dict, "sizes": list}
 """What a manifest must hold."""
 
@@ -217,7 +249,7 @@ def grown(root: Path, config: Config) -> Sizes:
     n, held_out = config.personas.n, config.personas.held_out
     before: Sizes = ()
     if (root / MANIFEST).is_file() and has_begun(root):
-        sizes = tuple((size[0], size[1]) for size in read_manifest(root)["sizes"])
+        sizes = read_manifest(root).sizes
         done = _finished_sizes(root)
         last = max((number for number, size in enumerate(sizes, 1) if size in done), default=0)
         before = sizes[:last]

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 
 from sao.errors import StoreError
 from sao.records import Drop, Record, from_dict, make_id, to_dict
+from sao.results.base import StageCounts
 from sao.store.files import MEND, cut_torn_line, dumps, read_jsonl, store_error, with_offsets, write_atomic
 
 R = TypeVar("R", bound=Record)
@@ -122,14 +123,14 @@ class Stage:
         return not self._holds_records or all((self.path / name).is_file() for name in FINAL)
 
     @property
-    def counts(self) -> dict[str, Any]:
-        """{"records": n, "dropped": n, "reasons": {reason: n}} of a finished stage."""
+    def counts(self) -> StageCounts:
+        """What the finished stage let through and dropped."""
         info = self._info()
         if info is None or info.counts is None or not self.finished:
             raise StoreError(
                 f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
             )
-        return dict(info.counts)
+        return info.counts
 
     def writer(self) -> Writer:
         """A part file of this process's own."""
@@ -152,17 +153,18 @@ class Stage:
             for _ in self._records(kind):
                 break  # a record that does not fit its type shows now, not in a later stage
             self.finish(
-                {
-                    "records": sum(place >= 0 for place in places) - dropped,
-                    "dropped": dropped,
-                    "reasons": dict(sorted(reasons.items())),
-                }
+                StageCounts(
+                    stage=self.name,
+                    records=sum(place >= 0 for place in places) - dropped,
+                    dropped=dropped,
+                    reasons=dict(sorted(reasons.items())),
+                )
             )
         for file in self._parts():
             file.unlink(missing_ok=True)
         self.done = Ids()
 
-    def finish(self, counts: dict[str, Any]) -> None:
+    def finish(self, counts: StageCounts) -> None:
         """Mark the stage as finished."""
         write_atomic(self.path / "stage.json", self._stage_json(counts))
 
@@ -190,15 +192,14 @@ class Stage:
         path = self.path / "stage.json"
         return read_stage_info(path) if path.is_file() else None
 
-    def _stage_json(self, counts: dict[str, Any] | None) -> str:
-        return (
-            json.dumps(
-                {"stage": self.name, "settings": self.settings, "sizes": self.sizes, "counts": counts},
-                indent=1,
-                ensure_ascii=False,
-            )
-            + "\n"
-        )
+    def _stage_json(self, counts: StageCounts | None) -> str:
+        info = {
+            "stage": self.name,
+            "settings": self.settings,
+            "sizes": self.sizes,
+            "counts": counts and counts.model_dump(exclude={"stage"}, exclude_unset=True),
+        }
+        return json.dumps(info, indent=1, ensure_ascii=False) + "\n"
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.glob("part-*.jsonl"))
@@ -236,18 +237,20 @@ class StageInfo:
     stage: str
     settings: dict[str, Any]
     sizes: list[int] | None
-    counts: dict[str, Any] | None
+    counts: StageCounts | None
 
 
 def read_stage_info(path: Path) -> StageInfo:
     """A stage.json. Raises StoreError where it is not as SAO writes it."""
     try:
-        info = StageInfo(**json.loads(path.read_text("utf-8")))
-        counts = info.counts is None or {"records", "dropped", "reasons"} <= info.counts.keys()
-        if isinstance(info.settings, dict) and isinstance(info.sizes, list | None) and counts:
+        found = json.loads(path.read_text("utf-8"))
+        if found["counts"] is not None:
+            found["counts"] = StageCounts.model_validate({"stage": found["stage"], **found["counts"]})
+        info = StageInfo(**found)
+        if isinstance(info.settings, dict) and isinstance(info.sizes, list | None):
             return info
         why = "a value of another kind"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         why = str(error)
     raise StoreError(f"{path}: not as SAO writes it ({why}). {MEND}", key="stage.json")
 

@@ -264,7 +264,7 @@ def fingerprint_of(
     if looks is not None:
         if run.name not in looks:
             has_run = (run / MANIFEST).is_file()
-            looks[run.name] = Outside(read_manifest(run)["outside"] if has_run else None)
+            looks[run.name] = Outside(read_manifest(run).outside if has_run else None)
         round_.outside = looks[run.name]
     stages = (stage for step in round_.steps if round_.has(step.name) for stage in round_.stages(step.name))
     return make_id(run.name, *(stage.fingerprint for stage in stages))

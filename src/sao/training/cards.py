@@ -9,79 +9,78 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sao.config import TrainConfig
+from sao.config import Config
 from sao.data.readers import hub_errors
 from sao.errors import StoreError
-from sao.results.base import StageCounts, stage_counts
+from sao.results.base import StageCounts
 from sao.stages.personas import non_commercial
+from sao.store.manifest import Manifest
 from sao.tables import Column, markdown_table
 
 Fact = tuple[str, str]
 """What a thing is called, and what it is."""
 
 
-def model_card(made: dict[str, Any], funnel: list[dict[str, Any]]) -> str:
+def model_card(made: Manifest, funnel: list[StageCounts]) -> str:
     """Markdown with what the model was made from, by which recipe, and under which licences.
 
     `made` is the run's manifest, `funnel` what each stage took in and let through.
     """
-    config = made["config"]
-    model = config["model"]
+    config = made.recipe()
     return f"""---
-base_model: {model}
+base_model: {config.model}
 library_name: transformers
 pipeline_tag: text-generation
-tags: [sao, {config["train"]["loss"]}, self-alignment]
+tags: [sao, {config.train.loss}, self-alignment]
 ---
 
-# {model}, aligned with {_whose_preferences(config)} preferences
-{warning(made["licences"], "model")}
+# {config.model}, aligned with {_whose_preferences(config)} preferences
+{warning(made.licences, "model")}
 Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {_made_of(config)}.
 
-{facts_table(_facts(made))}
+{facts_table(_facts(made, config))}
 
 The model keeps the licence of its base model; the data keep the licence of their source.
 
 ## What went in
 
-{counts_table(stage_counts(funnel))}
+{counts_table(funnel)}
 """
 
 
-def _whose_preferences(config: dict[str, Any]) -> str:
+def _whose_preferences(config: Config) -> str:
     if is_given(config):
         return "given"
     return "its own" if other_judge(config) is None else "other"
 
 
-def _made_of(config: dict[str, Any]) -> str:
+def _made_of(config: Config) -> str:
     """What the model was trained on."""
     if is_given(config):
         return "on a data set of preferences that others made"
     judge = other_judge(config)
-    wrote = ["answers"] if config["prompts"].get("source") else ["prompts", "answers"]
+    wrote = ["answers"] if config.prompts.source else ["prompts", "answers"]
     *first, last = [*wrote, "verdicts"] if judge is None else wrote
     listed = " and ".join([", ".join(first), last] if first else [last])
     by = "" if judge is None else f",\nwith the verdicts of {judge}"
     return f"on {listed} that the base model itself wrote{by}"
 
 
-def _facts(made: dict[str, Any]) -> list[Fact]:
-    config, train = made["config"], made["config"]["train"]
-    settings = TrainConfig(**train)
+def _facts(made: Manifest, config: Config) -> list[Fact]:
+    settings = config.train
     margin = f", γ {settings.target_margin:g}" if settings.loss == "simpo" else ""
     training_seed = "" if settings.seed is None else f"; of the training {settings.seed}"
     return [
-        ("base model", f"{config['model']} (weights, config and tokenizer: sha256 {made['model_identity']})"),
-        ("its licence", made["licences"]["model"]),
-        *origin_facts(made),
+        ("base model", f"{config.model} (weights, config and tokenizer: sha256 {made.model_identity})"),
+        ("its licence", made.licences["model"]),
+        *origin_facts(made, config),
         (
             "training",
-            f"{train['method']}, {train['loss']}, β {settings.scale:g}{margin}, learning rate {train['lr']}, "
-            f"{train['epochs']} epoch(s)",
+            f"{settings.method}, {settings.loss}, β {settings.scale:g}{margin}, learning rate {settings.lr}, "
+            f"{settings.epochs} epoch(s)",
         ),
-        ("batch", f"{train['batch_size']} pairs"),
-        ("seed", f"{config['seed']}{training_seed}"),
+        ("batch", f"{settings.batch_size} pairs"),
+        ("seed", f"{config.seed}{training_seed}"),
         ("packages", packages(made)),
     ]
 
@@ -127,16 +126,16 @@ def _push(folder: Path, repository: str, kind: str, option: str, message: str) -
 # What both cards say.
 
 
-def is_given(config: dict[str, Any]) -> bool:
+def is_given(config: Config) -> bool:
     """Whether others made the preferences."""
-    return config["pairs"]["source"] is not None or config["pairs"].get("imported") is not None
+    return config.pairs.source is not None or config.pairs.imported is not None
 
 
-def other_judge(config: dict[str, Any]) -> str | None:
+def other_judge(config: Config) -> str | None:
     """What judged, None where the run's own model did."""
-    judging = config["judging"]
-    found: str | None = (judging["engine"] or {}).get("model")
-    return found or (None if judging["method"] in ("logprob", "text") else f"the rule {judging['method']!r}")
+    judging = config.judging
+    found = None if judging.engine is None else judging.engine.model
+    return found or (None if judging.method in ("logprob", "text") else f"the rule {judging.method!r}")
 
 
 def name_of(source: str) -> str:
@@ -152,33 +151,32 @@ def facts_table(facts: Iterable[Fact]) -> str:
     return "\n".join(markdown_table([Column(), Column()], facts))
 
 
-def origin_rows(made: dict[str, Any]) -> str:
+def origin_rows(made: Manifest, config: Config) -> str:
     """Rows of a table: where prompts and verdicts come from."""
-    return "\n".join(f"| {name} | {fact} |" for name, fact in origin_facts(made))
+    return "\n".join(f"| {name} | {fact} |" for name, fact in origin_facts(made, config))
 
 
-def origin_facts(made: dict[str, Any]) -> list[Fact]:
+def origin_facts(made: Manifest, config: Config) -> list[Fact]:
     """Where prompts and verdicts come from."""
-    config, licences = made["config"], made["licences"]
+    licences, given = made.licences, config.pairs.source
     if is_given(config):
-        source = config["pairs"]["source"]
-        name = "imported from a data set" if source is None else name_of(source)
+        name = "imported from a data set" if given is None else name_of(given)
         return [("pairs", f"{name}; licence: {licences['pairs']}")]
-    what, source = "prompts", config["prompts"].get("source")
+    what, source = "prompts", config.prompts.source
     if source is None:
-        what, source = "personas", config["personas"]["source"]
-    judging = config["judging"]
-    members = len(judging.get("panel") or [])
+        what, source = "personas", config.personas.source
+    judging = config.judging
+    members = len(judging.panel)
     panel = f", and a panel of {members} more" if members else ""
     judge = other_judge(config) or "the model itself"
     return [
         (what, f"{name_of(source)}; licence: {licences[what]}"),
-        ("judge", f"{judging['method']}, orders: {judging['orders']}; {judge}{panel}"),
+        ("judge", f"{judging.method}, orders: {judging.orders}; {judge}{panel}"),
     ]
 
 
-def packages(made: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
+def packages(made: Manifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made.packages.items() if version)
 
 
 def counts_table(funnel: Iterable[StageCounts]) -> str:

@@ -17,6 +17,7 @@ from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.records import Drop, PreferencePair, Prompt, Response, make_id, to_dict
+from sao.results.base import StageCounts
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
@@ -35,7 +36,7 @@ def train_run(
     folder: Path,
     progress: Progress,
     notify: Notify,
-) -> dict[str, Any]:
+) -> StageCounts:
     """Train `config.model` on the pairs of `source`; the model arrives in folder/model. Returns the counts of
     the stage.
 
@@ -65,14 +66,15 @@ def train_run(
     progress("train", 0, steps)
     seed = config.seed if config.train.seed is None else config.train.seed
     result = train(pairs, model, tokenizer, folder, config.train, seed, _teller(progress, notify, steps))
-    counts = {
-        "records": len(pairs),
-        "dropped": sum(reasons.values()),
-        "reasons": reasons,
-        "steps": result.steps,
-        "metrics": _rounded(result.metrics),
-    }
-    return counts | ({"cut": n_cut} if n_cut else {})
+    counts = StageCounts(
+        stage="train",
+        records=len(pairs),
+        dropped=sum(reasons.values()),
+        reasons=reasons,
+        steps=result.steps,
+        metrics=_rounded(result.metrics),
+    )
+    return counts.model_copy(update={"cut": n_cut}) if n_cut else counts
 
 
 def _teller(progress: Progress, notify: Notify, steps: int) -> Callable[[dict[str, Any]], None]:
@@ -104,7 +106,7 @@ def _check_drops(config: Config, n_pairs: int, n_drops: int, reasons: dict[str, 
         )
 
 
-def _rounded(metrics: dict[str, Any]) -> dict[str, float]:
+def _rounded(metrics: dict[str, Any]) -> dict[str, float | None]:
     """The metrics that are numbers with a fraction, to 6 digits."""
     return {key: float(f"{value:.6g}") for key, value in metrics.items() if isinstance(value, float)}
 

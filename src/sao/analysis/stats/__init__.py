@@ -42,7 +42,6 @@ from sao.data.similarity import find_duplicates, words
 from sao.errors import StoreError
 from sao.pipeline.reader import Reader
 from sao.records import Persona, Prompt, Response
-from sao.results.base import stage_counts
 from sao.results.statistics import (
     Distinct,
     ExactRepetition,
@@ -90,8 +89,8 @@ def stats(run: Reader, seed: int = 0) -> Statistics:
         figures[name] = describe(texts, seed, topics=name == "prompts", near=name != "answers")
     return Statistics(
         sources=sources(run.config),
-        licences=read_manifest(run.root).get("licences", {}),
-        funnel=stage_counts(run.funnel()),
+        licences=dict(read_manifest(run.root).licences),
+        funnel=run.funnel(),
         templates=by_template(run),
         personas=figures.get("personas"),
         prompts=figures.get("prompts"),
@@ -110,7 +109,7 @@ def _kinds(run: Reader) -> Iterator[tuple[str, Stage, type[Persona | Prompt | Re
         yield "personas", run.stage("personas"), Persona
     if run.stage("prompts").finished:
         yield "prompts", run.stage("prompts"), Prompt
-    if kept.path != run.stage("prompts").path and kept.finished and kept.counts["dropped"]:
+    if kept.path != run.stage("prompts").path and kept.finished and kept.counts.dropped:
         yield "kept_prompts", kept, Prompt
     if run.stage("filtered_responses").finished:
         yield "answers", run.stage("filtered_responses"), Response

@@ -209,8 +209,9 @@ def has_begun(root: Path) -> bool:
 
 
 def grown(root: Path, config: Config) -> Sizes:
-    """The sizes of the run in this folder, this recipe's last. A size whose prompts were never finished does
-    not count. Where pairs are given, the personas for training stay as they are.
+    """The sizes of the run in this folder, this recipe's last. The last size of the manifest counts once its
+    prompts are finished; those before it were, else the run would not have grown from them. Where pairs are
+    given, the personas for training stay as they are.
 
     Raises StoreError where the recipe asks for fewer personas than the folder has.
     """
@@ -218,9 +219,7 @@ def grown(root: Path, config: Config) -> Sizes:
     before: Sizes = ()
     if (root / MANIFEST).is_file() and has_begun(root):
         sizes = tuple((size[0], size[1]) for size in read_manifest(root)["sizes"])
-        done = _finished_sizes(root)
-        last = max((number for number, size in enumerate(sizes, 1) if size in done), default=0)
-        before = sizes[:last]
+        before = sizes if sizes[-1] in _finished_sizes(root) else sizes[:-1]
     if not before:
         return ((n, held_out),)
     if config.pairs.source is not None:
@@ -243,6 +242,6 @@ def grown(root: Path, config: Config) -> Sizes:
 
 
 def _finished_sizes(root: Path) -> set[tuple[int, int]]:
-    """The sizes for which prompts were finished."""
+    """The sizes for which prompts are finished; a stage that grows has the new size, and no counts yet."""
     stages = (read_stage_info(path) for path in root.glob("round-*/prompts-*/stage.json"))
     return {(info.sizes[0], info.sizes[1]) for info in stages if info.counts is not None and info.sizes}

@@ -77,7 +77,13 @@ def imported(tmp_path: Path, **settings: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seed": "3"}, {"judging.prefill": "x"}, {"judging.temperature": "0.1"}]
+    "settings",
+    [
+        {"seed": "3"},
+        {"judging.prefill": "x"},
+        {"judging.temperature": "0.1"},
+        {"judging.comparisons_per_answer": "2"},
+    ],
 )
 def test_an_import_goes_on_with_another_seed_or_judge(tmp_path: Path, settings: dict[str, str]) -> None:
     summary = run(imported(tmp_path, **settings), tmp_path / "run", until="pairs", engine=ScriptedEngine())

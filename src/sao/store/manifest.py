@@ -37,7 +37,7 @@ PACKAGES = [
     "lm-eval",
 ]
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Of the run folder. Folders of another format are not read."""
 Sizes = tuple[tuple[int, int], ...]
 """The personas that a run was made for, for training and held out, at first and each time that it grew."""

@@ -115,7 +115,15 @@ def wanted(round_: Round, until: str) -> list[str]:
     goal = COMMANDS.get(until, until)
     if goal not in round_.table:
         raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}", key="until")
-    needed = {round_.in_place_of(goal)}
+    reached = round_.in_place_of(goal)
+    if reached is None:
+        raise ConfigError(
+            f"until {until!r}: this recipe has no step {goal}; it has {', '.join(active)}. Where "
+            "pairs.source names a data set, nothing is answered or judged; where personas.held_out is 0, "
+            "nothing is compared",
+            key="until",
+        )
+    needed = {reached}
     for name in reversed(list(round_.table)):
         if name in needed:
             needed |= set(round_.inputs(name))

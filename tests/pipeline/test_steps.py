@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sao.config import Config, make_config
+from sao.config import Config, PairsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import ConfigError, DropError
+from sao.errors import ConfigError, DropError, StoreError
 from sao.execution.status import read_status
 from sao.execution.step import Step, Work
 from sao.method import run, wanted
@@ -100,6 +100,27 @@ def test_its_settings_and_its_revision_name_its_folder(tmp_path: Path) -> None:
     assert len({path(LOUD), *map(path, other)}) == 3
 
 
+@pytest.mark.parametrize("until", ["respond", "judge", "pairs", "comparisons"])
+def test_a_step_that_the_recipe_does_not_have(tmp_path: Path, until: str) -> None:
+    """Pairs are given, and nobody is held out: only prompts are left, and training."""
+    given = config().model_copy(update={"pairs": PairsConfig(source="pairs.jsonl")})
+    round_ = Round(given, tmp_path, STEPS, given=ScriptedEngine())
+    with raises(ConfigError, key="until", match=r"this recipe has no step \w+; it has .*train"):
+        wanted(round_, until)
+    assert wanted(round_, "prompts")[-1] == "filtered"
+
+
+def test_the_revision_of_the_personas_reaches_their_drafts(tmp_path: Path) -> None:
+    people = {"source": "self", "n": 6, "held_out": 0, "writing": {"traits": "world"}}
+    own = make_config({"engine": {"name": "scripted"}, "personas": people})
+    engine = ScriptedEngine()
+    for revision in (1, 1, 2):
+        steps = [replace(step, revision=revision) if step.name == "personas" else step for step in STEPS]
+        run(own, tmp_path, until="personas", steps=steps, engine=engine)
+    assert len(list(tmp_path.glob("round-1/drafts-*"))) == 2
+    assert len(list(tmp_path.glob("round-1/personas-*"))) == 2
+
+
 def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:
     def doubled(work: Work[Round]) -> Iterator[Response | Drop]:
         for answer in work.read("responses", Response):
@@ -113,6 +134,16 @@ def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:
             steps=(*STEPS, replace(LOUD, make=doubled)),
             engine=ScriptedEngine(),
         )
+
+
+@pytest.mark.parametrize("id_", ["answer-7", "7", "f" * 17])
+def test_an_id_that_is_none(tmp_path: Path, id_: str) -> None:
+    def named(work: Work[Round]) -> Iterator[Response | Drop]:
+        for answer in work.read("responses", Response):
+            yield replace(answer, id=id_)
+
+    with raises(StoreError, key="id", match=rf"{id_}.*make_id"):
+        finish(tmp_path, replace(LOUD, make=named))
 
 
 def test_only_what_is_needed_runs() -> None:

@@ -122,12 +122,8 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
 def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
     """Round `number` of the personas that the model writes, with `size` drafts, finished."""
     run, runner = work.run, work.runner
-    settings = {
-        **writing_settings(run),
-        "number": number,
-        "size": size,
-        "upstream": before.key if before else None,
-    }
+    chain = {"revision": run.table["personas"].revision, "upstream": before.key if before else None}
+    settings = {**writing_settings(run), "number": number, "size": size, "step": chain}
     stage = Stage(run.place, "drafts", settings).open()
     if not stage.finished:
         engine, writing = work.engine(run.roles.policy), work.config.personas.writing

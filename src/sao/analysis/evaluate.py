@@ -334,6 +334,6 @@ def _try_judge(models: TwoModels, questions: list[Question], answers: Answers) -
         return SELF_TESTS.validate_json(path.read_text("utf-8"))
     except ValueError as error:
         raise StoreError(
-            f"{path}: no self-tests as SAO writes them ({error}). Delete the file: the judge is asked again",
+            f"{path}: no self-tests as SAO writes them. Delete the file: the judge is asked again",
             key="self-tests",
         ) from error

@@ -114,6 +114,8 @@ def wanted(round_: Round, until: str) -> list[str]:
         return active
     goal = COMMANDS.get(until, until)
     if goal not in round_.table:
+        goal = until  # a shorter table may have the step alone, without what else the command does
+    if goal not in round_.table:
         raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}", key="until")
     reached = round_.in_place_of(goal)
     if reached is None:

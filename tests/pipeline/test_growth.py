@@ -123,7 +123,8 @@ def test_a_kill_while_it_grows(tmp_path: Path) -> None:
 
 def with_a_model_made_up(work: Work[Round]) -> None:
     """In place of training: a folder that counts as a model."""
-    write_atomic(work.run.model_dir / "config.json", "{}")
+    for name in ("config.json", "model.safetensors"):
+        write_atomic(work.run.model_dir / name, "{}")
     work.stage.finish({"records": 0, "dropped": 0, "reasons": {}})
 
 

@@ -335,7 +335,7 @@ def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
     (root / "round-1" / "prompts-0000abcd" / "stage.json").write_text(json.dumps(stage))
     recipe = config().model_dump(mode="json")
     recipe["eval"] = recipe.pop("evaluation")
-    manifest = {"config": recipe, "model_identity": "x", "outside": {}}
+    manifest: dict[str, Any] = {"config": recipe, "model_identity": "x", "outside": {}}
     manifest |= {} if written is None else {"format": written, "sizes": [[60, 10]]}
     (root / "manifest.json").write_text(json.dumps(manifest))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}

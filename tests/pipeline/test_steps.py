@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +120,72 @@ def test_the_revision_of_the_personas_reaches_their_drafts(tmp_path: Path) -> No
         run(own, tmp_path, until="personas", steps=steps, engine=engine)
     assert len(list(tmp_path.glob("round-1/drafts-*"))) == 2
     assert len(list(tmp_path.glob("round-1/personas-*"))) == 2
+
+
+def named(name: str, *reads: str, **more: Any) -> Step[Round]:
+    return Step(name=name, record=Response, reads=reads, make=lambda work: (), **more)
+
+
+@pytest.mark.parametrize(
+    ("steps", "key", "match"),
+    [
+        ((*STEPS, named("pairs")), "steps", "two are called pairs"),
+        (
+            (*STEPS, named("loud", "filterd")),
+            "reads",
+            r"step loud: it reads filterd, .*Did you mean filtered\?",
+        ),
+        ((*STEPS, named("loud", "later"), named("later")), "reads", "later, which comes later"),
+        (
+            tuple(s for s in STEPS if s.name != "filtered"),
+            "reads",
+            "step checkable: it reads filtered, which is",
+        ),
+    ],
+)
+def test_a_table_that_does_not_hold_together(
+    tmp_path: Path, steps: tuple[Step[Round], ...], key: str, match: str
+) -> None:
+    with raises(ConfigError, key=key, match=match):
+        run(config(), tmp_path, steps=steps, engine=ScriptedEngine())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", range(1, len(STEPS) + 1))
+def test_a_table_may_end_anywhere(tmp_path: Path, number: int) -> None:
+    """STEPS[:5] has no filter of answers, no pairs and no training."""
+    table = STEPS[:number]
+    found = Round(config(), tmp_path, table, given=ScriptedEngine())
+    last = [step.name for step in table if found.has(step.name) and step.name != "train"][-1]
+    summary = run(config(), tmp_path, until=last, steps=table, engine=ScriptedEngine())
+    assert set(summary.paths) >= {"run"}
+    with raises(ConfigError, key="steps", match=r"no step comparison .*there are personas"):
+        found.stage("comparison")
+
+
+def test_what_a_step_reads_it_must_name(tmp_path: Path) -> None:
+    """Else its records would stay when what it read is another."""
+    unnamed = replace(LOUD, reads=("filtered",))
+    with raises(ConfigError, key="reads", match=r"step loud: it reads responses, but .*Name it in reads"):
+        finish(tmp_path, unnamed)
+
+
+def test_a_product_of_which_a_part_is_gone_is_built_again(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(work: Work[Round]) -> None:
+        folder = work.stage.path / "thing"
+        folder.mkdir(exist_ok=True)
+        (folder / "part").write_text("")
+        built.append(work.stage.name)
+        work.stage.finish({"records": 0, "dropped": 0, "reasons": {}})
+
+    thing = named("thing", build=build, product="thing", is_whole=lambda path: (path / "part").is_file())
+    for number in (1, 1, 2):
+        if number == 2:
+            next(tmp_path.glob("round-1/thing-*/thing/part")).unlink()
+        run(config(), tmp_path, until="thing", steps=(*STEPS, thing), engine=ScriptedEngine())
+        assert len(built) == number
 
 
 def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:

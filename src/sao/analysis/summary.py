@@ -184,10 +184,9 @@ def _usage(run: Reader) -> Spent | None:
 
 
 def _paths(run: Reader) -> dict[str, str]:
-    places = {
-        "run": run.root,
-        "pairs": run.stage("pairs").path / "records.jsonl",
-        "log": run.stage("train").path / "metrics.jsonl",
-        "model": run.round.model_dir,
-    }
+    places = {"run": run.root}
+    if "pairs" in run.round.table:
+        places["pairs"] = run.stage("pairs").path / "records.jsonl"
+    if "train" in run.round.table:
+        places |= {"log": run.stage("train").path / "metrics.jsonl", "model": run.round.model_dir}
     return {name: str(path) for name, path in places.items() if path.exists()}

@@ -78,7 +78,10 @@ class Config(Section):
         """What was imported stays as it is: a run that asks for other records could never be finished."""
         if self.pairs.imported is None:
             return self
-        fixed = {"responses.n": (self.responses.n, 2), "prompts.source": (self.prompts.source, None)}
+        fixed: dict[str, tuple[object, object]] = {
+            "responses.n": (self.responses.n, 2),
+            "prompts.source": (self.prompts.source, None),
+        }
         if self.judging.method == "given":
             fixed["judging.orders"] = (self.judging.orders, "one")
         for key, (value, imported) in fixed.items():

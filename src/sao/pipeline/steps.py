@@ -20,6 +20,7 @@ from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.step import Step, Work
+from sao.models.weights import is_whole
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
@@ -371,6 +372,7 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="train", record=PreferencePair, reads=("pairs",),
         settings=train_settings, make=lambda work: (), build=train, product="model",
+        is_whole=is_whole,
     ),
     # Then both answer prompts that it was not trained on,
     Step(

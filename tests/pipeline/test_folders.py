@@ -159,6 +159,14 @@ def test_what_somebody_edited_is_named(tmp_path: Path, odd: str) -> None:
         list(recorded(tmp_path).judged())
 
 
+@pytest.mark.parametrize("line", ["{}", "[1]", '{"requests": "many"}'])
+def test_a_line_of_usage_that_is_none(tmp_path: Path, line: str) -> None:
+    run(config(), tmp_path, until="prompts", engine=ScriptedEngine())
+    (tmp_path / "usage.jsonl").write_text(line + "\n")
+    with raises(StoreError, key="usage.jsonl", match=r"usage\.jsonl, line 1: requests is no number"):
+        run(config(), tmp_path, until="prompts", engine=ScriptedEngine())
+
+
 @pytest.mark.parametrize("name", ["records.jsonl", "drops.jsonl"])
 def test_a_file_that_is_gone_is_made_again(tmp_path: Path, name: str) -> None:
     run(config(), tmp_path, until="judge", engine=ScriptedEngine())

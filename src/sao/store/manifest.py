@@ -37,6 +37,7 @@ PACKAGES = [
     "lm-eval",
 ]
 MANIFEST = "manifest.json"
+USAGE = "usage.jsonl"
 FORMAT = 3
 """Of the run folder. Folders of another format are not read."""
 Sizes = tuple[tuple[int, int], ...]
@@ -142,7 +143,7 @@ def open_manifest(
 
 def append_usage(root: Path, line: dict[str, Any]) -> None:
     """Add to root/usage.jsonl what a server was asked: one line for each stage, call and thousand records."""
-    path = root / "usage.jsonl"
+    path = root / USAGE
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(dumps(line) + "\n")
@@ -152,8 +153,8 @@ def append_usage(root: Path, line: dict[str, Any]) -> None:
 
 def read_usage(root: Path) -> list[dict[str, Any]]:
     """The lines of root/usage.jsonl; none where no server was asked."""
-    path = root / "usage.jsonl"
-    return list(read_jsonl(path)) if path.is_file() else []
+    path = root / USAGE
+    return list(read_jsonl(path, "Mend or delete the line")) if path.is_file() else []
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:

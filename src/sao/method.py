@@ -115,8 +115,18 @@ def wanted(round_: Round, until: str) -> list[str]:
         return active
     goal = COMMANDS.get(until, until)
     if goal not in round_.table:
+        goal = until  # a shorter table may have the step alone, without what else the command does
+    if goal not in round_.table:
         raise ConfigError(f"until {until!r}: no such step; there are {', '.join(round_.table)}", key="until")
-    needed = {round_.in_place_of(goal)}
+    reached = round_.in_place_of(goal)
+    if reached is None:
+        raise ConfigError(
+            f"until {until!r}: this recipe has no step {goal}; it has {', '.join(active)}. Where "
+            "pairs.source names a data set, nothing is answered or judged; where personas.held_out is 0, "
+            "nothing is compared",
+            key="until",
+        )
+    needed = {reached}
     for name in reversed(list(round_.table)):
         if name in needed:
             needed |= set(round_.inputs(name))

@@ -13,7 +13,7 @@ from sao.cli import main
 from sao.config import make_config
 from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
-from sao.errors import ConfigError, DataError
+from sao.errors import ConfigError, DataError, StoreError
 from sao.evaluation import alpaca_files
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
@@ -25,6 +25,7 @@ from sao.records import Message
 from sao.report.evaluation import show_evaluation
 from sao.results.evaluation import Evaluation, MarkedSuite, PairedSuite
 from sao.store.files import write_atomic
+from sao.templates import load_template
 from support.checks import a, known
 from support.errors import raises
 from support.run_files import json_rows
@@ -65,6 +66,10 @@ def judging(p_first: Callable[[str, str], float]) -> ScriptedEngine:
 
 def by_worth(first: str, second: str) -> float:
     return 0.5 if worth(first) == worth(second) else 0.9 if worth(first) > worth(second) else 0.1
+
+
+def by_length(first: str, second: str) -> float:
+    return 0.9 if len(first) >= len(second) else 0.1
 
 
 def bench(
@@ -308,7 +313,7 @@ def test_what_is_finished_is_not_asked_again(tmp_path: Path) -> None:
 
 def test_the_judge_is_tried_once(tmp_path: Path) -> None:
     base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9 + i / 1000)
-    judge = judging(lambda first, second: 0.9 if len(first) >= len(second) else 0.1)
+    judge = judging(by_length)
     for _ in range(2):
         found = evaluate(
             bench(tmp_path / "out", base, tuned, judge, evaluation={"self_tests": 5}),
@@ -324,6 +329,25 @@ def test_the_judge_is_tried_once(tmp_path: Path) -> None:
     assert tests["identical"].rate == 1.0  # and the first of two equals
     assert known(tests["padded"].flips).rate == 0.0
     assert "padded 0 %" in show_evaluation(found)
+
+
+def test_the_judge_is_tried_again_with_another_template(tmp_path: Path) -> None:
+    """It is the text that counts, not the name of its file."""
+    base, tuned = answering("base", lambda i: 0.5), answering("tuned", lambda i: 0.9 + i / 1000)
+    template, judge, calls = tmp_path / "judge.txt", judging(by_length), list[int]()
+    for more in ("", "\nDo not look at the length.", "\nDo not look at the length."):
+        template.write_text(load_template("judge", ()) + more)
+        two = bench(
+            tmp_path / "out", base, tuned, judge,
+            evaluation={"self_tests": 5}, judging={"template": str(template)},
+        )  # fmt: skip
+        evaluate(two, asked(tmp_path), ["heldout"])
+        calls.append(judge.calls)
+    assert calls == [2 * N + 40, 2 * (2 * N + 40), 2 * (2 * N + 40)]
+    for kept in (tmp_path / "out").glob("self-tests-*.json"):
+        kept.write_text("{")
+    with raises(StoreError, key="self-tests", match=r"self-tests-.*Delete the file"):
+        evaluate(two, asked(tmp_path), ["heldout"])
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:

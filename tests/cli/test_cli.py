@@ -1,5 +1,6 @@
 """The command line: arguments, output, errors."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from sao.cli import join_overrides, main, read_overrides
+from sao.cli.app import build_parser
+from sao.cli.arguments import RANGES
 from sao.errors import ConfigError
 from support.errors import raises
 
@@ -95,6 +98,33 @@ def test_errors_go_to_stderr_with_the_next_step(
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (group,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(group.choices)
+
+
+def test_every_whole_number_has_a_range() -> None:
+    """An option of a new command that is a whole number belongs into RANGES."""
+    options = {o.dest for command in commands().values() for o in command._actions if o.type is int}
+    assert options == set(RANGES)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stats", "RUN", "--seed", "-1"], ["audit", "RUN", "--self-tests", "-4"],
+        ["label", "RUN", "--n", "-1"], ["label", "RUN", "--n", "0"],
+        ["import", "FILE", "--out", "RUN", "--held-out", "-1"],
+        ["plan", "demo", "--gpus", "0"], ["plan", "demo", "--prompt-tokens", "0"],
+        ["run", "demo", "--seed", "-1"],
+        ["eval", "--base", "a", "--tuned", "b", "--limit", "0"],
+    ],
+)  # fmt: skip
+def test_a_number_out_of_its_range(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    assert f"ConfigError: {words[-2]} {words[-1]}: it must be " in capsys.readouterr().err
 
 
 def test_a_key_before_the_target_is_not_taken_for_it() -> None:

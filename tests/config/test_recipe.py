@@ -131,6 +131,16 @@ def test_settings_that_do_not_belong_together_are_refused() -> None:
             PromptsConfig.model_validate({"method": "user_turn", **wrong})
 
 
+@pytest.mark.parametrize(
+    "section", [{"responses": {"n": 3}}, {"prompts": {"source": "p.jsonl"}}, {"judging": {"orders": "both"}}]
+)
+def test_imported_records_are_as_they_are(section: dict[str, Any]) -> None:
+    given = {"method": "given", "orders": "one", **section.get("judging", {})}
+    imported = {"pairs": {"imported": "x"}, **section, "judging": given}
+    with raises(ConfigError, key="recipe", match=r"imported data set.*Leave it at"):
+        make_config(imported)
+
+
 def test_every_way_of_writing_prompts_has_a_place_of_its_own(tmp_path: Path) -> None:
     def stage(**prompts: Any) -> Any:
         config = make_config({"model": "m", "engine": {"name": "scripted"}, "prompts": prompts})

@@ -19,6 +19,7 @@ from sao.models import vocabulary, weights
 from sao.models.chat import ChatTokenizer
 from sao.models.load import check_model, load_model
 from sao.models.locate import identity_of, weights_identity
+from sao.models.weights import is_whole
 from support.errors import raises
 from support.tiny_models import gemma2, llama, mistral, qwen3
 
@@ -388,3 +389,20 @@ def test_a_folder_of_another_kind_is_named(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "m")
     with raises(SAOError, key="model"):
         check_model(model, AUTO)
+
+
+def test_a_saved_model_is_whole_or_not(tmp_path: Path) -> None:
+    assert not is_whole(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    assert not is_whole(tmp_path)
+    (tmp_path / "model-00001.safetensors").write_text("")
+    assert is_whole(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}})
+    )
+    assert not is_whole(tmp_path)  # one of its files is gone
+    (tmp_path / "model-00002.safetensors").write_text("")
+    assert is_whole(tmp_path)
+    index.write_text("{")
+    assert not is_whole(tmp_path)

@@ -13,6 +13,9 @@ from sao.errors import ConfigError, SAOError
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
 
+IMPORTED: dict[str, Any] = {
+    "pairs": {"imported": "x"}, "judging": {"method": "given", "orders": "one"}
+}  # fmt: skip
 BASES: tuple[dict[str, Any], ...] = (
     # As shipped, with everything on that a key could belong to.
     {"filters": {"duplicates": "near"}, "responses": {"n": 4}},
@@ -25,6 +28,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"prompts": {"method": "user_turn"}},
     {"prompts": {"source": "FOLDER/prompts.jsonl"}},
     {"pairs": {"source": "FOLDER/pairs.jsonl"}},
+    IMPORTED,
     {"judging": {"method": "text", "template": "judge_reasoning", "max_tokens": 99}},
     {"judging": {"method": "pointwise"}},
     {"judging": {"engine": {"name": "vllm", "model": "builtin:world"}}},
@@ -183,6 +187,13 @@ def test_how_many_there_are_moves_no_record(dotted: str) -> None:
     moved = {step for step, folder in before.items() if after[step] != folder}
     # Which prompts are kept hangs on all of them, and so do calibration and what follows from it.
     assert moved == {"filtered", "pairs", "train", "heldout_tuned", "comparisons"}
+
+
+def test_what_training_reads_counts_where_the_answers_are_imported() -> None:
+    """The system message is trained on with the imported answers, which lie in one folder whatever it is."""
+    plain, told = (folders(make_config({**IMPORTED, "responses": {"system": s}})) for s in (None, "Be kind"))
+    moved = {step for step, folder in plain.items() if told[step] != folder}
+    assert moved == {"train", "heldout_base", "heldout_tuned", "comparisons"}
 
 
 def test_the_engine_that_samples_does_not_count() -> None:

@@ -77,7 +77,13 @@ def imported(tmp_path: Path, **settings: str) -> Config:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seed": "3"}, {"judging.prefill": "x"}, {"judging.temperature": "0.1"}]
+    "settings",
+    [
+        {"seed": "3"},
+        {"judging.prefill": "x"},
+        {"judging.temperature": "0.1"},
+        {"judging.comparisons_per_answer": "2"},
+    ],
 )
 def test_an_import_goes_on_with_another_seed_or_judge(tmp_path: Path, settings: dict[str, str]) -> None:
     summary = run(imported(tmp_path, **settings), tmp_path / "run", until="pairs", engine=ScriptedEngine())
@@ -151,6 +157,14 @@ def test_what_somebody_edited_is_named(tmp_path: Path, odd: str) -> None:
     ODD[odd](tmp_path)
     with pytest.raises(SAOError, match=r"manifest\.json|stage\.json|records\.jsonl"):
         list(recorded(tmp_path).judged())
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '{"requests": "many"}'])
+def test_a_line_of_usage_that_is_none(tmp_path: Path, line: str) -> None:
+    run(config(), tmp_path, until="prompts", engine=ScriptedEngine())
+    (tmp_path / "usage.jsonl").write_text(line + "\n")
+    with raises(StoreError, key="usage.jsonl", match=r"usage\.jsonl, line 1: requests is no number"):
+        run(config(), tmp_path, until="prompts", engine=ScriptedEngine())
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "drops.jsonl"])

@@ -1,6 +1,7 @@
 """A run grows by raising personas.n or personas.held_out: what is there stays, byte for byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import pytest
 from sao.config import Config, load_recipe, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import StoreError
+from sao.execution.step import Work
 from sao.method import run
 from sao.pipeline.folder import reader, recorded
+from sao.pipeline.rounds import Round
+from sao.pipeline.steps import STEPS
 from sao.records import Persona, Prompt, Response
+from sao.results.base import StageCounts
 from sao.sharing.import_pairs import import_pairs
 from sao.stages.rows import index_of, is_held_out
+from sao.store.files import write_atomic
 from support.errors import raises
+from support.run_files import files
 
 KINDS = ("personas", "prompts", "filtered", "responses", "judgments")
 
@@ -113,6 +120,40 @@ def test_a_kill_while_it_grows(tmp_path: Path) -> None:
         assert lines(tmp_path / "killed", kind, more) == lines(tmp_path / "whole", kind, more)
     answers = list(reader(more, tmp_path / "killed", ScriptedEngine()).answered())
     assert all(isinstance(answer, Response) for _, group in answers for answer in group)
+
+
+def with_a_model_made_up(work: Work[Round]) -> None:
+    """In place of training: a folder that counts as a model."""
+    for name in ("config.json", "model.safetensors"):
+        write_atomic(work.run.model_dir / name, "{}")
+    work.stage.finish(StageCounts(stage="train", records=0, dropped=0, reasons={}))
+
+
+UNTRAINED = tuple(
+    replace(step, build=with_a_model_made_up) if step.name == "train" else step for step in STEPS
+)
+
+
+@pytest.mark.parametrize("step", ["personas", "prompts", "filtered", "responses", "heldout_base"])
+def test_a_kill_while_it_grows_forgets_no_size(tmp_path: Path, step: str) -> None:
+    """Which prompts are kept hangs on the order in which they came, and all that follows hangs on that."""
+    filters = {"filters": {"duplicates": "near"}}
+    few, more = config(40, 12, **filters), config(90, 20, **filters)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for root in (whole, killed):
+        run(few, root, steps=UNTRAINED, engine=ScriptedEngine())
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == step and done > 50 * (step != "heldout_base"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(more, killed, steps=UNTRAINED, engine=ScriptedEngine(), progress=stop)
+    for root in (whole, killed):
+        run(more, root, steps=UNTRAINED, engine=ScriptedEngine())
+        assert json.loads((root / "manifest.json").read_text())["sizes"] == [[40, 12], [90, 20]]
+    assert lines(killed, "comparisons", more)
+    assert files(killed) == files(whole)
 
 
 def test_it_only_grows(tmp_path: Path) -> None:

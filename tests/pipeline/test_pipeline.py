@@ -320,18 +320,23 @@ def test_two_processes_in_one_folder_lose_nothing(tmp_path: Path) -> None:
     assert stage[1].counts.records == 50
 
 
+@pytest.mark.parametrize("written", [None, 2])
 @pytest.mark.parametrize("command", ["run", "audit", "stats", "export", "contamination", "label", "eval"])
 def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
-    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, command: str, written: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Folders had no format before the second one; what is in them hangs on other ids."""
+    """Folders had no format before the second one. What is in them hangs on other ids, and the recipe in the
+    manifest has keys that are called otherwise now."""
     root = tmp_path / "old"
     (root / "round-1" / "personas-0000abcd").mkdir(parents=True)
     (root / "round-1" / "personas-0000abcd" / "records.jsonl").write_text("")
     (root / "round-1" / "prompts-0000abcd").mkdir()
     stage = {"stage": "prompts", "settings": {}, "counts": {"records": 0, "dropped": 0, "reasons": {}}}
     (root / "round-1" / "prompts-0000abcd" / "stage.json").write_text(json.dumps(stage))
-    manifest = {"config": config().model_dump(mode="json"), "model_identity": "x", "outside": {}}
+    recipe = config().model_dump(mode="json")
+    recipe["eval"] = recipe.pop("evaluation")
+    manifest: dict[str, Any] = {"config": recipe, "model_identity": "x", "outside": {}}
+    manifest |= {} if written is None else {"format": written, "sizes": [[60, 10]]}
     (root / "manifest.json").write_text(json.dumps(manifest))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     arguments = {
@@ -341,9 +346,7 @@ def test_a_folder_of_an_earlier_format_is_refused_and_left_alone(
     }
     assert main(arguments.get(command, [command, str(root)])) == 1
     said = capsys.readouterr().err
-    assert (
-        f"StoreError: {root}: a run folder of format 1, which this version of SAO (format 2) does not read"
-        in said
-    )
+    found = f"a run folder of format {written or 1}, which this version of SAO (format 3) does not read"
+    assert f"StoreError: {root}: {found}" in said
     assert "Use another folder with --out" in said
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before

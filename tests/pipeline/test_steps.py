@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sao.config import Config, make_config
+from sao.config import Config, PairsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import ConfigError, DropError
+from sao.errors import ConfigError, DropError, StoreError
 from sao.execution.status import read_status
 from sao.execution.step import Step, Work
 from sao.method import run, wanted
@@ -16,6 +17,7 @@ from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
 from sao.records import Drop, Response, make_id
+from sao.results.base import StageCounts
 from support.errors import raises
 
 
@@ -100,6 +102,93 @@ def test_its_settings_and_its_revision_name_its_folder(tmp_path: Path) -> None:
     assert len({path(LOUD), *map(path, other)}) == 3
 
 
+@pytest.mark.parametrize("until", ["respond", "judge", "pairs", "comparisons"])
+def test_a_step_that_the_recipe_does_not_have(tmp_path: Path, until: str) -> None:
+    """Pairs are given, and nobody is held out: only prompts are left, and training."""
+    given = config().model_copy(update={"pairs": PairsConfig(source="pairs.jsonl")})
+    round_ = Round(given, tmp_path, STEPS, given=ScriptedEngine())
+    with raises(ConfigError, key="until", match=r"this recipe has no step \w+; it has .*train"):
+        wanted(round_, until)
+    assert wanted(round_, "prompts")[-1] == "filtered"
+
+
+def test_the_revision_of_the_personas_reaches_their_drafts(tmp_path: Path) -> None:
+    people = {"source": "self", "n": 6, "held_out": 0, "writing": {"traits": "world"}}
+    own = make_config({"engine": {"name": "scripted"}, "personas": people})
+    engine = ScriptedEngine()
+    for revision in (1, 1, 2):
+        steps = [replace(step, revision=revision) if step.name == "personas" else step for step in STEPS]
+        run(own, tmp_path, until="personas", steps=steps, engine=engine)
+    assert len(list(tmp_path.glob("round-1/drafts-*"))) == 2
+    assert len(list(tmp_path.glob("round-1/personas-*"))) == 2
+
+
+def named(name: str, *reads: str, **more: Any) -> Step[Round]:
+    return Step(name=name, record=Response, reads=reads, make=lambda work: (), **more)
+
+
+@pytest.mark.parametrize(
+    ("steps", "key", "match"),
+    [
+        ((*STEPS, named("pairs")), "steps", "two are called pairs"),
+        (
+            (*STEPS, named("loud", "filterd")),
+            "reads",
+            r"step loud: it reads filterd, .*Did you mean filtered\?",
+        ),
+        ((*STEPS, named("loud", "later"), named("later")), "reads", "later, which comes later"),
+        (
+            tuple(s for s in STEPS if s.name != "filtered"),
+            "reads",
+            "step checkable: it reads filtered, which is",
+        ),
+    ],
+)
+def test_a_table_that_does_not_hold_together(
+    tmp_path: Path, steps: tuple[Step[Round], ...], key: str, match: str
+) -> None:
+    with raises(ConfigError, key=key, match=match):
+        run(config(), tmp_path, steps=steps, engine=ScriptedEngine())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", range(1, len(STEPS) + 1))
+def test_a_table_may_end_anywhere(tmp_path: Path, number: int) -> None:
+    """STEPS[:5] has no filter of answers, no pairs and no training."""
+    table = STEPS[:number]
+    found = Round(config(), tmp_path, table, given=ScriptedEngine())
+    last = [step.name for step in table if found.has(step.name) and step.name != "train"][-1]
+    summary = run(config(), tmp_path, until=last, steps=table, engine=ScriptedEngine())
+    assert set(summary.paths) >= {"run"}
+    with raises(ConfigError, key="steps", match=r"no step comparison .*there are personas"):
+        found.stage("comparison")
+
+
+def test_what_a_step_reads_it_must_name(tmp_path: Path) -> None:
+    """Else its records would stay when what it read is another."""
+    unnamed = replace(LOUD, reads=("filtered",))
+    with raises(ConfigError, key="reads", match=r"step loud: it reads responses, but .*Name it in reads"):
+        finish(tmp_path, unnamed)
+
+
+def test_a_product_of_which_a_part_is_gone_is_built_again(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(work: Work[Round]) -> None:
+        folder = work.stage.path / "thing"
+        folder.mkdir(exist_ok=True)
+        (folder / "part").write_text("")
+        built.append(work.stage.name)
+        work.stage.finish(StageCounts(stage="thing", records=0, dropped=0, reasons={}))
+
+    thing = named("thing", build=build, product="thing", is_whole=lambda path: (path / "part").is_file())
+    for number in (1, 1, 2):
+        if number == 2:
+            next(tmp_path.glob("round-1/thing-*/thing/part")).unlink()
+        run(config(), tmp_path, until="thing", steps=(*STEPS, thing), engine=ScriptedEngine())
+        assert len(built) == number
+
+
 def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:
     def doubled(work: Work[Round]) -> Iterator[Response | Drop]:
         for answer in work.read("responses", Response):
@@ -113,6 +202,16 @@ def test_two_records_in_one_row_are_an_error(tmp_path: Path) -> None:
             steps=(*STEPS, replace(LOUD, make=doubled)),
             engine=ScriptedEngine(),
         )
+
+
+@pytest.mark.parametrize("id_", ["answer-7", "7", "f" * 17])
+def test_an_id_that_is_none(tmp_path: Path, id_: str) -> None:
+    def named(work: Work[Round]) -> Iterator[Response | Drop]:
+        for answer in work.read("responses", Response):
+            yield replace(answer, id=id_)
+
+    with raises(StoreError, key="id", match=rf"{id_}.*make_id"):
+        finish(tmp_path, replace(LOUD, make=named))
 
 
 def test_only_what_is_needed_runs() -> None:

@@ -617,6 +617,7 @@ def test_a_file_of_personas_is_named_without_its_folder(finished: Reader, tmp_pa
 def test_an_imported_set_is_said_to_be_others(finished: Reader) -> None:
     change = {
         "config.pairs.imported": "abc",
+        "config.responses.n": 2,
         "licences": {"model": "none (no model was asked)", "pairs": "MIT"},
     }
     card = card_of(finished, change)
@@ -627,7 +628,11 @@ def test_an_imported_set_is_said_to_be_others(finished: Reader) -> None:
 
 
 def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: Reader) -> None:
-    change = {"config.pairs.imported": "abc", "licences": {"model": "CC-BY-NC-4.0", "pairs": "MIT"}}
+    change = {
+        "config.pairs.imported": "abc",
+        "config.responses.n": 2,
+        "licences": {"model": "CC-BY-NC-4.0", "pairs": "MIT"},
+    }
     card = card_of(finished, change)
     assert front_matter(card)["license"] == "mit"
     assert "Non-commercial" not in card

@@ -63,6 +63,16 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         Stage(tmp_path, "personas", {}).open()
 
 
+@pytest.mark.parametrize(
+    "line", ['{"id": "1", "row": 0}', '{"row": 0}', '{"id": "00000000000000zz", "row": 0}', '{"id": "%s"}']
+)
+def test_a_damaged_line_of_a_part_is_named(tmp_path: Path, line: str) -> None:
+    stage = Stage(tmp_path, "personas", {}).open()
+    (stage.path / "part-x.jsonl").write_text(line.replace("%s", "0" * 16) + "\n")
+    with raises(StoreError, key="part-x.jsonl", match=r"part-x\.jsonl.*Delete the folder"):
+        Stage(tmp_path, "personas", {}).open()
+
+
 def test_other_settings_are_another_folder(tmp_path: Path) -> None:
     a, b = (
         Stage(tmp_path, "judgments", {"method": "text"}),

@@ -55,6 +55,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_model_of_which_a_file_is_gone_is_trained_again(
+    undisturbed: Path, tmp_path: Path, name: str
+) -> None:
+    run(tmp_path)
+    (tmp_path / "model" / name).unlink()
+    run(tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
 def assert_same(out: Path, undisturbed: Path) -> None:
     """The same weights, bit for bit, the same metrics, and nothing left over."""
     expected, found = weights(undisturbed / "model"), weights(out / "model")

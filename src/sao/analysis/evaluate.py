@@ -19,7 +19,7 @@ from sao.analysis.asked import Asked, TaskOptions, check_options, questions_of, 
 from sao.analysis.known_results import KnownWork
 from sao.analysis.reading import write_answers
 from sao.analysis.suite_results import SuiteWork
-from sao.errors import ConfigError
+from sao.errors import ConfigError, StoreError
 from sao.evaluation import alpaca_files, score
 from sao.evaluation.identities import Label, judge_label
 from sao.evaluation.judge_tests import try_judge
@@ -42,7 +42,7 @@ from sao.results.evaluation import (
     TaskComparison,
 )
 from sao.statistics import holm
-from sao.store.files import write_atomic
+from sao.store.files import dumps, write_atomic
 from sao.store.manifest import package_versions
 from sao.templates import load_template
 
@@ -273,11 +273,18 @@ def _try_judge(models: TwoModels, questions: list[Question], answers: Answers) -
     """The judge on made-up pairs of the tuned model's own answers; asked once, then read from the folder."""
     groups = [(q.prompt, answers[q.prompt.id]) for q in questions if q.prompt.id in answers]
     n, config, seed = models.config.evaluation.self_tests, models.judging, models.config.seed
-    ids = (answer.id for _, own in groups for answer in own)
-    key = make_id(models.judge_identity.weights, config.model_dump_json(), n, seed, *ids)
+    shown = (text for q, own in groups for a in own for text in (q.id, q.conversation, a.id, a.text))
+    settings = {**config.counted(), "wordings": [load_template(name, ()) for name in config.templates]}
+    key = make_id(models.judge_identity.weights, dumps(settings), n, seed, *shown)
     path = models.root / f"self-tests-{key[:8]}.json"
     if not path.is_file():
         models.runner.status.begin("judge self-tests", 0, 0)
         tests = try_judge(groups, n, lambda: models.session.engine(models.judge), config, seed)
         write_atomic(path, SELF_TESTS.dump_json(tests, indent=1).decode() + "\n")
-    return SELF_TESTS.validate_json(path.read_text("utf-8"))
+    try:
+        return SELF_TESTS.validate_json(path.read_text("utf-8"))
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: no self-tests as SAO writes them. Delete the file: the judge is asked again",
+            key="self-tests",
+        ) from error

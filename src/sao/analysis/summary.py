@@ -10,7 +10,7 @@ from typing import Any
 from sao.analysis import checked
 from sao.analysis.audit import audit, possible_pairs
 from sao.analysis.audit.tally import Tally
-from sao.errors import SAOError
+from sao.errors import SAOError, StoreError
 from sao.evaluation import compare
 from sao.evaluation.compare import Oracle
 from sao.pipeline.reader import Reader
@@ -27,7 +27,7 @@ from sao.results.summary import (
 )
 from sao.stages.calibration import Calibration
 from sao.statistics import mean
-from sao.store.manifest import read_usage
+from sao.store.manifest import USAGE, read_usage
 
 AUDITED_UP_TO = 100_000
 """Verdicts up to which the summary holds the audit's verdict; beyond, `sao audit` is asked, since it keeps
@@ -178,15 +178,23 @@ def _examples(held_out: list[HeldOutRow]) -> list[Example]:
 
 def _usage(run: Reader) -> Spent | None:
     lines = read_usage(run.root)
-    totals: dict[str, Any] = {name: sum(line[name] for line in lines) for name in Spent.model_fields}
+    totals: dict[str, Any] = dict.fromkeys(Spent.model_fields, 0)
+    for number, line in enumerate(lines, 1):
+        for name in totals:
+            value = line.get(name) if isinstance(line, dict) else None
+            if not isinstance(value, int | float):
+                raise StoreError(
+                    f"{run.root / USAGE}, line {number}: {name} is no number. Mend or delete the line",
+                    key=USAGE,
+                )
+            totals[name] += value
     return Spent(**totals) if lines else None
 
 
 def _paths(run: Reader) -> dict[str, str]:
-    places = {
-        "run": run.root,
-        "pairs": run.stage("pairs").path / "records.jsonl",
-        "log": run.stage("train").path / "metrics.jsonl",
-        "model": run.round.model_dir,
-    }
+    places = {"run": run.root}
+    if "pairs" in run.round.table:
+        places["pairs"] = run.stage("pairs").path / "records.jsonl"
+    if "train" in run.round.table:
+        places |= {"log": run.stage("train").path / "metrics.jsonl", "model": run.round.model_dir}
     return {name: str(path) for name, path in places.items() if path.exists()}

@@ -8,7 +8,7 @@ import sys
 
 from sao import __version__
 from sao.cli import data, inspect, plan, preview, run, sweep
-from sao.cli.arguments import join_overrides
+from sao.cli.arguments import check_ranges, join_overrides
 from sao.errors import SAOError, Terminated
 
 
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     143 after SIGTERM."""
     try:
         args, extra = build_parser().parse_known_args(join_overrides(sys.argv[1:] if argv is None else argv))
+        check_ranges(args)
         status: int = args.call(args, extra)
         return status
     except SAOError as error:

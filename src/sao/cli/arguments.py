@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,24 @@ class Renamed(argparse.Action):
 def add_json(command: argparse.ArgumentParser) -> None:
     """The option --json, which all commands with a result have."""
     command.add_argument("--json", action="store_true", help="print the result as one JSON line last")
+
+
+RANGES: dict[str, tuple[int, float]] = {
+    "seed": (0, 2**32 - 1), "n": (1, inf), "self_tests": (0, inf), "held_out": (0, inf), "limit": (1, inf),
+    "batch_size": (1, inf), "gpus": (1, inf), "prompt_tokens": (1, inf), "response_tokens": (1, inf),
+}  # fmt: skip
+"""Least and greatest value of each option that is a whole number, whichever command it belongs to. Shares are
+checked where they are used."""
+
+
+def check_ranges(args: argparse.Namespace) -> None:
+    """Raise ConfigError for an option outside its range."""
+    for name, (least, greatest) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and not least <= value <= greatest:
+            option = "--" + name.replace("_", "-")
+            allowed = f"from {least} to {greatest}" if greatest < inf else f"{least} or more"
+            raise ConfigError(f"{option} {value}: it must be {allowed}", key=option)
 
 
 def no_more(extra: list[str]) -> None:

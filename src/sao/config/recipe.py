@@ -73,6 +73,26 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_import(self) -> Config:
+        """What was imported stays as it is: a run that asks for other records could never be finished."""
+        if self.pairs.imported is None:
+            return self
+        fixed: dict[str, tuple[object, object]] = {
+            "responses.n": (self.responses.n, 2),
+            "prompts.source": (self.prompts.source, None),
+        }
+        if self.judging.method == "given":
+            fixed["judging.orders"] = (self.judging.orders, "one")
+        for key, (value, imported) in fixed.items():
+            if value != imported:
+                raise ValueError(
+                    f"{key} is {value}, but this run's prompts, answers and labels are those of an imported "
+                    f"data set, with {key} {imported or 'null'}. Leave it at that, or make a run of its own "
+                    "from another recipe with another --out"
+                )
+        return self
+
 
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""

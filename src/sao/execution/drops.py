@@ -124,7 +124,7 @@ def lost(record: Record | Drop) -> tuple[str | None, str | None]:
 def _lost_row(row: dict[str, Any]) -> tuple[str | None, str | None]:
     """The same of a row in a part file."""
     if "verdict" in row and row["verdict"] is None:
-        return UNPARSEABLE, _wrote(row["text"], row["verdict_prob"])
+        return UNPARSEABLE, _wrote(row.get("text"), row.get("verdict_prob"))
     if "winner" in row and row["winner"] is None:
         return UNPARSEABLE, None
     return row.get("reason"), row.get("text")

@@ -64,7 +64,7 @@ class Runner:
         work = Work(run, run.stage(step.name, variant), self, variant)
         stage = work.stage.open()
         if step.build is not None:
-            if not (stage.finished and (stage.path / step.product).exists()):
+            if not (stage.finished and step.is_whole(stage.path / step.product)):
                 self._begin(step.name, 0, 0)
                 step.build(work)
             return stage

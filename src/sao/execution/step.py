@@ -14,11 +14,14 @@ by name.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from sao.config import Config
+from sao.errors import ConfigError
 from sao.records import Drop, Record
 from sao.store.stage import Stage
 
@@ -35,6 +38,11 @@ class Run(Protocol):
 
     @property
     def config(self) -> Config: ...
+
+    @property
+    def table(self) -> Mapping[str, Step[Any]]:
+        """Its steps by name."""
+        ...
 
     def stage(self, step: str, variant: Any = None) -> Stage:
         """Where the records of a step lie."""
@@ -76,7 +84,17 @@ class Work(Generic[S]):
 
     def read(self, step: str, kind: type[R]) -> Iterator[R]:
         """The records of a finished step, in the order of their rows. A step with several stages is read by
-        `run.stage(step, variant)`."""
+        `run.stage(step, variant)`.
+
+        Raises ConfigError for a step that this one does not hang on: its records would not count.
+        """
+        allowed = hangs_on(self.run.table, self.stage.name)
+        if step not in allowed:
+            raise ConfigError(
+                f"step {self.stage.name}: it reads {step}, but neither names it nor hangs on it by way of "
+                f"another.{_hint(step, allowed)} Name it in reads=(…)",
+                key="reads",
+            )
         return self.run.stage(step).records(kind)
 
 
@@ -118,5 +136,47 @@ class Step(Generic[S]):
     """For a step that makes something else than records (a model): makes it in the stage's folder, or goes
     on, and marks the stage as finished."""
     product: str = ""
-    """The file or folder that `build` leaves in the stage's folder; where it is missing, it is built
-    again."""
+    """The file or folder that `build` leaves in the stage's folder."""
+    is_whole: Callable[[Path], bool] = Path.exists
+    """Whether that product, of which the path is given, is all there; where it is not, it is built again."""
+
+
+def check_table(steps: Sequence[Step[Any]]) -> dict[str, Step[Any]]:
+    """The steps by name. Raises ConfigError where two have one name, or where one reads a step that is not
+    there or comes later."""
+    table: dict[str, Step[Any]] = {}
+    names = [step.name for step in steps]
+    for step in steps:
+        if step.name in table:
+            raise ConfigError(f"steps: two are called {step.name}; give each a name of its own", key="steps")
+        for read in step.reads:
+            if read in table:
+                continue
+            why = "which comes later in the table" if read in names else "which is not in the table"
+            raise ConfigError(
+                f"step {step.name}: it reads {read}, {why}.{_hint(read, table)} A table goes from what is "
+                "read to what reads it",
+                key="reads",
+            )
+        table[step.name] = step
+    return table
+
+
+def known_step(table: Mapping[str, Step[S]], name: str) -> Step[S]:
+    """A step by its name. Raises ConfigError, with the nearest name, where there is none."""
+    if name not in table:
+        raise ConfigError(
+            f"no step {name} in this table; there are {', '.join(table)}.{_hint(name, table)}", key="steps"
+        )
+    return table[name]
+
+
+def hangs_on(table: Mapping[str, Step[Any]], name: str) -> set[str]:
+    """The steps that a step reads, and those that these hang on."""
+    reads = table[name].reads
+    return {*reads, *(further for read in reads for further in hangs_on(table, read))}
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {near[0]}?" if near else ""

@@ -76,6 +76,19 @@ def _read_digest(path: Path, size: int) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder holds a saved model: its config, and every file of weights that belongs to it."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        shards = (
+            set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.is_file() else set()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    weights = [folder / str(name) for name in shards] or list(folder.glob("*.safetensors"))
+    return bool(weights) and all(file.is_file() for file in [folder / "config.json", *weights])
+
+
 def digest_of(files: Iterable[Path]) -> str:
     """The first 16 digits of the SHA-256 over names and contents of those files that exist."""
     digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from pathlib import Path
 from sao.config import Config, make_config
 from sao.errors import ConfigError
 from sao.models.gguf import is_gguf
+from sao.models.weights import is_whole
 from sao.pipeline.folder import recorded
 from sao.store.manifest import read_manifest
 
@@ -50,11 +51,9 @@ def player(role: str, name: str) -> Player:
         if role == "base":
             return Player(role=role, model=config.model, revision=config.revision, run=path)
         model = recorded(path).round.model_dir
-        if not (model / "config.json").is_file():
-            others = (
-                ", ".join(str(p.parent) for p in sorted(path.glob("round-*/train-*/model/config.json")))
-                or "none"
-            )
+        if not is_whole(model):
+            trained = filter(is_whole, sorted(path.glob("round-*/train-*/model")))
+            others = ", ".join(map(str, trained)) or "none"
             raise ConfigError(
                 f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or "
                 f"name one of these folders: {others}",

@@ -29,6 +29,8 @@ from sao.store import manifest
 from sao.store.stage import Stage
 from sao.templates import load_template
 
+FILTERS = ("filtered", "filtered_responses")
+
 
 def check(run: Round, session: Session, trains: bool) -> None:
     """Raise ConfigError, ModelError or EngineError for what cannot work. `trains`: whether the weights will
@@ -39,16 +41,15 @@ def check(run: Round, session: Session, trains: bool) -> None:
     readers = [run.roles.reader] if run.has("comparisons") else []
     for judge in (*run.roles.judges, *readers):
         check_words(judge.config)
-    to_train = trains and not run.model_dir.is_dir()
-    if to_train:
+    if trains and not run.is_trained:
         manifest.check_packages(config)
-    if run.has("filtered") and not run.stage("filtered_responses").finished:
+    if run.has("filtered") and not all(run.stage(name).finished for name in FILTERS if name in run.table):
         filters.check_filters(config.filters)
     if run.has("judgments"):
         check_judges(run)
     if run.given is None:
         check_engines(run, session, trains)
-    if config.pairs.source is not None and not run.model_dir.is_dir():
+    if config.pairs.source is not None and run.has("train") and not run.is_trained:
         deque(itertools.islice(Reader(run).to_train_on(), 200), maxlen=0)  # raises where the set is none
 
 
@@ -111,7 +112,7 @@ def check_engines(run: Round, session: Session, trains: bool) -> None:
         if not server or use.as_user:
             check_model(role.model, role.engine, role.revision, opening if use.as_user else None)
     initial = run.roles.initial
-    if trains and initial.engine.name == "openai" and not run.model_dir.is_dir():
+    if trains and initial.engine.name == "openai" and not run.is_trained:
         check_model(initial.model, initial.engine, initial.revision)
 
 
@@ -126,7 +127,8 @@ def uses(run: Round, trains: bool) -> Iterator[Use]:
     written = config.prompts.source is None and config.pairs.imported is None
     as_user = written and config.prompts.method == "user_turn"
     begun = as_user or (written and config.prompts.prefill)
-    yield Use(roles.policy, run.stage("prompts"), begun, as_user)
+    if run.has("prompts"):
+        yield Use(roles.policy, run.stage("prompts"), begun, as_user)
     if run.has("responses") and config.pairs.imported is None:
         yield Use(roles.policy, run.stage("responses"))
     if trains and run.has("heldout_base"):

@@ -291,13 +291,14 @@ class Groups(Generic[R]):
     memory.
 
     Each prompt has `each` rows, of which some may be Drops. Raises StoreError, with file and line, for a
-    record in another order, one of a prompt that is not among those asked for, and one that is missing.
+    record or Drop in another order, one of a prompt that is not among those asked for, and one that is
+    missing.
     """
 
     def __init__(self, stage: Stage, kind: type[R], each: int) -> None:
         self.stage, self.each = stage, each
         self._records: Iterator[tuple[int, R]] = enumerate(stage.records(kind), 1)
-        self._dropped = (drop.row for drop in stage.drops())
+        self._dropped: Iterator[tuple[int, Drop]] = enumerate(stage.drops(), 1)
         self._record: tuple[int, R] | None = next(self._records, None)
         self._drop = next(self._dropped, None)
         self._row = -1
@@ -316,8 +317,10 @@ class Groups(Generic[R]):
             found.append(record)
             self._record = next(self._records, None)
         dropped = 0
-        while self._drop is not None and self._drop < start + self.each:
-            dropped += self._drop >= start
+        while self._drop is not None and self._drop[1].row < start + self.each:
+            if self._drop[1].row < start:
+                raise self._lost_drop(*self._drop)
+            dropped += 1
             self._drop = next(self._dropped, None)
         if len(found) + dropped != expected:
             last = self._record[0] if self._record else "the last"
@@ -332,6 +335,8 @@ class Groups(Generic[R]):
         """All prompts were asked for: nothing may be left."""
         if self._record is not None:
             raise self._orphan(*self._record)
+        if self._drop is not None:
+            raise self._lost_drop(*self._drop)
 
     def _next_row(self) -> int | None:
         return None if self._record is None else self._record[1].row
@@ -339,7 +344,9 @@ class Groups(Generic[R]):
     def _orphan(self, line: int, record: R) -> StoreError:
         return self._error(line, f"prompt {record.prompt_id} is not among those that were asked for here")
 
-    def _error(self, line: int | str, what: str) -> StoreError:
-        return StoreError(
-            f"{self.stage.path / 'records.jsonl'}, line {line}: {what}. {MEND}", key="records.jsonl"
-        )
+    def _lost_drop(self, line: int, drop: Drop) -> StoreError:
+        what = f"row {drop.row} is out of order, or of no prompt that was asked for here"
+        return self._error(line, what, "drops.jsonl")
+
+    def _error(self, line: int | str, what: str, file: str = "records.jsonl") -> StoreError:
+        return StoreError(f"{self.stage.path / file}, line {line}: {what}. {MEND}", key=file)

@@ -14,9 +14,9 @@ from sao.data.contamination_sets import source_identity
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.execution.session import Role
-from sao.execution.step import Step
+from sao.execution.step import Step, check_table, known_step
 from sao.models.locate import identity_of, is_local, model_licence, weights_identity
-from sao.models.weights import digest_of
+from sao.models.weights import digest_of, is_whole
 from sao.pipeline.roles import Roles, roles_of
 from sao.records import Persona, Prompt, make_id
 from sao.stages import rows
@@ -102,11 +102,11 @@ class Round:
         self.config, self.root, self.number = config, root, number
         self.steps, self.given = tuple(steps), given
         self.outside = Outside(known)
-        self.table = {step.name: step for step in steps}
+        self.table = check_table(steps)
         self._stages: dict[tuple[str, int], Stage] = {}
 
     def has(self, name: str) -> bool:
-        """Whether this round has a step of that name."""
+        """Whether this round has a step of that name: whether it is in the table, and the recipe has it."""
         return name in self.table and self.table[name].when(self.config)
 
     def stage(self, step: str, variant: Any = None) -> Stage:
@@ -114,7 +114,7 @@ class Round:
         read."""
         if not self.has(step) and (stand_in := self._stand_in(step)):
             return self.stage(stand_in)
-        variants = self.table[step].variants(self)
+        variants = known_step(self.table, step).variants(self)
         if variant is None and len(variants) > 1:
             raise ValueError(f"step {step} has {len(variants)} stages: say which (stage(step, variant))")
         number = list(variants).index(variant) if variant is not None else 0
@@ -124,12 +124,12 @@ class Round:
 
     def stages(self, step: str) -> list[Stage]:
         """All stages of a step that has several."""
-        return [self.stage(step, variant) for variant in self.table[step].variants(self)]
+        return [self.stage(step, variant) for variant in known_step(self.table, step).variants(self)]
 
     def _stand_in(self, name: str) -> str | None:
         """The step whose records stand in for those of a step that the recipe does not have; None where none
         can."""
-        step = self.table[name]
+        step = known_step(self.table, name)
         if not step.reads or self.table[step.reads[0]].record is not step.record:
             return None
         before = step.reads[0]
@@ -186,6 +186,11 @@ class Round:
     def model_dir(self) -> Path:
         """Where the trained model lies."""
         return self.stage("train").path / "model"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a whole model lies there."""
+        return is_whole(self.model_dir)
 
     def identity(self, role: Role, reward: bool = False) -> str:
         """What a role's model is, whatever its path. A given engine takes the place of any but a `reward`

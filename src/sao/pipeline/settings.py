@@ -150,7 +150,7 @@ def judgment_settings(run: Round, judge: Judge) -> Settings:
     model."""
     how = judge.config
     if how.method == "given":  # the labels exist, whatever the recipe says of new ones
-        return {"method": "given", "orders": how.orders, "comparisons_per_answer": how.comparisons_per_answer}
+        return {"method": "given", "orders": how.orders, "comparisons_per_answer": None}
     settings = how.counted() | dict.fromkeys(("engine", "panel", "template", "template_pointwise"))
     settings |= {
         "wordings": [run.outside.template(name) for name in how.templates], "seed": run.config.seed
@@ -178,6 +178,8 @@ def train_settings(run: Round, _: Any) -> Settings:
     """The section train, the model and the seed; the given pairs, where there are such."""
     config = run.config
     settings = config.train.counted() | {"model": run.initial_identity(), "run_seed": config.seed}
+    if config.pairs.imported is not None:  # the folder of the answers does not tell it apart
+        settings["system"] = config.responses.system
     if own_pairs(config):
         return settings
     given = {name: getattr(config.pairs, name) for name in ("revision", "subset", "split")}

@@ -21,6 +21,7 @@ from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.step import Step, Work
+from sao.models.weights import is_whole
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
@@ -130,12 +131,8 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
 def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
     """Batch `number` of the personas that the model writes, with `size` drafts, finished."""
     run, runner = work.run, work.runner
-    settings = {
-        **writing_settings(run),
-        "number": number,
-        "size": size,
-        "upstream": before.key if before else None,
-    }
+    chain = {"revision": run.table["personas"].revision, "upstream": before.key if before else None}
+    settings = {**writing_settings(run), "number": number, "size": size, "step": chain}
     stage = Stage(run.place, "drafts", settings).open()
     if not stage.finished:
         engine, writing = work.engine(run.roles.policy), work.config.personas.writing
@@ -391,6 +388,7 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="train", record=PreferencePair, reads=("pairs",),
         settings=train_settings, make=lambda work: (), build=train, product="model",
+        is_whole=is_whole,
     ),
     # Then both answer prompts that it was not trained on,
     Step(

@@ -57,7 +57,7 @@ def train(work: Work[Round]) -> None:
     status = launch(config, run.root, stage.path)
     # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies
     # there.
-    if not (stage.open().finished and run.model_dir.is_dir()):
+    if not (stage.open().finished and run.is_trained):
         raise TrainingError(
             f"training in {config.train.processes} processes ended with status {status}; the reason stands "
             "above. Checkpoints are kept, and the same command goes on from them",

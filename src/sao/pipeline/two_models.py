@@ -162,6 +162,11 @@ class TwoModels:
 
     # The steps: answers, then verdicts or marks.
 
+    @property
+    def table(self) -> Mapping[str, Step[TwoModels]]:
+        """The steps by name."""
+        return TABLE
+
     def stage(self, step: str, variant: Any = None) -> Stage:
         """Where the records of a step lie, by what made them."""
         before = variant.before if isinstance(variant, Asking) else None

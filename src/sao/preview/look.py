@@ -99,6 +99,11 @@ class Look:
             pass  # the filters left no prompt: that is seen in the counts
         return Reader(round_)
 
+    @property
+    def table(self) -> dict[str, Step[Look]]:
+        """The steps of the preview's own."""
+        return TABLE
+
     def stage(self, step: str, variant: Any = None) -> Stage:
         """Where the records of one of the preview's own steps lie."""
         return Stage(self.root / "preview", step, dict(TABLE[step].settings(self, variant)))

@@ -38,9 +38,10 @@ PACKAGES = [
     "lm-eval",
 ]
 MANIFEST = "manifest.json"
+USAGE = "usage.jsonl"
 Sizes = tuple[tuple[int, int], ...]
 """The personas that a run was made for, for training and held out, at first and each time that it grew."""
-FORMAT = 2
+FORMAT = 3
 """Of the run folder. Folders of another format are not read."""
 
 
@@ -166,7 +167,7 @@ def _check_same_run(root: Path, lines: Mapping[str, str], fixed: Sequence[str]) 
 
 def append_usage(root: Path, line: dict[str, Any]) -> None:
     """Add to root/usage.jsonl what a server was asked: one line for each stage, call and thousand records."""
-    path = root / "usage.jsonl"
+    path = root / USAGE
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(dumps(line) + "\n")
@@ -176,8 +177,8 @@ def append_usage(root: Path, line: dict[str, Any]) -> None:
 
 def read_usage(root: Path) -> list[dict[str, Any]]:
     """The lines of root/usage.jsonl; none where no server was asked."""
-    path = root / "usage.jsonl"
-    return list(read_jsonl(path)) if path.is_file() else []
+    path = root / USAGE
+    return list(read_jsonl(path, "Mend or delete the line")) if path.is_file() else []
 
 
 def _differences(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
@@ -241,8 +242,9 @@ def has_begun(root: Path) -> bool:
 
 
 def grown(root: Path, config: Config) -> Sizes:
-    """The sizes of the run in this folder, this recipe's last. A size whose prompts were never finished does
-    not count. Where pairs are given, the personas for training stay as they are.
+    """The sizes of the run in this folder, this recipe's last. The last size of the manifest counts once its
+    prompts are finished; those before it were, else the run would not have grown from them. Where pairs are
+    given, the personas for training stay as they are.
 
     Raises StoreError where the recipe asks for fewer personas than the folder has.
     """
@@ -250,9 +252,7 @@ def grown(root: Path, config: Config) -> Sizes:
     before: Sizes = ()
     if (root / MANIFEST).is_file() and has_begun(root):
         sizes = read_manifest(root).sizes
-        done = _finished_sizes(root)
-        last = max((number for number, size in enumerate(sizes, 1) if size in done), default=0)
-        before = sizes[:last]
+        before = sizes if sizes[-1] in _finished_sizes(root) else sizes[:-1]
     if not before:
         return ((n, held_out),)
     if config.pairs.source is not None:
@@ -275,6 +275,6 @@ def grown(root: Path, config: Config) -> Sizes:
 
 
 def _finished_sizes(root: Path) -> set[tuple[int, int]]:
-    """The sizes for which prompts were finished."""
+    """The sizes for which prompts are finished; a stage that grows has the new size, and no counts yet."""
     stages = (read_stage_info(path) for path in root.glob("round-*/prompts-*/stage.json"))
     return {(info.sizes[0], info.sizes[1]) for info in stages if info.counts is not None and info.sizes}

@@ -43,22 +43,34 @@ FLUSH_ROWS, FLUSH_SECONDS = 64, 1.0
 
 
 class Ids:
-    """A set of record ids in 8 bytes each (they are hashes of 64 bits)."""
+    """A set of record ids in 8 bytes each (they are hashes of 64 bits). Raises StoreError for another id."""
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
-        self._sorted = array("Q", (int(id_, 16) for id_ in ids))
+        self._sorted = array("Q", map(_bits, ids))
         if self._sorted:
             import numpy as np
 
             self._sorted = array("Q", np.unique(np.frombuffer(self._sorted, np.uint64)).tobytes())
 
     def __contains__(self, id_: object) -> bool:
-        wanted = int(str(id_), 16)
+        wanted = _bits(id_)
         place = bisect_left(self._sorted, wanted)
         return place < len(self._sorted) and self._sorted[place] == wanted
 
     def __len__(self) -> int:
         return len(self._sorted)
+
+
+def _bits(id_: object) -> int:
+    """The 64 bits of an id."""
+    with contextlib.suppress(ValueError):
+        if len(text := str(id_)) == 16:
+            return int(text, 16)
+    raise StoreError(
+        f"{id_!r} is no id of a record: it must be 16 hex digits. A step makes one with "
+        "make_id(work.key, …) (sao.records)",
+        key="id",
+    )
 
 
 class Stage:
@@ -148,9 +160,9 @@ class Stage:
             for is_drop, name in enumerate(FINAL):
                 wanted = (place >> 1 for place in places if place >= 0 and place & 1 == is_drop)
                 self._write_sorted(name, sources, wanted)
-            reasons = Counter(drop.reason for drop in self.drops())
+            reasons = Counter(drop.reason for drop in _typed(self.path / "drops.jsonl", Drop))
             dropped = reasons.total()
-            for _ in self._records(kind):
+            for _ in _typed(self.path / "records.jsonl", kind):
                 break  # a record that does not fit its type shows now, not in a later stage
             self.finish(
                 StageCounts(
@@ -169,24 +181,36 @@ class Stage:
         write_atomic(self.path / "stage.json", self._stage_json(counts))
 
     def records(self, kind: type[R]) -> Iterator[R]:
-        """The records of a finished stage, in order. Raises StoreError where it is not finished."""
-        if not self.finished:
-            raise StoreError(
-                f"{self.path}: the stage is not finished. Run `sao run` on this folder to go on", key="stage"
-            )
-        return self._records(kind)
-
-    def _records(self, kind: type[R]) -> Iterator[R]:
-        return _typed(self.path / "records.jsonl", kind)
-
-    def written(self) -> Iterator[dict[str, Any]]:
-        """The rows that an unfinished stage has."""
-        for file in self._sources():
-            yield from _objects(file)
+        """The records of a finished stage, in order. Raises StoreError where it is not finished, and at the
+        end where there are more or fewer than it counted."""
+        return self._counted("records.jsonl", kind, self.counts.records)
 
     def drops(self) -> Iterator[Drop]:
-        """What the finished stage lost."""
-        return _typed(self.path / "drops.jsonl", Drop)
+        """What the finished stage lost. Raises as `records` does."""
+        return self._counted("drops.jsonl", Drop, self.counts.dropped)
+
+    def _counted(self, name: str, kind: type[T], expected: int) -> Iterator[T]:
+        path, found = self.path / name, 0
+        for row in _typed(path, kind):
+            yield row
+            found += 1
+        if found != expected:
+            raise StoreError(
+                f"{path}, line {found}: the file ends here, with {found} rows, not {expected} as its "
+                f"stage.json says: rows were lost or added. {MEND}",
+                key=name,
+            )
+
+    def written(self) -> Iterator[dict[str, Any]]:
+        """The rows that an unfinished stage has. Raises StoreError for one without a row number and an id."""
+        for file in self._sources():
+            for number, row in enumerate(_objects(file), 1):
+                _row_of(row, file)
+                try:
+                    _bits(_id(row))
+                except StoreError as error:
+                    raise StoreError(f"{file}, line {number}: {error}. {MEND}", key=file.name) from None
+                yield row
 
     def _info(self) -> StageInfo | None:
         path = self.path / "stage.json"

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from sao.config import TrainConfig
 from sao.errors import StoreError, TrainingError
 from sao.models.chat import ChatTokenizer
+from sao.models.weights import is_whole
 from sao.records import make_id
 from sao.store.files import read_jsonl
 from sao.training import parallel
@@ -61,7 +62,7 @@ def train(
     """Train `model` (in place) on `pairs` and save it to `out/model`; go on from `out/checkpoints` where
     there are any.
 
-    Where `out/model` exists nothing is trained and the stored result returned. The model is saved in the
+    Where `out/model` is whole nothing is trained and the stored result returned. The model is saved in the
     number format in which it came; an adapter is merged into it and also saved by itself. Under torchrun
     every process makes this call.
 
@@ -263,8 +264,10 @@ def _publish_adapter(model: Any, out: Path) -> None:
 
 
 def _finished(out: Path) -> bool:
-    """Whether there is a model already. Clears away what a kill right after it was finished left over."""
-    if not (out / "model").is_dir():
+    """Whether there is a model already. Clears away what a kill right after it was finished left over, and a
+    model of which files are gone."""
+    if not is_whole(out / "model"):
+        remove(out / "model")
         return False
     remove(out / "checkpoints")
     return True

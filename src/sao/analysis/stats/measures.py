@@ -190,7 +190,9 @@ def topics_of(texts: list[str], seed: int) -> Topics | None:
     except ValueError:  # no word is left: each stands in more than 30 % of the texts
         return Topics(texts=len(texts), clusters=[])
     # Not KMeans: with several threads it sums in the order in which they finish, so its clusters may change.
-    labels = MiniBatchKMeans(TOPICS, random_state=seed, n_init=3, batch_size=1024).fit(vectors).labels_
+    labels = (
+        MiniBatchKMeans(TOPICS, random_state=seed % 2**32, n_init=3, batch_size=1024).fit(vectors).labels_
+    )
     names, usual = vectorizer.get_feature_names_out(), vectors.mean(axis=0).A1
     clusters = []
     for k in sorted(set(labels.tolist())):

@@ -31,8 +31,9 @@ JUDGE_WAYS: tuple[tuple[str, Settings], ...] = (
             "judging.prefill": "The better answer is the ",
         },
     ),
+    ("one answer at a time", {"judging.method": "pointwise"}),
 )
-"""Ways to judge, the recipe's first."""
+"""Ways to judge, the recipe's first (docs/method.md, "Verdicts")."""
 SHORT = "You are a helpful AI assistant. Answer in one short paragraph of plain text, without lists."
 """A system message that makes answers shorter (SmolLM2: 63 % of the answers past 192 tokens without it, 19 %
 with it)."""

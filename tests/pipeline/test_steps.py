@@ -132,9 +132,9 @@ def named(name: str, *reads: str, **more: Any) -> Step[Round]:
     [
         ((*STEPS, named("pairs")), "steps", "two are called pairs"),
         (
-            (*STEPS, named("loud", "filterd")),
+            (*STEPS, named("loud", "filter")),
             "reads",
-            r"step loud: it reads filterd, .*Did you mean filtered\?",
+            r"step loud: it reads filter, .*Did you mean filtered\?",
         ),
         ((*STEPS, named("loud", "later"), named("later")), "reads", "later, which comes later"),
         (

@@ -131,9 +131,9 @@ def named(name: str, *reads: str, **more: Any) -> Step[Round]:
     [
         ((*STEPS, named("pairs")), "steps", "two are called pairs"),
         (
-            (*STEPS, named("loud", "filterd")),
+            (*STEPS, named("loud", "filters")),
             "reads",
-            r"step loud: it reads filterd, .*Did you mean filtered\?",
+            r"step loud: it reads filters, .*Did you mean filtered\?",
         ),
         ((*STEPS, named("loud", "later"), named("later")), "reads", "later, which comes later"),
         (

@@ -168,12 +168,14 @@ class Rating:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Likelihoods:
-    """The log-probability (nats) that a model gives to each of the endings of a text."""
+    """The log-probability (nats) that a model gives to each of the endings of a text, or of the replies to a
+    prompt; `tokens` are how many each has."""
 
     id: str
     row: int
     prompt_id: str
     logprobs: tuple[float, ...]
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +215,7 @@ def to_dict(record: Record | Drop) -> dict[str, Any]:
 
 def from_dict(kind: type[R], row: dict[str, Any]) -> R:
     """The record that `to_dict` wrote. Raises TypeError where a field is missing or unknown."""
-    for name in ("token_ids", "earlier", "logprobs"):
+    for name in ("token_ids", "earlier", "logprobs", "tokens"):
         if row.get(name) is not None:
             row = {**row, name: tuple(row[name])}
     if row.get("checks"):

@@ -36,7 +36,7 @@ def row(
     number: int, before: str, after: str, *asked: Constraint, finish: FinishReason = "stop"
 ) -> tuple[Prompt, Response, Response]:
     prompt = Prompt(id=f"{number:016x}", row=number, persona_id="p", text=f"ask {number}", checks=asked)
-    return prompt, answer(number, before, finish), answer(number, after)
+    return prompt, answer(number, before, finish), answer(100 + number, after)
 
 
 def test_gain_brevity_and_constant_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_what_would_show_gaming() -> None:
         row(1, "four five six", "Yes.", TWENTY, finish="length"),
         row(2, "", "a b c d a b c d", TWENTY),
     ]
-    found = known(outcome(rows, 100, 0, lambda answer: -1.5 if answer.text == "Yes." else None))
+    found = known(outcome(rows, 100, 0, {tuned.id: -1.5 for _, _, tuned in rows if tuned.text == "Yes."}))
     assert found.base.finished == pytest.approx(1 / 3)
     assert found.base.distinct == 1.0
     assert found.tuned.distinct == pytest.approx(1 / 3)

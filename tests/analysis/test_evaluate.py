@@ -25,6 +25,7 @@ from sao.records import Message
 from sao.report.evaluation import show_evaluation
 from sao.results.evaluation import Evaluation, MarkedSuite, PairedSuite
 from sao.store.files import write_atomic
+from sao.store.manifest import FORMAT
 from sao.templates import load_template
 from support.checks import a, known
 from support.errors import raises
@@ -453,7 +454,7 @@ def test_bad_requests_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixtu
         tmp_path / "manifest.json",
         json.dumps(
             {
-                "format": 2,
+                "format": FORMAT,
                 "sizes": [[1000, 200]],
                 "outside": {},
                 "config": make_config({}).model_dump(mode="json"),

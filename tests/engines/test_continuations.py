@@ -12,6 +12,7 @@ from sao.engines import ContinuationEngine, ContinuationRequest, Continuations, 
 from sao.engines.continuations import _score, _Tree
 from sao.engines.scripted import ScriptedEngine
 from sao.engines.transformers import TransformersEngine
+from sao.records import Message
 from support import tiny_models
 from support.checks import all_of
 
@@ -96,3 +97,16 @@ def test_the_numbers_are_those_of_lm_eval(tmp_path: Path) -> None:
         theirs = [logprob for logprob, _ in lm.loglikelihood(asked)]
     ours = all_of(Continuations, engine.continuation_logprobs(requests()[:3]))
     assert [logprob for one in ours for logprob in one.logprobs] == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.mark.parametrize("build", [tiny_models.llama, tiny_models.qwen3])
+def test_replies_in_a_chat_are_read_with_their_end_of_turn(tmp_path: Path, build: object) -> None:
+    engine = TransformersEngine(build(tmp_path), CONFIG)  # type: ignore[operator]
+    asked = ContinuationRequest(
+        "1", (Message("user", "Name three tools"),), ("yes or no", "the first answer")
+    )
+    (found,) = all_of(Continuations, engine.continuation_logprobs([asked]))
+    assert found.logprobs == pytest.approx(plain(engine, asked), abs=1e-3)
+    replies = [engine.chat.reply_ids(asked.context, text) for text in asked.continuations]  # type: ignore[arg-type]
+    assert found.tokens == tuple(map(len, replies))
+    assert all(reply[-1] in engine.chat.end_ids for reply in replies)

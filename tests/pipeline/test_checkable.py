@@ -14,9 +14,9 @@ from sao.config import Config, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, StoreError
 from sao.method import run
+from sao.pipeline.checkable import with_checks
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
-from sao.pipeline.steps import with_checks
 from sao.records import Constraint, Prompt, from_dict, to_dict
 from sao.report.audit import show_audit
 from sao.stages import rows
@@ -166,6 +166,9 @@ def test_before_and_after_in_the_toy_world(tmp_path: Path, capsys: pytest.Captur
     assert found["trained"]["n"] + found["unseen"]["n"] >= 0
     assert sum(kind["n"] for kind in found["kinds"]) > 20
     assert "answers words" in shown
+    assert "base's log-probability" in shown
+    assert found["base"]["base_logprob"] > found["tuned"]["base_logprob"] - 0.5
+    assert found["base"]["base_logprob"] < 0
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"engine": {"name": "openai"}, "model": "some/model"},
     {"engine": {"name": "openai"}, "evaluation": {"engine": {"name": "openai"}}},
     {"personas": {"source": "self"}},
+    {"prompts": {"checkable": 0.5}, "evaluation": {"checkable": 0.5}},
     {"personas": {"source": "none"}},
     {"prompts": {"method": "user_turn"}},
     {"prompts": {"source": "FOLDER/prompts.jsonl"}},

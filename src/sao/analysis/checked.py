@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from sao import checks
 from sao.analysis.audit.constraints import KindTally
@@ -32,7 +33,7 @@ def outcome(
     rows: Sequence[HeldOut],
     resamples: int,
     seed: int,
-    logprob: Callable[[Response], float | None] = lambda answer: None,
+    logprobs: Mapping[str, float] = MappingProxyType({}),
 ) -> ChecksOutcome | None:
     """What training gained on held-out prompts with constraints; None where none has any.
 
@@ -40,7 +41,8 @@ def outcome(
         rows: Held-out prompts with both models' answers.
         resamples: Resamples of the prompts for the intervals.
         seed: Of the resamples.
-        logprob: The log-probability of an answer by the base model, in nats a token, where it is known.
+        logprobs: The log-probability of an answer by the base model, in nats a token, by the answer's id,
+            where it is known.
 
     """
     rows = [row for row in rows if row[0].checks]
@@ -64,8 +66,8 @@ def outcome(
             for kind in kinds.kinds
         ],
         left_out=kinds.left_out,
-        base=_texts([base for _, base, _ in rows], logprob),
-        tuned=_texts([tuned for _, _, tuned in rows], logprob),
+        base=_texts([base for _, base, _ in rows], logprobs),
+        tuned=_texts([tuned for _, _, tuned in rows], logprobs),
     )
 
 
@@ -124,9 +126,9 @@ def cut_to_words(text: str, most: int) -> str:
     return kept or " ".join(text.split()[:most])
 
 
-def _texts(answers: Sequence[Response], logprob: Callable[[Response], float | None]) -> Texts:
+def _texts(answers: Sequence[Response], logprobs: Mapping[str, float]) -> Texts:
     times = Counter(answer.text for answer in answers)
-    known = [value for answer in answers if (value := logprob(answer)) is not None]
+    known = [logprobs[answer.id] for answer in answers if answer.id in logprobs]
     return Texts(
         words=mean([len(answer.text.split()) for answer in answers]),
         repetition=mean([pairs.repetition(answer.text) for answer in answers]),

@@ -67,7 +67,9 @@ def _with_outcome(summary: Summary, run: Reader, judged: bool) -> Summary:
     outcome = {
         "heldout": _held_out_wins(run, held_out, len(unseen)) if judged else None,
         "oracle": _oracle_outcome(run, held_out, unseen, run.oracle, judged) if run.oracle else None,
-        "checks": checked.outcome(held_out, run.config.evaluation.bootstrap, run.config.seed),
+        "checks": checked.outcome(
+            held_out, run.config.evaluation.bootstrap, run.config.seed, run.base_logprobs()
+        ),
         "examples": _examples(held_out),
     }
     return summary.model_copy(update=outcome)

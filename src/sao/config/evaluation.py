@@ -19,6 +19,9 @@ class EvaluationConfig(Section):
     judged: bool = True
     """Whether the run's judge compares base and trained model on the held-out prompts. That figure is
     circular, and takes most of the evaluation's time; false leaves the oracle's or the constraints'."""
+    base_logprobs: bool = True
+    """Whether the base model reads both models' answers to checkable held-out prompts: how probable it finds
+    them says how far training went. Done by the built-in engine."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest verdict or mark with its reasons, in tokens (suites arena, mtbench, mtbench-pairs)."""
     self_tests: int = setting(

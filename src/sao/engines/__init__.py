@@ -86,19 +86,22 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class ContinuationRequest:
-    """A plain text, outside any chat, and the texts that may follow it."""
+    """A plain text, outside any chat, and the texts that may follow it; or the messages of a chat, and whole
+    replies to them."""
 
     id: str
-    context: str
+    context: str | tuple[Message, ...]
     continuations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Continuations:
-    """The log-probability (nats) of each continuation after the context: the sum over its tokens."""
+    """The log-probability (nats) of each continuation after the context, the sum over its tokens, and how
+    many tokens it has, a reply's end of turn among them."""
 
     id: str
     logprobs: tuple[float, ...]
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +181,24 @@ class Engine(Protocol):
 
 @runtime_checkable
 class ContinuationEngine(Protocol):
-    """An engine that also says how probable a plain text is after another. The built-in one does."""
+    """An engine that also says how probable a text is after another, or a reply in a chat. The built-in one
+    does."""
 
     def continuation_logprobs(
         self, requests: Iterable[ContinuationRequest]
     ) -> Iterator[Continuations | Failure]:
         """The log-probabilities of each request's continuations, in any order."""
         ...
+
+
+def require_continuations(engine: Engine) -> ContinuationEngine:
+    """The engine, as one that says how probable texts are. Raises EngineError where it is none."""
+    if not isinstance(engine, ContinuationEngine):
+        raise EngineError(
+            f"engine {engine.name} cannot say how probable a text is: give --engine.name transformers",
+            key="engine.name",
+        )
+    return engine
 
 
 def require_prefill(engine: Engine, where: str) -> None:

@@ -104,7 +104,8 @@ def _score(network: Network, trees: list[_Tree]) -> Iterator[Continuations]:
         logits_to_keep=sizes + 1,  # from the last token of the context on
     )
     for tree, row in zip(trees, logits, strict=True):
-        yield Continuations(tree.id, _sums(tree, row[: tree.size + 1]))
+        tokens = tuple(map(len, tree.endings))
+        yield Continuations(tree.id, _sums(tree, row[: tree.size + 1]), tokens)
 
 
 def _mask(network: Network, parts: NDArray[np.int64], places: NDArray[np.int64]) -> Any:

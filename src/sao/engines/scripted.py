@@ -122,7 +122,11 @@ class ScriptedEngine:
         """See `sao.engines.ContinuationEngine`."""
         for request in requests:
             self._wait()
-            yield Continuations(request.id, self.go_on(request.context, request.continuations))
+            context = request.context
+            if not isinstance(context, str):
+                context = "".join(f"{message.role}: {message.content}\n" for message in context)
+            words = tuple(len(text.split()) + 1 for text in request.continuations)
+            yield Continuations(request.id, self.go_on(context, request.continuations), words)
 
     def close(self) -> None:
         """Nothing to give back."""

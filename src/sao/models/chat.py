@@ -155,15 +155,17 @@ class ChatTokenizer:
         return prompt, ids
 
     def continuation_ids(
-        self, context: str, continuations: Sequence[str]
+        self, context: str | Sequence[Message], continuations: Sequence[str]
     ) -> tuple[list[int], list[list[int]]]:
         """The ids of a plain text outside any chat (with the BOS that the tokenizer puts before a text), and
-        those of each text that may follow it.
+        those of each text that may follow it; or those of a chat, and of each whole reply.
 
         Context and continuation are encoded together and cut where the context's own ids end, as lm-eval
         does, so that a token across the border is part of the continuation. An empty context is a BOS, or an
         end of turn where there is none.
         """
+        if not isinstance(context, str):
+            return self.prompt_ids(context), [self.reply_ids(context, text) for text in continuations]
         opening = self._plain_ids(context)
         start = opening or [self.turn_end_id if self.bos_id is None else self.bos_id]
         return start, [self._plain_ids(context + text)[len(opening) :] for text in continuations]

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sao.engines import ContinuationEngine, ContinuationRequest, Failure
-from sao.errors import EngineError
+from sao.engines import ContinuationRequest, Failure, require_continuations
 from sao.evaluation.known_items import ChosenItem
 from sao.execution.session import Role
 from sao.execution.step import Step, Work
@@ -49,12 +48,7 @@ def _settings(run: TwoModels, weighing: Weighing) -> dict[str, Any]:
 def _make(work: Work[TwoModels]) -> Iterator[Likelihoods | Drop]:
     """The log-probabilities of the items that are not done."""
     weighing: Weighing = work.variant
-    engine = work.engine(weighing_role(work.run, weighing.player))
-    if not isinstance(engine, ContinuationEngine):
-        raise EngineError(
-            f"engine {engine.name} cannot say how probable a text is: give --engine.name transformers",
-            key="engine.name",
-        )
+    engine = require_continuations(work.engine(weighing_role(work.run, weighing.player)))
     waiting: dict[str, ChosenItem] = {}
 
     def requests() -> Iterator[ContinuationRequest]:
@@ -70,7 +64,9 @@ def _make(work: Work[TwoModels]) -> Iterator[Likelihoods | Drop]:
         if isinstance(found, Failure):
             yield Drop(row=row, stage="likelihoods", record_id=found.id, reason=found.reason)
         else:
-            yield Likelihoods(id=found.id, row=row, prompt_id=prompt.id, logprobs=found.logprobs)
+            yield Likelihoods(
+                id=found.id, row=row, prompt_id=prompt.id, logprobs=found.logprobs, tokens=found.tokens
+            )
 
 
 WEIGH: Step[TwoModels] = Step(

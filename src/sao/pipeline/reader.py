@@ -17,7 +17,7 @@ from sao.errors import StoreError
 from sao.evaluation import compare
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
-from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response
+from sao.records import Comparison, Drop, Judgment, Likelihoods, Persona, PreferencePair, Prompt, Response
 from sao.results.base import StageCounts
 from sao.stages import judging, pairs, rows
 from sao.store.files import MEND
@@ -230,6 +230,20 @@ class Reader:
                 yield prompt, before[0], after[0]
         base.end()
         tuned.end()
+
+    def base_logprobs(self) -> dict[str, float]:
+        """How probable the base model finds each held-out answer to a checkable prompt, in nats a token, by
+        the answer's id; empty where it was not asked."""
+        stage = self.stage("base_logprobs") if self.round.has("base_logprobs") else None
+        if stage is None or not stage.finished:
+            return {}
+        by_prompt = {found.prompt_id: found for found in stage.records(Likelihoods)}
+        means: dict[str, float] = {}
+        for prompt, *answers in self.held_out():
+            if (found := by_prompt.get(prompt.id)) is not None:
+                for answer, total, n in zip(answers, found.logprobs, found.tokens, strict=True):
+                    means[answer.id] = total / n
+        return means
 
     def compared(self) -> Iterator[Comparison]:
         """The verdicts on base against trained model; equal answers have none."""

@@ -9,12 +9,10 @@ these functions.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from sao import checks
 from sao.config import Config
 from sao.config.judging import READERS
 from sao.errors import DataError, DropError
@@ -22,6 +20,13 @@ from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.step import Step, Work
 from sao.models.weights import is_whole
+from sao.pipeline.checkable import (
+    base_logprob_settings,
+    has_checkable,
+    make_base_logprobs,
+    make_checkable,
+    reads_answers,
+)
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
@@ -44,7 +49,16 @@ from sao.pipeline.settings import (
     writing_settings,
 )
 from sao.pipeline.train_step import train
-from sao.records import Comparison, Drop, Judgment, Persona, PreferencePair, Prompt, Response, make_id
+from sao.records import (
+    Comparison,
+    Drop,
+    Judgment,
+    Likelihoods,
+    Persona,
+    PreferencePair,
+    Prompt,
+    Response,
+)
 from sao.stages import filters, judging, personas, prompts, responses, rows
 from sao.store.stage import Stage
 
@@ -69,12 +83,6 @@ def compares(config: Config) -> bool:
 def judges_held_out(config: Config) -> bool:
     """Whether the judge says which of the two models answers them better."""
     return compares(config) and config.evaluation.judged
-
-
-def has_checkable(config: Config) -> bool:
-    """Whether some prompts end with constraints that a program can check."""
-    asked = config.prompts.checkable if own_pairs(config) else 0.0
-    return config.pairs.imported is None and (asked > 0 or config.evaluation.checkable > 0)
 
 
 def refuse_import(work: Work[Round]) -> None:
@@ -198,31 +206,6 @@ def some_are_left(work: Work[Round]) -> None:
             f"filtered: no prompt is left ({reasons}). Look at {work.stage.path}; change section filters",
             key="filters",
         )
-
-
-# Constraints that a program can check.
-
-
-def make_checkable(work: Work[Round]) -> Iterator[Prompt]:
-    """All prompts again, a share of them with constraints. Training prompts have kinds of `checks.TRAINED`
-    only; of the held-out ones, half have these and half have the kinds that were never trained on."""
-    config = work.config
-    for prompt in work.read("filtered", Prompt):
-        held_out = rows.is_held_out(prompt.row)
-        share = config.evaluation.checkable if held_out else config.prompts.checkable
-        yield with_checks(prompt, share, held_out, config.seed, make_id(work.key, prompt.id))
-
-
-def with_checks(prompt: Prompt, share: float, held_out: bool, seed: int, new_id: str) -> Prompt:
-    """A prompt with constraints, or without in all but a `share` of cases. What is drawn depends on seed and
-    prompt alone, and a larger share adds to the smaller one."""
-    draw = random.Random(f"checkable {seed} {prompt.id}")
-    if draw.random() >= share:
-        return replace(prompt, id=new_id)
-    names = checks.UNSEEN if held_out and draw.random() < 0.5 else checks.TRAINED
-    constraints = checks.draw(draw, prompt.text, names)
-    text = checks.with_constraints(draw, prompt.text, constraints)
-    return replace(prompt, id=new_id, text=text, checks=constraints)
 
 
 # Answers and verdicts.
@@ -402,6 +385,12 @@ STEPS: tuple[Step[Round], ...] = (
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
         total=_held_out_total, in_funnel=False,
+    ),
+    # the base says how probable it finds both answers,
+    Step(
+        name="base_logprobs", record=Likelihoods, reads=("heldout_tuned", "heldout_base"),
+        settings=base_logprob_settings, make=make_base_logprobs, when=reads_answers, total=_held_out_total,
+        in_funnel=False,
     ),
     # and the judge says whose answers are better.
     Step(

@@ -132,15 +132,9 @@ def named(name: str, *reads: str, **more: Any) -> Step[Round]:
     [
         ((*STEPS, named("pairs")), "steps", "two are called pairs"),
         (
-<<<<<<< HEAD
             (*STEPS, named("loud", "filter")),
             "reads",
             r"step loud: it reads filter, .*Did you mean filtered\?",
-=======
-            (*STEPS, named("loud", "filters")),
-            "reads",
-            r"step loud: it reads filters, .*Did you mean filtered\?",
->>>>>>> h_fixa
         ),
         ((*STEPS, named("loud", "later"), named("later")), "reads", "later, which comes later"),
         (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import sao.checks
 import sao.preview.ways
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config
@@ -21,6 +22,13 @@ from sao.results import Preview
 from support import planted, tiny_models
 from support.errors import raises
 from support.run_files import files
+
+
+@pytest.fixture(autouse=True)
+def _one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted answers differ in their length alone."""
+    monkeypatch.setattr(sao.checks, "TRAINED", ("max_words",))
+
 
 PEOPLE = {"source": "builtin:general", "n": 40, "held_out": 0}
 

@@ -639,6 +639,7 @@ def test_the_model_that_is_trained_on_given_pairs_does_not_bind_them(finished: R
     assert "CC-BY-NC" not in card
     made = replace(read_manifest(finished.root), licences={"model": "CC-BY-NC-4.0", "pairs": "MIT"})
     made.config["pairs"]["imported"] = "abc"
+    made.config["responses"]["n"] = 2
     assert "the licence of the model (CC-BY-NC-4.0), and it binds this model" in model_card(
         made, finished.funnel()
     )

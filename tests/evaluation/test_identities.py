@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sao.config.judging import READERS
 from sao.evaluation.identities import Identity, judge_label, read_identity, relation
 
 BASE, TUNED, OTHER = "b" * 16, "7" * 16, "0" * 16
@@ -131,9 +132,10 @@ def manifest(judging: dict[str, Any], pairs: dict[str, Any] | None = None) -> di
     return {"model_identity": BASE, "config": {"model": "base", "judging": judging, "pairs": pairs or {}}}
 
 
-def test_who_labelled_the_training_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [*READERS, "reward"])
+def test_who_labelled_the_training_pairs(tmp_path: Path, method: str) -> None:
     judging = {
-        "method": "logprob",
+        "method": method,
         "engine": {"name": "vllm", "model": "org/Big-Judge", "openai": {"model": "not asked"}},
         "panel": [
             {"engine": {"name": "openai", "model": None, "openai": {"model": "gpt-4.1"}}},

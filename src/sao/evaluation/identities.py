@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sao.config.judging import READERS
+
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 
 
@@ -38,7 +40,7 @@ _NO_FAMILY = re.compile(
 """Words of names that many families use."""
 
 
-_ASKED = ("logprob", "text", "reward")
+_ASKED = (*READERS, "reward")
 """The methods of judging that ask a model."""
 
 

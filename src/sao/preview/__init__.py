@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sao.config import Config
+from sao.config.judging import READERS
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
@@ -40,8 +41,6 @@ from sao.store import manifest
 
 __all__ = ["preview"]
 
-READERS = ("logprob", "text")
-"""Methods of judging that are looked at."""
 NO_TEMPLATE = (
     "This is a base model: its tokenizer has no chat template, so it has not learnt to answer. Take the "
     "instruct version of the model (its name mostly ends with -Instruct, -it or -Chat). If this one was "
@@ -284,7 +283,7 @@ def _judge_way(look: Look, name: str, own: Settings, pairs: Sequence[Pair], is_r
     way = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
     shown = Shown(round=look.round(own), pairs=pairs)
     if (method := shown.judge.config.method) not in READERS:
-        skipped = f"judging.method {method} asks no model that reads; the other ways ask the model itself"
+        skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
         return way.model_copy(update={"skipped": skipped})
     try:
         with look.notebook.timed(f"verdicts, {name}"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import Config
+from sao.config.judging import READERS
 from sao.data.readers import hub_errors
 from sao.errors import StoreError
 from sao.results.base import StageCounts
@@ -135,7 +136,7 @@ def other_judge(config: Config) -> str | None:
     """What judged, None where the run's own model did."""
     judging = config.judging
     found = None if judging.engine is None else judging.engine.model
-    return found or (None if judging.method in ("logprob", "text") else f"the rule {judging.method!r}")
+    return found or (None if judging.method in READERS else f"the rule {judging.method!r}")
 
 
 def name_of(source: str) -> str:

@@ -1,5 +1,7 @@
 """Before and after on held-out checkable prompts: values worked by hand."""
 
+import random
+
 import pytest
 
 from sao import checks
@@ -79,6 +81,21 @@ def test_a_prompt_s_share_is_over_its_counted_constraints() -> None:
     assert [before for _, before, _ in kept_shares(rows, ["max_words"])] == [0.5] * 4
 
 
+@pytest.mark.parametrize("kind", sorted(checks.KINDS))
+def test_answers_that_stay_as_they_are_earn_nothing_by_brevity(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "TRAINED", (kind,))
+    draw, found = random.Random(kind), checks.KINDS[kind]
+    rows = []
+    for number in range(20):
+        values = found.draw(draw, "Tell me about the harbour and its boats.")
+        text = (found.passing if number % 2 else found.failing)(draw, values)
+        rows.append(row(number, text, text, Constraint(kind, values)))
+    trained = known(outcome(rows, 100, 0)).trained
+    assert (trained.n, trained.gain, trained.brevity, trained.beyond_brevity) == (20, 0.0, 0.0, 0.0)
+
+
 def test_no_constraints_no_outcome() -> None:
     assert outcome([row(0, "a", "b")], 100, 0) is None
 
@@ -102,6 +119,9 @@ def test_what_would_show_gaming() -> None:
     [
         ("One two. Three four five. Six.", 5, "One two. Three four five."),
         ("One two. Three four five. Six.", 4, "One two."),
+        ("One two\n- three\n- four five six", 5, "One two\n- three"),
+        ("One.  Two\n\nThree", 9, "One.  Two\n\nThree"),
+        ("One two", 0, ""),
         ("One two three four.", 2, "One two"),
         ("One two.", 10, "One two."),
         ("", 3, ""),

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from sao.cli import main
+from sao.config import make_config, overridden
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import StoreError
 from sao.execution.status import read_status
 from sao.pipeline.folder import recorded
+from sao.results import Summary
 from sao.sweep import Cells, Plan, make_plan, make_table, run_cells
 from support.checks import known
 from support.errors import raises
@@ -184,3 +186,25 @@ def test_a_wrong_key_and_a_wrong_measure(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*command, "train.lr=1", "--measure", "luck"]) == 1
     assert "--measure luck" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.slow
+def test_constraints_measure_cells_that_no_judge_compares(tmp_path: Path) -> None:
+    """Without the comparisons there is no win rate; the kinds that count are those of the summary."""
+    asked = {
+        "prompts.checkable": "1", "evaluation.checkable": "1", "evaluation.judged": "false",
+        "personas.held_out": "60",
+    }  # fmt: skip
+    config = make_config(overridden(small().model_dump(mode="json"), asked))
+    plan = make_plan(config, ["judging.method=random,longer"], tmp_path, given=ScriptedEngine())
+    run_cells(plan)
+    lines = Cells(tmp_path).read().values()
+    assert [line.error for line in lines] == [None] * len(lines)
+    for line in lines:
+        by = {(figure.measure, figure.half): figure for figure in line.measures}
+        assert by["win_rate", "report"].n == 0
+        assert line.judge is None
+    (summary,) = tmp_path.glob("run-*/summary.json")
+    last = known(Summary.model_validate_json(summary.read_text()).checks)
+    scored = list(lines)[-1].measures
+    assert sum(figure.n for figure in scored if figure.measure == "checks") == last.trained.n

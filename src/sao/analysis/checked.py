@@ -114,16 +114,14 @@ def _gain(rows: Sequence[HeldOut], names: Sequence[str], resamples: int, seed: i
 
 
 def cut_to_words(text: str, most: int) -> str:
-    """The whole sentences at the beginning of a text that have at most so many words, or else its first
-    words."""
-    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
-    kept = ""
-    for sentence in sentences:
-        longer = f"{kept} {sentence}".strip()
-        if len(longer.split()) > most:
-            break
-        kept = longer
-    return kept or " ".join(text.split()[:most])
+    """The beginning of a text that has at most so many words, as it stands, cut at the end of a sentence or
+    line where there is one; the text itself where it is short enough."""
+    words = list(re.finditer(r"\S+", text))
+    if len(words) <= most:
+        return text
+    beginning = text[: words[most - 1].end()] if most else ""
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\S(?=[^\S\n]*\n)", f"{beginning} ")]
+    return beginning[: ends[-1]] if ends else beginning
 
 
 def _texts(answers: Sequence[Response], logprobs: Mapping[str, float]) -> Texts:

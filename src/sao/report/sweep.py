@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sao.results.base import Rate
 from sao.results.sweep import Estimate, MeasureName, RowMeasure, Sweep, SweepRow
-from sao.tables import MISSING, Column, markdown_table, number, percent, plain_table
+from sao.tables import MISSING, Column, markdown_table, number, percent_with_interval, plain_table
 
 WORDS: dict[MeasureName, str] = {
     "checks": "constraints kept (trained kinds): gain",
@@ -74,7 +75,11 @@ def _row(row: SweepRow, main: MeasureName | None, others: list[MeasureName]) -> 
     count = f"{row.done}" + (f", {row.failed} failed" if row.failed else "")
     count += f", {row.missing} missing" if row.missing else ""
     pairs = number(row.kept_pairs, 0)
-    return [*cells, pairs, percent(row.label_accuracy), percent(row.judge_accuracy), count]
+    return [*cells, pairs, _accuracy(row.label_accuracy), _accuracy(row.judge_accuracy), count]
+
+
+def _accuracy(rate: Rate | None) -> str:
+    return MISSING if rate is None else f"{percent_with_interval(rate.rate, rate.ci95, 0)} of {rate.n}"
 
 
 def _main_cells(figure: RowMeasure, is_base: bool) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from sao.results.base import Interval, Result
+from sao.results.base import Interval, Rate, Result
 
 MeasureName = Literal["checks", "checks_unseen", "oracle", "win_rate", "words"]
 Half = Literal["choice", "report"]
@@ -80,11 +80,12 @@ class Cell(Result):
     """Pairs that it trained on; null where pairs were given."""
     kept_share: float | None = None
     """These over the possible ones."""
-    label_accuracy: float | None = None
-    """Share of these pairs whose chosen answer is better by gold (constraints, else the oracle); null
-    without gold."""
-    judge_accuracy: float | None = None
-    """Share of the first judge's decided verdicts that gold agrees with; null without gold."""
+    label_accuracy: Rate | None = None
+    """Kept pairs whose chosen answer is better by gold (constraints, else the oracle), where gold sees a
+    difference; null without gold."""
+    judge_accuracy: Rate | None = None
+    """Decided verdicts of the first judge that gold agrees with, where it sees a difference; null without
+    gold."""
     versions: dict[str, str | None] = {}
     """Versions of Python and of the packages."""
     git: str | None = None
@@ -156,10 +157,11 @@ class SweepRow(Result):
     """What the finished cells measured."""
     kept_pairs: float | None
     """Mean number of pairs that they trained on."""
-    label_accuracy: float | None
-    """Mean accuracy of these labels against gold."""
-    judge_accuracy: float | None
-    """Mean accuracy of the first judge against gold."""
+    label_accuracy: Rate | None
+    """Accuracy of the kept labels against gold: the mean over the repeats, of rate and of interval; n is that
+    of the first."""
+    judge_accuracy: Rate | None
+    """Accuracy of the first judge against gold, likewise."""
 
 
 class Sweep(Result):

@@ -84,7 +84,7 @@ def run_cell(
         found = {
             "measures": measured(scores),
             "judge": None if summary.heldout is None else summary.heldout.label,
-            "kept_pairs": labels.kept,
+            "kept_pairs": labels.trained,
             "kept_share": None if summary.kept is None else summary.kept.share,
             "label_accuracy": labels.label_accuracy,
             "judge_accuracy": labels.judge_accuracy,

@@ -8,21 +8,23 @@ prompts of the same text are never in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from sao import checks
+from sao.analysis.audit.constraints import KindTally
+from sao.analysis.audit.tally import RateSums
 from sao.evaluation.compare import POINTS
 from sao.pipeline.reader import Reader
 from sao.pipeline.settings import own_pairs
-from sao.records import Prompt, make_id
+from sao.records import Constraint, Prompt, make_id
+from sao.results.base import Rate
 from sao.results.sweep import Half, Measured, MeasureName, Pair, PromptScores
 from sao.statistics import mean, prompt_points
 
 HALVES: tuple[Half, Half] = ("choice", "report")
 MEASURES: tuple[MeasureName, ...] = ("checks", "checks_unseen", "oracle", "win_rate", "words")
-Gold = Callable[[Prompt, str], float | None]
-"""The score of an answer to a prompt by what no judge touches; None where there is nothing of the kind."""
 
 
 def half_of(prompt: Prompt) -> Half:
@@ -35,15 +37,16 @@ def half_of(prompt: Prompt) -> Half:
 
 def prompt_scores(run: Reader) -> list[PromptScores]:
     """The scores of all held-out prompts that both models answered."""
-    points = _win_points(run)
+    points = _win_points(run) if run.round.has("comparisons") else {}
+    kinds = KindTally((prompt, [base.text]) for prompt, base, _ in run.held_out())
     return [
         PromptScores(
             id=prompt.id,
             half=half_of(prompt),
             win_rate=points.get(prompt.id),
             oracle=_oracle(run, prompt, base.text, tuned.text),
-            checks=_kept(prompt, checks.TRAINED, base.text, tuned.text),
-            checks_unseen=_kept(prompt, checks.UNSEEN, base.text, tuned.text),
+            checks=_kept(kinds.counted(prompt), checks.TRAINED, base.text, tuned.text),
+            checks_unseen=_kept(kinds.counted(prompt), checks.UNSEEN, base.text, tuned.text),
             words=(len(base.text.split()), len(tuned.text.split())),
         )
         for prompt, base, tuned in run.held_out()
@@ -68,11 +71,10 @@ def _oracle(run: Reader, prompt: Prompt, before: str, after: str) -> Pair | None
     return _both(run.oracle(prompt.conversation, before), run.oracle(prompt.conversation, after))
 
 
-def _kept(prompt: Prompt, kinds: Sequence[str], before: str, after: str) -> Pair | None:
-    """The constraints kept, where all are of these kinds."""
-    if not all(constraint.kind in kinds for constraint in prompt.checks):
-        return None
-    return _both(checks.score(before, prompt.checks), checks.score(after, prompt.checks))
+def _kept(counted: Sequence[Constraint], kinds: Sequence[str], before: str, after: str) -> Pair | None:
+    """The share of the counted constraints of these kinds that each answer keeps."""
+    asked = [constraint for constraint in counted if constraint.kind in kinds]
+    return _both(checks.score(before, asked), checks.score(after, asked))
 
 
 def _both(before: float | None, after: float | None) -> Pair | None:
@@ -116,49 +118,43 @@ def _measured(scores: Sequence[PromptScores], measure: MeasureName, half: Half) 
 class Labels:
     """How many pairs a run trained on, and how right they and their judge are."""
 
-    kept: int | None = None
-    label_accuracy: float | None = None
-    judge_accuracy: float | None = None
+    trained: int | None = None
+    label_accuracy: Rate | None = None
+    judge_accuracy: Rate | None = None
 
 
 def labels_of(run: Reader) -> Labels:
     """The labels of a run against gold; nothing of a run that trained on given pairs."""
     if not own_pairs(run.config):
         return Labels()
-    gold = _gold(run)
-    labelled = ((prompt, chosen.text, rejected.text) for prompt, _, chosen, rejected in run.labelled())
-    kept = [_prefers(gold, *texts) for texts in labelled]
-    return Labels(len(kept), _share(kept), _share(list(_right_verdicts(run, gold))))
+    labelled = ((prompt, _prefers(run, prompt, a.text, b.text)) for prompt, _, a, b in run.labelled())
+    trained = run.stage("train").counts.records
+    return Labels(trained, _rate(labelled), _rate(_right_verdicts(run)))
 
 
-def _gold(run: Reader) -> Gold:
-    """Constraints where a prompt has them, else the oracle."""
-
-    def score(prompt: Prompt, text: str) -> float | None:
-        if prompt.checks:
-            return checks.score(text, prompt.checks)
-        return run.oracle(prompt.text, text) if run.oracle else None
-
-    return score
-
-
-def _right_verdicts(run: Reader, gold: Gold) -> Iterator[bool | None]:
-    """For each decided verdict of the first judge, whether gold agrees."""
+def _right_verdicts(run: Reader) -> Iterator[tuple[Prompt, bool | None]]:
+    """For each decided verdict of the first judge, its prompt and whether gold agrees."""
     name = run.judges[0].name
     for prompt, answers, judgments in run.judged():
         texts = {answer.id: answer.text for answer in answers}
         for verdict in judgments:
             if verdict.judge == name and verdict.winner_id is not None:
                 loser = verdict.second_id if verdict.verdict == "first" else verdict.first_id
-                yield _prefers(gold, prompt, texts[verdict.winner_id], texts[loser])
+                yield prompt, _prefers(run, prompt, texts[verdict.winner_id], texts[loser])
 
 
-def _prefers(gold: Gold, prompt: Prompt, one: str, other: str) -> bool | None:
+def _prefers(run: Reader, prompt: Prompt, one: str, other: str) -> bool | None:
     """Whether gold prefers the first of two answers; None where it does not say."""
-    first, second = gold(prompt, one), gold(prompt, other)
+    if run.gold is None:
+        return None
+    first, second = run.gold(prompt.conversation, one), run.gold(prompt.conversation, other)
     return None if first is None or second is None or first == second else first > second
 
 
-def _share(said: Sequence[bool | None]) -> float | None:
-    known = [right for right in said if right is not None]
-    return sum(known) / len(known) if known else None
+def _rate(said: Iterable[tuple[Prompt, bool | None]]) -> Rate | None:
+    """How often it is true, of what is known, with an interval by prompt; None of nothing."""
+    sums = RateSums()
+    for _, group in groupby(said, key=lambda row: row[0].id):
+        known = [right for _, right in group if right is not None]
+        sums.add(sum(known), len(known))
+    return sums.rate() if sums.of else None

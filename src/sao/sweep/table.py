@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from sao.errors import ConfigError
+from sao.results.base import Rate
 from sao.results.sweep import (
     Cell,
     Difference,
@@ -181,9 +182,19 @@ def _row(group: Group, base: Group, chosen: bool) -> SweepRow:
         errors=list(dict.fromkeys(line.error for line in group.lines if line.error is not None)),
         measures=[_row_measure(name, group, base) for name in MEASURES if _has(group, name)],
         kept_pairs=_mean_of([line.kept_pairs for line in finished]),
-        label_accuracy=_mean_of([line.label_accuracy for line in finished]),
-        judge_accuracy=_mean_of([line.judge_accuracy for line in finished]),
+        label_accuracy=_mean_rate([line.label_accuracy for line in finished]),
+        judge_accuracy=_mean_rate([line.judge_accuracy for line in finished]),
     )
+
+
+def _mean_rate(rates: Sequence[Rate | None]) -> Rate | None:
+    """The mean of rates and of their intervals. Repeats of the training have the same pairs, so that their
+    numbers do not add up."""
+    known = [rate for rate in rates if rate is not None and rate.rate is not None]
+    if not known:
+        return None
+    low, high = (mean([rate.ci95[end] for rate in known]) for end in (0, 1))
+    return Rate(rate=mean([rate.rate or 0.0 for rate in known]), ci95=(low, high), n=known[0].n)
 
 
 def _has(group: Group, measure: MeasureName) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from sao.checks import language, rules, samples, text
+from sao.checks import language, samples, text
 from sao.checks.kind import Kind, Values, counted, no_values, one_of
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -59,9 +59,10 @@ def _question_end(answer: str, values: Values) -> bool:
 
 def _quoted(answer: str, values: Values) -> bool:
     """Begins and ends with double quotation marks, "straight" or “curly”, around a word; no mark stands
-    outside."""
-    is_wrapped = len(answer) > 1 and answer[-1] == _QUOTES.get(answer[0])
-    return (rules.is_quoted(answer) or is_wrapped) and text.count_words(answer) > 0
+    outside, and none of these two inside."""
+    opening, inner, closing = answer[:1], answer[1:-1], answer[-1:]
+    is_wrapped = len(answer) > 1 and closing == _QUOTES.get(opening)
+    return is_wrapped and opening not in inner and closing not in inner and text.count_words(inner) > 0
 
 
 def _distinct_starts(answer: str, values: Values) -> bool:
@@ -232,9 +233,9 @@ KINDS = (
         draw=no_values,
         passes=_quoted,
         passing=lambda rng, values: rng.choice(('"{}"', "“{}”")).format(samples.prose(rng, 2)),
-        failing=lambda rng, values: rng.choice(('"{}', '{}"', "“{}", '"{}" Yes.')).format(
-            samples.prose(rng, 2)
-        ),
+        failing=lambda rng, values: rng.choice(
+            ('"{}', '{}"', "“{}", '"{}" Yes.', '"We go" {} "now"', "“We go” {} “now”")
+        ).format(samples.prose(rng, 2)),
         difficulty=2,
         group="start",
         excludes=("end", "layout", "title", "paragraph_start"),

@@ -11,7 +11,8 @@ from sao.checks.kind import Kind, Values, counted, no_values, one_of
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _AFTER = "\"'”’»)]*_` "
 _COMMAS = ",，、"
-_LANGUAGES = ("de", "es", "fr", "it", "pt")
+LANGUAGES = ("de", "es", "fr", "it", "pt")
+"""Languages that a constraint can ask for."""
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»"}
 
 
@@ -72,12 +73,12 @@ def _distinct_starts(answer: str, values: Values) -> bool:
 
 
 def _language(answer: str, values: Values) -> bool:
-    """Five words or more, and most of their function words are the language's, by `language.likely`."""
-    return text.count_words(answer) >= 5 and language.likely(answer) == values["code"]
+    """Five words or more, and no other language is more likely, by `language.may_be`."""
+    return text.count_words(answer) >= 5 and language.may_be(answer, values["code"])
 
 
 def _other_language(rng: random.Random, values: Values) -> str:
-    codes = [code for code in (*_LANGUAGES, "en") if code != values["code"]]
+    codes = [code for code in (*LANGUAGES, "en") if code != values["code"]]
     return language.SAMPLES[rng.choice(codes)]
 
 
@@ -266,7 +267,7 @@ KINDS = (
             "Your whole answer must be in {language}, at least five words.",
             "Write in {language} only.",
         ),
-        draw=lambda rng, prompt: {"code": rng.choice(_LANGUAGES)},
+        draw=lambda rng, prompt: {"code": rng.choice(LANGUAGES)},
         passes=_language,
         passing=lambda rng, values: language.SAMPLES[values["code"]],
         failing=_other_language,

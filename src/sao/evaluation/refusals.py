@@ -61,7 +61,7 @@ _CANNOT = re.compile(
     re.IGNORECASE,
 )
 _INEXACT = (
-    r"\b(?:exact(?:ly)?|precise(?:ly)?|specific|definit(?:e|ive)|complete|full|single|personal|perfect"
+    r"\b(?:exact(?:ly)?|precise(?:ly)?|specific|definite|definitive|complete|full|single|personal|perfect"
     r"|guarantees?|sure|certain(?:ty)?)\b"
 )
 _USUALLY = r"(?:typically|usually|generally|normally|often|most|in general|as a rule|roughly|about|around)\b"

@@ -92,6 +92,11 @@ def test_each_instruction(name: str, values: dict[str, Any], good: str, bad: str
     assert not passes(name, values, " \n", "Ask me.")
 
 
+def test_marks_inside_and_text_behind_are_left_to_the_kinds() -> None:
+    assert passes("startend:quotation", {}, '"a" and "b"', "")
+    assert passes("detectable_content:postscript", {"postscript_marker": "P.S."}, "P.S. a\n\nb", "")
+
+
 def test_the_instructions_are_those_of_the_data() -> None:
     assert len(IDS) == 25
     assert {name for row in _rows() for name in row["instruction_id_list"]} == set(IDS)

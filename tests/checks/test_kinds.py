@@ -115,6 +115,25 @@ def test_words_are_drawn_from_the_prompt() -> None:
         assert isinstance(values["words"], list) and all(word in PROMPTS[0] for word in values["words"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "kept"),
+    [
+        ("postscript", "We go.\n\nP.S. We run.", True),
+        ("postscript", "We go.\nBye.\n**P.S.** We run.\nFar away.", True),
+        ("postscript", "P.S. We run.\n\nWe go.", False),
+        ("postscript", "P.S. We run.\nWe go.", False),
+        ("postscript", "We go.\n\nP.S. We run.\n\nWe go on.", False),
+        ("quoted", '"We go" she said and then "bye"', False),
+        ("quoted", "“We go” she said and then “bye”", False),
+        ("quoted", '"We say “tea” and go."', True),
+        ("quoted", "„Wir gehen.“", True),
+        ("quoted", "«Nous allons.»", True),
+    ],
+)
+def test_postscripts_and_quotation_marks(kind: str, answer: str, kept: bool) -> None:
+    assert passes(answer, Constraint(kind)) == kept
+
+
 def test_a_kind_that_is_not_known_is_an_error() -> None:
     with pytest.raises(StoreError):
         passes("Yes.", Constraint("no such kind"))

@@ -7,7 +7,7 @@ import pytest
 
 from checks.witness import witness
 from sao.checks import KINDS, TRAINED, UNSEEN, draw, score
-from sao.checks.together import can_all_be_met
+from sao.checks.together import FORMAT_GROUPS, can_all_be_met, may_contradict
 from sao.records import Constraint
 
 PROMPTS = (
@@ -40,3 +40,28 @@ def test_all_kinds_that_may_stand_together_can_be_met_together(size: int) -> Non
             drawn = [(kind, kind.draw(rng, prompt)) for kind in chosen]
             if can_all_be_met(drawn):
                 _proved([Constraint(kind.name, values) for kind, values in drawn])
+
+
+@pytest.mark.parametrize("names", [TRAINED, UNSEEN, tuple(KINDS)], ids=["trained", "unseen", "all"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Describe the sea. Use a sentence.",
+        "Explain it in two SENTENCES or fewer.",
+        "Which word means joy? In 50 words.",
+        "Give me a bulleted list, a table or JSON of five lines.",
+        "Write one paragraph.",
+    ],
+)
+def test_a_prompt_that_names_a_format_gets_no_other(names: tuple[str, ...], prompt: str) -> None:
+    for seed in range(200):
+        drawn = draw(random.Random(seed), prompt, names)
+        assert 1 <= len(drawn) <= 3
+        assert not {KINDS[constraint.kind].group for constraint in drawn} & set(FORMAT_GROUPS)
+        assert drawn == draw(random.Random(seed), prompt, names)
+        _proved(list(drawn))
+
+
+def test_other_prompts_get_every_kind() -> None:
+    for prompt in (*PROMPTS, "Is Swordfish online, and listed in the keyword index?"):
+        assert not any(may_contradict(kind, prompt) for kind in KINDS.values())

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from sao.checks import form, length, marked, style, words
 from sao.checks.kind import Kind, Values
 from sao.checks.text import normal
-from sao.checks.together import can_all_be_met
+from sao.checks.together import can_all_be_met, may_contradict
 from sao.errors import StoreError
 from sao.records import Constraint
 
@@ -31,11 +31,14 @@ MOST = 3
 
 
 def draw(rng: random.Random, text: str, names: Sequence[str]) -> tuple[Constraint, ...]:
-    """One to three constraints of these kinds for a prompt, which one answer can keep together."""
+    """One to three constraints of these kinds for a prompt, which one answer can keep together. Where the
+    prompt names a format itself, kinds about length and layout are left out."""
     number = rng.choices(range(1, MOST + 1), weights=(3, 2, 1))[0]
     chosen: list[tuple[Kind, Values]] = []
     for name in rng.sample(list(names), len(names)):
         kind = KINDS[name]
+        if may_contradict(kind, text):
+            continue
         values = kind.draw(rng, text)
         if can_all_be_met([*chosen, (kind, values)]):
             chosen.append((kind, values))

@@ -19,8 +19,11 @@ def _title(answer: str, values: Values) -> bool:
 
 
 def _postscript(answer: str, values: Values) -> bool:
-    """A line begins with "P.S.", in any case, marks before it passed over, and has a word behind it."""
-    ends = [text.without_mark(line).lstrip("*_ ").casefold() for line in answer.split("\n")]
+    """A line of the last paragraph, but not the answer's first line, begins with "P.S.", in any case, marks
+    before it passed over, and has a word behind it."""
+    blocks = text.paragraphs(answer)
+    last = blocks[-1].split("\n") if blocks else []
+    ends = [text.without_mark(line).lstrip("*_ ").casefold() for line in last[len(blocks) == 1 :]]
     return any(line.startswith("p.s.") and text.count_words(line) > 1 for line in ends)
 
 
@@ -67,7 +70,9 @@ KINDS = (
         draw=no_values,
         passes=_postscript,
         passing=lambda rng, values: f"{samples.prose(rng, 2)}\n\nP.S. {samples.prose(rng, 1)}",
-        failing=lambda rng, values: samples.prose(rng, 2) + rng.choice(("", " P.S. We go.", "\nP.S.")),
+        failing=lambda rng, values: rng.choice(
+            ("{}", "{} P.S. We go.", "{}\nP.S.", "P.S. We go.\n{}", "P.S. We go.\n\n{}")
+        ).format(samples.prose(rng, 2)),
         difficulty=2,
         group="end",
         excludes=("starts",),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 
-from sao.checks import language, rules, samples, text
+from sao.checks import language, samples, text
 from sao.checks.kind import Kind, Values, counted, no_values, one_of
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _AFTER = "\"'”’»)]*_` "
 _COMMAS = ",，、"
-_LANGUAGES = ("de", "es", "fr", "it", "pt")
+LANGUAGES = ("de", "es", "fr", "it", "pt")
+"""Languages that a constraint can ask for."""
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»"}
 
 
@@ -59,9 +60,10 @@ def _question_end(answer: str, values: Values) -> bool:
 
 def _quoted(answer: str, values: Values) -> bool:
     """Begins and ends with double quotation marks, "straight" or “curly”, around a word; no mark stands
-    outside."""
-    is_wrapped = len(answer) > 1 and answer[-1] == _QUOTES.get(answer[0])
-    return (rules.is_quoted(answer) or is_wrapped) and text.count_words(answer) > 0
+    outside, and none of these two inside."""
+    opening, inner, closing = answer[:1], answer[1:-1], answer[-1:]
+    is_wrapped = len(answer) > 1 and closing == _QUOTES.get(opening)
+    return is_wrapped and opening not in inner and closing not in inner and text.count_words(inner) > 0
 
 
 def _distinct_starts(answer: str, values: Values) -> bool:
@@ -71,12 +73,12 @@ def _distinct_starts(answer: str, values: Values) -> bool:
 
 
 def _language(answer: str, values: Values) -> bool:
-    """Five words or more, and most of their function words are the language's, by `language.likely`."""
-    return text.count_words(answer) >= 5 and language.likely(answer) == values["code"]
+    """Five words or more, and no other language is more likely, by `language.may_be`."""
+    return text.count_words(answer) >= 5 and language.may_be(answer, values["code"])
 
 
 def _other_language(rng: random.Random, values: Values) -> str:
-    codes = [code for code in (*_LANGUAGES, "en") if code != values["code"]]
+    codes = [code for code in (*LANGUAGES, "en") if code != values["code"]]
     return language.SAMPLES[rng.choice(codes)]
 
 
@@ -232,9 +234,9 @@ KINDS = (
         draw=no_values,
         passes=_quoted,
         passing=lambda rng, values: rng.choice(('"{}"', "“{}”")).format(samples.prose(rng, 2)),
-        failing=lambda rng, values: rng.choice(('"{}', '{}"', "“{}", '"{}" Yes.')).format(
-            samples.prose(rng, 2)
-        ),
+        failing=lambda rng, values: rng.choice(
+            ('"{}', '{}"', "“{}", '"{}" Yes.', '"We go" {} "now"', "“We go” {} “now”")
+        ).format(samples.prose(rng, 2)),
         difficulty=2,
         group="start",
         excludes=("end", "layout", "title", "paragraph_start"),
@@ -265,7 +267,7 @@ KINDS = (
             "Your whole answer must be in {language}, at least five words.",
             "Write in {language} only.",
         ),
-        draw=lambda rng, prompt: {"code": rng.choice(_LANGUAGES)},
+        draw=lambda rng, prompt: {"code": rng.choice(LANGUAGES)},
         passes=_language,
         passing=lambda rng, values: language.SAMPLES[values["code"]],
         failing=_other_language,

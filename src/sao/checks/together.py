@@ -1,8 +1,9 @@
-"""Whether constraints can be met by one answer. The reasons stand in the kinds: groups, what excludes what,
-words that must and may stand, and how many words there are."""
+"""Whether constraints can be met by one answer, and beside what the prompt asks for. The reasons stand in the
+kinds: groups, what excludes what, words that must and may stand, and how many words there are."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import combinations, permutations
 
@@ -10,6 +11,20 @@ from sao.checks.kind import Kind, Values
 
 SPARE = 6
 """Words that are left to say something, where the number of words is limited."""
+
+FORMAT_GROUPS = ("words", "sentences", "sentence length", "starts", "paragraphs", "layout")
+"""Groups of kinds that say how long an answer is, how many parts it has, or how these are laid out."""
+FORMAT_WORDS = (
+    "word sentence paragraph line stanza verse bullet list listing table row column section heading poem"
+    " haiku limerick sonnet json csv xml yaml html markdown"
+)
+"""Words, also in the plural, by which a prompt names such a format itself."""
+_FORMAT = re.compile(rf"\b(?:{'|'.join(FORMAT_WORDS.split())})s?\b", re.IGNORECASE)
+
+
+def may_contradict(kind: Kind, prompt: str) -> bool:
+    """Whether a constraint of this kind could contradict the prompt: both are about length or layout."""
+    return kind.group in FORMAT_GROUPS and _FORMAT.search(prompt) is not None
 
 
 def can_all_be_met(chosen: Sequence[tuple[Kind, Values]]) -> bool:

@@ -2,8 +2,8 @@
 
 Rows are openai/grade-school-math's: question, and an answer that ends with "#### 18" (or is the number).
 Zero-shot, by the chat template, with the sentence `INSTRUCTION` below the question. Strict: the number after
-the last "####". Flexible: the last number of the answer, whatever stands around it. Numbers are compared as
-numbers: 1,000 and $1000.00 are the same.
+the last "####", of an equation the one behind its last "=". Flexible: the last number of the answer, whatever
+stands around it. Numbers are compared as numbers: 1,000 and $1000.00 are the same, and so are £5, ~5 and 5%.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ INSTRUCTION = (
     "and nothing else."
 )
 """Without an example: a small model gives the example's number as its answer."""
-_NUMBER = r"[-−]?(?:\$\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = r"[-−]?(?:[$£€]\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 _ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|\d+(?:\.\d+)?")
-_AFTER_MARK = re.compile(rf"(?<!#)####(?!#)[\s*=:]*({_NUMBER})")
+_AFTER_MARK = re.compile(r"(?<!#)####(?!#)[\s*=:]*([^\n#]*)")
+_FIRST = re.compile(rf"[\s*:~≈$£€%]*({_NUMBER})")
 
 
 def read_gsm8k(path: str) -> list[WrittenItem]:
@@ -40,8 +41,9 @@ def read_gsm8k(path: str) -> list[WrittenItem]:
 
 
 def strict_number(text: str) -> Decimal | None:
-    """The number after the last "####", None where there is none."""
-    found = _AFTER_MARK.findall(text)
+    """The number after the last "####" that has one, None where there is none. Of "= 9 + 9 = 18" it is 18."""
+    parts = (line.rstrip("= \t*").rpartition("=")[2] for line in _AFTER_MARK.findall(text))
+    found = [first[1] for part in parts if (first := _FIRST.match(part))]
     return as_number(found[-1]) if found else None
 
 
@@ -52,8 +54,8 @@ def last_number(text: str) -> Decimal | None:
 
 
 def as_number(text: str) -> Decimal | None:
-    """A number as it is written in prose: "1,000", "$1000.00", "−3"; None for anything else."""
-    plain = re.sub(r"[\s$,]", "", text).replace("−", "-")
+    """A number as it is written in prose: "1,000", "$1000.00", "−3", "5%"; None for anything else."""
+    plain = re.sub(r"[\s$£€~≈%,]", "", text).replace("−", "-")
     try:
         value = Decimal(plain)
     except InvalidOperation:

@@ -340,7 +340,7 @@ STEPS: tuple[Step[Round], ...] = (
     ),
     # To a share of them constraints are appended that a program can check, where the recipe says so.
     Step(
-        name="checkable", record=Prompt, reads=("filtered",), settings=checkable_settings,
+        name="checkable", record=Prompt, revision=2, reads=("filtered",), settings=checkable_settings,
         make=make_checkable, when=has_checkable, total=partial(_records_of, "filtered"), limited=False,
         in_funnel=False,
     ),

@@ -1,7 +1,7 @@
 """A look before a run: planted faults are seen, the rules name them, and the recipe that is written runs."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import sao.preview.ways
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config
 from sao.engines import Completion, Request, Sampling
-from sao.engines.scripted import ScriptedEngine
+from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, StoreError
 from sao.method import run
 from sao.preview import preview
@@ -82,8 +82,14 @@ def settings(found: Preview) -> dict[str, str]:
     return {key: value for change in found.changes for key, value in change.settings.items()}
 
 
+def judge(p_first: Callable[[str, str], float]) -> planted.Choose:
+    """A judge of two answers to whom one answer alone says nothing."""
+    of_two = planted.judge(p_first)
+    return lambda messages, words: of_two(messages, words) if read_answers(messages) else (-0.7, -0.7)
+
+
 def fair() -> planted.Choose:
-    return planted.judge(lambda first, second: 0.99 if len(first) < len(second) else 0.01)
+    return judge(lambda first, second: 0.99 if len(first) < len(second) else 0.01)
 
 
 def test_a_model_that_does_all_well_needs_no_change(tmp_path: Path) -> None:
@@ -129,7 +135,7 @@ def test_the_recipe_with_the_changes_loads_and_runs(tmp_path: Path) -> None:
 
 
 def test_a_judge_of_the_first_slot_is_worth_nothing(tmp_path: Path) -> None:
-    engine = Planted(reply=words_reply, choose=planted.judge(planted.always_first))
+    engine = Planted(reply=words_reply, choose=judge(planted.always_first))
     found = look(engine, tmp_path)
     assert {"one slot", "chance"} <= rules(found)
     change = next(change for change in found.changes if change.rule == "one slot")

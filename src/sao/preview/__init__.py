@@ -47,6 +47,10 @@ NO_TEMPLATE = (
     "trained on chats, put the template that was used there into the file chat_template.jinja in the model's "
     "folder, and look again."
 )
+HALF = (
+    "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
+    "on the same pairs."
+)
 
 
 def preview(
@@ -231,7 +235,9 @@ def _with_verdicts(look: Look, budget: Budget, config: Config, shown: Preview) -
         return shown
     number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, ways))
     found = [_judge_way(look, name, own, pairs[:number], is_recipe) for name, own, is_recipe in ways]
-    return shown.model_copy(update={"judging": found})
+    is_unread = any(way.unparseable and way.accuracy is not None for way in found)
+    notes = [*shown.notes, HALF] if is_unread else shown.notes
+    return shown.model_copy(update={"judging": found, "notes": notes})
 
 
 def _texts(look: Look, shown: Preview) -> _Texts:

@@ -45,6 +45,8 @@ RESET = (
 SHORT = "You are a helpful AI assistant. Answer in one short paragraph of plain text, without lists."
 """A system message that makes answers shorter (SmolLM2: 63 % of the answers past 192 tokens without it, 19 %
 with it)."""
+BRIEF = "Answer briefly, and do all that is asked."
+"""A system message that makes answers shorter and leaves their form to the prompt."""
 GIVEN = "given prompts"
 """The one way where the recipe names a set of prompts."""
 

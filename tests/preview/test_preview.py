@@ -1,24 +1,28 @@
 """A look before a run: planted faults are seen, the rules name them, and the recipe that is written runs."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import sao.checks
+import sao.preview
 import sao.preview.ways
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config
 from sao.engines import Completion, Request, Sampling
-from sao.engines.scripted import ScriptedEngine
+from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, StoreError
 from sao.method import run
 from sao.preview import preview
-from sao.records import Message
+from sao.preview.figures import judge_figures
+from sao.preview.look import Pair
+from sao.records import Judgment, Message
 from sao.report.preview import show_preview
 from sao.results import Preview
+from sao.results.preview import JudgeWay
 from support import planted, tiny_models
 from support.errors import raises
 from support.run_files import files
@@ -82,8 +86,14 @@ def settings(found: Preview) -> dict[str, str]:
     return {key: value for change in found.changes for key, value in change.settings.items()}
 
 
+def judge(p_first: Callable[[str, str], float]) -> planted.Choose:
+    """A judge of two answers to whom one answer alone says nothing."""
+    of_two = planted.judge(p_first)
+    return lambda messages, words: of_two(messages, words) if read_answers(messages) else (-0.7, -0.7)
+
+
 def fair() -> planted.Choose:
-    return planted.judge(lambda first, second: 0.99 if len(first) < len(second) else 0.01)
+    return judge(lambda first, second: 0.99 if len(first.split()) < len(second.split()) else 0.01)
 
 
 def test_a_model_that_does_all_well_needs_no_change(tmp_path: Path) -> None:
@@ -129,7 +139,7 @@ def test_the_recipe_with_the_changes_loads_and_runs(tmp_path: Path) -> None:
 
 
 def test_a_judge_of_the_first_slot_is_worth_nothing(tmp_path: Path) -> None:
-    engine = Planted(reply=words_reply, choose=planted.judge(planted.always_first))
+    engine = Planted(reply=words_reply, choose=judge(planted.always_first))
     found = look(engine, tmp_path)
     assert {"one slot", "chance"} <= rules(found)
     change = next(change for change in found.changes if change.rule == "one slot")
@@ -300,3 +310,37 @@ def test_the_minutes_are_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_preview_reads_back(tmp_path: Path) -> None:
     found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
     assert Preview.model_validate_json(found.model_dump_json()) == found
+
+
+def test_prompts_with_constraints_keep_the_form_of_their_answers_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    systems: set[str] = set()
+    sources: set[tuple[str | None, str]] = set()
+
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        systems.update(message.content for message in messages if message.role == "system")
+        return words_reply(messages, seed, sampling)
+
+    def figures(way: JudgeWay, pairs: Sequence[Pair], verdicts: Iterable[Judgment]) -> JudgeWay:
+        sources.update((pair.source, pair.prompt.id) for pair in pairs if pair.better is not None)
+        return judge_figures(way, pairs, verdicts)
+
+    monkeypatch.setattr(sao.preview, "judge_figures", figures)
+    found = look(Planted(reply=reply, choose=fair()), tmp_path)
+    assert found.gold is not None and found.gold.source == "constraints"
+    assert "Answer briefly, and do all that is asked." in systems
+    assert not any("lists" in system for system in systems)
+    # Several pairs come from one of the 16 prompts.
+    assert None not in dict(sources) and len(dict(sources)) <= 16
+
+
+def test_unread_verdicts_are_told(tmp_path: Path) -> None:
+    engine = Planted(reply=words_reply, choose=lambda messages, words: (-9.0, -9.0))
+    found = look(engine, tmp_path)
+    own = found.judging[0]
+    assert own.verdicts == 0 and own.accuracy is not None and own.accuracy.rate == 0.5
+    assert found.gold is not None and own.accuracy.n == found.gold.pairs
+    assert "counts as half right" in found.notes[-1]
+    assert "counts as half right" in " ".join(show_preview(found).split())
+    assert "chance" not in rules(found)

@@ -47,6 +47,10 @@ NO_TEMPLATE = (
     "trained on chats, put the template that was used there into the file chat_template.jinja in the model's "
     "folder, and look again."
 )
+HALF = (
+    "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
+    "on the same pairs."
+)
 
 
 def preview(
@@ -231,7 +235,9 @@ def _with_verdicts(look: Look, budget: Budget, config: Config, shown: Preview) -
         return shown
     number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, ways))
     found = [_judge_way(look, name, own, pairs[:number], is_recipe) for name, own, is_recipe in ways]
-    return shown.model_copy(update={"judging": found})
+    is_unread = any(way.unparseable and way.accuracy is not None for way in found)
+    notes = [*shown.notes, HALF] if is_unread else shown.notes
+    return shown.model_copy(update={"judging": found, "notes": notes})
 
 
 def _texts(look: Look, shown: Preview) -> _Texts:
@@ -272,20 +278,30 @@ def _mixed(plain: Sequence[Pair], gold: Sequence[Pair]) -> list[Pair]:
 def _pairs_wanted(look: Look, budget: Budget, pairs: Sequence[Pair], ways: Sequence[Way]) -> int:
     """How many pairs all ways can judge in the time that is left: the first way that reads judges one pair,
     and its verdicts are thrown away."""
-    shown = [Shown(round=look.round(settings), pairs=pairs[:1]) for _, settings, _ in ways]
-    reader = next((one for one in shown if one.judge.config.method in READERS), None)
-    each = times.seconds_each(look.verdicts_now(reader)) if reader is not None else 0.0
+    tried = (_seconds_each(look, settings, pairs[:1]) for _, settings, _ in ways)
+    each = next((seconds for seconds in tried if seconds is not None), 0.0)
     return times.judged_pairs(budget.left(), len(ways), each)
+
+
+def _seconds_each(look: Look, settings: Settings, pairs: Sequence[Pair]) -> float | None:
+    """Seconds of a verdict by a way, None where it reads nothing or cannot be used."""
+    try:
+        shown = Shown(round=look.round(settings), pairs=pairs)
+        if shown.judge.config.method not in READERS:
+            return None
+        return times.seconds_each(look.verdicts_now(shown))
+    except SAOError:
+        return None
 
 
 def _judge_way(look: Look, name: str, own: Settings, pairs: Sequence[Pair], is_recipe: bool) -> JudgeWay:
     """One way to judge, tried."""
     way = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
-    shown = Shown(round=look.round(own), pairs=pairs)
-    if (method := shown.judge.config.method) not in READERS:
-        skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
-        return way.model_copy(update={"skipped": skipped})
     try:
+        shown = Shown(round=look.round(own), pairs=pairs)
+        if (method := shown.judge.config.method) not in READERS:
+            skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
+            return way.model_copy(update={"skipped": skipped})
         with look.notebook.timed(f"verdicts, {name}"):
             verdicts = look.verdicts(shown, f"verdicts, {name}")
     except SAOError as error:

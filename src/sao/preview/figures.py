@@ -12,7 +12,7 @@ from sao.preview.texts import distinct_share, is_looping, mean_words
 from sao.records import Drop, Judgment, Prompt, Response
 from sao.results.base import Rate
 from sao.results.preview import AnswerFigures, JudgeWay, PromptWay, ShownAnswers, ShownText
-from sao.statistics import mean, wilson
+from sao.statistics import mean, ratio_ci, wilson
 
 SHOWN = 3
 """Texts that are shown of each way."""
@@ -134,18 +134,26 @@ def _both_orders(pair: Pair, said: dict[tuple[str, str], Judgment]) -> tuple[flo
 
 
 def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment]) -> Rate | None:
-    """How often both orders together favour the better answer; None without gold pairs."""
-    points = [right for pair in pairs if pair.better and (right := _right(pair, said)) is not None]
+    """How often both orders together favour the better answer; None without gold pairs. Pairs of one source
+    hang together. The interval is no narrower than that of independent pairs: of few sources their spread is
+    not well known."""
+    points: dict[str, list[float]] = {}
+    for pair in pairs:
+        if pair.better is not None:
+            points.setdefault(pair.source or pair.prompt.id, []).append(_right(pair, said))
     if not points:
         return None
-    hits, n = sum(points), len(points)
-    return Rate(rate=hits / n, ci95=wilson(hits, n), n=n)
+    hits, of = [sum(each) for each in points.values()], [len(each) for each in points.values()]
+    rate, clustered = ratio_ci(hits, of)
+    apart = wilson(sum(hits), sum(of))
+    return Rate(rate=rate, ci95=(min(clustered[0], apart[0]), max(clustered[1], apart[1])), n=sum(of))
 
 
-def _right(pair: Pair, said: dict[tuple[str, str], Judgment]) -> float | None:
-    """1 where both orders together favour the better answer, a half for neither; None for unread verdicts."""
+def _right(pair: Pair, said: dict[tuple[str, str], Judgment]) -> float:
+    """1 where both orders together favour the better answer; a half where they favour neither, or where a
+    verdict cannot be read."""
     if (both := _both_orders(pair, said)) is None:
-        return None
+        return 0.5
     a, b = (answer.id for answer in pair.answers)
     probabilities = said[a, b].p_first, said[b, a].p_first
     if None in probabilities:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from sao import checks
 from sao.preview.budget import ANSWERS_EACH, EXPECTED_TOKENS, Budget, checked_prompts, checked_tokens
 from sao.preview.look import Asked, Look, Pair
-from sao.preview.ways import SHORT
+from sao.preview.ways import BRIEF
 from sao.records import Prompt, Response, make_id
 from sao.results.preview import GoldPairs, GoldSource
 from sao.stages import rows
@@ -39,8 +39,10 @@ def gold_pairs(
     else:
         asked, score = checkable(prompts, n, look.config.seed), _by_constraints
     # Short answers, so that many are finished in the time: only finished ones can be checked.
-    system = SHORT if oracle is None else None
-    pairs = list(_sampled(look, asked, score, system)) if asked else []
+    system = BRIEF if oracle is None else None
+    sources = {prompt.id: prompts[number % len(prompts)].id for number, prompt in enumerate(asked)}
+    sampled = _sampled(look, asked, score, system) if asked else ()
+    pairs = [replace(pair, source=sources[pair.prompt.id]) for pair in sampled]
     source: GoldSource = "oracle" if oracle is not None else "constraints"
     found = GoldPairs(source=source, pairs=len(pairs), prompts=len(asked), differing=len(pairs))
     if oracle is not None or len(pairs) >= LEAST:
@@ -84,7 +86,7 @@ def made_up(prompts: Sequence[Prompt], n: int, seed: int) -> list[Pair]:
         keeps, breaks = kind.passing(draw, values), kind.failing(draw, values)
         answers = (_answer(prompt, 0, keeps), _answer(prompt, 1, breaks))
         if keeps != breaks:
-            found.append(Pair(prompt=prompt, answers=answers, better=answers[0].id))
+            found.append(Pair(prompt=prompt, answers=answers, better=answers[0].id, source=question))
     return found
 
 

@@ -41,11 +41,13 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two answers to a prompt; `better` is the id of the better one, None where no program knows it."""
+    """Two answers to a prompt; `better` is the id of the better one, None where no program knows it. Pairs of
+    one `source` answer the same prompt with other constraints."""
 
     prompt: Prompt
     answers: tuple[Response, Response]
     better: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,7 +248,9 @@ def one_slot(preview: Preview, config: Config) -> Change | None:
 def chance(preview: Preview, config: Config) -> Change | None:
     """The judge is not told from a coin."""
     way = chosen_judge(preview)
-    if way is None or way.accuracy is None or way.accuracy.rate is None or way.accuracy.ci95[0] > 0.5:
+    if way is None or not way.verdicts or way.accuracy is None or way.accuracy.rate is None:
+        return None
+    if way.accuracy.ci95[0] > 0.5:
         return None
     low, high = way.accuracy.ci95
     says = (

@@ -1,0 +1,78 @@
+"""What the verdicts on pairs come to: which pairs count, and which hang together."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from sao.preview.figures import judge_figures
+from sao.preview.gold import checkable, made_up
+from sao.preview.look import Pair
+from sao.records import Judgment, Prompt, Response, Verdict
+from sao.results.base import Rate
+from sao.results.preview import JudgeWay
+from sao.statistics import ratio_ci, wilson
+
+RIGHT: tuple[Verdict, Verdict] = ("first", "second")
+WRONG: tuple[Verdict, Verdict] = ("second", "first")
+
+
+def answer(prompt: str, index: int) -> Response:
+    id_ = f"{prompt}{index}"
+    return Response(
+        id=id_, row=index, prompt_id=prompt, index=index, text=id_, token_ids=None, finish_reason="stop"
+    )
+
+
+def pair(number: int, source: str) -> Pair:
+    """A pair whose first answer is better."""
+    prompt = Prompt(id=f"p{number}", row=2 * number, persona_id="", text="?")
+    answers = (answer(prompt.id, 0), answer(prompt.id, 1))
+    return Pair(prompt=prompt, answers=answers, better=answers[0].id, source=source)
+
+
+def verdicts(pair: Pair, said: Sequence[Verdict | None]) -> list[Judgment]:
+    """The verdicts on a pair in both orders."""
+    a, b = (one.id for one in pair.answers)
+    return [
+        Judgment(
+            id=x + y, row=0, prompt_id=pair.prompt.id, first_id=x, second_id=y, judge="j", verdict=verdict
+        )
+        for (x, y), verdict in zip([(a, b), (b, a)], said, strict=True)
+    ]
+
+
+def accuracy(pairs: Sequence[Pair], said: Sequence[Sequence[Verdict | None]]) -> Rate:
+    found = [verdict for pair, both in zip(pairs, said, strict=True) for verdict in verdicts(pair, both)]
+    way = judge_figures(JudgeWay(name="a", settings={}, is_recipe=True), pairs, found)
+    assert way.accuracy is not None
+    return way.accuracy
+
+
+def test_pairs_of_one_source_hang_together() -> None:
+    pairs = [pair(number, f"source {number // 5}") for number in range(20)]
+    said = [RIGHT] * 15 + [WRONG] * 5
+    found = accuracy(pairs, said)
+    assert (found.rate, found.n) == (0.75, 20)
+    assert found.ci95 == pytest.approx(ratio_ci([5, 5, 5, 0], [5, 5, 5, 5])[1])
+    assert found.ci95[0] < 0.5 < wilson(15, 20)[0]
+
+
+def test_an_interval_is_no_narrower_than_that_of_independent_pairs() -> None:
+    pairs = [pair(number, f"source {number // 5}") for number in range(20)]
+    said = [RIGHT, RIGHT, RIGHT, RIGHT, WRONG] * 4
+    assert accuracy(pairs[::-1], said).ci95[1] >= wilson(16, 20)[1]
+    nearly = [*said[:15], RIGHT, RIGHT, RIGHT, WRONG, WRONG]
+    assert accuracy(pairs, nearly).ci95 == pytest.approx(wilson(15, 20))
+
+
+def test_a_pair_with_an_unread_verdict_is_half_right() -> None:
+    pairs = [pair(number, f"source {number}") for number in range(4)]
+    found = accuracy(pairs, [RIGHT, ("first", None), (None, None), WRONG])
+    assert (found.rate, found.n) == (0.5, 4)
+
+
+def test_prompts_with_constraints_and_made_up_pairs_know_their_source() -> None:
+    prompts = [Prompt(id=f"p{k}", row=2 * k, persona_id="", text=f"Why {k}?") for k in range(2)]
+    asked = checkable(prompts, 4, seed=1)
+    assert [prompt.text[:6] for prompt in asked] == ["Why 0?", "Why 1?"] * 2
+    assert {pair.source for pair in made_up(prompts, 6, seed=1)} == {"Why 0?", "Why 1?"}

@@ -173,8 +173,10 @@ def _hotter(rule: str, seen: str, key: str, now: float) -> Change:
 # Verdicts.
 
 
-def is_fair(way: JudgeWay) -> bool:
-    """Whether neither slot decides alone."""
+def is_fair(way: JudgeWay, config: Config) -> bool:
+    """Whether neither slot decides alone. One answer at a time has no slots."""
+    if way.settings.get("judging.method", config.judging.method) == "pointwise":
+        return True
     return way.first_slot is not None and 1 - ONE_SLOT <= way.first_slot <= ONE_SLOT
 
 
@@ -188,53 +190,87 @@ def own_judge(preview: Preview) -> JudgeWay | None:
     return next((way for way in preview.judging if way.is_recipe and way.skipped is None), None)
 
 
-def chosen_judge(preview: Preview) -> JudgeWay | None:
-    """The way to judge that the recipe has after the change: its own, unless another one passes a test that
-    it fails; among those the one with the most even slots."""
+def passes(way: JudgeWay, config: Config) -> bool:
+    """Whether the verdicts can be read and hang on the answers."""
+    return has_mass(way) and is_fair(way, config)
+
+
+def chosen_judge(preview: Preview, config: Config) -> JudgeWay | None:
+    """The way to judge that the recipe has after the change: its own, or of those that are better the one
+    that is right most often."""
     own = own_judge(preview)
     if own is None:
         return None
-    score = has_mass(own) + (has_mass(own) and is_fair(own))
-    tried = [way for way in preview.judging if way.skipped is None and way.verdicts]
-    better = [way for way in tried if has_mass(way) + (has_mass(way) and is_fair(way)) > score]
-    if not better:
-        return own
-    best = max(has_mass(way) + is_fair(way) for way in better)
-    return min(
-        (way for way in better if has_mass(way) + is_fair(way) == best),
-        key=lambda way: (round(abs((way.first_slot or 0) - 0.5), 2), -(way.mass or 0)),
-    )
+    tried = [way for way in preview.judging if way.skipped is None and not way.is_recipe]
+    better = [way for way in tried if passes(way, config) and _is_better(way, own, config)]
+    return max(better, key=lambda way: (_right(way) or 0, way.mass or 0), default=own)
+
+
+def _is_better(way: JudgeWay, own: JudgeWay, config: Config) -> bool:
+    """Whether a way that passes takes the place of the recipe's: it is right more often, and not by chance.
+    Where the recipe's fails, more than half and no less than by the recipe's will do."""
+    right, before = _right(way), _right(own)
+    if way.accuracy is None or right is None or before is None:
+        return not passes(own, config)
+    if passes(own, config):
+        return right > before and way.accuracy.ci95[0] > 0.5
+    return right > 0.5 and right >= before
+
+
+def _right(way: JudgeWay) -> float | None:
+    return None if way.accuracy is None else way.accuracy.rate
 
 
 def verdict_words(preview: Preview, config: Config) -> Change | None:
-    """The judge would rather say something else than a verdict, or another way of asking is fairer."""
-    own, chosen = own_judge(preview), chosen_judge(preview)
+    """The judge would rather say something else than a verdict, or another way of asking is better."""
+    own, chosen = own_judge(preview), chosen_judge(preview, config)
     if own is None or chosen is None:
         return None
-    seen = (
-        "no verdict can be read"
-        if not own.verdicts
-        else f"the verdict words have probability {own.mass or 0:.2f}"
-    )
     if chosen.name != own.name:
-        if has_mass(own):
-            seen = f"{_slot(own)} of the verdicts are for one slot"
-        keys = ", ".join(
-            f"{key} {value!r}" for key, value in chosen.settings.items() if key != "judging.method"
-        )
-        mass = "" if chosen.mass is None else f" the verdict words have {chosen.mass:.2f}, and"
-        says = f"By the recipe's way {seen}. With {keys}{mass} {_slot(chosen)} are for one slot."
+        says = f"{_trouble(own, config)}. With {_keys(chosen, config)} {_merits(chosen, config)}."
         return Change(rule="verdict words", says=says, settings=dict(chosen.settings))
     if has_mass(own):
         return None
-    says = f"By the recipe's way {seen}, and no other way is better. Take another judging.template."
+    says = f"{_trouble(own, config)}, and no other way is better. Take another judging.template."
     return Change(rule="verdict words", says=says)
+
+
+def _trouble(own: JudgeWay, config: Config) -> str:
+    """What the recipe's way lacks."""
+    way = "By the recipe's way"
+    if not own.verdicts:
+        return f"{way} no verdict can be read"
+    if not has_mass(own):
+        seen = f"{way} the verdict words have probability {own.mass or 0:.2f}"
+    elif not is_fair(own, config):
+        seen = f"{way} {_slot(own)} of the verdicts are for one slot"
+    else:
+        return (
+            f"{way} the judge is right in {percent(_right(own), 0)} of the pairs whose better answer is known"
+        )
+    return seen if _right(own) is None else f"{seen}, and the judge is right in {percent(_right(own), 0)}"
+
+
+def _keys(way: JudgeWay, config: Config) -> str:
+    """The keys that make a way, as far as the recipe has them otherwise."""
+    keys = differing(config, way.settings) or way.settings
+    return ", ".join(f"{key} {value!r}" for key, value in keys.items())
+
+
+def _merits(way: JudgeWay, config: Config) -> str:
+    """What a way has."""
+    found = [] if way.mass is None else [f"the verdict words have probability {way.mass:.2f}"]
+    if way.settings.get("judging.method") != "pointwise":
+        found.append(f"{_slot(way)} of the verdicts are for one slot")
+    if _right(way) is not None:
+        found.append(f"the judge is right in {percent(_right(way), 0)}")
+    return ", ".join(found[:-1]) + " and " * (len(found) > 1) + "".join(found[-1:])
 
 
 def one_slot(preview: Preview, config: Config) -> Change | None:
     """The slot decides."""
-    way = chosen_judge(preview)
-    if way is None or way.first_slot is None or is_fair(way):
+    way = chosen_judge(preview, config)
+    if way is None or way.first_slot is None or is_fair(way, config):
         return None
     where = "first" if way.first_slot > ONE_SLOT else "second"
     says = (
@@ -247,7 +283,7 @@ def one_slot(preview: Preview, config: Config) -> Change | None:
 
 def chance(preview: Preview, config: Config) -> Change | None:
     """The judge is not told from a coin."""
-    way = chosen_judge(preview)
+    way = chosen_judge(preview, config)
     if way is None or not way.verdicts or way.accuracy is None or way.accuracy.rate is None:
         return None
     if way.accuracy.ci95[0] > 0.5:

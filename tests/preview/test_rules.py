@@ -1,0 +1,113 @@
+"""Which way to judge is recommended, and in which words."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from sao.config import Config, make_config
+from sao.preview.rules import changes, chosen_judge
+from sao.preview.ways import RECIPE, judge_ways
+from sao.results.base import Rate
+from sao.results.preview import Change, JudgeWay, Preview
+from sao.statistics import wilson
+
+PAIRS = 50
+POINTWISE = "one answer at a time"
+CONFIG = make_config({"model": "planted"})
+
+
+def rate(right: float) -> Rate:
+    return Rate(rate=right, ci95=wilson(right * PAIRS, PAIRS), n=PAIRS)
+
+
+def looked(config: Config, rights: Sequence[float | None], **own: object) -> Preview:
+    """A preview with the ways to judge right so often; `own` are figures of the recipe's way."""
+    found = []
+    for (name, keys, is_recipe), right in zip(judge_ways(config), rights, strict=True):
+        slot = 0.5 if name == POINTWISE else 0.7
+        way = JudgeWay(name=name, settings=dict(keys), is_recipe=is_recipe, pairs=PAIRS, verdicts=2 * PAIRS)
+        accuracy = None if right is None else rate(right)
+        figures = {"mass": 0.9, "first_slot": slot, "accuracy": accuracy, **(own if is_recipe else {})}
+        found.append(way.model_copy(update=figures))
+    return Preview(model="planted", engine="given", folder="look", judging=found)
+
+
+def chosen(rights: Sequence[float | None], **own: object) -> str:
+    way = chosen_judge(looked(CONFIG, rights, **own), CONFIG)
+    assert way is not None
+    return way.name
+
+
+def advice(preview: Preview, config: Config = CONFIG) -> Change:
+    return next(change for change in changes(preview, config) if change.rule == "verdict words")
+
+
+UNREAD = {"verdicts": 0, "mass": 0.01, "first_slot": None}
+NO_MASS = {"mass": 0.1}
+ONE_SLOT = {"first_slot": 0.98}
+
+
+@pytest.mark.parametrize("own", [{}, NO_MASS, ONE_SLOT])
+def test_the_way_that_is_right_most_often_is_recommended(own: dict[str, object]) -> None:
+    assert chosen([0.60, 0.85, 0.80, 0.45], **own) == "prefill"
+    assert chosen([0.60, 0.70, 0.80, 0.45], **own) == "first or second"
+    assert chosen([0.60, 0.55, 0.50, 0.85], **own) == POINTWISE
+
+
+@pytest.mark.parametrize("own", [{}, NO_MASS, ONE_SLOT])
+def test_a_way_that_is_right_less_often_is_not(own: dict[str, object]) -> None:
+    assert chosen([0.60, 0.55, 0.50, 0.45], **own) == RECIPE
+
+
+def test_a_way_that_may_be_right_by_chance_takes_the_place_of_one_that_fails() -> None:
+    assert chosen([0.50, 0.58, 0.50, 0.45]) == RECIPE
+    assert chosen([0.50, 0.58, 0.50, 0.45], **ONE_SLOT) == "prefill"
+    assert chosen([0.50, 0.50, 0.50, 0.50], **UNREAD) == RECIPE
+
+
+def test_without_known_pairs_a_way_that_passes_takes_the_place_of_one_that_fails() -> None:
+    assert chosen([None] * 4) == RECIPE
+    assert chosen([None] * 4, **UNREAD) != RECIPE
+
+
+def test_a_way_of_one_slot_or_without_mass_is_not_recommended() -> None:
+    preview = looked(CONFIG, [0.60, 0.85, 0.80, 0.45])
+    own, *others = preview.judging
+    for fault in ONE_SLOT, NO_MASS:
+        broken = [way.model_copy(update=fault) for way in others]
+        shown = preview.model_copy(update={"judging": [own, *broken]})
+        way = chosen_judge(shown, CONFIG)
+        assert way is not None and way.is_recipe
+
+
+def test_a_recipe_that_sees_one_answer_at_a_time_has_no_slots() -> None:
+    config = make_config({"model": "planted", "judging": {"method": "pointwise"}})
+    preview = looked(config, [0.8, 0.7, 0.7], first_slot=1.0)
+    assert {change.rule for change in changes(preview, config)}.isdisjoint({"verdict words", "one slot"})
+
+
+def test_the_sentence_names_the_method_where_it_changes() -> None:
+    says = advice(looked(CONFIG, [0.60, 0.5, 0.5, 0.85], **NO_MASS)).says
+    assert says == (
+        "By the recipe's way the verdict words have probability 0.10, and the judge is right in 60 %. "
+        "With judging.method 'pointwise' the verdict words have probability 0.90 and the judge is right in "
+        "85 %."
+    )
+    says = advice(looked(CONFIG, [0.60, 0.85, 0.5, 0.5])).says
+    assert says == (
+        "By the recipe's way the judge is right in 60 % of the pairs whose better answer is known. With "
+        "judging.prefill 'The best answer is number ' the verdict words have probability 0.90, 70 % of the "
+        "verdicts are for one slot and the judge is right in 85 %."
+    )
+
+
+def test_the_settings_of_the_change_reset_what_belongs_to_the_recipes_way() -> None:
+    config = make_config({"model": "planted", "judging": {"method": "text", "samples": 3}})
+    change = advice(looked(config, [0.60, 0.5, 0.5, 0.85]), config)
+    assert change.settings == {"judging.samples": "1", "judging.method": "pointwise"}
+    assert "With judging.samples '1', judging.method 'pointwise' the" in change.says
+
+
+def test_no_way_is_better() -> None:
+    says = advice(looked(CONFIG, [0.5, 0.5, 0.5, 0.5], **UNREAD)).says
+    assert says.startswith("By the recipe's way no verdict can be read, and no other way is better.")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sao import checks
 from sao.cli import main
 from sao.config import make_config, overridden
 from sao.engines.scripted import ScriptedEngine
@@ -164,7 +165,7 @@ def test_the_command_on_checkable_prompts(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     found = json.loads(shown.out.splitlines()[-1])
     assert (found["kind"], found["done"], found["cells"]) == ("sweep", 2, 2)
-    assert {figure["measure"] for figure in found["rows"][0]["measures"]} >= {"checks", "win_rate", "words"}
+    assert {figure["measure"] for figure in found["rows"][0]["measures"]} >= {"oracle", "win_rate", "words"}
     assert found["rows"][0]["label_accuracy"] is not None
     assert "cell 1 of 2: the recipe" in shown.err
     assert (tmp_path / "sweep" / "table.md").read_text().startswith("# Sweep")
@@ -189,12 +190,16 @@ def test_a_wrong_key_and_a_wrong_measure(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_constraints_measure_cells_that_no_judge_compares(tmp_path: Path) -> None:
+def test_constraints_measure_cells_that_no_judge_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the comparisons there is no win rate; the kinds that count are those of the summary."""
     asked = {
         "prompts.checkable": "1", "evaluation.checkable": "1", "evaluation.judged": "false",
         "personas.held_out": "60",
     }  # fmt: skip
+    kinds = ("sentences", "word_length", "no_commas", "no_digits", "avoid_words", "max_words", "start_word")
+    monkeypatch.setattr(checks, "TRAINED", kinds)  # scripted answers keep some of them now and then
     config = make_config(overridden(small().model_dump(mode="json"), asked))
     plan = make_plan(config, ["judging.method=random,longer"], tmp_path, given=ScriptedEngine())
     run_cells(plan)
@@ -207,4 +212,4 @@ def test_constraints_measure_cells_that_no_judge_compares(tmp_path: Path) -> Non
     (summary,) = tmp_path.glob("run-*/summary.json")
     last = known(Summary.model_validate_json(summary.read_text()).checks)
     scored = list(lines)[-1].measures
-    assert sum(figure.n for figure in scored if figure.measure == "checks") == last.trained.n
+    assert sum(figure.n for figure in scored if figure.measure == "checks") == last.trained.n > 0

@@ -166,6 +166,7 @@ def test_before_and_after_in_the_toy_world(tmp_path: Path, capsys: pytest.Captur
     assert found["trained"]["n"] + found["unseen"]["n"] >= 0
     assert sum(kind["n"] for kind in found["kinds"]) > 10
     assert "answers words" in shown
+    assert all(kind["kind"] in shown for kind in found["kinds"])
     assert "base's log-probability" in shown
     assert found["base"]["base_logprob"] > found["tuned"]["base_logprob"] - 0.5
     assert found["base"]["base_logprob"] < 0

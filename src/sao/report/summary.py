@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sao.report.checks import before_and_after
+from sao.report.checks import before_and_after, kinds_table
 from sao.results.base import Interval, StageCounts
 from sao.results.summary import Gain, HeldOut, OracleWins, Spent, Summary
 from sao.tables import Column, percent, plain_table
@@ -87,6 +87,7 @@ def _outcome_lines(summary: Summary) -> Iterator[str]:
             yield f"  unseen     {_gain(oracle.unseen)} ({unseen})"
     if summary.checks is not None:
         yield from before_and_after(summary.checks)
+        yield from ("", *kinds_table(summary.checks), "")
     if heldout is not None and heldout.n:
         yield from _held_out_lines(heldout)
         if oracle is not None and oracle.verdict.n:

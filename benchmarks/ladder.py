@@ -203,21 +203,23 @@ def cells(args: argparse.Namespace, gold: Gold) -> Iterator[dict[str, Any]]:
     digest = make_id(*(part for pair in gold for part in (pair["prompt"], pair["first"], pair["second"])))
     finished = {row["cell"]: row for row in read_jsonl(args.out)} if args.out.is_file() else {}
     for model in args.models:
-        config = EngineConfig.model_validate({"name": args.engine, "threads": args.threads})
+        config = EngineConfig.model_validate(
+            {"name": args.engine, "threads": args.threads, "dtype": args.dtype}
+        )
         identity, engine = identity_of(config, model), None
         for way in args.way or [way for way in WAYS if way not in COSTLY]:
             how = JudgingConfig.model_validate({**WAYS[way], "min_verdict_prob": 0.0})
             made_of = {"judging": how.counted(), "texts": judge_templates(how), "gold": digest}
-            stage = Stage(args.out.parent / f"{args.out.stem}-verdicts", "verdicts",
-                          {**made_of, "model": identity, "engine": args.engine})  # fmt: skip
+            where = {"model": identity, "engine": args.engine, "dtype": args.dtype}
+            stage = Stage(args.out.parent / f"{args.out.stem}-verdicts", "verdicts", {**made_of, **where})
             if stage.fingerprint in finished:
                 yield finished[stage.fingerprint]
                 continue
             if not stage.open().finished:
                 engine = engine or open_engine(config, model)
                 measured(stage, gold, engine, how)
-            row = {"cell": stage.fingerprint, "model": Path(model).name, "way": way, "pairs": len(gold),
-                   **figures(stage, gold), "engine": args.engine, "threads": args.threads}  # fmt: skip
+            row = {"cell": stage.fingerprint, **where, "model": Path(model).name, "way": way,
+                   "pairs": len(gold), **figures(stage, gold), "threads": args.threads}  # fmt: skip
             append(args.out, row)
             yield row
         if engine is not None:
@@ -234,6 +236,7 @@ def main() -> None:
     parser.add_argument("--way", action="append", choices=list(WAYS), help="default: all but the costly ones")
     parser.add_argument("--pairs", type=int, default=None, help="only so many of the pairs")
     parser.add_argument("--engine", default="transformers", choices=("transformers", "vllm"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     args = parser.parse_args()
     gold = list(read_jsonl(args.gold))[: args.pairs]

@@ -121,6 +121,23 @@ def test_choice_logprobs_equal_a_plain_forward(engines: dict[str, TransformersEn
         assert alone.logprobs == found[each.id]
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: Path, name: str) -> None:
+    engine = TransformersEngine(BUILDERS[name](tmp_path), CONFIG.model_copy(update={"dtype": "bfloat16"}))
+    model: Any = engine.network.model
+    softcap = model.config.get_text_config().to_dict().get("final_logit_softcapping")
+    ids = np.array([engine.chat.prompt_ids(chat(f"{i} or {i + 1}?")) for i in range(8)])
+    found = engine.network.last_logits(ids, np.full(8, ids.shape[1] - 1))
+    with torch.inference_mode():
+        hidden = model.model(torch.from_numpy(ids)).last_hidden_state[:, -1].double()
+        plain = model(torch.from_numpy(ids)).logits[:, -1]
+        exact = hidden @ model.get_output_embeddings().weight.double().T
+        exact = softcap * torch.tanh(exact / softcap) if softcap else exact
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-5
+    assert (plain - exact).abs().max() > 1e-4, "the model's own logits would have passed"
+
+
 def test_max_tokens_end_tokens_and_reasons(engines: dict[str, TransformersEngine]) -> None:
     """Both of Gemma's end tokens end a sample, stay in its ids and are not in its text."""
     engine = engines["gemma2"]

@@ -169,6 +169,21 @@ def test_verdicts_are_those_of_the_built_in_engine(
     assert max(abs(a - b) for key in expected for a, b in zip(found[key], expected[key])) < 1e-3
 
 
+def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32() -> None:
+    config = EngineConfig(name="vllm", threads=1, dtype="bfloat16")
+    engine = VllmEngine(WORLD_MODEL, config)
+    try:
+        found = verdicts(engine, 60)
+    finally:
+        engine.close()
+    expected = verdicts(TransformersEngine(WORLD_MODEL, config), 60)
+    errors = [a - b for key in expected for a, b in zip(found[key], expected[key], strict=True)]
+    assert max(map(abs, errors)) < 0.1
+    parts = [512 * (first - second) for first, second, *_ in found.values()]
+    off_the_grid = [part for part in parts if abs(part - round(part)) > 0.05]
+    assert len(off_the_grid) > len(parts) / 2, "logits in bfloat16 differ by multiples of 1/512 at least"
+
+
 @pytest.mark.parametrize("which", ["vllm", "api"])
 def test_turns_that_have_begun_are_those_of_the_built_in_engine(
     which: str, builtin: Engine, request: pytest.FixtureRequest

@@ -10,7 +10,7 @@ import pytest
 from sao import checks
 from sao.analysis.audit import audit
 from sao.cli.app import main
-from sao.config import Config, make_config
+from sao.config import Config, PromptsConfig, make_config
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, StoreError
 from sao.method import run
@@ -86,11 +86,11 @@ def test_constraints_are_records_and_other_versions_constraints_are_errors() -> 
 def test_what_is_drawn_depends_on_seed_and_prompt_alone() -> None:
     prompt = Prompt(id="0" * 16, row=0, persona_id="p", text="Tell me of rice.")
     random.seed(1)
-    first = with_checks(prompt, 1.0, False, 3, "new")
+    first = with_checks(prompt, PromptsConfig(), 1.0, 3, "new")
     random.seed(2)
-    assert with_checks(prompt, 1.0, False, 3, "new") == first
+    assert with_checks(prompt, PromptsConfig(), 1.0, 3, "new") == first
     assert first.text.startswith("Tell me of rice. ")
-    others = {with_checks(prompt, 1.0, False, seed, "new").text for seed in range(20)}
+    others = {with_checks(prompt, PromptsConfig(), 1.0, seed, "new").text for seed in range(20)}
     assert len(others) > 3
 
 
@@ -149,7 +149,7 @@ def test_kinds_that_nearly_all_answers_keep_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        checks, "draw", lambda rng, text, names: (Constraint("max_words", {"n": rng.choice((80, 90))}),)
+        checks, "draw", lambda rng, text, names, most: (Constraint("max_words", {"n": rng.choice((80, 90))}),)
     )
     found = known(audit(finished(tmp_path, recipe())).checks)
     assert found.left_out == ["max_words"]
@@ -187,3 +187,18 @@ def test_the_judge_of_the_evaluation_can_be_left_out(
         assert bool(list(tmp_path.glob("round-1/comparisons-*"))) == (judged == "true")
     assert gains["true"] == gains["false"]
     assert len(list(tmp_path.glob("round-1/train-*"))) == 1
+
+
+def test_kinds_and_number_of_constraints_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # all kinds
+    asked = PromptsConfig(check_kinds=("no_commas", "question_end"), max_checks=1)
+    found = [
+        with_checks(Prompt(id=f"{i:016x}", row=row, persona_id="p", text="Rice?"), asked, 1.0, 3, "n")
+        for i in range(100)
+        for row in (rows.persona_row(i, held_out=False), rows.persona_row(i, held_out=True))
+    ]
+    training, held_out = found[::2], found[1::2]
+    assert {len(prompt.checks) for prompt in found} == {1}
+    assert {check.kind for prompt in training for check in prompt.checks} == {"no_commas", "question_end"}
+    kinds = {check.kind for prompt in held_out for check in prompt.checks}
+    assert kinds == {"no_commas", "question_end", *checks.UNSEEN}

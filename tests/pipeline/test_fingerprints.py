@@ -39,6 +39,7 @@ BASES: tuple[dict[str, Any], ...] = (
     {"train": {"loss": "dpo"}},
 )
 OTHERS: dict[str, tuple[Any, ...]] = {
+    "prompts.check_kinds": (["no_commas"],),
     # Values that a rule of thumb does not find.
     "model": ("FOLDER/other",),
     "personas.source": ("none", "builtin:world"),

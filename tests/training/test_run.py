@@ -117,6 +117,16 @@ def test_saved_folder_is_a_normal_one(undisturbed: Path) -> None:
     }
 
 
+def test_half_precision_changes_the_products_and_not_the_format_of_the_weights(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run(tmp_path, CONFIG.model_copy(update={"half_precision": True}))
+    exact, half = lines(undisturbed)[-1], lines(tmp_path)[-1]
+    assert half["loss"] != exact["loss"]
+    assert half["loss"] == pytest.approx(exact["loss"], rel=0.05)
+    assert {weight.dtype for weight in weights(tmp_path / "model").values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("loaded_as", [torch.float32, torch.bfloat16])
 def test_number_format_on_disk_is_that_of_the_source(tmp_path: Path, loaded_as: torch.dtype) -> None:
     tiny_model().bfloat16().save_pretrained(tmp_path / "base")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sao import checks
 from sao.config.section import Section, setting
 
 
@@ -48,12 +50,29 @@ class PromptsConfig(Section):
     """Share of the training prompts that end with constraints which a program can check (`sao.checks`). They
     measure any judge (`sao audit`), and labels come of them without one (judging.method checks). Not part of
     the paper's method."""
+    check_kinds: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Kinds of constraints that the training prompts may have (docs/checks.md); null: all but the five that
+    are never trained on. A small model keeps few kinds at all, and learns from those only."""
+    max_checks: int = Field(default=3, ge=1, le=3)
+    """Constraints that a prompt has at most, held-out ones as well."""
     temperature: float = Field(default=0.6, ge=0)
     """Sampling temperature (paper: 0.6)."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus share."""
     max_tokens: int = Field(default=512, ge=1)
     """Longest prompt, in tokens; a longer one is cut off and dropped."""
+
+    @field_validator("check_kinds")
+    @classmethod
+    def _known(cls, kinds: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for kind in kinds or ():
+            if kind in checks.UNSEEN:
+                raise ValueError(f"{kind} is only for held-out prompts: what is never trained on is measured")
+            if kind not in checks.TRAINED:
+                near = difflib.get_close_matches(kind, checks.TRAINED, 1)
+                hint = f"Did you mean {near[0]}?" if near else f"Kinds: {', '.join(checks.TRAINED)}"
+                raise ValueError(f"there is no kind of constraint {kind!r}. {hint}")
+        return kinds
 
     @model_validator(mode="after")
     def _check(self) -> PromptsConfig:

@@ -64,6 +64,10 @@ class TrainConfig(Section):
     weights: Literal["float32", "bfloat16"] = "float32"
     """Format of the weights while they are trained (bfloat16 with optimizer adamw only for adapters: small
     steps round away)."""
+    half_precision: bool | None = None
+    """Whether matrix products are made in bfloat16 while the weights keep their format (autocast). null: on a
+    GPU, not on a CPU; true pays on a CPU that has AVX512-BF16 or AMX (docs/training.md). Full training of
+    bfloat16 weights needs none."""
     optimizer: Literal["adamw", "adamw_8bit", "adamw_sr"] = "adamw"
     """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded
     stochastically)."""

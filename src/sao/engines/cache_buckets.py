@@ -8,6 +8,8 @@ do not depend on the others beside it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ _STOP_SLACK = 8
 """Tokens looked at beyond a stop string's bytes (each token is at least a byte; a few may be parts of
 characters)."""
 _NO_WINDOW = 1 << 60
+_HEAD_ROWS = 1 << 14
+"""Rows of the head that are widened to float32 at once."""
 
 
 def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -191,7 +195,22 @@ class Network:
         head: torch.nn.Module = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][rows, places][:, None],))
         try:
-            return self.forward(input_ids=self.tensor(ids), use_cache=False)[:, 0]
+            with self.float32_head():
+                return self.forward(input_ids=self.tensor(ids), use_cache=False)[:, 0]
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def float32_head(self) -> Iterator[None]:
+        """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
+        multiple of 1/8, which is more than most differences between two verdicts."""
+        head: torch.nn.Module = self.model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear or head.weight.dtype not in (torch.bfloat16, torch.float16):
+            yield
+            return
+        hook = head.register_forward_hook(_in_float32)
+        try:
+            yield
         finally:
             hook.remove()
 
@@ -209,6 +228,13 @@ class Network:
         """`masks` as models take them: one tensor, or one for each kind of layer where a model mixes them."""
         tensors = {kind: mask for kind, (mask, _) in masks.items()}
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
+
+
+def _in_float32(head: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
+    """The head's output in float32; its weights are widened in blocks, since a copy of all is large."""
+    hidden = inputs[0].float()
+    logits = torch.cat([hidden @ block.float().T for block in head.weight.split(_HEAD_ROWS)], dim=-1)
+    return logits if head.bias is None else logits + head.bias.float()
 
 
 @dataclass(slots=True)

@@ -96,13 +96,14 @@ def _score(network: Network, trees: list[_Tree]) -> Iterator[Continuations]:
             ids[row, start:end], parts[row, start:end] = ending, number
             places[row, start:end] = np.arange(n, n + len(ending))
             start = end
-    logits = network.forward(
-        input_ids=network.tensor(ids),
-        attention_mask=_mask(network, parts, places),
-        position_ids=network.tensor(places),
-        use_cache=False,
-        logits_to_keep=sizes + 1,  # from the last token of the context on
-    )
+    with network.float32_head():
+        logits = network.forward(
+            input_ids=network.tensor(ids),
+            attention_mask=_mask(network, parts, places),
+            position_ids=network.tensor(places),
+            use_cache=False,
+            logits_to_keep=sizes + 1,  # from the last token of the context on
+        )
     for tree, row in zip(trees, logits, strict=True):
         tokens = tuple(map(len, tree.endings))
         yield Continuations(tree.id, _sums(tree, row[: tree.size + 1]), tokens)

@@ -87,6 +87,7 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         arguments.setdefault("max_num_batched_tokens", max(4096, length))
         arguments["dtype"] = arguments["dtype"] or "float32"
     arguments["dtype"] = arguments["dtype"] or "auto"
+    _widen_head(arguments, EngineArgs(**arguments).create_model_config())
     arguments.setdefault("disable_log_stats", True)  # nobody reads them, and every step would make them
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -95,6 +96,13 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora)}
     engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
     return engine, None if lora is None else LoRARequest("adapter", 1, lora)
+
+
+def _widen_head(arguments: dict[str, Any], model: Any) -> None:
+    """Have the logits of a model in half precision made in float32 (`Network.float32_head` says why). A
+    quantised model keeps its head: vLLM refuses to start where the head is quantised, too."""
+    if model.quantization is None and model.dtype.itemsize < 4:
+        arguments["hf_overrides"] = {"head_dtype": "float32"} | (arguments.get("hf_overrides") or {})
 
 
 def _rank(folder: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sao import checks
-from sao.config import Config
+from sao.config import Config, PromptsConfig
 from sao.data.messages import chat
 from sao.engines import ContinuationRequest, Failure, require_continuations
 from sao.execution.session import Role
@@ -28,23 +28,25 @@ def has_checkable(config: Config) -> bool:
 
 
 def make_checkable(work: Work[Round]) -> Iterator[Prompt]:
-    """All prompts again, a share of them with constraints. Training prompts have kinds of `checks.TRAINED`
-    only; of the held-out ones, half have these and half have the kinds that were never trained on."""
+    """All prompts again, a share of them with constraints. Training prompts have kinds that may be trained on
+    only; of the held-out ones, half have these and half have the kinds that are never trained on."""
     config = work.config
     for prompt in work.read("filtered", Prompt):
-        held_out = rows.is_held_out(prompt.row)
-        share = config.evaluation.checkable if held_out else config.prompts.checkable
-        yield with_checks(prompt, share, held_out, config.seed, make_id(work.key, prompt.id))
+        is_held_out = rows.is_held_out(prompt.row)
+        share = config.evaluation.checkable if is_held_out else config.prompts.checkable
+        yield with_checks(prompt, config.prompts, share, config.seed, make_id(work.key, prompt.id))
 
 
-def with_checks(prompt: Prompt, share: float, held_out: bool, seed: int, new_id: str) -> Prompt:
+def with_checks(prompt: Prompt, asked: PromptsConfig, share: float, seed: int, new_id: str) -> Prompt:
     """A prompt with constraints, or without in all but a `share` of cases. What is drawn depends on seed and
     prompt alone, and a larger share adds to the smaller one."""
+    held_out = rows.is_held_out(prompt.row)
     draw = random.Random(f"checkable {seed} {prompt.id}")
     if draw.random() >= share:
         return replace(prompt, id=new_id)
-    names = checks.UNSEEN if held_out and draw.random() < 0.5 else checks.TRAINED
-    constraints = checks.draw(draw, prompt.text, names)
+    unseen = held_out and draw.random() < 0.5
+    names = checks.UNSEEN if unseen else asked.check_kinds or checks.TRAINED
+    constraints = checks.draw(draw, prompt.text, names, asked.max_checks)
     text = checks.with_constraints(draw, prompt.text, constraints)
     return replace(prompt, id=new_id, text=text, checks=constraints)
 

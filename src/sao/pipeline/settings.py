@@ -84,17 +84,19 @@ def prompt_settings(run: Round, _: Any) -> Settings:
 
 
 def _without_checkable(settings: Settings) -> Settings:
-    """prompts.checkable counts for the step that appends the constraints."""
-    return {name: value for name, value in settings.items() if name != "checkable"}
+    """What counts for the step that appends the constraints is left out."""
+    return {name: value for name, value in settings.items() if name not in CHECKABLE}
 
 
 def checkable_settings(run: Round, _: Any) -> Settings:
-    """How many prompts get constraints, and the seed."""
-    config = run.config
-    shares = {"trained": config.prompts.checkable, "held_out": config.evaluation.checkable}
-    return {"shares": shares, "seed": config.seed}
+    """How many prompts get constraints, how many of what kinds each, and the seed."""
+    config, asked = run.config, run.config.prompts
+    shares = {"trained": asked.checkable, "held_out": config.evaluation.checkable}
+    return {"shares": shares, "kinds": asked.check_kinds, "most": asked.max_checks, "seed": config.seed}
 
 
+CHECKABLE = ("checkable", "check_kinds", "max_checks")
+"""Keys of the section prompts that count for the step checkable alone."""
 TEMPLATES = ("template", "template_user_turn", "template_without_persona")
 """Keys of the section prompts that count by the text of the template, where it is used."""
 

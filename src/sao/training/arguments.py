@@ -13,9 +13,11 @@ from sao.training import parallel
 
 
 def half_precision(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to autocast to bfloat16: on a GPU, except where the weights themselves are bfloat16 and trained
-    as such."""
-    return device.type == "cuda" and not (config.method == "full" and config.weights == "bfloat16")
+    """Whether to autocast to bfloat16: train.half_precision, except where the weights themselves are bfloat16
+    and trained as such."""
+    if config.method == "full" and config.weights == "bfloat16":
+        return False
+    return device.type == "cuda" if config.half_precision is None else config.half_precision
 
 
 def training_arguments(

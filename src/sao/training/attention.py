@@ -119,9 +119,10 @@ def packed_attention(
             "padded",
             key="train.batches",
         )
-    if query.is_cuda and torch.is_autocast_enabled("cuda"):
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
         # The rotary embedding leaves queries and keys in float32, layers of 4 bits the values too.
-        half = torch.get_autocast_dtype("cuda")
+        half = torch.get_autocast_dtype(kind)
         query, key, value = query.to(half), key.to(half), value.to(half)
     if segments.key_index is not None:
         key, value = key.index_select(2, segments.key_index), value.index_select(2, segments.key_index)

@@ -54,7 +54,7 @@ def reference_sums(
         lines = []
         own_rows = rows[rank::world]
         if own_rows:
-            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=half):
                 chosen, rejected, *_ = part_sums(model, collate(own_rows).to(device))
             ids = [pairs[row].id for row in own_rows]
             lines = _lines(ids, chosen.tolist(), rejected.tolist())

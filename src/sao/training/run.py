@@ -179,7 +179,7 @@ def _policy(
     exact = model.dtype == torch.float32 and config.method != "qlora" and not half
     some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))
     batch = pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0)
-    with torch.autocast("cuda", torch.bfloat16, enabled=half):  # what is compared is what trains
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):  # what is compared is what trains
         check_policy(model, attention, some, batch, exact)
     return policy
 

@@ -11,6 +11,8 @@ from sao.records import Message, make_id, seed_of
 
 PEOPLE, FEWEST, MOST = 8, 4, 16
 """Personas, where the time suffices as it mostly does; at least; and at most."""
+SLOTS = 16
+"""Samples that the built-in engine generates at once: about as many as a step asks for."""
 TRIED, TRIED_TOKENS = 8, 12
 """Texts that are written at once, and their tokens, to see how fast the model is."""
 PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), 192
@@ -22,7 +24,7 @@ CHECKED_PROMPTS = (6, 50)
 """Prompts with constraints: at least, and at most."""
 PAIRS = (6, 58)
 """Pairs that are judged: at least, and at most."""
-SHARES = {"prompts": 0.22, "answers": 0.22, "checked answers": 0.24}
+SHARES = {"prompts": 0.2, "answers": 0.2, "checked answers": 0.22}
 """Share of the time for each step; what is left is for the verdicts."""
 QUESTION = "How do I repair a bicycle tyre at home? Explain it to me."
 

@@ -39,9 +39,10 @@ def test_each_way_leaves_out_what_belongs_to_the_recipes(judging: dict[str, obje
     assert [name for name, _, is_recipe in ways if is_recipe] == ["the recipe's"]
     made = {name: varied(config, keys).judging for name, keys, _ in ways}
     assert made["the recipe's"] == config.judging
-    usual = recipe(method="pointwise").judging
+    longest = config.judging.max_tokens  # it counts for sampled verdicts only
+    usual = recipe(method="pointwise", max_tokens=longest).judging
     assert made["one answer at a time"] == usual
-    assert made["prefill"] == recipe(prefill="The best answer is number ").judging
+    assert made["prefill"] == recipe(prefill="The best answer is number ", max_tokens=longest).judging
 
 
 def test_the_resets_are_written_with_the_way() -> None:
@@ -49,7 +50,6 @@ def test_the_resets_are_written_with_the_way() -> None:
     keys = next(keys for name, keys, _ in judge_ways(config) if name == "one answer at a time")
     assert differing(config, keys) == {
         "judging.reasoning": "false",
-        "judging.max_tokens": "16",
         "judging.template": "judge",
         "judging.method": "pointwise",
     }

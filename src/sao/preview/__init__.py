@@ -100,12 +100,17 @@ def preview(
 
 
 def _other_load(config: Config) -> float | None:
-    """How many CPUs are busy with something else, where CPUs run the model; None elsewhere."""
-    if config.engine.name != "transformers" or not hasattr(os, "getloadavg"):
+    """How many CPUs are busy with something else, where CPUs run the model; None elsewhere. Measured for half
+    a second: the load average also counts what has ended."""
+    if config.engine.name != "transformers":
         return None
     from sao.models.load import pick_device
 
-    return os.getloadavg()[0] if pick_device(config.engine) == "cpu" else None
+    if pick_device(config.engine) != "cpu":
+        return None
+    import psutil
+
+    return psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
 
 
 def _small(config: Config) -> tuple[Config, list[str]]:

@@ -38,8 +38,7 @@ JUDGE_WAYS: tuple[tuple[str, Settings], ...] = (
 )
 """Ways to judge, the recipe's first (docs/method.md, "Verdicts")."""
 RESET = (
-    "function", "samples", "reasoning", "max_tokens", "content_free", "panel", "wordings", "prefill",
-    "choices",
+    "function", "samples", "reasoning", "content_free", "panel", "wordings", "prefill", "choices",
 )  # fmt: skip
 """Keys of section judging that belong to one way to judge: another way begins with their defaults."""
 SHORT = "You are a helpful AI assistant. Answer in one short paragraph of plain text, without lists."

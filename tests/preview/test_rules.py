@@ -8,7 +8,7 @@ from sao.config import Config, make_config
 from sao.preview.rules import changes, chosen_judge
 from sao.preview.ways import RECIPE, judge_ways
 from sao.results.base import Rate
-from sao.results.preview import Change, JudgeWay, Preview
+from sao.results.preview import Change, JudgeWay, Preview, RunCost
 from sao.statistics import wilson
 
 PAIRS = 50
@@ -111,3 +111,13 @@ def test_the_settings_of_the_change_reset_what_belongs_to_the_recipes_way() -> N
 def test_no_way_is_better() -> None:
     says = advice(looked(CONFIG, [0.5, 0.5, 0.5, 0.5], **UNREAD)).says
     assert says.startswith("By the recipe's way no verdict can be read, and no other way is better.")
+
+
+def test_bfloat16_is_proposed_where_the_cpu_is_faster_and_the_run_long() -> None:
+    long, short = RunCost(seconds=7200.0), RunCost(seconds=300.0)
+    preview = Preview(model="planted", engine="transformers", folder="look", quick_bfloat16=True, run=long)
+    settings = {"engine.dtype": "bfloat16", "train.half_precision": "true"}
+    assert [change.settings for change in changes(preview, CONFIG)] == [settings]
+    assert changes(preview.model_copy(update={"run": short}), CONFIG) == []
+    assert changes(preview.model_copy(update={"quick_bfloat16": False}), CONFIG) == []
+    assert changes(preview, make_config({"model": "planted", "engine": {"dtype": "float32"}})) == []

@@ -24,6 +24,15 @@ _NEEDS_EAGER = ("attn_logit_softcapping",)
 _NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQuestionAnswering$|RewardModel$")
 
 
+def has_quick_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices in bfloat16 (AVX512-BF16 or AMX), several times as fast as in
+    float32. False where torch cannot say (before 2.10)."""
+    import torch
+
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def pick_device(config: EngineConfig) -> str:
     """The torch device that `config` asks for."""
     import torch

@@ -85,6 +85,7 @@ def preview(
         notes=notes,
         cpus=os.cpu_count() or 1,
         other_load=_other_load(settled),
+        quick_bfloat16=_has_quick_bfloat16(settled),
     )
     with watched(look.runner):
         try:
@@ -102,15 +103,24 @@ def preview(
 def _other_load(config: Config) -> float | None:
     """How many CPUs are busy with something else, where CPUs run the model; None elsewhere. Measured for half
     a second: the load average also counts what has ended."""
-    if config.engine.name != "transformers":
-        return None
-    from sao.models.load import pick_device
-
-    if pick_device(config.engine) != "cpu":
+    if config.engine.name != "transformers" or not _on_cpu(config):
         return None
     import psutil
 
     return psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
+
+
+def _on_cpu(config: Config) -> bool:
+    """Whether this machine's CPUs run the model."""
+    from sao.models.load import pick_device
+
+    return config.engine.name in ("transformers", "vllm") and pick_device(config.engine) == "cpu"
+
+
+def _has_quick_bfloat16(config: Config) -> bool:
+    from sao.models.load import has_quick_bfloat16
+
+    return _on_cpu(config) and has_quick_bfloat16()
 
 
 def _small(config: Config) -> tuple[Config, list[str]]:

@@ -18,8 +18,8 @@ DISTINCT, MANY_CUT, SOME = 0.7, 0.3, 0.1
 from which on they are too many."""
 MASS, ONE_SLOT = 0.3, 0.9
 """Probability of the verdict words that will do; share of the verdicts for one slot that is too large."""
-LONG_RUN = 24 * 3600
-"""Seconds from which on a run is called long."""
+LONG_RUN, WORTH_ROUNDING = 24 * 3600, 1800
+"""Seconds from which on a run is called long, and from which on bfloat16 is proposed for it."""
 HOTTER = 0.3
 """What is added to a temperature, up to 1."""
 
@@ -332,6 +332,21 @@ def crowded(preview: Preview, config: Config) -> Change | None:
     return Change(rule="crowded", says=says, settings={"engine.threads": "1"})
 
 
+def half_precision(preview: Preview, config: Config) -> Change | None:
+    """The CPU is faster in bfloat16, and the run is long enough for that to count."""
+    seconds = preview.run.seconds
+    if not preview.quick_bfloat16 or config.engine.dtype != "auto" or (seconds or 0) < WORTH_ROUNDING:
+        return None
+    says = (
+        "This CPU multiplies bfloat16 faster than float32: verdicts were three times, steps of training 1.8 "
+        "times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype, train.half_precision."
+    )
+    settings = {"engine.dtype": "bfloat16"}
+    if config.train.weights == "float32":
+        settings["train.half_precision"] = "true"
+    return Change(rule="half precision", says=says, settings=settings)
+
+
 def unused_slots(preview: Preview, config: Config) -> Change | None:
     """More texts at once than the run has."""
     rows = config.personas.n * config.responses.n
@@ -345,6 +360,6 @@ RULES: tuple[Rule, ...] = (
     prompt_method, few_prompts, cut_prompts, same_prompts,
     cut_answers, empty_answers, looping_answers, same_answers,
     verdict_words, one_slot, chance,
-    long_run, crowded, unused_slots,
+    long_run, crowded, half_precision, unused_slots,
 )  # fmt: skip
 """All rules, in the order of the steps."""

@@ -211,7 +211,9 @@ class Preview(Result):
     cpus: int = 1
     """CPUs of this machine."""
     other_load: float | None = None
-    """CPUs that other programs kept busy in the minute before; null where no CPU runs the model."""
+    """CPUs that are busy with something else; null where no CPU runs the model."""
+    quick_bfloat16: bool = False
+    """Whether a CPU runs the model that multiplies matrices in bfloat16 (AVX512-BF16, AMX)."""
     loading: float = 0.0
     """Seconds that loading the model took."""
     seconds: float = 0.0

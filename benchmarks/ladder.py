@@ -226,12 +226,29 @@ def cells(args: argparse.Namespace, gold: Gold) -> Iterator[dict[str, Any]]:
             engine.close()
 
 
+HEAD = ("judge", "way", "pairs", "right", "95 %", "first slot", "mass", "bias", "seconds a pair")
+
+
+def markdown(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The lines of a table of cells: right is the share of the pairs in which both orders together favour the
+    better answer, bias half the difference of the two orders' log-odds in nats."""
+    yield f"| {' | '.join(HEAD)} |"
+    yield "|" + "---|" * len(HEAD)
+    for row in rows:
+        both = row["accuracy_both_orders"]
+        low, high = both["ci95"]
+        name = str(row["model"]).removesuffix(".gguf")
+        values = [name, row["way"], row["pairs"], both["rate"], f"[{low}, {high}]", row["first_slot"],
+                  row["verdict_prob"], row["bias"], row["seconds_a_pair"]]  # fmt: skip
+        yield f"| {' | '.join('–' if value is None else str(value) for value in values)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("gold", type=Path)
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("models", nargs="*", help="none: print the table of --out")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--way", action="append", choices=list(WAYS), help="default: all but the costly ones")
     parser.add_argument("--pairs", type=int, default=None, help="only so many of the pairs")
@@ -239,6 +256,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     args = parser.parse_args()
+    if not args.models:
+        print("\n".join(markdown(read_jsonl(args.out))))
+        return
     gold = list(read_jsonl(args.gold))[: args.pairs]
     gold.sort(key=lambda pair: str(pair["prompt"]))
     found = []

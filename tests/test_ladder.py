@@ -45,6 +45,15 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
     assert found["requests_a_pair"] == 2
 
 
+def test_the_table(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, "verdicts", {"a": 1}).open()
+    ladder.measured(stage, GOLD, ScriptedEngine(choose=longer), JudgingConfig())
+    row = {"model": "m.gguf", "way": "logprob", "pairs": 4, **ladder.figures(stage, GOLD)}
+    last = list(ladder.markdown([row]))[-1]
+    assert last.startswith("| m | logprob | 4 | 0.75 | [")
+    assert "| 1.0 | 0.5 | 3.0 |" in last
+
+
 def test_after_a_kill_nothing_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*given: Any) -> Iterator[Any]:
         yield from islice(real(*given), 3)

@@ -66,7 +66,7 @@ class TrainConfig(Section):
     steps round away)."""
     half_precision: bool | None = None
     """Whether matrix products are made in bfloat16 while the weights keep their format (autocast). null: on a
-    GPU, not on a CPU; true pays on a CPU that has AVX512-BF16 or AMX (docs/training.md). Full training of
+    GPU, not on a CPU; true pays on a CPU that has AVX512-BF16 or AMX (docs/results.md). Full training of
     bfloat16 weights needs none."""
     optimizer: Literal["adamw", "adamw_8bit", "adamw_sr"] = "adamw"
     """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded

@@ -342,7 +342,7 @@ def half_precision(preview: Preview, config: Config) -> Change | None:
         "times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype, train.half_precision."
     )
     settings = {"engine.dtype": "bfloat16"}
-    if config.train.weights == "float32":
+    if config.train.weights == "float32" and config.train.half_precision is None:
         settings["train.half_precision"] = "true"
     return Change(rule="half precision", says=says, settings=settings)
 

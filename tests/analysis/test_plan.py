@@ -165,6 +165,17 @@ def test_memory_of_full_training_by_hand() -> None:
     assert found.total == pytest.approx(1.05 * parts + CONTEXT)
 
 
+def test_without_half_precision_autocast_keeps_no_copies_and_layers_are_gathered_in_float32() -> None:
+    exact, half = TrainConfig(half_precision=False), TrainConfig()
+    assert training_memory(TOY, exact, tokens=12).copies == 0
+    split = {"parallel": "fsdp2", "processes": 2}
+    gathered = [
+        training_memory(TOY, train.model_copy(update=split), tokens=12, gpus=2).copies
+        for train in (exact, half)
+    ]
+    assert gathered[0] == 2 * gathered[1]
+
+
 def test_memory_of_the_other_ways_by_hand() -> None:
     stochastic = TrainConfig(weights="bfloat16", optimizer="adamw_sr", gradient_checkpointing=True)
     found = training_memory(TOY, stochastic, tokens=12)

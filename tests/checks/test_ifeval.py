@@ -14,6 +14,7 @@ from checks.made_texts import BY_LANGUAGE, texts_for
 from sao.checks.ifeval import IDS, SECTION_WORD, loosened, passes
 from sao.checks.language import likely
 from sao.errors import StoreError
+from support.errors import raises
 
 ROOT = Path(__file__).parents[2]
 WHOLE = ROOT.parent / "shared" / "data" / "ifeval.jsonl"
@@ -108,6 +109,31 @@ def test_what_is_not_known_is_an_error() -> None:
         passes("keywords:none", {}, "Yes.", "")
     with pytest.raises(StoreError):
         passes("keywords:existence", {"keywords": None}, "Yes.", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("length_constraints:number_words", {"relation": "at most", "num_words": 3}),
+        ("length_constraints:number_words", {"relation": "at_least", "num_words": 3}),
+        ("length_constraints:number_words", {"relation": "at least", "num_words": True}),
+        ("detectable_format:number_bullet_lists", {"num_bullets": "2"}),
+        ("detectable_format:number_bullet_lists", {"num_bullets": 2.5}),
+        ("keywords:existence", {"keywords": "tea"}),
+        ("length_constraints:nth_paragraph_first_word",
+         {"num_paragraphs": 1, "nth_paragraph": 0, "first_word": "a"}),
+        ("length_constraints:nth_paragraph_first_word",
+         {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": 5}),
+        ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 1}),
+    ],
+)  # fmt: skip
+def test_values_that_would_be_read_as_something_else_are_errors(name: str, values: dict[str, Any]) -> None:
+    with raises(StoreError, key="kwargs"):
+        passes(name, values, "One sentence.", "")
+
+
+def test_whole_numbers_of_a_table_with_gaps_are_numbers() -> None:
+    assert passes("length_constraints:number_words", {"relation": "at least", "num_words": 2.0}, "a b", "")
 
 
 def test_loosened_texts_are_without_first_and_last_line_and_asterisks() -> None:

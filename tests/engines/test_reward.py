@@ -124,6 +124,16 @@ def test_the_score_is_read_at_the_last_token(tmp_path: Path, template: str, pad:
     check(retell(path, lambda tokenizer: setattr(tokenizer, "pad_token", None)))
 
 
+def test_scores_of_a_model_in_bfloat16_are_made_in_float32(tmp_path: Path) -> None:
+    path = llama(tmp_path)
+    model = RewardModel(path, EngineConfig(threads=1, dtype="bfloat16"))
+    found = model.score(TEXTS)
+    model.close()
+    assert found == pytest.approx(by_hand(path, TEXTS), abs=0.05)
+    rounded = torch.tensor(found).bfloat16().tolist()
+    assert [a for a, b in zip(found, rounded, strict=True) if a != b], "all scores are bfloat16 numbers"
+
+
 def test_one_token_early_is_another_score(tmp_path: Path) -> None:
     """What the tests above tell apart."""
     path = llama(tmp_path, pad_token_id=None)

@@ -136,6 +136,9 @@ def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: P
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() < 1e-5
     assert (plain - exact).abs().max() > 1e-4, "the model's own logits would have passed"
+    with torch.inference_mode(), engine.network.float32_head():  # as continuations are read
+        assert (engine.network.forward(input_ids=torch.from_numpy(ids))[:, -1] - exact).abs().max() < 1e-5
+    assert engine.network.forward(input_ids=torch.from_numpy(ids)).dtype == torch.bfloat16
 
 
 def test_max_tokens_end_tokens_and_reasons(engines: dict[str, TransformersEngine]) -> None:

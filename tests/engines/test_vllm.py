@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 # With this it starts in seconds; one thread, since tests run beside other work.
@@ -26,6 +28,7 @@ from sao.engines import ChoiceRequest, Choices, Completion, Engine, Request, Sam
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
 from sao.engines.vllm import VllmEngine
+from sao.engines.vllm_worker import _widen_head
 from sao.errors import EngineError, ModelError
 from sao.method import run
 from sao.models.locate import WORLD_MODEL, find_model
@@ -374,3 +377,23 @@ def test_the_child_dies_with_its_engine_and_its_death_is_told(tmp_path: Path) ->
     engine.close()
     assert engine._child.poll() is not None
     assert not engine._log.exists()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype", "given", "expected"),
+    [
+        (None, torch.bfloat16, None, {"head_dtype": "float32"}),
+        (None, torch.bfloat16, {"head_dtype": "model", "a": 1}, {"head_dtype": "model", "a": 1}),
+        (None, torch.float32, None, None),
+        ("awq", torch.float16, None, None),
+    ],
+)
+def test_the_head_is_widened_where_it_can_be(
+    quantization: str | None,
+    dtype: torch.dtype,
+    given: dict[str, Any] | None,
+    expected: dict[str, Any] | None,
+) -> None:
+    arguments: dict[str, Any] = {} if given is None else {"hf_overrides": given}
+    _widen_head(arguments, SimpleNamespace(quantization=quantization, dtype=dtype))
+    assert arguments.get("hf_overrides") == expected

@@ -121,3 +121,16 @@ def test_bfloat16_is_proposed_where_the_cpu_is_faster_and_the_run_long() -> None
     assert changes(preview.model_copy(update={"run": short}), CONFIG) == []
     assert changes(preview.model_copy(update={"quick_bfloat16": False}), CONFIG) == []
     assert changes(preview, make_config({"model": "planted", "engine": {"dtype": "float32"}})) == []
+    assert changes(preview.model_copy(update={"engine": "vllm"}), CONFIG) == []
+    kept = make_config({"model": "planted", "train": {"half_precision": False}})
+    assert [change.settings for change in changes(preview, kept)] == [{"engine.dtype": "bfloat16"}]
+
+
+def test_a_judge_that_is_worse_than_a_coin_is_called_so() -> None:
+    def says(right: float) -> str:
+        found = changes(looked(CONFIG, [right, 0.3, 0.3, 0.3]), CONFIG)
+        return next((change.says for change in found if change.rule == "chance"), "")
+
+    assert "worse than a coin" in says(0.3)
+    assert "does not tell it from a coin" in says(0.5)
+    assert says(0.9) == ""

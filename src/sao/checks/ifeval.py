@@ -46,19 +46,35 @@ _STARTERS = frozenset(_OFTEN_FIRST.split())
 
 def passes(instruction_id: str, kwargs: Mapping[str, Any], answer: str, prompt: str) -> bool:
     """Whether the answer follows the instruction; a blank one follows none. Values of None count as absent.
-    Raises StoreError for an instruction that is not IFEval's and for a missing value."""
+    Raises StoreError for an instruction that is not IFEval's, and for a value that is missing or does not
+    fit."""
     check = _CHECKS.get(instruction_id)
     if check is None:
         raise StoreError(f"{instruction_id!r} is no instruction of IFEval", key="instruction_id_list")
-    if not answer.strip():
-        return False
     given = {name: value for name, value in kwargs.items() if value is not None}
     if instruction_id == "combination:repeat_prompt":
         given.setdefault("prompt_to_repeat", prompt)
-    try:
-        return check(answer, given)
-    except KeyError as error:
-        raise StoreError(f"{instruction_id}: the value {error} is missing", key="kwargs") from error
+    for name in _NEEDS.get(instruction_id, ()):
+        _check_value(instruction_id, name, given.get(name))
+    return bool(answer.strip()) and check(answer, given)
+
+
+def _check_value(instruction_id: str, name: str, value: object) -> None:
+    """Raise StoreError for a value that is missing or of another type: it would be read as something else."""
+    if value is None:
+        raise StoreError(f"{instruction_id}: the value {name!r} is missing", key="kwargs")
+    if name in _RELATIONS:
+        is_fit, wanted = value in rules.RELATIONS, f"one of {', '.join(rules.RELATIONS)}"
+    elif name in _LISTS:
+        is_fit = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        wanted = "a list of texts"
+    elif name in _TEXTS:
+        is_fit, wanted = isinstance(value, str), "a text"
+    else:
+        least = 1 if name == "nth_paragraph" else 0
+        is_fit, wanted = _is_whole(value, least), f"a whole number from {least} on"
+    if not is_fit:
+        raise StoreError(f"{instruction_id}: {name} is {value!r}, not {wanted}", key="kwargs")
 
 
 def loosened(answer: str) -> tuple[str, ...]:
@@ -67,6 +83,13 @@ def loosened(answer: str) -> tuple[str, ...]:
     lines = answer.split("\n")
     cut = [answer, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return (*cut, *(part.replace("*", "") for part in cut))
+
+
+def _is_whole(value: object, least: int) -> bool:
+    """Also 3.0, as tables with gaps hold it."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value >= least and value % 1 == 0
 
 
 def _existence(answer: str, values: Mapping[str, Any]) -> bool:
@@ -254,5 +277,31 @@ _CHECKS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "change_case:english_lowercase": _lowercase,
     "punctuation:no_comma": lambda answer, _: "," not in answer,
 }
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "keywords:existence": ("keywords",),
+    "keywords:frequency": ("keyword", "relation", "frequency"),
+    "keywords:forbidden_words": ("forbidden_words",),
+    "keywords:letter_frequency": ("letter", "let_relation", "let_frequency"),
+    "language:response_language": ("language",),
+    "length_constraints:number_sentences": ("relation", "num_sentences"),
+    "length_constraints:number_paragraphs": ("num_paragraphs",),
+    "length_constraints:number_words": ("relation", "num_words"),
+    "length_constraints:nth_paragraph_first_word": ("num_paragraphs", "nth_paragraph", "first_word"),
+    "detectable_content:number_placeholders": ("num_placeholders",),
+    "detectable_content:postscript": ("postscript_marker",),
+    "detectable_format:number_bullet_lists": ("num_bullets",),
+    "detectable_format:number_highlighted_sections": ("num_highlights",),
+    "detectable_format:multiple_sections": (SECTION_WORD, "num_sections"),
+    "combination:repeat_prompt": ("prompt_to_repeat",),
+    "startend:end_checker": ("end_phrase",),
+    "change_case:capital_word_frequency": ("capital_relation", "capital_frequency"),
+}
+"""The values that an instruction needs; all that is not named below is a whole number."""
+_RELATIONS = ("relation", "let_relation", "capital_relation")
+_LISTS = ("keywords", "forbidden_words")
+_TEXTS = (
+    "keyword", "letter", "language", "first_word", "postscript_marker", SECTION_WORD, "prompt_to_repeat",
+    "end_phrase",
+)  # fmt: skip
 IDS = tuple(_CHECKS)
 """IFEval's instruction ids."""

@@ -62,6 +62,10 @@ def read_json(text: str) -> tuple[bool, Any]:
         return False, None
 
 
+RELATIONS = ("at least", "less than")
+"""How a number may be compared in IFEval."""
+
+
 def is_count(found: int, relation: str, wanted: int) -> bool:
     """IFEval's two relations: "at least" and "less than"."""
     return found >= wanted if relation == "at least" else found < wanted

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,14 +205,15 @@ class Network:
         """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
         multiple of 1/8, which is more than most differences between two verdicts."""
         head: torch.nn.Module = self.model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear or head.weight.dtype not in (torch.bfloat16, torch.float16):
+        is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
+        if type(head) is not torch.nn.Linear or not is_half or "forward" in vars(head):
             yield
             return
-        hook = head.register_forward_hook(_in_float32)
+        vars(head)["forward"] = partial(_in_float32, head)
         try:
             yield
         finally:
-            hook.remove()
+            del vars(head)["forward"]
 
     def closed_masks(self, size: int) -> Masks:
         """Masks of a bucket of `size` positions that let nothing through."""
@@ -230,11 +231,14 @@ class Network:
         return tensors if len(tensors) > 1 else next(iter(tensors.values()))
 
 
-def _in_float32(head: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
+def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     """The head's output in float32; its weights are widened in blocks, since a copy of all is large."""
-    hidden = inputs[0].float()
-    logits = torch.cat([hidden @ block.float().T for block in head.weight.split(_HEAD_ROWS)], dim=-1)
-    return logits if head.bias is None else logits + head.bias.float()
+    wide = hidden.float()
+    logits = wide.new_empty(*hidden.shape[:-1], head.out_features)
+    for start in range(0, head.out_features, _HEAD_ROWS):
+        block = slice(start, start + _HEAD_ROWS)
+        logits[..., block] = wide @ head.weight[block].float().T
+    return logits if head.bias is None else logits.add_(head.bias.float())
 
 
 @dataclass(slots=True)

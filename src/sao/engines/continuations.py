@@ -24,8 +24,9 @@ from sao.engines.cache_buckets import Network
 
 READ_AHEAD = 256
 """Requests that are sorted by length together."""
-GPU_TOKENS = 8192
-"""Tokens of one forward pass on a GPU."""
+GPU_TOKENS = 4096
+"""Tokens of one forward pass on a GPU: with 152,000 words their logits take 2.5 GB, and as much again while
+they are normalised."""
 _CONTEXT, _PADDING = -1, -2
 
 

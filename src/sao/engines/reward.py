@@ -190,7 +190,17 @@ def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:
         **({"attn_implementation": "eager"} if soft_capped else {}),
         **({"device_map": "meta"} if device == "meta" else {}),
     )
+    _widen_head(network)
     return network.to(device), report
+
+
+def _widen_head(network: Any) -> None:
+    """Have scores of a model in half precision made in float32: in bfloat16 a score between 4 and 8 is a
+    multiple of 1/32, and close answers would be ties."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features == network.config.num_labels == 1:
+            module.float()
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _check_weights(path: Path, report: dict[str, Any]) -> None:

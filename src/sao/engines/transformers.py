@@ -249,7 +249,7 @@ class TransformersEngine:
         self, requests: Iterable[ContinuationRequest]
     ) -> Iterator[Continuations | Failure]:
         """One forward pass for each context, in which all its continuations are read."""
-        with self._enough_memory():
+        with self._enough_memory("engine.device", "free what other programs hold, or take engine.device cpu"):
             yield from score_continuations(self.network, requests)
 
     def close(self) -> None:
@@ -259,16 +259,15 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     @contextmanager
-    def _enough_memory(self) -> Iterator[None]:
-        """Turns a full GPU into an EngineError that says what to do."""
+    def _enough_memory(self, key: str = "engine.slots", advice: str = "") -> Iterator[None]:
+        """Turns a full GPU into an EngineError that says what to do: `advice`, or to take fewer slots."""
         try:
             yield
         except torch.OutOfMemoryError as error:
             slots = self.network.slots
+            fewer = f"engine.slots is {slots}, try engine.slots={max(1, slots // 2)}"
             raise EngineError(
-                f"the GPU's memory does not suffice with engine.slots={slots}: try "
-                f"engine.slots={max(1, slots // 2)} ({error})",
-                key="engine.slots",
+                f"the GPU's memory does not suffice: {advice or fewer} ({error})", key=key
             ) from error
 
     def _prompt(self, request: Request) -> _Prompt[Request]:

@@ -201,7 +201,8 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
     beginning.
 
     Encoding, batches and generation are those of lm-eval's `hf` model, but for three things:
-    log-probabilities are taken in float32 whatever the weights are; the chat template is asked for as
+    log-probabilities are taken in float32 whatever the weights are, of logits in the model's format; the
+    chat template is asked for as
     everywhere in SAO; a template without system messages gets them with the user's first one, where lm-eval
     drops them.
     """

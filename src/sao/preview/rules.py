@@ -289,11 +289,12 @@ def chance(preview: Preview, config: Config) -> Change | None:
     if way.accuracy.ci95[0] > 0.5:
         return None
     low, high = way.accuracy.ci95
+    found = "that is worse than a coin" if high < 0.5 else "that does not tell it from a coin"
     says = (
         f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
-        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: that does not tell it "
-        "from a coin. `sao audit` "
-        "measures a run's judge on more pairs."
+        f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: {found}. `sao audit` "
+        "measures a run's judge on more pairs. If it stays so there, take a larger model as judge "
+        "(judging.engine.model), or labels that a program gives (prompts.checkable 1, judging.method checks)."
     )
     return Change(rule="chance", says=says)
 
@@ -337,9 +338,12 @@ def half_precision(preview: Preview, config: Config) -> Change | None:
     seconds = preview.run.seconds
     if not preview.quick_bfloat16 or config.engine.dtype != "auto" or (seconds or 0) < WORTH_ROUNDING:
         return None
+    if not preview.engine.startswith("transformers"):
+        return None
     says = (
-        "This CPU multiplies bfloat16 faster than float32: verdicts were three times, steps of training 1.8 "
-        "times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype, train.half_precision."
+        "This CPU multiplies bfloat16 faster than float32: the built-in engine's verdicts were three times, "
+        "steps of training 1.8 times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype, "
+        "train.half_precision."
     )
     settings = {"engine.dtype": "bfloat16"}
     if config.train.weights == "float32" and config.train.half_precision is None:

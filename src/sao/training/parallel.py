@@ -200,17 +200,17 @@ def check_wrapper(model: nn.Module, config: TrainConfig, group: Processes) -> No
         )
 
 
-def shard(model: Any, group: Processes) -> None:
+def shard(model: Any, group: Processes, half: bool) -> None:
     """Cut the model up in place: each decoder layer by itself, and what is left (embedding, norm, head) as
-    one piece.
+    one piece. `half` says whether a GPU makes the products in bfloat16; on a CPU autocast does where asked.
 
     The head is used inside the root's forward pass, which has gathered it; in the backward pass the root
     gathers it again.
     """
     device = next(model.parameters()).device
     mesh = init_device_mesh(device.type, (group.world,))
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policy = half if device.type == "cuda" else MixedPrecisionPolicy()
+    in_bfloat16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = in_bfloat16 if half and device.type == "cuda" else MixedPrecisionPolicy()
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
@@ -268,7 +268,7 @@ class ParallelTrainer(Trainer):
         super().__init__(model=model, **settings)
         self.sharded = self.config.parallel == "fsdp2"
         if self.sharded:
-            shard(model, self.group)
+            shard(model, self.group, half=self.config.half_precision is not False)
             # What Trainer calls a model that came from the disk in pieces: neither it nor accelerate wraps it
             # again.
             self.is_distributed_loading_by_transformers = True

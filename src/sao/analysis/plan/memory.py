@@ -127,14 +127,16 @@ def _weight_bytes(shape: Shape, train: TrainConfig) -> float:
 
 def _autocast_bytes(shape: Shape, train: TrainConfig) -> float:
     """bfloat16 copies that autocast keeps of the float32 weights until the forward pass is over."""
-    has_copies = train.method != "qlora" and _format(train) == "float32"
+    is_half = train.half_precision is not False
+    has_copies = is_half and train.method != "qlora" and _format(train) == "float32"
     return 2.0 * shape.linear if has_copies else 0.0
 
 
 def _gathered_bytes(shape: Shape, train: TrainConfig, trained: int, gpus: int) -> float:
-    """Where the model is split: the layers that are gathered, in bfloat16."""
+    """Where the model is split: the layers that are gathered, in bfloat16 unless the products are not."""
+    size = 4.0 if train.half_precision is False and _format(train) == "float32" else 2.0
     # One layer in use, the next on its way, and the head.
-    gathered = 2.0 * (2 * shape.linear / shape.layers + shape.head)
+    gathered = size * (2 * shape.linear / shape.layers + shape.head)
     if train.method != "full":
         return gathered
     has_masters = train.parallel == "zero3" and _format(train) == "float32"

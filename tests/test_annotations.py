@@ -49,7 +49,7 @@ ALLOWED = {
     ],
     "what `sao export` and `sao import` print as JSON": [],
     "objects of transformers, PEFT, accelerate and lm-eval, which have no types": [
-        "sao.engines.cache_buckets.Network.mask_argument",
+        "sao.engines.network.Network.mask_argument",
         "sao.evaluation.harness.language_model",
         "sao.evaluation.harness.task_index",
         "sao.models.load.read_config",

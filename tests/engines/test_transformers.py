@@ -16,8 +16,11 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
-from sao.engines.cache_buckets import Network, draw, uniforms
-from sao.engines.transformers import TransformersEngine, bucket_size, padded_length, prefill_rows
+from sao.engines import network as network_module
+from sao.engines.caches import Group, Pass, Prefixes, Text, group_size
+from sao.engines.network import Network, QuickLinear, rows_multiple
+from sao.engines.sampling import draw, uniforms
+from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
 from sao.records import Message
 from support import tiny_models
@@ -86,7 +89,7 @@ def test_sample_is_the_same_alone_in_company_and_after_a_restart(
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: str) -> None:
-    """Over several buckets (64, 128, 256) and, for Gemma-2 and Mistral, far beyond the window of 16."""
+    """Over several groups (64, 96, 128, 192) and, for Gemma-2 and Mistral, far beyond the window of 16."""
     engine = engines[name]
     requests = [request(i, n=1, max_tokens=130, temperature=0.0) for i in range(6)]
     ours = run(engine, requests)
@@ -127,17 +130,27 @@ def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: P
     model: Any = engine.network.model
     softcap = model.config.get_text_config().to_dict().get("final_logit_softcapping")
     ids = np.array([engine.chat.prompt_ids(chat(f"{i} or {i + 1}?")) for i in range(8)])
-    found = engine.network.last_logits(ids, np.full(8, ids.shape[1] - 1))
-    with torch.inference_mode():
-        hidden = model.model(torch.from_numpy(ids)).last_hidden_state[:, -1].double()
-        plain = model(torch.from_numpy(ids)).logits[:, -1]
-        exact = hidden @ model.get_output_embeddings().weight.double().T
-        exact = softcap * torch.tanh(exact / softcap) if softcap else exact
-    assert found.dtype == torch.float32
-    assert (found - exact).abs().max() < 1e-5
-    assert (plain - exact).abs().max() > 1e-4, "the model's own logits would have passed"
+    work, places = Pass(), []
+    for row in ids.tolist():
+        work.read(Text(row), 0, 10_000)
+        places.append(len(work) - 1)
+    seen: list[torch.Tensor] = []
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
+    found, plain = (engine.network.logits(work, places, float32=wide) for wide in (True, False))
     with torch.inference_mode(), engine.network.float32_head():  # as continuations are read
-        assert (engine.network.forward(input_ids=torch.from_numpy(ids))[:, -1] - exact).abs().max() < 1e-5
+        read = engine.network.forward(input_ids=torch.from_numpy(ids))
+    hook.remove()
+
+    def exact(hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = hidden @ head.weight.double().T
+        return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+    with torch.inference_mode():
+        assert found.dtype == read.dtype == torch.float32
+        assert (found - exact(seen[0][0, places])).abs().max() < 1e-5
+        assert (read - exact(seen[2])).abs().max() < 1e-5
+        assert (plain - exact(seen[1][0, places])).abs().max() > 1e-4, "the model's own would have passed"
     assert engine.network.forward(input_ids=torch.from_numpy(ids)).dtype == torch.bfloat16
 
 
@@ -219,8 +232,7 @@ def test_full_gpu_names_the_way_out(engine: TransformersEngine, monkeypatch: pyt
 
 
 def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
-    """The window is four times the eight slots, so unfinished requests are bounded; short samples come
-    early."""
+    """No more is read than there are slots; short samples come early."""
     read = 0
 
     def source() -> Iterator[Request]:
@@ -230,7 +242,7 @@ def test_reads_lazily_and_streams(engine: TransformersEngine) -> None:
             yield request(i, n=1, max_tokens=4, length=2)
 
     for given, _ in enumerate(engine.generate(source()), 1):
-        assert read - given <= 4 * 8 + 8 + 2 * 16
+        assert read - given <= 2 * 8
     assert read == given == 300
 
 
@@ -238,7 +250,7 @@ def test_short_samples_come_before_long_ones(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of twenty requests wants 100 tokens, the others 3; no token ends a sample early."""
-    monkeypatch.setattr(engine.network, "ends", np.zeros_like(engine.network.ends))
+    monkeypatch.setattr(engine.network, "ends", (frozenset(), frozenset()))
     requests = [request(i, n=1, max_tokens=100 if i == 0 else 3) for i in range(20)]
     order = [completion.id for completion in engine.generate(requests)]
     assert order[-1] == "0.0"
@@ -315,10 +327,119 @@ def test_uniforms_are_even_and_unrelated() -> None:
 
 
 def test_shapes_follow_from_the_length_alone() -> None:
-    assert [padded_length(n) for n in (1, 16, 17, 64, 65, 257, 513)] == [16, 16, 32, 64, 80, 288, 576]
-    assert [prefill_rows(n) for n in (16, 256, 512, 4096, 8192)] == [16, 16, 8, 1, 1]
-    assert [bucket_size(n) for n in (1, 64, 65, 256, 257)] == [64, 64, 128, 256, 512]
-    assert all(bucket_size(n) == bucket_size(padded_length(n)) for n in range(1, 3000))
+    sizes = [group_size(n) for n in (1, 63, 64, 95, 96, 127, 128, 200, 256, 5000)]
+    assert sizes == [64, 64, 96, 96, 128, 128, 192, 256, 384, 6144]
+    # A text is read in parts that end at multiples of 64, wherever it is begun or goes on.
+    text, work = Text(list(range(200))), Pass()
+    assert work.read(text, 0, 100) == 64
+    assert work.read(text, 64, 64) == 128
+    assert work.read(text, 128, 72) == 200
+    assert [(part.start, part.end) for part in work._parts] == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    assert Pass().read(text, 0, 10) == 64  # an empty pass gets a part in any case
+
+
+def test_passes_of_one_size_where_products_round_by_their_rows(
+    tmp_path: Path, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU on which no number of rows gives the same bits: samples are the same alone and together, and
+    those of the usual way up to rounding."""
+    monkeypatch.setattr(network_module, "rows_multiple", lambda model, tokens: 0)
+    fixed = TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
+    assert fixed.network.tokens == fixed.network.multiple == 8 + 64
+    mixed = [request(i, max_tokens=15 + 5 * (i % 5), length=[3, 30][i % 2]) for i in range(12)]
+    together = run(fixed, mixed)
+    for i in (0, 5):
+        alone = run(fixed, [mixed[i]])
+        assert alone == {key: together[key] for key in alone}
+    usual = run(engine, mixed)
+    assert sum(usual[key] == together[key] for key in usual) >= len(usual) - 1
+    asked = [ChoiceRequest(str(i), chat("hello " * 9 * i + "1 or 2?"), ("1", "2")) for i in range(6)]
+    found = {choices.id: choices.logprobs for choices in fixed.choice_logprobs(asked)}
+    for choices in engine.choice_logprobs(asked):
+        assert found[choices.id] == pytest.approx(choices.logprobs, abs=1e-4)
+
+
+def test_without_exact_numbers_nothing_is_filled_up(tmp_path: Path, engine: TransformersEngine) -> None:
+    free = TransformersEngine(tiny_models.llama(tmp_path), CONFIG.model_copy(update={"exact": False}))
+    assert free.network.multiple == 1
+    requests = [request(i, temperature=0.0) for i in range(6)]
+    assert run(free, requests) == run(engine, requests)
+
+
+def test_the_rows_by_which_products_round_alike(engine: TransformersEngine) -> None:
+    """What is found holds for every multiple of it, in each layer."""
+    multiple = rows_multiple(engine.network.model, 200)
+    assert 0 < multiple <= 64
+    layers = [m for m in engine.network.model.modules() if isinstance(m, torch.nn.Linear)]
+    with torch.inference_mode():
+        for layer in layers:
+            rows = torch.randn(150, layer.in_features)
+            whole = layer(rows)
+            for n in range(multiple, 150, multiple):
+                assert torch.equal(layer(rows[:n].contiguous()), whole[:n])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_quick_linear_is_a_linear_layer(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(300, 70, bias=bias)
+    rows = torch.randn(2, 9, 300)
+    with torch.inference_mode():
+        plain = torch.nn.functional.linear(
+            rows.double(), layer.weight.double(), layer.bias.double() if bias else None
+        )
+        layer.__class__ = QuickLinear
+        assert (layer(rows) - plain).abs().max() < 1e-5
+
+
+def test_prompts_that_begin_alike_share_what_was_read(engine: TransformersEngine) -> None:
+    """70 words in common: whole blocks of 64 tokens are taken over, and the numbers are the same to the last
+    bit as without."""
+    asked = [ChoiceRequest(str(i), chat("hello " * 70 + f"{i}, 1 or 2?"), ("1", "2")) for i in range(20)]
+    engine.prefixes = Prefixes()
+    alone = []
+    for each in asked:
+        alone += list(engine.choice_logprobs([each]))
+        engine.prefixes = Prefixes()
+    assert list(engine.choice_logprobs(asked)) == alone
+    ids = engine.chat.choice_ids(asked[3].messages, asked[3].choices)[0]
+    text, shared = engine.prefixes.find(ids)
+    assert shared == len(ids) // 64 * 64 > 64
+    assert text is not None
+    assert text.ids[:shared] == ids[:shared]
+    assert list(engine.choice_logprobs(asked[::-1])) == alone[::-1]
+
+
+def test_few_texts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded by bytes; those that are used lately stay."""
+    from sao.engines import caches
+
+    monkeypatch.setattr(caches, "KEPT_BYTES", 40 * 64 * 2 * 4)
+    prefixes = Prefixes()
+    for i in range(100):
+        text = Text([i] * 64)
+        text.layers[0] = (torch.zeros(1, 64, 1), torch.zeros(1, 64, 1))
+        prefixes.add(text)
+    kept = [i for i in range(100) if prefixes.find([i] * 70)[0] is not None]
+    assert kept == list(range(60, 100))
+
+
+def test_rows_of_a_group_keep_their_numbers() -> None:
+    """Rows come and go, the group grows and shrinks; each row keeps what was stored for it."""
+    group, held = Group(96), []
+    for i in range(40):
+        values = torch.full((2, 5, 3), float(i))
+        assert group.add({0: (values, -values)}, 5) == i
+        held.append(float(i))
+    while held:
+        row = (7 * len(held)) % len(held)
+        group.remove(row, 5)
+        held[row] = held[-1]
+        held.pop()
+        keys, values = group.layers[0]
+        assert keys[: len(held), 0, 0, 0].tolist() == held
+        assert values[: len(held), 1, 4, 2].tolist() == [-number for number in held]
+    assert group.capacity == 8
 
 
 def test_models_that_keep_more_than_keys_and_values_are_refused(
@@ -326,11 +447,11 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
 ) -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
     with raises(ModelError, key="architecture"):
-        Network(mamba, engine.chat, 8)
+        Network(mamba, engine.chat, 72, 72, exact=True)
     kinds = ["linear_attention", "full_attention"]
     monkeypatch.setattr(engine.network.model.config, "layer_types", kinds, raising=False)
     with raises(ModelError, key="architecture", match="linear_attention"):
-        Network(engine.network.model, engine.chat, 8)
+        Network(engine.network.model, engine.chat, 72, 72, exact=True)
 
 
 def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:

@@ -52,10 +52,10 @@ def test_the_built_in_engine_goes_on_from_what_has_begun(engine: TransformersEng
 def test_any_special_token_ends_the_users_turn_only(engine: TransformersEngine) -> None:
     """Token 1 opens a turn: in a reply it is no end, in the user's turn it is."""
     ends = engine.network.ends
-    assert not ends[0, 1]
-    assert ends[1, 1]
-    assert ends[0, 2]
-    assert ends[1, 2]
+    assert 1 not in ends[0]
+    assert 1 in ends[1]
+    assert 2 in ends[0]
+    assert 2 in ends[1]
 
 
 def test_verdicts_after_a_prefill_are_the_models_own(engine: TransformersEngine) -> None:

@@ -102,6 +102,9 @@ class EngineConfig(Section):
     """Number format of the weights; auto is float32 on a CPU and what the model was saved in on a GPU."""
     slots: int = setting(default=64, ge=1, le=4096, affects_records=False, because="rounding only")
     """Samples that the built-in engine generates at once (rows of its decoding batch)."""
+    exact: bool | None = setting(default=None, affects_records=False, because="rounding only")
+    """Whether a sample of the built-in engine is the same to the last bit whatever runs beside it and after a
+    restart; null: on a CPU, not on a GPU."""
     threads: int = setting(default=0, ge=0, affects_records=False, because="rounding only")
     """CPU threads of torch; 0 leaves torch's own choice. Byte-for-byte reruns need the same number."""
     trust_remote_code: bool = setting(

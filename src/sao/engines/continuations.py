@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sao.engines import ContinuationRequest, Continuations, Failure
-from sao.engines.cache_buckets import Network
+from sao.engines.network import Network
 
 READ_AHEAD = 256
 """Requests that are sorted by length together."""
@@ -122,7 +122,7 @@ def _mask(network: Network, parts: NDArray[np.int64], places: NDArray[np.int64])
     for kind, window in network.windows.items():
         closed = network.tensor(~(sees & (away < window)))[:, None]
         mask = torch.zeros(closed.shape, dtype=dtype, device=closed.device)
-        masks[kind] = (mask.masked_fill(closed, torch.finfo(dtype).min), window)
+        masks[kind] = mask.masked_fill(closed, torch.finfo(dtype).min)
     return network.mask_argument(masks)
 
 

@@ -1,30 +1,27 @@
 """The built-in engine: continuous batching over any transformers chat model whose cache is keys and values.
 
-Requests come in lazily, completions leave as they finish. Requests of like length are prefilled together; a
-prompt's keys and values are computed once and copied into one slot for each of its samples. The slots of a
-cache bucket decode together and refill as samples end, so no step waits for a batch. Buckets double in size
-(64, 128, 256, … positions): a sample that outgrows its bucket moves on to the next, and while requests last
-every step runs with all its slots taken.
+Requests come in lazily, completions leave as they finish. A prompt is read once for all its samples, and what
+it begins with like another one is read once for both. Each step takes the next token of every sample under
+way and as much of the next prompts as it has room for, in one forward pass without padding; where a sample
+ends, the next takes its place.
 
-On a CPU a sample is bitwise the same alone, beside any others and after a restart, because a row's numbers
-depend on the shapes of the tensors it is part of and not on the other rows, and every shape here follows from
-the row alone: prefill has a number of rows and columns given by the prompt's length, decoding `slots` rows
-(idle ones compute nothing of use) and the bucket size given by the length so far. Other values of `slots` or
-`threads` may round otherwise. On a GPU the same code runs, but its kernels promise no such thing: samples
-there agree up to rounding.
+On a CPU (`engine.exact`) a sample is bitwise the same alone, beside any others and after a restart: its
+attention has shapes that follow from its own text alone, and the matrix products get a number of rows for
+which they round each row alike (`sao.engines.network.rows_multiple`). Another number of `threads` may round
+otherwise. On a GPU the same code runs, but its kernels promise no such thing: samples there agree up to
+rounding.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sao.config import EngineConfig
 from sao.engines import (
@@ -35,44 +32,27 @@ from sao.engines import (
     Continuations,
     Failure,
     Request,
+    Sample,
+    Sampling,
     Usage,
     cut_at,
 )
-from sao.engines.cache_buckets import CacheBucket, Network, Sequence
+from sao.engines.caches import BLOCK, Group, Pair, Pass, Prefixes, Text, group_size
 from sao.engines.continuations import score_continuations
+from sao.engines.network import Network
+from sao.engines.sampling import draw, uniforms
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
 from sao.models.locate import weights_identity
 
-SMALLEST_BUCKET = 64
-PREFILL_ROWS = 16
-PREFILL_TOKENS = 4096
-READ_AHEAD = 4
-"""Requests read ahead, in multiples of the slots."""
-FIRST = 32
-"""Requests that are served before all others (as many as `sao.execution.drops.FIRST`)."""
-TOO_LONG = 0
-"""Stands for the padded length of a prompt that does not fit into the model's context."""
+READ_TOKENS = {"cpu": 256, "other": 4096}
+"""Tokens of prompts in a step beside the samples' own, by device: enough to keep it busy."""
+_STOP_SLACK = 8
+"""Tokens looked at beyond a stop string's bytes (each token is at least a byte; a few may be parts of
+characters)."""
 
 T = TypeVar("T", Request, ChoiceRequest)
-
-
-def padded_length(length: int) -> int:
-    """`length` tokens rounded up to the next of 16 steps between powers of two (never finer than 16
-    tokens)."""
-    step = max(16, (1 << (length - 1).bit_length()) // 16)
-    return -(-length // step) * step
-
-
-def prefill_rows(padded: int) -> int:
-    """Rows of a prefill of `padded` columns: a function of the length alone, see the module's docstring."""
-    return max(1, min(PREFILL_ROWS, PREFILL_TOKENS // padded))
-
-
-def bucket_size(positions: int) -> int:
-    """Positions of the smallest bucket that holds `positions`; no padded length lies across two buckets."""
-    return max(SMALLEST_BUCKET, 1 << (positions - 1).bit_length())
 
 
 @dataclass(slots=True)
@@ -82,115 +62,170 @@ class _Prompt(Generic[T]):
     request: T
     ids: list[int]
     choices: tuple[int, ...] = ()
-    first: bool = False
 
 
-class _Window(Generic[T]):
-    """Prompts read ahead, grouped by padded length. Those too long for the model stand under length 0."""
+@dataclass(eq=False, slots=True)
+class _Sequence:
+    """A sample under way: its first `length` tokens are in `layers` or in its group, `token` comes next."""
 
-    def __init__(self, prompts: Iterator[tuple[int, _Prompt[T]]], size: int) -> None:
-        self._prompts: Iterator[tuple[int, _Prompt[T]]] = prompts
-        self._size = size
-        self._held = self._read = 0
-        self.groups: dict[int, deque[tuple[int, _Prompt[T]]]] = {}
-
-    def fill(self) -> None:
-        """Read until the window is full or the prompts end."""
-        while self._held < self._size and (item := next(self._prompts, None)) is not None:
-            item[1].first = self._read < FIRST
-            self.groups.setdefault(item[0], deque()).append((self._read, item[1]))
-            self._read += 1
-            self._held += 1
-
-    def take(self, wanted: Callable[[int], bool]) -> tuple[int, list[_Prompt[T]]] | None:
-        """One prefill's worth of prompts of one length: the fullest group that is `wanted`, or one
-        overdue."""
-
-        def rank(length: int) -> tuple[bool, float, int]:
-            group, rows = self.groups[length], prefill_rows(length or 1)
-            oldest = group[0][0]
-            overdue = oldest < FIRST or self._read - oldest > 8 * self._size
-            return overdue, min(1.0, len(group) / rows), -oldest
-
-        length = max(filter(wanted, self.groups), key=rank, default=None)
-        if length is None:
-            return None
-        group = self.groups[length]
-        taken = [group.popleft()[1] for _ in range(min(len(group), prefill_rows(length or 1)))]
-        if not group:
-            del self.groups[length]
-        self._held -= len(taken)
-        return length, taken
+    sample: Sample
+    sampling: Sampling
+    limit: int
+    as_user: bool
+    length: int
+    token: int
+    layers: dict[int, Pair]
+    tokens: list[int] = field(default_factory=list)
 
 
-class _Schedule:
-    """Which bucket runs next. Holds the buckets of one `generate` call."""
+class _Reader(Generic[T]):
+    """Prompts whose texts are to be read, in their order."""
 
-    def __init__(self, network: Network, window: _Window[Request]) -> None:
-        self.network, self.window = network, window
-        self.buckets: dict[int, CacheBucket] = {}
+    def __init__(self, prefixes: Prefixes) -> None:
+        self.prefixes = prefixes
+        self._waiting: deque[tuple[_Prompt[T], list[int]]] = deque()
+        self._text: Text | None = None
+        self._next = 0
 
-    def step(self) -> list[Sequence] | None:
-        """Run one step of one bucket; the sequences that ended, or None where there is nothing to run."""
-        if (bucket := self._next_bucket()) is None:
-            return None
-        ended, outgrown = bucket.step()
-        for sequence in outgrown:
-            self._add(bucket.size * 2, sequence)
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, prompt: _Prompt[T], ids: list[int]) -> None:
+        """Read `ids`, the beginning of `prompt`, when its turn comes."""
+        self._waiting.append((prompt, ids))
+
+    def fill(self, work: Pass, room: int) -> list[tuple[_Prompt[T], Text, int]]:
+        """Put about `room` tokens into a pass; the prompts whose last token is in it, and its place. What a
+        prompt shares with an earlier one is not read again, but its last token is."""
+        read = []
+        while self._waiting and room > 0:
+            prompt, ids = self._waiting[0]
+            if self._text is None:
+                source, self._next = self.prefixes.find(ids[:-1])
+                self._text = Text(ids, source, self._next)
+            start, text = self._next, self._text
+            self._next = work.read(text, start, room)
+            room -= self._next - start
+            if self._next < len(ids):
+                break
+            self.prefixes.add(text)
+            self._waiting.popleft()
+            self._text = None
+            read.append((prompt, text, len(work) - 1))
+        return read
+
+
+class _Writing:
+    """One `generate` call: prompts to be read, samples that wait for a slot, and samples that are written."""
+
+    def __init__(self, network: Network, prefixes: Prefixes, slots: int) -> None:
+        self.network, self.slots = network, slots
+        self.reader: _Reader[Request] = _Reader(prefixes)
+        self.ready: deque[_Sequence] = deque()
+        self.live: dict[int, tuple[Group, list[_Sequence]]] = {}
+        self._expected = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.ready or len(self.reader) or self._count())
+
+    def _count(self) -> int:
+        return sum(len(sequences) for _, sequences in self.live.values())
+
+    def wants(self) -> bool:
+        """Whether a further prompt can be taken in: some slot would be free."""
+        return self._count() + len(self.ready) + self._expected < self.slots
+
+    def add(self, prompt: _Prompt[Request]) -> None:
+        """Take a prompt in: all but its last token are read, which is each sample's first step."""
+        if len(prompt.ids) > 1:
+            self._expected += len(prompt.request.samples)
+            self.reader.add(prompt, prompt.ids[:-1])
+        else:
+            self._begin(prompt, {})
+
+    def _begin(self, prompt: _Prompt[Request], layers: dict[int, Pair]) -> None:
+        sampling, as_user = prompt.request.sampling, prompt.request.as_user
+        if as_user and (stops := self.network.chat.user_ends[1]):
+            sampling = replace(sampling, stop=(*sampling.stop, *stops))
+        limit = min(sampling.max_tokens, self.network.context - len(prompt.ids))
+        start = len(prompt.ids) - 1
+        for sample in prompt.request.samples:
+            self.ready.append(_Sequence(sample, sampling, limit, as_user, start, prompt.ids[-1], layers))
+
+    def step(self) -> list[_Sequence]:
+        """One forward pass: every sample in a slot gets its next token, and prompts are read on. The samples
+        that ended."""
+        free = self.slots - self._count()
+        for _ in range(min(free, len(self.ready))):
+            self._place(self.ready.popleft())
+        work = Pass()
+        groups = [self.live[size] for size in sorted(self.live)]
+        for group, sequences in groups:
+            work.rows(group, [one.token for one in sequences], [one.length for one in sequences])
+        rows = [one for _, sequences in groups for one in sequences]
+        read = self.reader.fill(work, self.network.tokens - len(rows))
+        logits = self.network.logits(work, list(range(len(rows))))
+        drawn = self._draw(rows, logits) if rows else []
+        for prompt, text, _ in read:
+            self._expected -= len(prompt.request.samples)
+            self._begin(prompt, text.layers)
+        return self._advance(groups, drawn)
+
+    def _place(self, sequence: _Sequence) -> None:
+        size = group_size(sequence.length)
+        group, sequences = self.live.setdefault(size, (Group(size), []))
+        group.add(sequence.layers, sequence.length)
+        sequence.layers = {}
+        sequences.append(sequence)
+
+    def _draw(self, rows: list[_Sequence], logits: torch.Tensor) -> list[int]:
+        steps = np.array([len(one.tokens) for one in rows], np.int64)
+        seeds = np.array([one.sample.seed % 2**64 for one in rows], np.uint64)
+        settings = (
+            np.array([one.sampling.temperature for one in rows], np.float64),
+            np.array([one.sampling.top_p for one in rows], np.float64),
+            uniforms(seeds, steps),
+        )
+        drawn: list[int] = draw(logits, *map(self.network.tensor, settings)).tolist()
+        return drawn
+
+    def _advance(self, groups: list[tuple[Group, list[_Sequence]]], drawn: list[int]) -> list[_Sequence]:
+        """Give each row its token; those that ended leave, those that outgrew their group move on."""
+        ended, outgrown, first = [], [], 0
+        for group, sequences in groups:
+            tokens = drawn[first : first + len(sequences)]
+            first += len(sequences)
+            # From the last row on: where a row leaves, the last one, done with, takes its place.
+            for row in range(len(sequences) - 1, -1, -1):
+                one = sequences[row]
+                one.tokens.append(tokens[row])
+                one.token, one.length = tokens[row], one.length + 1
+                if self._is_over(one):
+                    ended.append(one)
+                elif one.length >= group.size:
+                    one.layers = group.take(row, one.length)
+                    outgrown.append(one)
+                else:
+                    continue
+                group.remove(row, sequences[-1].length)
+                sequences[row] = sequences[-1]
+                sequences.pop()
+        self.live = {size: pair for size, pair in self.live.items() if pair[1]}
+        for one in outgrown:
+            self._place(one)
         return ended
 
-    def _next_bucket(self) -> CacheBucket | None:
-        """The largest bucket with all slots taken; once requests run short, the smallest with any (None: all
-        done).
-
-        Largest first, because samples only ever move up: so the room they need is there when they outgrow a
-        bucket. But buckets with the first requests run before all others: by those it is decided whether a
-        stage is worth going on with.
-        """
-        begun = {size for size, bucket in self.buckets.items() if bucket.serves_first()}
-        waiting = {
-            bucket_size(n) for n, group in self.window.groups.items() if n != TOO_LONG and group[0][1].first
-        }
-        for size in sorted(begun | waiting):
-            self._top_up(size)
-            if (bucket := self.buckets.get(size)) is not None and bucket.serves_first():
-                return bucket
-        sizes = {*self.buckets, *(bucket_size(length) for length in self.window.groups if length != TOO_LONG)}
-        for size in sorted(sizes, reverse=True):
-            self._top_up(size)
-            if (bucket := self.buckets.get(size)) is not None and bucket.live.all():
-                return bucket
-        return next((bucket for _, bucket in sorted(self.buckets.items()) if bucket.live.any()), None)
-
-    def _add(self, size: int, sequence: Sequence) -> None:
-        if size not in self.buckets:
-            self.buckets[size] = CacheBucket(self.network, size, sequence.layers)
-        self.buckets[size].ready.append(sequence)
-
-    def _top_up(self, size: int) -> None:
-        """Fill the free slots of one bucket: samples that wait for it first, then new prompts."""
-        while (bucket := self.buckets.get(size)) is None or not bucket.live.all():
-            if bucket is not None and bucket.ready:
-                bucket.refill()
-            elif (taken := self.window.take(lambda n: n != TOO_LONG and bucket_size(n) == size)) is not None:
-                self._prefill(size, *taken)
-                self.window.fill()
-            else:
-                return
-
-    def _prefill(self, size: int, padded: int, prompts: list[_Prompt[Request]]) -> None:
-        """Keys and values of all but the last token of each prompt: a bucket's step takes that one and draws
-        the next."""
-        layers = self.network.prefill(_matrix([prompt.ids[:-1] for prompt in prompts], padded))
-        for row, prompt in enumerate(prompts):
-            sampling = prompt.request.sampling
-            limit = min(sampling.max_tokens, self.network.context - len(prompt.ids))
-            as_user = prompt.request.as_user
-            if as_user and (stops := self.network.chat.user_ends[1]):
-                sampling = replace(sampling, stop=(*sampling.stop, *stops))
-            for sample in prompt.request.samples:
-                start = (len(prompt.ids) - 1, prompt.ids[-1])
-                self._add(size, Sequence(sample, sampling, limit, *start, layers, row, as_user, prompt.first))
+    def _is_over(self, one: _Sequence) -> bool:
+        """Whether a sample ends with its newest token: an end of turn, its limit or a stop string."""
+        if one.token in self.network.ends[one.as_user] or len(one.tokens) >= one.limit:
+            return True
+        if not (stops := one.sampling.stop):
+            return False
+        tail = max(len(stop.encode()) for stop in stops) + _STOP_SLACK
+        text = self.network.chat.decode(one.tokens[-tail:])
+        return any(stop in text for stop in stops)
 
 
 class TransformersEngine:
@@ -206,7 +241,13 @@ class TransformersEngine:
         can run."""
         self.identity = weights_identity(model, revision)
         self.chat = ChatTokenizer.load(model, config, revision)
-        self.network = Network(load_model(model, config, revision), self.chat, config.slots)
+        self.slots = config.slots
+        loaded = load_model(model, config, revision)
+        kind = loaded.device.type
+        exact = kind == "cpu" if config.exact is None else config.exact
+        read = READ_TOKENS.get(kind, READ_TOKENS["other"])
+        self.network = Network(loaded, self.chat, config.slots + read, config.slots + BLOCK, exact)
+        self.prefixes = Prefixes()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in order of finishing.
@@ -214,36 +255,44 @@ class TransformersEngine:
         A prompt that leaves no room in the model's context gives an empty completion without tokens that
         finished by length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
-        window = self._window(requests, self._prompt, room=1)
-        schedule = _Schedule(self.network, window)
+        prompts = map(self._prompt, requests)
+        writing = _Writing(self.network, self.prefixes, self.slots)
         while True:
-            window.fill()
-            if (too_long := window.take(lambda length: length == TOO_LONG)) is not None:
-                for prompt in too_long[1]:
-                    yield from (Completion(sample.id, "", (), "length") for sample in prompt.request.samples)
-                continue
-            with self._enough_memory():
-                ended = schedule.step()
-            if ended is not None:
-                yield from map(self._completion, ended)
-            elif not window.groups:
+            while writing.wants() and (prompt := next(prompts, None)) is not None:
+                if len(prompt.ids) < self.network.context:
+                    writing.add(prompt)
+                else:
+                    yield from (Completion(one.id, "", (), "length") for one in prompt.request.samples)
+            if not writing.busy:
                 return
+            with self._enough_memory():
+                ended = writing.step()
+            yield from map(self._completion, ended)
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
-        """One forward pass for each request, many to a batch. A prompt longer than the model's context gives
+        """Each prompt is read once, many to a forward pass. A prompt longer than the model's context gives
         NaN."""
-        window = self._window(requests, self._choice_prompt, room=0)
-        while True:
-            window.fill()
-            if (taken := window.take(lambda _: True)) is None:
-                return
-            padded, prompts = taken
-            if padded == TOO_LONG:
-                yield from (Choices(p.request.id, (float("nan"),) * len(p.request.choices)) for p in prompts)
-            else:
-                with self._enough_memory():
-                    choices = self._choices(padded, prompts)
-                yield from choices
+        prompts = map(self._choice_prompt, requests)
+        reader: _Reader[ChoiceRequest] = _Reader(self.prefixes)
+        waiting = True
+        while waiting or len(reader):
+            while waiting and len(reader) < self.slots:
+                prompt = next(prompts, None)
+                if prompt is None:
+                    waiting = False
+                elif len(prompt.ids) <= self.network.context:
+                    reader.add(prompt, prompt.ids)
+                else:
+                    yield Choices(prompt.request.id, (float("nan"),) * len(prompt.request.choices))
+            work = Pass()
+            read = reader.fill(work, self.network.tokens)
+            if not len(work):
+                continue
+            with self._enough_memory():
+                logits = self.network.logits(work, [place for _, _, place in read], float32=True)
+                logprobs = logits.float().log_softmax(-1).cpu()
+            for (prompt, _, _), row in zip(read, logprobs, strict=True):
+                yield Choices(prompt.request.id, tuple(row[list(prompt.choices)].tolist()))
 
     def continuation_logprobs(
         self, requests: Iterable[ContinuationRequest]
@@ -254,7 +303,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Give back the model's memory."""
-        del self.network
+        del self.network, self.prefixes
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -264,8 +313,8 @@ class TransformersEngine:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            slots = self.network.slots
-            fewer = f"engine.slots is {slots}, try engine.slots={max(1, slots // 2)}"
+            self.prefixes = Prefixes()
+            fewer = f"engine.slots is {self.slots}, try engine.slots={max(1, self.slots // 2)}"
             raise EngineError(
                 f"the GPU's memory does not suffice: {advice or fewer} ({error})", key=key
             ) from error
@@ -278,41 +327,12 @@ class TransformersEngine:
     def _choice_prompt(self, request: ChoiceRequest) -> _Prompt[ChoiceRequest]:
         return _Prompt(request, *self.chat.choice_ids(request.messages, request.choices, request.prefill))
 
-    def _window(self, requests: Iterable[T], encode: Callable[[T], _Prompt[T]], room: int) -> _Window[T]:
-        """`requests`, encoded lazily; those that leave less than `room` tokens in the context are too
-        long."""
-
-        def prompts() -> Iterator[tuple[int, _Prompt[T]]]:
-            for prompt in map(encode, requests):
-                fits = len(prompt.ids) + room <= self.network.context
-                yield padded_length(len(prompt.ids)) if fits else TOO_LONG, prompt
-
-        return _Window(prompts(), READ_AHEAD * self.network.slots)
-
-    def _choices(self, padded: int, prompts: list[_Prompt[ChoiceRequest]]) -> list[Choices]:
-        ids = _matrix([prompt.ids for prompt in prompts], padded)
-        last = np.zeros(len(ids), np.int64)
-        last[: len(prompts)] = [len(prompt.ids) - 1 for prompt in prompts]
-        logprobs = self.network.last_logits(ids, last).float().log_softmax(-1).cpu()
-        return [
-            Choices(prompt.request.id, tuple(row[list(prompt.choices)].tolist()))
-            for prompt, row in zip(prompts, logprobs, strict=False)
-        ]
-
-    def _completion(self, sequence: Sequence) -> Completion:
+    def _completion(self, sequence: _Sequence) -> Completion:
         """The finished sample, its text cut before the end of turn and the first stop string."""
         tokens = sequence.tokens
-        ended = bool(self.network.ends[int(sequence.as_user), tokens[-1]])
+        ended = tokens[-1] in self.network.ends[sequence.as_user]
         text = self.chat.decode(tokens[:-1] if ended else tokens)
         cut = cut_at(text, sequence.sampling.stop)
         return Completion(
             sequence.sample.id, text[:cut], tuple(tokens), "stop" if ended or cut is not None else "length"
         )
-
-
-def _matrix(rows: list[list[int]], padded: int) -> NDArray[np.int64]:
-    """Token ids padded on the right, [prefill_rows(padded), padded]; rows beyond those given are idle."""
-    matrix = np.zeros((prefill_rows(padded), padded), np.int64)
-    for row, ids in zip(matrix, rows, strict=False):
-        row[: len(ids)] = ids
-    return matrix

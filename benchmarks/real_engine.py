@@ -1,0 +1,346 @@
+"""The built-in engine on a real chat model, against plain padded `generate` and, beside it, vLLM.
+
+    PYTHONPATH=src python benchmarks/real_engine.py MODEL --questions MT_BENCH.jsonl --threads 2
+    PYTHONPATH=src build/vllm/bin/python benchmarks/real_engine.py MODEL --questions MT_BENCH.jsonl --vllm
+
+MODEL is a folder, a .gguf file, or `toy` (the model that the package ships). The first turns of MT-Bench's 80
+questions are answered twice each by at most 192 tokens (`80x2`), the first 16 of them twice (`16x2`), and the
+first once (`1x1`); then the pairs of answers are judged in both orders by the default template. Plain is
+`model.generate` and one forward pass with `logits_to_keep=1`, of the same model in memory: requests sorted by
+length, padded on the left, by the best of the batch sizes tried. Tokens count up to the end of the reply.
+All sides encode their chats and decode their texts inside the clock, and take turns in one process.
+
+With `--vllm` the sides are our engine over vLLM and one raw `LLM.generate` call with the same token ids: the
+ratios are then `vllm_over_raw`. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+MAX_TOKENS, TEMPERATURE = 192, 0.8
+
+
+class Recorder:
+    """Takes the requests of a judge down."""
+
+    name, identity, has_logprobs, has_prefill, usage = "recorder", "", True, True, None
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+
+    def choice_logprobs(self, requests: Iterable[Any]) -> Iterator[Any]:
+        from sao.engines import Choices
+
+        for request in requests:
+            self.requests.append(request)
+            yield Choices(request.id, (-1.0,) * len(request.choices))
+
+    def generate(self, requests: Iterable[Any]) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def questions(path: Path) -> list[str]:
+    """The first turns of MT-Bench's questions."""
+    return [json.loads(line)["turns"][0] for line in path.read_text("utf-8").splitlines()]
+
+
+def writing(texts: list[str], n: int) -> list[Any]:
+    """Requests to answer each of `texts` n times."""
+    from sao.engines import Request, Sample, Sampling
+    from sao.records import Message
+
+    sampling = Sampling(MAX_TOKENS, TEMPERATURE)
+    return [
+        Request((Message("user", text),), tuple(Sample(f"{i}.{k}", 97 * i + k) for k in range(n)), sampling)
+        for i, text in enumerate(texts)
+    ]
+
+
+def verdicts(texts: list[str], answers: dict[str, str]) -> list[Any]:
+    """Requests to judge the two answers to each of `texts` in both orders."""
+    from sao.config import JudgingConfig
+    from sao.records import Response
+    from sao.stages import judging
+
+    def response(i: int, k: int) -> Response:
+        text = answers[f"{i}.{k}"] or "No answer."
+        return Response(
+            id=f"{i}.{k}", row=2 * i + k, prompt_id=str(i), index=k, text=text, token_ids=None,
+            finish_reason="stop",
+        )  # fmt: skip
+
+    groups = [(str(i), text, [response(i, k) for k in range(2)]) for i, text in enumerate(texts)]
+    recorder = Recorder()
+    list(judging.judge(judging.ordered_pairs(groups, 2, "key", 2), recorder, JudgingConfig(), set()))
+    return recorder.requests
+
+
+def write_ours(engine: Any, requests: list[Any]) -> int:
+    """Tokens written by our engine, which knows none of the prompts."""
+    forget(engine)
+    return sum(len(done.token_ids or ()) for done in engine.generate(iter(requests)))
+
+
+def judge_ours(engine: Any, requests: list[Any]) -> int:
+    """Verdicts read by our engine, which knows none of the prompts."""
+    forget(engine)
+    return sum(1 for _ in engine.choice_logprobs(iter(requests)))
+
+
+def forget(engine: Any) -> None:
+    """Drop what was kept of prompts, by our built-in engine or by vLLM."""
+    if hasattr(engine, "prefixes"):
+        engine.prefixes = type(engine.prefixes)()
+    else:
+        engine.llm.reset_prefix_cache()
+
+
+def padded(rows: list[list[int]], pad: int) -> dict[str, Any]:
+    """Token ids and mask of `rows`, padded on the left."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def write_plain(chat: Any, model: Any, requests: list[Any], batch: int) -> int:
+    """Tokens written by `model.generate` in batches of `batch`, sorted by the prompt's length."""
+    import torch
+
+    tokens = 0
+    work = sorted((chat.prompt_ids(r.messages) for r in requests for _ in r.samples), key=len)
+    for start in range(0, len(work), batch):
+        inputs = padded(work[start : start + batch], chat.pad_id)
+        with torch.inference_mode():
+            out = model.generate(
+                **inputs, max_new_tokens=MAX_TOKENS, do_sample=True, temperature=TEMPERATURE, top_k=0,
+                eos_token_id=sorted(chat.end_ids), pad_token_id=chat.pad_id,
+            )  # fmt: skip
+        for row in out[:, inputs["input_ids"].shape[1] :].tolist():
+            end = next((i + 1 for i, token in enumerate(row) if token in chat.end_ids), len(row))
+            chat.decode(row[:end])
+            tokens += end
+    return tokens
+
+
+def judge_plain(chat: Any, model: Any, requests: list[Any], batch: int) -> int:
+    """Verdicts by one forward pass each, in batches of `batch`, sorted by length."""
+    import torch
+
+    work = sorted(
+        (chat.choice_ids(r.messages, r.choices, r.prefill) for r in requests), key=lambda w: len(w[0])
+    )
+    for start in range(0, len(work), batch):
+        part = work[start : start + batch]
+        inputs = padded([ids for ids, _ in part], chat.pad_id)
+        positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        with torch.inference_mode():
+            logits = model(**inputs, position_ids=positions, use_cache=False, logits_to_keep=1).logits
+        logprobs = logits[:, -1].float().log_softmax(-1)
+        for row, (_, choices) in zip(logprobs, part, strict=True):
+            row[list(choices)].tolist()
+    return len(work)
+
+
+def write_raw(engine: Any, requests: list[Any]) -> int:
+    """Tokens written by one call of vLLM's own `generate`, token ids made beforehand inside the clock."""
+    from vllm import SamplingParams
+
+    ids, params = [], []
+    for request in requests:
+        encoded = engine.chat.prompt_ids(request.messages)
+        for sample in request.samples:
+            ids.append({"prompt_token_ids": encoded})
+            params.append(
+                SamplingParams(
+                    seed=sample.seed, temperature=TEMPERATURE, max_tokens=MAX_TOKENS,
+                    stop_token_ids=sorted(engine.chat.end_ids),
+                )
+            )  # fmt: skip
+    forget(engine)
+    return sum(len(out.outputs[0].token_ids) for out in engine.llm.generate(ids, params, use_tqdm=False))
+
+
+def judge_raw(engine: Any, requests: list[Any]) -> int:
+    """Verdicts by one call of vLLM's own `generate`."""
+    from vllm import SamplingParams
+
+    ids, params = [], []
+    for request in requests:
+        encoded, choices = engine.chat.choice_ids(request.messages, request.choices, request.prefill)
+        ids.append({"prompt_token_ids": encoded})
+        params.append(SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(choices)))
+    forget(engine)
+    return len(engine.llm.generate(ids, params, use_tqdm=False))
+
+
+def speed(work: Callable[[], int]) -> float:
+    """Items a second of one run."""
+    start = time.perf_counter()
+    return work() / (time.perf_counter() - start)
+
+
+def compare(name: str, sides: dict[str, Callable[[], int]], repeats: int) -> dict[str, Any]:
+    """Both sides in turn: the median of the ratios, the first side over the second, and the rates."""
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for turn in range(repeats):
+        for side in sorted(sides, reverse=bool(turn % 2)):
+            rates[side].append(speed(sides[side]))
+        print(name, {side: round(values[-1], 2) for side, values in rates.items()}, flush=True)
+    first, second = rates.values()
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        **{side: round(statistics.median(values), 2) for side, values in rates.items()},
+    }
+
+
+def best_batch(run: Callable[[int], int], batches: list[int], rows: int) -> int:
+    """The fastest of the batch sizes, as far as there are so many rows."""
+    tried = {
+        batch: speed(lambda b=batch: run(b)) for batch in batches if batch < max(2 * rows, batches[0] + 1)
+    }
+    print(f"  plain by batch size: { {batch: round(rate, 2) for batch, rate in tried.items()} }", flush=True)
+    return max(tried, key=tried.__getitem__)
+
+
+def against_plain(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
+    """Our built-in engine over plain transformers."""
+    from sao.config import EngineConfig
+    from sao.engines.transformers import TransformersEngine
+    from sao.models.load import load_model
+    from sao.models.locate import WORLD_MODEL
+
+    keys = dict(pair.split("=") for pair in options.set)
+    config = EngineConfig(name="transformers", device="cpu", threads=options.threads, **keys)
+    model = WORLD_MODEL if options.model == "toy" else options.model
+    engine, plain = TransformersEngine(model, config), load_model(model, config)
+    chat = engine.chat
+    result: dict[str, Any] = {"parameters": plain.num_parameters()}
+    answers = {done.id: done.text for done in engine.generate(writing(texts[: options.verdicts], 2))}
+    for name, requests in workloads(options, texts).items():
+        batch = best_batch(
+            lambda b, r=requests: write_plain(chat, plain, r, b), options.batches, size(requests)
+        )
+        sides = {
+            "ours": lambda r=requests: write_ours(engine, r),
+            "plain": lambda r=requests, b=batch: write_plain(chat, plain, r, b),
+        }
+        result[name] = {**compare(name, sides, options.repeats), "batch": batch}
+    if options.verdicts:
+        requests = verdicts(texts[: options.verdicts], answers)
+        batch = best_batch(lambda b: judge_plain(chat, plain, requests, b), options.batches, len(requests))
+        sides = {
+            "ours": lambda: judge_ours(engine, requests),
+            "plain": lambda: judge_plain(chat, plain, requests, batch),
+        }
+        result["verdicts"] = {**compare("verdicts", sides, options.repeats), "batch": batch}
+    return result
+
+
+def workloads(options: argparse.Namespace, texts: list[str]) -> dict[str, list[Any]]:
+    """Requests by their name, prompts × samples."""
+    found = {}
+    for name in options.work:
+        prompts, n = map(int, name.split("x"))
+        found[name] = writing(texts[:prompts], n)
+    return found
+
+
+def size(requests: list[Any]) -> int:
+    """Samples of `requests`."""
+    return sum(len(request.samples) for request in requests)
+
+
+def against_raw(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
+    """Our engine over vLLM against one raw call of it, in the same process."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(options.threads)}
+    from sao.config import EngineConfig
+    from sao.engines.vllm import VllmEngine
+
+    keys = dict(pair.split("=") for pair in options.set)
+    start = time.perf_counter()
+    engine = VllmEngine(options.model, EngineConfig(name="vllm", threads=options.threads, **keys))
+    result: dict[str, Any] = {"start_s": round(time.perf_counter() - start, 1)}
+    answers = {done.id: done.text for done in engine.generate(writing(texts[: options.verdicts], 2))}
+    for name, requests in workloads(options, texts).items():
+        sides = {
+            "ours": lambda r=requests: write_ours(engine, r),
+            "raw": lambda r=requests: write_raw(engine, r),
+        }
+        result[name] = compare(name, sides, options.repeats)
+    if options.verdicts:
+        requests = verdicts(texts[: options.verdicts], answers)
+        sides = {"ours": lambda: judge_ours(engine, requests), "raw": lambda: judge_raw(engine, requests)}
+        result["verdicts"] = compare("verdicts", sides, options.repeats)
+    engine.close()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("--questions", type=Path, required=True, help="MT-Bench's question.jsonl")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--work", nargs="*", default=["80x2", "16x2", "1x1"], help="prompts x samples")
+    parser.add_argument("--verdicts", type=int, default=40, help="pairs to judge in both orders")
+    parser.add_argument("--set", nargs="*", default=[], help="keys of the engine, such as dtype=bfloat16")
+    parser.add_argument("--vllm", action="store_true", help="our engine over vLLM against raw vLLM")
+    options = parser.parse_args()
+    texts = questions(options.questions)
+    found = against_raw(options, texts) if options.vllm else against_plain(options, texts)
+    ratios = {name: found[name]["ratio"] for name in options.work}
+    print(
+        json.dumps(
+            {
+                "benchmark": "real_engine",
+                "model": Path(options.model).name,
+                **(
+                    {"vllm_over_raw": {**ratios, "verdicts": found.get("verdicts", {}).get("ratio")}}
+                    if options.vllm
+                    else {"tokens_ratio": ratios, "verdicts_ratio": found.get("verdicts", {}).get("ratio")}
+                ),
+                **found,
+                "set": options.set,
+                "threads": options.threads,
+                "cpus": os.cpu_count(),
+                "load_average": [round(value, 2) for value in os.getloadavg()],
+                "versions": {
+                    name: installed(name) for name in ("torch", "transformers", "vllm-cpu")
+                } | {"python": platform.python_version()},
+            }
+        )
+    )  # fmt: skip
+
+
+def installed(name: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""A causal language model for the built-in engine: one forward pass over tokens of many texts side by side.
+
+A pass takes a flat row of tokens [1, tokens]: parts of prompts and next tokens of samples, each at its own
+position. The linear layers see them all as one matrix; attention goes by text, each over its own keys and
+values (`sao.engines.caches`). So nothing is padded, and what a text's numbers depend on is known: the shapes
+of its own attention, and how the matrix products round.
+
+On a CPU those round a row alike whatever the number of rows, as long as it is a multiple of a small number
+that follows from the kernels and the threads. `rows_multiple` finds it by trying; where there is none, every
+pass gets the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface
+
+from sao.engines.caches import ATTENTION, Pass, Text, attend
+from sao.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sao.models.chat import ChatTokenizer
+
+NO_WINDOW = 1 << 60
+_HEAD_ROWS = 1 << 14
+"""Rows of the head that are widened to float32 at once."""
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+_CHECKED_TOKENS = 80
+
+AttentionInterface.register(ATTENTION, attend)
+
+
+class Network:
+    """A causal language model, prepared for passes of about `tokens` tokens. Where exact numbers need passes
+    of one size, that is `fixed`."""
+
+    def __init__(
+        self, model: PreTrainedModel, chat: ChatTokenizer, tokens: int, fixed: int, exact: bool
+    ) -> None:
+        """Raises ModelError where the model's layers keep anything but keys and values, or where its numbers
+        are others than by a plain forward pass."""
+        self.model, self.chat = model, chat
+        self.settings = model.config.get_text_config()
+        kinds = getattr(self.settings, "layer_types", None)
+        window = getattr(self.settings, "sliding_window", None) or NO_WINDOW
+        if not kinds:
+            kinds = ["full_attention" if window == NO_WINDOW else "sliding_attention"]
+            kinds *= int(getattr(self.settings, "num_hidden_layers", 1))
+        unknown = {*kinds} - {"full_attention", "sliding_attention"}
+        if unknown or getattr(model, "_is_stateful", False):
+            raise ModelError(
+                f"{type(model).__name__} has layers ({', '.join(sorted(unknown)) or 'state space'}) that "
+                "keep more than keys and values, which the built-in engine cannot batch. Take a model of "
+                "attention layers only",
+                key="architecture",
+            )
+        self.layer_windows = [window if kind == "sliding_attention" else NO_WINDOW for kind in kinds]
+        self.windows = dict(sorted(zip(kinds, self.layer_windows, strict=True)))
+        self.context = int(getattr(self.settings, "max_position_embeddings", 0) or NO_WINDOW)
+        self._vocabulary = int(self.settings.vocab_size)
+        ids = np.linspace(0, self._vocabulary - 1, _CHECKED_TOKENS).astype(np.int64)
+        with torch.inference_mode():
+            plain = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0, -1].float()
+        quicken(model)
+        multiple = rows_multiple(model, tokens) if exact else 1
+        self.tokens = tokens if multiple else fixed
+        """Most tokens of a pass."""
+        self.multiple = multiple or fixed
+        """Every pass gets a multiple of so many tokens, and of so many rows of logits."""
+        self._check(ids, plain)
+
+    @cached_property
+    def ends(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The tokens that end a reply, and those that end a turn of the user."""
+        return self.chat.end_ids, self.chat.user_ends[0]
+
+    def tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        """`array` on the model's device."""
+        return torch.from_numpy(array).to(self.model.device)
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """The model's logits."""
+        logits: torch.Tensor = self.model(**inputs).logits
+        return logits
+
+    @torch.inference_mode()
+    def logits(self, work: Pass, places: list[int], float32: bool = False) -> torch.Tensor:
+        """Logits [places, vocabulary] at the `places` of a pass's tokens; the keys and values of all of them
+        are kept in the texts' caches. The head gets these places only: logits of all tokens would be the
+        largest tensor by far.
+
+        Raises ModelError where a layer does not attend by the pass.
+        """
+        tokens = -(-len(work) // self.multiple) * self.multiple
+        ids, positions = (np.zeros((1, tokens), np.int64) for _ in range(2))
+        ids[0, : len(work)], positions[0, : len(work)] = work.ids, work.positions
+        wanted = places + [0] * (-len(places) % self.multiple)
+        work.prepare(self.model.device, self.model.dtype, self.layer_windows)
+        head: torch.nn.Module = self.model.get_output_embeddings()
+        rows = self.tensor(np.array(wanted, np.int64))
+        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, rows],))
+        try:
+            with self._own_attention(), self.float32_head(float32):
+                logits = self.forward(
+                    input_ids=self.tensor(ids),
+                    position_ids=self.tensor(positions),
+                    attention_mask=self._no_masks(),
+                    use_cache=False,
+                    sao_pass=work,
+                )
+        finally:
+            hook.remove()
+        if work.attended != len(self.layer_windows):
+            raise ModelError(
+                f"{type(self.model).__name__}: {work.attended} of its {len(self.layer_windows)} layers "
+                "attend by the interface of transformers, which the built-in engine needs. Take engine.name "
+                "vllm",
+                key="architecture",
+            )
+        work.finish()
+        return logits[0, : len(places)]
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        """Attention by the texts of a pass."""
+        before = self.settings._attn_implementation
+        self.settings._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            self.settings._attn_implementation = before
+
+    def _no_masks(self) -> Any:
+        """A mask of the kind that models pass on as it is, so that they make none."""
+        mask = torch.zeros((1, 1, 1, 1), dtype=self.model.dtype, device=self.model.device)
+        return self.mask_argument(dict.fromkeys(self.windows, mask))
+
+    @contextmanager
+    def float32_head(self, wanted: bool = True) -> Iterator[None]:
+        """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
+        multiple of 1/8, which is more than most differences between two verdicts."""
+        head: torch.nn.Module = self.model.get_output_embeddings()
+        is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
+        if not wanted or type(head) is not torch.nn.Linear or not is_half or "forward" in vars(head):
+            yield
+            return
+        vars(head)["forward"] = partial(_in_float32, head)
+        try:
+            yield
+        finally:
+            del vars(head)["forward"]
+
+    @staticmethod
+    def mask_argument(masks: dict[str, torch.Tensor]) -> Any:
+        """`masks` as models take them: one tensor, or one for each kind of layer where a model mixes them."""
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    @torch.inference_mode()
+    def _check(self, ids: NDArray[np.int64], plain: torch.Tensor) -> None:
+        """Compare with the logits of a plain forward pass over `ids`. Raises ModelError where they differ."""
+        work = Pass()
+        work.read(Text(ids.tolist()), 0, len(ids))
+        ours = self.logits(work, [len(work) - 1])[0].float()
+        allowed = (1e-3 if self.model.dtype == torch.float32 else 0.1) * float(plain.abs().max())
+        if not bool(torch.isfinite(plain).all()):  # its files are checked elsewhere
+            return
+        if float((plain - ours).abs().max()) > allowed:
+            raise ModelError(
+                f"{type(self.model).__name__}: the built-in engine's logits differ from a plain forward pass "
+                f"by {float((plain - ours).abs().max()):.3g}: it would be wrong for this model. Take "
+                "engine.name vllm",
+                key="architecture",
+            )
+
+
+class QuickLinear(torch.nn.Linear):
+    """A linear layer in float32 on a CPU, by oneDNN instead of MKL: the same sums, twice as fast on AMD's
+    CPUs (torch itself gives oneDNN half precision only). No gradients."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., in] → [..., out]."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            input, self.weight, self.bias, "none", [], ""
+        )
+        return found
+
+
+def quicken(model: PreTrainedModel) -> None:
+    """Make the plain linear layers of a model on a CPU `QuickLinear`, where torch was built with oneDNN."""
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
+            module.__class__ = QuickLinear
+
+
+def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The head's output in float32; its weights are widened in blocks, since a copy of all is large."""
+    wide = hidden.float()
+    logits = wide.new_empty(*hidden.shape[:-1], head.out_features)
+    for start in range(0, head.out_features, _HEAD_ROWS):
+        block = slice(start, start + _HEAD_ROWS)
+        logits[..., block] = wide @ head.weight[block].float().T
+    return logits if head.bias is None else logits.add_(head.bias.float())
+
+
+@torch.inference_mode()
+def rows_multiple(model: PreTrainedModel, tokens: int) -> int:
+    """The smallest number by which the rows of a matrix product must be divisible for a row to be the same
+    to the last bit whatever their number, up to `tokens` rows; 0 where there is none.
+
+    Tried on one layer of each shape with random numbers: kernels that add up in another order differ
+    somewhere in so many sums.
+    """
+    shapes: dict[object, torch.nn.Linear] = {}
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            shapes.setdefault((type(module), module.in_features, module.out_features), module)
+    head = model.get_output_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    candidates = [n for n in _MULTIPLES if n < tokens]
+    for layer in shapes.values():
+        most = tokens if layer is not head else min(tokens, 128)
+        rows = torch.randn((most, layer.in_features), generator=generator)
+        rows = rows.to(device=model.device, dtype=model.dtype)
+        whole = layer(rows)
+        candidates = [n for n in candidates if _is_same(layer, rows, whole, n)]
+    return candidates[0] if candidates else 0
+
+
+def _is_same(layer: torch.nn.Module, rows: torch.Tensor, whole: torch.Tensor, multiple: int) -> bool:
+    """Whether `multiple`, and multiples of it, of `rows` give the same outputs as all of them."""
+    most = len(rows)
+    tried = {multiple * k for k in (1, 2, 3, 5, 7, 8)} | {most // 2 // multiple * multiple}
+    return all(
+        bool(torch.equal(layer(rows[:n].contiguous()), whole[:n])) for n in sorted(tried) if 0 < n <= most
+    )

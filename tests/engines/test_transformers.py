@@ -426,7 +426,7 @@ def test_few_texts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_of_a_group_keep_their_numbers() -> None:
     """Rows come and go, the group grows and shrinks; each row keeps what was stored for it."""
-    group, held = Group(96), []
+    group, held = Group(96, 64), []
     for i in range(40):
         values = torch.full((2, 5, 3), float(i))
         assert group.add({0: (values, -values)}, 5) == i

@@ -108,8 +108,9 @@ class Group:
     """Keys and values [rows, key heads, `size`, head size] of each layer, of samples whose text so far is
     shorter than `size` tokens. Rows lie one after another: where one leaves, the last takes its place."""
 
-    def __init__(self, size: int) -> None:
-        self.size, self.rows, self.capacity = size, 0, 0
+    def __init__(self, size: int, most: int) -> None:
+        """For at most `most` rows."""
+        self.size, self.most, self.rows, self.capacity = size, most, 0, 0
         self.layers: dict[int, Pair] = {}
 
     def add(self, layers: dict[int, Pair], length: int) -> int:
@@ -138,7 +139,7 @@ class Group:
             for pair in self.layers.values():
                 for own in pair:
                     own[row, :, :last_length] = own[self.rows, :, :last_length]
-        if self.rows * 4 < self.capacity:
+        if self.rows * 2 < self.capacity:
             self._resize(self.rows)
 
     def store(self, layer: int, new: Pair, positions: torch.Tensor) -> None:
@@ -155,11 +156,12 @@ class Group:
         return keys, values
 
     def _resize(self, rows: int) -> None:
-        """Room for `rows`, half as much again where it grows."""
-        if rows <= self.capacity and rows * 4 >= self.capacity > _ROWS:
+        """Room for `rows`: a quarter more than before where it grows, no more than needed where few are
+        left."""
+        if rows * 2 >= self.capacity >= rows:
             return
-        wanted = max(rows, self.capacity * 3 // 2) if rows > self.capacity else rows
-        capacity = max(1, -(-wanted // _ROWS)) * _ROWS
+        wanted = max(rows, self.capacity * 5 // 4) if rows > self.capacity else rows
+        capacity = min(self.most, max(1, -(-wanted // _ROWS)) * _ROWS)
         if capacity == self.capacity:
             return
         self.capacity = capacity

@@ -175,7 +175,7 @@ class _Writing:
 
     def _place(self, sequence: _Sequence) -> None:
         size = group_size(sequence.length)
-        group, sequences = self.live.setdefault(size, (Group(size), []))
+        group, sequences = self.live.setdefault(size, (Group(size, self.slots), []))
         group.add(sequence.layers, sequence.length)
         sequence.layers = {}
         sequences.append(sequence)

@@ -134,8 +134,6 @@ def _small(config: Config) -> tuple[Config, list[str]]:
         "responses.n": "2",
         "filters.decontaminate": "[]",
         "filters.embeddings": "null",
-        # The built-in engine computes all its slots in each step, also the empty ones.
-        "engine.slots": str(min(config.engine.slots, times.SLOTS)),
     }
     notes = []
     if config.judging.method == "checks":

@@ -11,8 +11,6 @@ from sao.records import Message, make_id, seed_of
 
 PEOPLE, FEWEST, MOST = 8, 4, 16
 """Personas, where the time suffices as it mostly does; at least; and at most."""
-SLOTS = 16
-"""Samples that the built-in engine generates at once: about as many as a step asks for."""
 TRIED, TRIED_TOKENS = 8, 12
 """Texts that are written at once, and their tokens, to see how fast the model is."""
 PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), 192

@@ -351,19 +351,10 @@ def half_precision(preview: Preview, config: Config) -> Change | None:
     return Change(rule="half precision", says=says, settings=settings)
 
 
-def unused_slots(preview: Preview, config: Config) -> Change | None:
-    """More texts at once than the run has."""
-    rows = config.personas.n * config.responses.n
-    if not preview.engine.startswith("transformers") or config.engine.slots <= rows:
-        return None
-    says = f"engine.slots {config.engine.slots} is more than the {rows} answers of the run: some stay empty."
-    return Change(rule="unused slots", says=says)
-
-
 RULES: tuple[Rule, ...] = (
     prompt_method, few_prompts, cut_prompts, same_prompts,
     cut_answers, empty_answers, looping_answers, same_answers,
     verdict_words, one_slot, chance,
-    long_run, crowded, half_precision, unused_slots,
+    long_run, crowded, half_precision,
 )  # fmt: skip
 """All rules, in the order of the steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sao.analysis.plan.lengths import Lengths
-from sao.analysis.plan.memory import bucket_size, vllm_room
+from sao.analysis.plan.memory import group_size, vllm_room
 from sao.config import Config, JudgingConfig, TrainConfig
 from sao.models.shapes import GPU, Shape
 from sao.results.plan import PlannedStage
@@ -113,8 +113,8 @@ def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths:
 
 def writing_seconds(shape: Shape, slots: int, tokens: int, length: int, gpu: GPU) -> float:
     """Seconds to write `tokens` tokens, `slots` samples at once: each step reads all weights, and the keys
-    and values of the cache bucket."""
-    read = 2 * shape.parameters + slots * bucket_size(length) * shape.kv_bytes
+    and values of all positions of its group."""
+    read = 2 * shape.parameters + slots * group_size(length) * shape.kv_bytes
     return tokens / slots * max(read / (gpu.bandwidth * 1e9), shape.layers * LAUNCH)
 
 

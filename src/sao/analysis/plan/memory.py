@@ -13,6 +13,8 @@ from sao.results.plan import MemoryParts
 GIB = 2**30
 CONTEXT = 1.5 * GIB
 """CUDA context, kernels, communication buffers (assumed)."""
+KEPT_PROMPTS = 256 * 2**20
+"""Keys and values of prompts that the built-in engine keeps (sao.engines.caches.KEPT_BYTES)."""
 SLACK = 0.05
 """Share that the allocator loses to gaps (assumed)."""
 TILE = 8192
@@ -170,8 +172,9 @@ def _logit_bytes(shape: Shape, train: TrainConfig, tokens: int) -> float:
 def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) -> Memory:
     """Memory of the engine with 16-bit weights.
 
-    The built-in one keeps cache buckets of doubling sizes, up to the longest answer's. vLLM keeps pages: as
-    many as are used, within the share of the GPU that it may take, and at least those of one longest answer.
+    The built-in one keeps the samples of like length together, at most all of them in the longest group, and
+    prompts that others may begin like. vLLM keeps pages: as many as are used, within the share of the GPU
+    that it may take, and at least those of one longest answer.
     """
     longest = lengths.prompt + config.responses.max_tokens
     if config.engine.name == "vllm":
@@ -183,9 +186,8 @@ def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) 
     slots = config.engine.slots
     return Memory(
         weights=2.0 * shape.parameters,
-        # The largest bucket, and all smaller ones, which together are as large.
-        cache=2.0 * bucket_size(longest) * slots * shape.kv_bytes,
-        logits=24.0 * slots * shape.vocabulary,  # probabilities in float64
+        cache=1.0 * group_size(longest) * slots * shape.kv_bytes + KEPT_PROMPTS,
+        logits=14.0 * slots * shape.vocabulary,  # in 16 bits; scaled, probabilities and a copy in 32
     )
 
 
@@ -197,6 +199,10 @@ def vllm_room(shape: Shape, config: Config, gpu: GPU) -> tuple[float, float]:
     return weights, (taken - CONTEXT) / (1 + SLACK) - weights
 
 
-def bucket_size(positions: int) -> int:
-    """Positions of the engine's cache bucket for so many: the next power of two."""
-    return max(64, 1 << (positions - 1).bit_length())
+def group_size(length: int) -> int:
+    """Positions of the engine's group for texts of so many tokens (`sao.engines.caches.group_size`, which
+    needs torch)."""
+    size = 64
+    while length >= size:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size

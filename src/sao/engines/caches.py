@@ -142,11 +142,11 @@ class Group:
         if self.rows * 2 < self.capacity:
             self._resize(self.rows)
 
-    def store(self, layer: int, new: Pair, positions: torch.Tensor) -> None:
-        """Keep the step's keys and values [rows, key heads, head size], each row's at its own position."""
+    def store(self, layer: int, new: Pair, each: torch.Tensor, positions: torch.Tensor) -> None:
+        """Keep the step's keys and values [rows, key heads, head size], those of row `each` at its own of the
+        `positions`."""
         if layer not in self.layers:
             self.layers[layer] = self._empty((new[0].transpose(0, 1), new[1].transpose(0, 1)))
-        each = torch.arange(self.rows, device=positions.device)
         for own, other in zip(self.layers[layer], new, strict=True):
             own[each, :, positions] = other
 
@@ -190,6 +190,7 @@ class _Rows:
     group: Group
     lengths: list[int]
     place: int
+    each: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     positions: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -236,6 +237,7 @@ class Pass:
                 query = torch.arange(part.start, part.end, device=device)[:, None]
                 part.masks[window] = _mask(query, part.end, window, dtype)
             for rows in self._rows:
+                rows.each = torch.arange(len(rows.lengths), device=device)
                 rows.positions = torch.tensor(rows.lengths, device=device)
                 query = rows.positions[:, None]
                 rows.masks[window] = _mask(query, rows.group.size, window, dtype)[:, None, None]
@@ -260,7 +262,7 @@ class Pass:
             here = slice(rows.place, rows.place + len(rows.lengths))
             n = len(rows.lengths)
             stored = (new[0][:, here].transpose(0, 1), new[1][:, here].transpose(0, 1))
-            rows.group.store(layer, stored, rows.positions)
+            rows.group.store(layer, stored, rows.each, rows.positions)
             keys, values = (one[:n] for one in rows.group.layers[layer])
             asked = query[:, here].transpose(0, 1).reshape(n, kv_heads, -1, query.shape[2])
             found = weigh(asked, keys, values, rows.masks[window])

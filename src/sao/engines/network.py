@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 NO_WINDOW = 1 << 60
 _HEAD_ROWS = 1 << 14
 """Rows of the head that are widened to float32 at once."""
+_QUICK_WEIGHTS = 1 << 16
+"""Weights of a layer from which on oneDNN is faster: it takes 10 microseconds to start."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _CHECKED_TOKENS = 80
 
@@ -201,7 +203,9 @@ def quicken(model: PreTrainedModel) -> None:
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return
     for module in model.modules():
-        if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
+        if type(module) is not torch.nn.Linear or module.weight.dtype != torch.float32:
+            continue
+        if module.weight.numel() >= _QUICK_WEIGHTS:
             module.__class__ = QuickLinear
 
 

@@ -42,17 +42,21 @@ def draw(
         Token ids, [rows], int64.
 
     """
+    is_free, is_whole = temperature > 0, top_p >= 1
+    if bool((is_free & is_whole).all()):  # the usual case
+        return _from_all(_softmax(logits, temperature), top_p, uniform)
     tokens = logits.argmax(-1)
-    for rows, pick in (
-        ((temperature > 0) & (top_p >= 1), _from_all),
-        ((temperature > 0) & (top_p < 1), _from_nucleus),
-    ):
+    for rows, pick in ((is_free & is_whole, _from_all), (is_free & ~is_whole, _from_nucleus)):
         places = rows.nonzero()[:, 0]
         if len(places):
-            own = logits if len(places) == len(logits) else logits[places]
-            scaled = torch.mul(own, 1 / temperature[places, None]).float()
-            tokens[places] = pick(torch.softmax(scaled, -1), top_p[places], uniform[places])
+            probabilities = _softmax(logits[places], temperature[places])
+            tokens[places] = pick(probabilities, top_p[places], uniform[places])
     return tokens
+
+
+def _softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Probabilities in float32, [rows, vocabulary]."""
+    return torch.softmax(logits.float() * (1 / temperature[:, None]).float(), -1)
 
 
 def _from_all(probabilities: torch.Tensor, _: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -235,9 +235,8 @@ def against_plain(options: argparse.Namespace, texts: list[str]) -> dict[str, An
     result: dict[str, Any] = {"parameters": plain.num_parameters()}
     answers = {done.id: done.text for done in engine.generate(writing(texts[: options.verdicts], 2))}
     for name, requests in workloads(options, texts).items():
-        batch = best_batch(
-            lambda b, r=requests: write_plain(chat, plain, r, b), options.batches, size(requests)
-        )
+        tried = requests[:32]
+        batch = best_batch(lambda b, r=tried: write_plain(chat, plain, r, b), options.batches, size(tried))
         sides = {
             "ours": lambda r=requests: write_ours(engine, r),
             "plain": lambda r=requests, b=batch: write_plain(chat, plain, r, b),
@@ -245,7 +244,8 @@ def against_plain(options: argparse.Namespace, texts: list[str]) -> dict[str, An
         result[name] = {**compare(name, sides, options.repeats), "batch": batch}
     if options.verdicts:
         requests = verdicts(texts[: options.verdicts], answers)
-        batch = best_batch(lambda b: judge_plain(chat, plain, requests, b), options.batches, len(requests))
+        tried = requests[:32]
+        batch = best_batch(lambda b: judge_plain(chat, plain, tried, b), options.batches, len(tried))
         sides = {
             "ours": lambda: judge_ours(engine, requests),
             "plain": lambda: judge_plain(chat, plain, requests, batch),

@@ -7,11 +7,14 @@ import json
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "gpu_check.py"
 UNKNOWN_ON_A_CPU = {"gpu", "gpu_gib", "peak_gib", "share_of_peak", "off"}
@@ -45,6 +48,7 @@ def figures(found: Any, name: str = "") -> Iterator[tuple[str, float | None]]:
         yield name, found
 
 
+@pytest.mark.slow
 def test_each_part_prints_finite_figures() -> None:
     command = [sys.executable, str(SCRIPT), "--small", "--parts", "2,3,4", "--budget", "100"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,6 +96,30 @@ def test_a_part_that_fails_is_reported_and_the_next_runs(
     assert late["tokens"] == 4 and "stopped after" in late["error"]
     assert "left" in no_time["skipped"]
     assert len(last["parts"]) == 6
+
+
+def test_layers_are_halved_until_both_sides_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    part, setting = (import_module(f"gpu_parts.{name}") for name in ("training", "setting"))
+    figures = part.Training.figures
+
+    def little_memory(self: Any, loss_of: Any) -> Any:
+        layers = self.base.config.num_hidden_layers
+        if layers == 4 or (layers == 2 and loss_of is part.padded_loss):
+            raise torch.OutOfMemoryError("full")
+        return figures(self, loss_of)
+
+    monkeypatch.setattr(part.Training, "figures", little_memory)
+    end = time.monotonic() + 100
+    part.training_part(setting.Setting(torch.device("cpu"), True, end), methods="full")
+    found = lines_of(capsys.readouterr().out)[-1]["full"]
+    assert [one["layers"] for one in found["tries"]] == [4, 2, 1]
+    four, two, one = found["tries"]
+    assert four["sao"] == two["padded"] == {"error": "does not fit into memory"}
+    assert two["sao"]["seconds"] > 0
+    assert (found["ratio_layers"], found["time_ratio"]) == (1, one["time_ratio"])
 
 
 def test_gemma_needs_a_large_gpu(script: Any) -> None:

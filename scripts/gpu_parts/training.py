@@ -181,11 +181,12 @@ def training_part(setting: Setting, name: str = "llama-3-8b", methods: str = "fu
 
 
 def failure(found: dict[str, Any]) -> str | None:
-    """Why no try of a method brought figures of ours, or None."""
-    tries = found.get("tries", [])
-    if not tries or any("seconds" in one.get("sao", {}) for one in tries):
+    """Why a method has no ratios, or None where it has, or where its time was up before it began."""
+    if "time_ratio" in found or "tries" not in found:
         return None
-    return str(tries[-1].get("error") or tries[-1].get("sao", {}).get("error") or tries[-1].get("skipped"))
+    last = found["tries"][-1]
+    sides = [last, last.get("sao", {}), last.get("padded", {})]
+    return next(side[key] for side in sides for key in ("error", "skipped") if key in side)
 
 
 def gemma_part(setting: Setting) -> None:

@@ -1,0 +1,1 @@
+"""The measurements of scripts/gpu_check.py that run in this project's own code."""

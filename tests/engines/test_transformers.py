@@ -18,7 +18,7 @@ from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
 from sao.engines import network as network_module
 from sao.engines.caches import Group, Pass, Prefixes, Text, group_size
-from sao.engines.network import Network, QuickLinear, rows_multiple
+from sao.engines.network import Network, rows_multiple
 from sao.engines.sampling import draw, uniforms
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
@@ -377,19 +377,6 @@ def test_the_rows_by_which_products_round_alike(engine: TransformersEngine) -> N
             whole = layer(rows)
             for n in range(multiple, 150, multiple):
                 assert torch.equal(layer(rows[:n].contiguous()), whole[:n])
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_quick_linear_is_a_linear_layer(bias: bool) -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(300, 70, bias=bias)
-    rows = torch.randn(2, 9, 300)
-    with torch.inference_mode():
-        plain = torch.nn.functional.linear(
-            rows.double(), layer.weight.double(), layer.bias.double() if bias else None
-        )
-        layer.__class__ = QuickLinear
-        assert (layer(rows) - plain).abs().max() < 1e-5
 
 
 def test_prompts_that_begin_alike_share_what_was_read(engine: TransformersEngine) -> None:

@@ -24,6 +24,7 @@ from transformers import AttentionInterface
 
 from sao.engines.caches import ATTENTION, Pass, Text, attend
 from sao.errors import ModelError
+from sao.models.linear import quicken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 NO_WINDOW = 1 << 60
 _HEAD_ROWS = 1 << 14
 """Rows of the head that are widened to float32 at once."""
-_QUICK_WEIGHTS = 1 << 16
-"""Weights of a layer from which on oneDNN is faster: it takes 10 microseconds to start."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _CHECKED_TOKENS = 80
 
@@ -182,31 +181,6 @@ class Network:
                 "engine.name vllm",
                 key="architecture",
             )
-
-
-class QuickLinear(torch.nn.Linear):
-    """A linear layer in float32 on a CPU, by oneDNN instead of MKL: the same sums, twice as fast on AMD's
-    CPUs (torch itself gives oneDNN half precision only). No gradients."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[..., in] → [..., out]."""
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            input, self.weight, self.bias, "none", [], ""
-        )
-        return found
-
-
-def quicken(model: PreTrainedModel) -> None:
-    """Make the plain linear layers of a model on a CPU `QuickLinear`, where torch was built with oneDNN."""
-    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    for module in model.modules():
-        if type(module) is not torch.nn.Linear or module.weight.dtype != torch.float32:
-            continue
-        if module.weight.numel() >= _QUICK_WEIGHTS:
-            module.__class__ = QuickLinear
 
 
 def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:

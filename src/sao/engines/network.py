@@ -12,7 +12,7 @@ pass gets the same number of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AttentionInterface
 
-from sao.engines.caches import ATTENTION, Pass, Text, attend
+from sao.engines.caches import ATTENTION, BLOCK, Group, Pass, Text, attend, group_size, rounds_alike
 from sao.errors import ModelError
-from sao.models.linear import quicken
+from sao.models.linear import product, quicken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ NO_WINDOW = 1 << 60
 _HEAD_ROWS = 1 << 14
 """Rows of the head that are widened to float32 at once."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
-_CHECKED_TOKENS = 80
+_CHECKED_TOKENS, _CHECKED_STEPS, _LONGEST_CHECK = 80, 3, 200
 
 AttentionInterface.register(ATTENTION, attend)
 
@@ -66,18 +66,28 @@ class Network:
             )
         self.layer_windows = [window if kind == "sliding_attention" else NO_WINDOW for kind in kinds]
         self.windows = dict(sorted(zip(kinds, self.layer_windows, strict=True)))
-        self.context = int(getattr(self.settings, "max_position_embeddings", 0) or NO_WINDOW)
+        self.context = _context(self.settings)
         self._vocabulary = int(self.settings.vocab_size)
-        ids = np.linspace(0, self._vocabulary - 1, _CHECKED_TOKENS).astype(np.int64)
-        with torch.inference_mode():
-            plain = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0, -1].float()
+        ids, plain = self._plain_logits()
         quicken(model)
         multiple = rows_multiple(model, tokens) if exact else 1
         self.tokens = tokens if multiple else fixed
         """Most tokens of a pass."""
         self.multiple = multiple or fixed
         """Every pass gets a multiple of so many tokens, and of so many rows of logits."""
+        self._by_row = exact and not self._attention_rounds_alike(tokens)
         self._check(ids, plain)
+
+    def work(self) -> Pass:
+        """A forward pass to be filled."""
+        return Pass(self._by_row)
+
+    def _attention_rounds_alike(self, rows: int) -> bool:
+        heads = int(self.settings.num_attention_heads)
+        kv_heads = int(getattr(self.settings, "num_key_value_heads", None) or heads)
+        size = int(getattr(self.settings, "head_dim", None) or self.settings.hidden_size // heads)
+        on_cpu = self.model.device.type == "cpu"
+        return on_cpu and rounds_alike(heads, kv_heads, size, self.model.dtype, min(rows, 64))
 
     @cached_property
     def ends(self) -> tuple[frozenset[int], frozenset[int]]:
@@ -114,7 +124,7 @@ class Network:
                 logits = self.forward(
                     input_ids=self.tensor(ids),
                     position_ids=self.tensor(positions),
-                    attention_mask=self._no_masks(),
+                    attention_mask=self.mask_argument(dict.fromkeys(self.windows, work.mask)),
                     use_cache=False,
                     sao_pass=work,
                 )
@@ -140,11 +150,6 @@ class Network:
         finally:
             self.settings._attn_implementation = before
 
-    def _no_masks(self) -> Any:
-        """A mask of the kind that models pass on as it is, so that they make none."""
-        mask = torch.zeros((1, 1, 1, 1), dtype=self.model.dtype, device=self.model.device)
-        return self.mask_argument(dict.fromkeys(self.windows, mask))
-
     @contextmanager
     def float32_head(self, wanted: bool = True) -> Iterator[None]:
         """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
@@ -166,21 +171,58 @@ class Network:
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     @torch.inference_mode()
-    def _check(self, ids: NDArray[np.int64], plain: torch.Tensor) -> None:
-        """Compare with the logits of a plain forward pass over `ids`. Raises ModelError where they differ."""
-        work = Pass()
-        work.read(Text(ids.tolist()), 0, len(ids))
-        ours = self.logits(work, [len(work) - 1])[0].float()
-        allowed = (1e-3 if self.model.dtype == torch.float32 else 0.1) * float(plain.abs().max())
+    def _plain_logits(self) -> tuple[list[int], torch.Tensor]:
+        """A text, past the smallest window where that is small, and the logits after its last tokens by a
+        plain forward pass."""
+        window = min(self.windows.values())
+        length = window + 16 if window < _LONGEST_CHECK else _CHECKED_TOKENS
+        ids = np.linspace(0, self._vocabulary - 1, length).astype(np.int64)
+        logits = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0]
+        return ids.tolist(), logits[-_CHECKED_STEPS:].float()
+
+    @torch.inference_mode()
+    def _check(self, ids: list[int], plain: torch.Tensor) -> None:
+        """Compare with the logits of a plain forward pass: the text is read after another one, in two parts,
+        and its last tokens are taken in a group, beside the other. Raises ModelError where they differ."""
+        texts, work = (Text(ids[::-1][: BLOCK // 2]), Text(ids[: 1 - _CHECKED_STEPS])), self.work()
+        for text in texts:
+            work.read(text, 0, len(ids))
+        try:
+            ours = [self.logits(work, [len(work) - 1])[0]]
+        except TypeError as error:
+            raise ModelError(
+                f"{type(self.model).__name__} does not take what the built-in engine gives it ({error}). "
+                "Take engine.name vllm",
+                key="architecture",
+            ) from error
+        group = Group(group_size(len(ids)), 2)
+        for text in texts:
+            group.add(text.layers, len(text.ids))
+        for step, token in enumerate(ids[1 - _CHECKED_STEPS :]):
+            work = self.work()
+            work.rows(group, [token, token], [len(text.ids) + step for text in texts])
+            ours.append(self.logits(work, [0, 1])[1])
         if not bool(torch.isfinite(plain).all()):  # its files are checked elsewhere
             return
-        if float((plain - ours).abs().max()) > allowed:
+        apart = float((plain - torch.stack(ours).float()).abs().max())
+        if apart > (1e-3 if self.model.dtype == torch.float32 else 0.1) * float(plain.abs().max()):
             raise ModelError(
                 f"{type(self.model).__name__}: the built-in engine's logits differ from a plain forward pass "
-                f"by {float((plain - ours).abs().max()):.3g}: it would be wrong for this model. Take "
-                "engine.name vllm",
+                f"by {apart:.3g}: it would be wrong for this model. Take engine.name vllm",
                 key="architecture",
             )
+
+
+def _context(settings: Any) -> int:
+    """The longest text in tokens. LongRoPE (Phi-3) turns all texts of a pass by other factors once one of
+    them is longer than its original context, so that is the limit there."""
+    longest = int(getattr(settings, "max_position_embeddings", 0) or NO_WINDOW)
+    rope = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "longrope":
+        original = rope.get("original_max_position_embeddings")
+        original = original or getattr(settings, "original_max_position_embeddings", None)
+        return min(longest, int(original or longest))
+    return longest
 
 
 def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -189,7 +231,7 @@ def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
     logits = wide.new_empty(*hidden.shape[:-1], head.out_features)
     for start in range(0, head.out_features, _HEAD_ROWS):
         block = slice(start, start + _HEAD_ROWS)
-        logits[..., block] = wide @ head.weight[block].float().T
+        logits[..., block] = product(wide, head.weight[block].float())
     return logits if head.bias is None else logits.add_(head.bias.float())
 
 
@@ -199,28 +241,41 @@ def rows_multiple(model: PreTrainedModel, tokens: int) -> int:
     to the last bit whatever their number, up to `tokens` rows; 0 where there is none.
 
     Tried on one layer of each shape with random numbers: kernels that add up in another order differ
-    somewhere in so many sums.
+    somewhere in so many sums. A model with matrices in other layers than torch's linear ones gives 0, but
+    for mixtures of experts, whose samples differ in any case by how many rows an expert happens to get.
     """
-    shapes: dict[object, torch.nn.Linear] = {}
+    others: set[int] = set()
+    layers: dict[object, tuple[Callable[[torch.Tensor], torch.Tensor], int, torch.dtype]] = {}
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
-            shapes.setdefault((type(module), module.in_features, module.out_features), module)
+            dtype, size = module.weight.dtype, module.in_features
+            layers.setdefault((type(module), dtype, size, module.out_features), (module, size, dtype))
+        elif not isinstance(module, torch.nn.Embedding):
+            others |= {weight.ndim for weight in module.parameters(recurse=False)}
+    if 2 in others and 3 not in others:
+        return 0
     head = model.get_output_embeddings()
+    if type(head) is torch.nn.Linear and head.weight.dtype != torch.float32:
+        layers["float32 head"] = (partial(_in_float32, head), head.in_features, head.weight.dtype)
     generator = torch.Generator().manual_seed(0)
-    candidates = [n for n in _MULTIPLES if n < tokens]
-    for layer in shapes.values():
-        most = tokens if layer is not head else min(tokens, 128)
-        rows = torch.randn((most, layer.in_features), generator=generator)
-        rows = rows.to(device=model.device, dtype=model.dtype)
+    multiple = 0
+    for layer, size, dtype in layers.values():
+        rows = torch.randn((tokens, size), generator=generator).to(device=model.device, dtype=dtype)
         whole = layer(rows)
-        candidates = [n for n in candidates if _is_same(layer, rows, whole, n)]
-    return candidates[0] if candidates else 0
+        while not multiple or not _is_same(layer, rows, whole, multiple):
+            multiple = next((n for n in _MULTIPLES if n > multiple), tokens)
+            if multiple >= tokens:
+                return 0
+    return multiple
 
 
-def _is_same(layer: torch.nn.Module, rows: torch.Tensor, whole: torch.Tensor, multiple: int) -> bool:
-    """Whether `multiple`, and multiples of it, of `rows` give the same outputs as all of them."""
-    most = len(rows)
-    tried = {multiple * k for k in (1, 2, 3, 5, 7, 8)} | {most // 2 // multiple * multiple}
-    return all(
-        bool(torch.equal(layer(rows[:n].contiguous()), whole[:n])) for n in sorted(tried) if 0 < n <= most
-    )
+def _is_same(
+    layer: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, whole: torch.Tensor, multiple: int
+) -> bool:
+    """Whether a number of rows divisible by `multiple` gives the same outputs as all of them: small numbers,
+    and larger ones about a fifth apart."""
+    tried, n = set(), multiple
+    while n < len(rows):
+        tried.add(n)
+        n = max(n + multiple, int(n * 1.2) // multiple * multiple)
+    return all(bool(torch.equal(layer(rows[:n].contiguous()), whole[:n])) for n in sorted(tried))

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sao.errors import EngineError
+
 _BLOCK = 256
 """Tokens whose probabilities are summed together before one block is looked into."""
 _NUCLEUS = 1024
@@ -34,15 +36,23 @@ def draw(
 
     Args:
         logits: [rows, vocabulary].
-        temperature: [rows], float64; 0 takes the most probable token.
+        temperature: [rows], float64; 0 (below 1e-6) takes the most probable token.
         top_p: [rows], float64; only the most probable tokens that together reach this share can be drawn.
         uniform: [rows], float64 in [0, 1).
 
     Returns:
         Token ids, [rows], int64.
 
+    Raises EngineError where logits are not numbers.
+
     """
-    is_free, is_whole = temperature > 0, top_p >= 1
+    if bool(logits.isnan().any()):
+        raise EngineError(
+            "the model's logits are not numbers (NaN): its weights are broken, or too large for engine.dtype "
+            "float16. Try engine.dtype bfloat16 or float32",
+            key="engine.dtype",
+        )
+    is_free, is_whole = temperature >= 1e-6, top_p >= 1
     if bool((is_free & is_whole).all()):  # the usual case
         return _from_all(_softmax(logits, temperature), top_p, uniform)
     tokens = logits.argmax(-1)

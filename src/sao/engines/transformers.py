@@ -101,7 +101,7 @@ class _Reader(Generic[T]):
         while self._waiting and room > 0:
             prompt, ids = self._waiting[0]
             if self._text is None:
-                source, self._next = self.prefixes.find(ids[:-1])
+                source, self._next = self.prefixes.find(ids[:-1], work)
                 self._text = Text(ids, source, self._next)
             start, text = self._next, self._text
             self._next = work.read(text, start, room)
@@ -160,13 +160,14 @@ class _Writing:
         free = self.slots - self._count()
         for _ in range(min(free, len(self.ready))):
             self._place(self.ready.popleft())
-        work = Pass()
+        work = self.network.work()
         groups = [self.live[size] for size in sorted(self.live)]
         for group, sequences in groups:
             work.rows(group, [one.token for one in sequences], [one.length for one in sequences])
         rows = [one for _, sequences in groups for one in sequences]
         read = self.reader.fill(work, self.network.tokens - len(rows))
         logits = self.network.logits(work, list(range(len(rows))))
+        self.reader.prefixes.settle()
         drawn = self._draw(rows, logits) if rows else []
         for prompt, text, _ in read:
             self._expected -= len(prompt.request.samples)
@@ -177,7 +178,7 @@ class _Writing:
         size = group_size(sequence.length)
         group, sequences = self.live.setdefault(size, (Group(size, self.slots), []))
         group.add(sequence.layers, sequence.length)
-        sequence.layers = {}
+        sequence.layers = {}  # they are in the group now
         sequences.append(sequence)
 
     def _draw(self, rows: list[_Sequence], logits: torch.Tensor) -> list[int]:
@@ -193,10 +194,10 @@ class _Writing:
 
     def _advance(self, groups: list[tuple[Group, list[_Sequence]]], drawn: list[int]) -> list[_Sequence]:
         """Give each row its token; those that ended leave, those that outgrew their group move on."""
-        ended, outgrown, first = [], [], 0
-        for group, sequences in groups:
-            tokens = drawn[first : first + len(sequences)]
-            first += len(sequences)
+        ended, last = [], len(drawn)
+        for group, sequences in reversed(groups):  # the largest first, since samples move to larger ones
+            tokens = drawn[last - len(sequences) : last]
+            last -= len(sequences)
             # From the last row on: where a row leaves, the last one, done with, takes its place.
             for row in range(len(sequences) - 1, -1, -1):
                 one = sequences[row]
@@ -205,16 +206,14 @@ class _Writing:
                 if self._is_over(one):
                     ended.append(one)
                 elif one.length >= group.size:
-                    one.layers = group.take(row, one.length)
-                    outgrown.append(one)
+                    one.layers = group.row(row)
+                    self._place(one)
                 else:
                     continue
-                group.remove(row, sequences[-1].length)
+                group.remove(row)
                 sequences[row] = sequences[-1]
                 sequences.pop()
         self.live = {size: pair for size, pair in self.live.items() if pair[1]}
-        for one in outgrown:
-            self._place(one)
         return ended
 
     def _is_over(self, one: _Sequence) -> bool:
@@ -284,13 +283,14 @@ class TransformersEngine:
                     reader.add(prompt, prompt.ids)
                 else:
                     yield Choices(prompt.request.id, (float("nan"),) * len(prompt.request.choices))
-            work = Pass()
+            work = self.network.work()
             read = reader.fill(work, self.network.tokens)
             if not len(work):
                 continue
             with self._enough_memory():
                 logits = self.network.logits(work, [place for _, _, place in read], float32=True)
                 logprobs = logits.float().log_softmax(-1).cpu()
+            self.prefixes.settle()
             for (prompt, _, _), row in zip(read, logprobs, strict=True):
                 yield Choices(prompt.request.id, tuple(row[list(prompt.choices)].tolist()))
 
@@ -313,7 +313,6 @@ class TransformersEngine:
         try:
             yield
         except torch.OutOfMemoryError as error:
-            self.prefixes = Prefixes()
             fewer = f"engine.slots is {self.slots}, try engine.slots={max(1, self.slots // 2)}"
             raise EngineError(
                 f"the GPU's memory does not suffice: {advice or fewer} ({error})", key=key

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weight else None, weight if wants_x else None)
         return product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
@@ -59,7 +62,8 @@ class QuickLinear(torch.nn.Linear):
         """[..., in] → [..., out]."""
         if torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad):
+        trained = (input, *self.parameters(recurse=False))
+        if torch.is_grad_enabled() and any(one.requires_grad for one in trained):
             found: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
                 input, self.weight, self.bias
             )
@@ -72,6 +76,7 @@ def quicken(model: PreTrainedModel) -> None:
     if model.device.type != "cpu" or not _HAS_ONEDNN:
         return
     for module in model.modules():
-        is_plain = type(module) is torch.nn.Linear and module.weight.dtype == torch.float32
-        if is_plain and module.weight.numel() >= _LEAST_WEIGHTS:
+        if type(module) is not torch.nn.Linear:
+            continue
+        if module.weight.dtype == torch.float32 and module.weight.numel() >= _LEAST_WEIGHTS:
             module.__class__ = QuickLinear

@@ -10,8 +10,9 @@ first once (`1x1`); then the pairs of answers are judged in both orders by the d
 length, padded on the left, by the best of the batch sizes tried. Tokens count up to the end of the reply.
 All sides encode their chats and decode their texts inside the clock, and take turns in one process.
 
-With `--vllm` the sides are our engine over vLLM and one raw `LLM.generate` call with the same token ids: the
-ratios are then `vllm_over_raw`. The last line printed is JSON.
+With `--vllm` the sides are our engine over vLLM (a child process) and one raw `LLM.generate` call (in this
+one) with the same token ids; both keep what they know of prompts. The ratios are then `vllm_over_raw`. The
+last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.pop(0)  # this folder, in which "vllm" would be the benchmark of that name
 MAX_TOKENS, TEMPERATURE = 192, 0.8
 
 
@@ -101,11 +104,9 @@ def judge_ours(engine: Any, requests: list[Any]) -> int:
 
 
 def forget(engine: Any) -> None:
-    """Drop what was kept of prompts, by our built-in engine or by vLLM."""
+    """Drop what our built-in engine kept of prompts. (vLLM keeps them, on both sides.)"""
     if hasattr(engine, "prefixes"):
         engine.prefixes = type(engine.prefixes)()
-    else:
-        engine.llm.reset_prefix_cache()
 
 
 def padded(rows: list[list[int]], pad: int) -> dict[str, Any]:
@@ -157,36 +158,34 @@ def judge_plain(chat: Any, model: Any, requests: list[Any], batch: int) -> int:
     return len(work)
 
 
-def write_raw(engine: Any, requests: list[Any]) -> int:
+def write_raw(llm: Any, chat: Any, requests: list[Any]) -> int:
     """Tokens written by one call of vLLM's own `generate`, token ids made beforehand inside the clock."""
     from vllm import SamplingParams
 
     ids, params = [], []
     for request in requests:
-        encoded = engine.chat.prompt_ids(request.messages)
+        encoded = chat.prompt_ids(request.messages)
         for sample in request.samples:
             ids.append({"prompt_token_ids": encoded})
             params.append(
                 SamplingParams(
                     seed=sample.seed, temperature=TEMPERATURE, max_tokens=MAX_TOKENS,
-                    stop_token_ids=sorted(engine.chat.end_ids),
+                    stop_token_ids=sorted(chat.end_ids),
                 )
             )  # fmt: skip
-    forget(engine)
-    return sum(len(out.outputs[0].token_ids) for out in engine.llm.generate(ids, params, use_tqdm=False))
+    return sum(len(out.outputs[0].token_ids) for out in llm.generate(ids, params, use_tqdm=False))
 
 
-def judge_raw(engine: Any, requests: list[Any]) -> int:
+def judge_raw(llm: Any, chat: Any, requests: list[Any]) -> int:
     """Verdicts by one call of vLLM's own `generate`."""
     from vllm import SamplingParams
 
     ids, params = [], []
     for request in requests:
-        encoded, choices = engine.chat.choice_ids(request.messages, request.choices, request.prefill)
+        encoded, choices = chat.choice_ids(request.messages, request.choices, request.prefill)
         ids.append({"prompt_token_ids": encoded})
         params.append(SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(choices)))
-    forget(engine)
-    return len(engine.llm.generate(ids, params, use_tqdm=False))
+    return len(llm.generate(ids, params, use_tqdm=False))
 
 
 def speed(work: Callable[[], int]) -> float:
@@ -268,6 +267,22 @@ def size(requests: list[Any]) -> int:
     return sum(len(request.samples) for request in requests)
 
 
+def raw_vllm(model: str) -> Any:
+    """vLLM in this process, with the settings that our engine gives to its child on a CPU."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    from transformers import AutoConfig
+    from vllm import LLM
+
+    from sao.models.locate import find_model
+
+    path = str(find_model(model))
+    context = AutoConfig.from_pretrained(path).max_position_embeddings
+    return LLM(
+        model=path, dtype="float32", enforce_eager=True, gpu_memory_utilization=0.9, max_num_seqs=256,
+        enable_chunked_prefill=False, max_num_batched_tokens=max(4096, context), enable_prefix_caching=True,
+    )  # fmt: skip
+
+
 def against_raw(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
     """Our engine over vLLM against one raw call of it, in the same process."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -279,16 +294,20 @@ def against_raw(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]
     start = time.perf_counter()
     engine = VllmEngine(options.model, EngineConfig(name="vllm", threads=options.threads, **keys))
     result: dict[str, Any] = {"start_s": round(time.perf_counter() - start, 1)}
+    llm = raw_vllm(options.model)
     answers = {done.id: done.text for done in engine.generate(writing(texts[: options.verdicts], 2))}
     for name, requests in workloads(options, texts).items():
         sides = {
             "ours": lambda r=requests: write_ours(engine, r),
-            "raw": lambda r=requests: write_raw(engine, r),
+            "raw": lambda r=requests: write_raw(llm, engine.chat, r),
         }
         result[name] = compare(name, sides, options.repeats)
     if options.verdicts:
         requests = verdicts(texts[: options.verdicts], answers)
-        sides = {"ours": lambda: judge_ours(engine, requests), "raw": lambda: judge_raw(engine, requests)}
+        sides = {
+            "ours": lambda: judge_ours(engine, requests),
+            "raw": lambda: judge_raw(llm, engine.chat, requests),
+        }
         result["verdicts"] = compare("verdicts", sides, options.repeats)
     engine.close()
     return result

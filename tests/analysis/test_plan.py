@@ -28,8 +28,10 @@ from sao.analysis.plan import (
     vllm_seconds,
     writing_seconds,
 )
+from sao.analysis.plan.memory import group_size
 from sao.cli import main
 from sao.config import LoraConfig, TrainConfig, load_recipe, recipe_names
+from sao.engines import caches
 from sao.errors import ConfigError, ModelError
 from sao.method import run
 from sao.models.locate import find_model
@@ -355,8 +357,12 @@ def test_gemma_on_the_papers_machine_agrees_with_the_rule_of_thumb() -> None:
     assert seconds / 3600 == pytest.approx(60e6 * 8 * 9.24e9 / (4 * 312e12 * 0.4) / 3600, rel=0.05)
 
 
+def test_groups_are_those_of_the_engine() -> None:
+    assert [group_size(n) for n in range(3000)] == [caches.group_size(n) for n in range(3000)]
+
+
 def test_writing_by_hand() -> None:
-    """Large: a step reads 2 bytes of each weight and 8 slots of a cache bucket of 128. Small: a step takes
+    """Large: a step reads 2 bytes of each weight and 8 rows of a group of 128. Small: a step takes
     0.7 ms for each of 3 layers."""
     shape = read_shape("Qwen/Qwen3-8B")
     step = (2 * 8_190_735_360 + 8 * 128 * shape.kv_bytes) / 100e9

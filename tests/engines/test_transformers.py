@@ -337,6 +337,11 @@ def test_shapes_follow_from_the_length_alone() -> None:
     assert work.read(text, 128, 72) == 200
     assert [(part.start, part.end) for part in work._parts] == [(0, 64), (64, 128), (128, 192), (192, 200)]
     assert Pass().read(text, 0, 10) == 64  # an empty pass gets a part in any case
+    large = Pass(part=128)
+    assert large.read(text, 64, 100) == 128
+    assert large.read(text, 128, 1000) == 200
+    assert [(part.start, part.end) for part in large._parts] == [(64, 128), (128, 200)]
+    assert large.read(text, 0, 100) == 64  # whole blocks, as many as fit
 
 
 def test_passes_of_one_size_where_products_round_by_their_rows(

@@ -233,13 +233,14 @@ class _Rows:
 class Pass:
     """The tokens of one forward pass."""
 
-    def __init__(self, by_row: bool = False) -> None:
-        """`by_row`: each row of a group attends by itself, where a batch of rows would round otherwise."""
+    def __init__(self, part: int = BLOCK, by_row: bool = False) -> None:
+        """A text is read in parts that end at multiples of `part` tokens (whole blocks). `by_row`: each row
+        of a group attends by itself, where a batch of rows would round otherwise."""
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.mask = torch.empty(0)
         self.attended = 0
-        self.by_row = by_row
+        self.part, self.by_row = part, by_row
         self._parts: list[_Part] = []
         self._rows: list[_Rows] = []
         self._windows: list[int] = []
@@ -255,9 +256,12 @@ class Pass:
         """Read a text on from `start` as far as whole blocks fit into `room` tokens; where it stopped. An
         empty pass gets a block in any case."""
         while start < len(text.ids):
-            end = min(len(text.ids), (start // BLOCK + 1) * BLOCK)
-            if end - start > room and self.ids:
+            end = min(len(text.ids), (start // self.part + 1) * self.part)
+            if end - start > room:
+                end = (start + room) // BLOCK * BLOCK
+            if end <= start and self.ids:
                 break
+            end = end if end > start else min(len(text.ids), (start // BLOCK + 1) * BLOCK)
             self._parts.append(_Part(text, start, end, len(self.ids)))
             self.ids += text.ids[start:end]
             self.positions += range(start, end)

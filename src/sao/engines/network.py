@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sao.models.chat import ChatTokenizer
 
 NO_WINDOW = 1 << 60
+_LARGE_PART = 8 * BLOCK
+"""Tokens of a text that attend at once where numbers need not be exact: fewer kernels to start on a GPU."""
 _HEAD_ROWS = 1 << 14
 """Rows of the head that are widened to float32 at once."""
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
@@ -75,12 +77,13 @@ class Network:
         """Most tokens of a pass."""
         self.multiple = multiple or fixed
         """Every pass gets a multiple of so many tokens, and of so many rows of logits."""
+        self._part = BLOCK if exact else _LARGE_PART
         self._by_row = exact and not self._attention_rounds_alike(tokens)
         self._check(ids, plain)
 
     def work(self) -> Pass:
         """A forward pass to be filled."""
-        return Pass(self._by_row)
+        return Pass(self._part, self._by_row)
 
     def _attention_rounds_alike(self, rows: int) -> bool:
         heads = int(self.settings.num_attention_heads)

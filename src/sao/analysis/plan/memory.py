@@ -186,7 +186,8 @@ def generation_memory(shape: Shape, config: Config, lengths: Lengths, gpu: GPU) 
     slots = config.engine.slots
     return Memory(
         weights=2.0 * shape.parameters,
-        cache=1.0 * group_size(longest) * slots * shape.kv_bytes + KEPT_PROMPTS,
+        # Half as much again while samples move from one group to the next.
+        cache=1.5 * group_size(longest) * slots * shape.kv_bytes + KEPT_PROMPTS,
         logits=14.0 * slots * shape.vocabulary,  # in 16 bits; scaled, probabilities and a copy in 32
     )
 

@@ -207,10 +207,11 @@ def test_memory_of_a_split_model_by_hand() -> None:
 
 
 def test_generation_memory_by_hand() -> None:
-    """Lanes up to 128 positions hold 256 in all; 2 bytes · (keys + values) · 2 units · 3 layers for each."""
+    """A group of 128 positions, half as much again for moves, 256 MiB of prompts; 2 bytes · (keys + values)
+    · 2 units · 3 layers for each."""
     config = load_recipe("default", {"engine.slots": "5", "responses.max_tokens": "100"})
     found = generation_memory(TOY, config, Lengths(prompt=20), CARD)
-    assert (found.weights, found.cache) == (2 * 1038, 5 * 256 * 24)
+    assert (found.weights, found.cache) == (2 * 1038, 5 * 1.5 * 128 * 24 + 2**28)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def train(
     with _quiet():
         checkpoint = _resume_point(pairs, model, out, config, seed, group)
         try:
-            policy = _policy(model, config, seed, pairs)
+            policy = _policy(model, config, seed, pairs, group)
             trainer = PreferenceTrainer(
                 pairs, policy, tokenizer, out, config, seed, as_found.attention, on_log, checkpoint is None
             )
@@ -166,7 +166,11 @@ def _settings(
 
 
 def _policy(
-    model: PreTrainedModel, config: TrainConfig, seed: int, pairs: Sequence[TokenPair]
+    model: PreTrainedModel,
+    config: TrainConfig,
+    seed: int,
+    pairs: Sequence[TokenPair],
+    group: parallel.Processes,
 ) -> PreTrainedModel:
     """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead
     of logits."""
@@ -176,7 +180,8 @@ def _policy(
     policy = model if config.method == "full" else add_adapter(model, config, seed)
     packed = config.batches == "packed"
     as_policy(model, packed)
-    quicken(model)
+    if group.world == 1:  # ZeRO-3 takes the weights out of the layers after each pass
+        quicken(model)
     half = half_precision(config, model.device)
     exact = model.dtype == torch.float32 and config.method != "qlora" and not half
     some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))

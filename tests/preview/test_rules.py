@@ -116,14 +116,11 @@ def test_no_way_is_better() -> None:
 def test_bfloat16_is_proposed_where_the_cpu_is_faster_and_the_run_long() -> None:
     long, short = RunCost(seconds=7200.0), RunCost(seconds=300.0)
     preview = Preview(model="planted", engine="transformers", folder="look", quick_bfloat16=True, run=long)
-    settings = {"engine.dtype": "bfloat16", "train.half_precision": "true"}
-    assert [change.settings for change in changes(preview, CONFIG)] == [settings]
+    assert [change.settings for change in changes(preview, CONFIG)] == [{"engine.dtype": "bfloat16"}]
     assert changes(preview.model_copy(update={"run": short}), CONFIG) == []
     assert changes(preview.model_copy(update={"quick_bfloat16": False}), CONFIG) == []
     assert changes(preview, make_config({"model": "planted", "engine": {"dtype": "float32"}})) == []
     assert changes(preview.model_copy(update={"engine": "vllm"}), CONFIG) == []
-    kept = make_config({"model": "planted", "train": {"half_precision": False}})
-    assert [change.settings for change in changes(preview, kept)] == [{"engine.dtype": "bfloat16"}]
 
 
 def test_a_judge_that_is_worse_than_a_coin_is_called_so() -> None:

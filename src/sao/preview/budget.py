@@ -22,7 +22,7 @@ CHECKED_PROMPTS = (6, 50)
 """Prompts with constraints: at least, and at most."""
 PAIRS = (6, 58)
 """Pairs that are judged: at least, and at most."""
-SHARES = {"prompts": 0.2, "answers": 0.2, "checked answers": 0.22}
+SHARES = {"prompts": 0.2, "answers": 0.2, "checked answers": 0.3}
 """Share of the time for each step; what is left is for the verdicts."""
 QUESTION = "How do I repair a bicycle tyre at home? Explain it to me."
 

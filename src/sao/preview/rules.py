@@ -341,8 +341,8 @@ def half_precision(preview: Preview, config: Config) -> Change | None:
     if not preview.engine.startswith("transformers"):
         return None
     says = (
-        "This CPU multiplies bfloat16 faster than float32: the built-in engine's verdicts were 1.4 times, its "
-        "writing 1.2 times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype."
+        "This CPU multiplies bfloat16 faster than float32: the built-in engine's verdicts were 1.4 times, "
+        "its writing 1.2 times as fast with SmolLM2-135M. Numbers are rounded more: engine.dtype."
     )
     settings = {"engine.dtype": "bfloat16"}
     return Change(rule="half precision", says=says, settings=settings)

@@ -115,7 +115,7 @@ def prepare(folder: str, slots: int, threads: int) -> TransformersEngine:
     """An engine over a random model of the demo's size, with the end of turn switched off for both sides."""
     config = EngineConfig(device="cpu", slots=slots, threads=threads)
     engine = TransformersEngine(tiny_models.llama(Path(folder), initializer_range=0.02, **DEMO_SIZE), config)
-    engine.network.ends = (frozenset(), frozenset())
+    engine.chat.end_ids = frozenset()
     PLAIN["model"] = load_model(folder, config)
     settings = PLAIN["model"].generation_config
     settings.eos_token_id, settings.pad_token_id = None, engine.chat.pad_id
@@ -181,7 +181,7 @@ def report(
         "requests": len(requests),
         "new_tokens": sum(r.sampling.max_tokens for r in requests),
         "prompt_tokens": sum(len(engine.chat.prompt_ids(r.messages)) for r in requests),
-        "parameters": engine.network.model.num_parameters(),
+        "parameters": engine.model.num_parameters(),
         "threads": torch.get_num_threads(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "cpus": os.cpu_count(),

@@ -105,8 +105,8 @@ def judge_ours(engine: Any, requests: list[Any]) -> int:
 
 def forget(engine: Any) -> None:
     """Drop what our built-in engine kept of prompts. (vLLM keeps them, on both sides.)"""
-    if hasattr(engine, "prefixes"):
-        engine.prefixes = type(engine.prefixes)()
+    if hasattr(engine, "batches"):
+        engine.batches.forget()
 
 
 def padded(rows: list[list[int]], pad: int) -> dict[str, Any]:

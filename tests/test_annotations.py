@@ -52,6 +52,7 @@ ALLOWED = {
         "sao.engines.network.Network.mask_argument",
         "sao.evaluation.harness.language_model",
         "sao.evaluation.harness.task_index",
+        "sao.models.load.model_class",
         "sao.models.load.read_config",
         "sao.training.adapters.add_adapter",
         "sao.training.adapters.quantisation",

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 from gpu_parts.setting import SEED, Setting, build, guarded, report
 from sao.config import EngineConfig
 from sao.engines import Request, Sample, Sampling
-from sao.engines.caches import BLOCK, Prefixes
-from sao.engines.network import Network
-from sao.engines.transformers import READ_TOKENS, TransformersEngine
+from sao.engines.continuous import Continuous
+from sao.engines.transformers import TransformersEngine
 from sao.records import Message
 from support import tiny_models
 
@@ -30,9 +29,8 @@ def engine_part(setting: Setting) -> None:
     with tempfile.TemporaryDirectory() as folder:  # its tokenizer; the weights are replaced
         engine = TransformersEngine(tiny_models.llama(Path(folder), max_position_embeddings=8192), config)
     plain = build("llama-1b", None, dtype, setting).eval()
-    read = READ_TOKENS.get(setting.device.type, READ_TOKENS["other"])
     own = build("llama-1b", None, dtype, setting).eval()
-    engine.network = Network(own, engine.chat, rows + read, rows + BLOCK, exact=False)
+    engine.batches = Continuous(own, engine.chat, rows, exact=False)
     found: dict[str, Any] = {"gpu": setting.gpu, "parameters": plain.num_parameters(), "rows": rows}
     for name in ("even", "uneven"):
         if setting.left < (2 if setting.small else 15):
@@ -80,7 +78,7 @@ def compare_engines(
 
 def write_ours(engine: TransformersEngine, work: list[Request]) -> int:
     """Tokens written by the built-in engine, which knows none of the prompts."""
-    engine.prefixes = Prefixes()
+    engine.batches.forget()
     return sum(len(done.token_ids or ()) for done in engine.generate(iter(work)))
 
 

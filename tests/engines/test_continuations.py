@@ -10,6 +10,7 @@ import torch
 from sao.config import EngineConfig
 from sao.engines import ContinuationEngine, ContinuationRequest, Continuations, Failure
 from sao.engines.continuations import _score, _Tree
+from sao.engines.continuous import Continuous
 from sao.engines.scripted import ScriptedEngine
 from sao.engines.transformers import TransformersEngine
 from sao.records import Message
@@ -31,7 +32,7 @@ def plain(engine: TransformersEngine, request: ContinuationRequest) -> list[floa
     sums = []
     for ending in endings:
         with torch.inference_mode():
-            logits = engine.network.model(input_ids=torch.tensor([context + ending])).logits[0]
+            logits = engine.model(input_ids=torch.tensor([context + ending])).logits[0]
         logprobs = logits.float().log_softmax(-1)
         sums.append(sum(float(logprobs[len(context) - 1 + i, token]) for i, token in enumerate(ending)))
     return sums
@@ -50,7 +51,8 @@ def test_the_shared_context_changes_no_number(tmp_path: Path, build: object) -> 
     assert alone == [found[request.id] for request in reversed(requests())]  # to the last bit
     # As on a GPU: several in one pass.
     trees = [_Tree(r.id, *engine.chat.continuation_ids(r.context, r.continuations)) for r in requests()]
-    for one in _score(engine.network, trees):
+    assert isinstance(engine.batches, Continuous)
+    for one in _score(engine.batches.network, trees):
         assert one.logprobs == pytest.approx(found[one.id].logprobs, abs=1e-3)
 
 

@@ -35,13 +35,11 @@ class Completer:
         assert isinstance(ids, list)
         found: list[int] = []
         with torch.no_grad():
-            logits = self.engine.network.model(torch.tensor([ids])).logits[0, -1]
+            logits = self.engine.model(torch.tensor([ids])).logits[0, -1]
             while len(found) < body["max_tokens"] and not (
                 found and found[-1] in body.get("stop_token_ids", ())
             ):
-                found.append(
-                    int(self.engine.network.model(torch.tensor([ids + found])).logits[0, -1].argmax())
-                )
+                found.append(int(self.engine.model(torch.tensor([ids + found])).logits[0, -1].argmax()))
         ended = bool(found) and found[-1] in body.get("stop_token_ids", ())
         choice: Body = {"index": 0, "finish_reason": "stop" if ended else "length"}
         choice["text"] = self.engine.chat.decode(found[:-1] if ended else found)

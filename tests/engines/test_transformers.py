@@ -19,10 +19,13 @@ from sao.config import EngineConfig
 from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
 from sao.engines import network as network_module
 from sao.engines.caches import Group, Pass, Prefixes, Text, group_size
-from sao.engines.network import Network, rows_multiple
+from sao.engines.continuous import Continuous
+from sao.engines.network import Network, float32_head, rows_multiple
 from sao.engines.sampling import draw, uniforms
 from sao.engines.transformers import TransformersEngine
 from sao.errors import EngineError, ModelError
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
 from sao.records import Message
 from support import tiny_models
 from support.errors import raises
@@ -45,6 +48,17 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TransformersE
 @pytest.fixture(scope="module")
 def engine(engines: dict[str, TransformersEngine]) -> TransformersEngine:
     return engines["llama"]
+
+
+def usual(engine: TransformersEngine) -> Continuous:
+    """How the engine batches these models."""
+    assert isinstance(engine.batches, Continuous)
+    return engine.batches
+
+
+def continuous(folder: str) -> Continuous:
+    """The same for a folder; raises ModelError where it does not serve."""
+    return Continuous(load_model(folder, CONFIG), ChatTokenizer.load(folder, CONFIG), 8, exact=True)
 
 
 def chat(text: str) -> tuple[Message, ...]:
@@ -94,7 +108,7 @@ def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: st
     engine = engines[name]
     requests = [request(i, n=1, max_tokens=130, temperature=0.0) for i in range(6)]
     ours = run(engine, requests)
-    model: Any = engine.network.model
+    model: Any = engine.model
     lengths = set()
     for i, each in enumerate(requests):
         ids = engine.chat.prompt_ids(each.messages)
@@ -118,7 +132,7 @@ def test_choice_logprobs_equal_a_plain_forward(engines: dict[str, TransformersEn
     for each in requests:
         ids = torch.tensor([engine.chat.prompt_ids(each.messages)])
         with torch.inference_mode():
-            logprobs = engine.network.model(ids).logits[0, -1].float().log_softmax(-1)
+            logprobs = engine.model(ids).logits[0, -1].float().log_softmax(-1)
         expected = logprobs[list(engine.chat.choice_ids(each.messages, each.choices)[1])].tolist()
         assert found[each.id] == pytest.approx(expected, abs=1e-5)
         (alone,) = engine.choice_logprobs([each])
@@ -128,7 +142,7 @@ def test_choice_logprobs_equal_a_plain_forward(engines: dict[str, TransformersEn
 @pytest.mark.parametrize("name", BUILDERS)
 def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: Path, name: str) -> None:
     engine = TransformersEngine(BUILDERS[name](tmp_path), CONFIG.model_copy(update={"dtype": "bfloat16"}))
-    model: Any = engine.network.model
+    model: Any = engine.model
     softcap = model.config.get_text_config().to_dict().get("final_logit_softcapping")
     ids = np.array([engine.chat.prompt_ids(chat(f"{i} or {i + 1}?")) for i in range(8)])
     work, places = Pass(), []
@@ -138,9 +152,9 @@ def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: P
     seen: list[torch.Tensor] = []
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].double()))
-    found, plain = (engine.network.logits(work, places, float32=wide) for wide in (True, False))
-    with torch.inference_mode(), engine.network.float32_head():  # as continuations are read
-        read = engine.network.forward(input_ids=torch.from_numpy(ids))
+    found, plain = (usual(engine).network.logits(work, places, float32=wide) for wide in (True, False))
+    with torch.inference_mode(), float32_head(engine.model):  # as continuations are read
+        read = usual(engine).network.forward(input_ids=torch.from_numpy(ids))
     hook.remove()
 
     def exact(hidden: torch.Tensor) -> torch.Tensor:
@@ -152,7 +166,7 @@ def test_verdicts_of_a_model_in_bfloat16_come_from_logits_in_float32(tmp_path: P
         assert (found - exact(seen[0][0, places])).abs().max() < 1e-5
         assert (read - exact(seen[2])).abs().max() < 1e-5
         assert (plain - exact(seen[1][0, places])).abs().max() > 1e-4, "the model's own would have passed"
-    assert engine.network.forward(input_ids=torch.from_numpy(ids)).dtype == torch.bfloat16
+    assert usual(engine).network.forward(input_ids=torch.from_numpy(ids)).dtype == torch.bfloat16
 
 
 def test_max_tokens_end_tokens_and_reasons(engines: dict[str, TransformersEngine]) -> None:
@@ -225,7 +239,7 @@ def test_full_gpu_names_the_way_out(engine: TransformersEngine, monkeypatch: pyt
     def full(**_: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(engine.network, "forward", full)
+    monkeypatch.setattr(usual(engine).network, "forward", full)
     with raises(EngineError, key="engine.slots", match=r"try engine.slots=4 \(no memory\)"):
         list(engine.generate([request(0)]))
     with raises(EngineError, key="engine.slots", match=r"try engine.slots=4"):
@@ -251,7 +265,7 @@ def test_short_samples_come_before_long_ones(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of twenty requests wants 100 tokens, the others 3; no token ends a sample early."""
-    monkeypatch.setattr(engine.network, "ends", (frozenset(), frozenset()))
+    monkeypatch.setattr(engine.chat, "end_ids", frozenset())
     requests = [request(i, n=1, max_tokens=100 if i == 0 else 3) for i in range(20)]
     order = [completion.id for completion in engine.generate(requests)]
     assert order[-1] == "0.0"
@@ -264,7 +278,7 @@ def test_samples_follow_the_softmax(engine: TransformersEngine) -> None:
     samples = tuple(Sample(str(i), i) for i in range(4000))
     (ids,) = [engine.chat.prompt_ids(messages)]
     with torch.inference_mode():
-        logits = engine.network.model(torch.tensor([ids])).logits[0, -1].double() / 0.7
+        logits = engine.model(torch.tensor([ids])).logits[0, -1].double() / 0.7
     expected = 4000 * torch.softmax(logits, -1).numpy()
     drawn = [(c.token_ids or ())[0] for c in engine.generate([Request(messages, samples, Sampling(1, 0.7))])]
     counts = np.bincount(drawn, minlength=len(expected))
@@ -351,14 +365,14 @@ def test_passes_of_one_size_where_products_round_by_their_rows(
     those of the usual way up to rounding."""
     monkeypatch.setattr(network_module, "rows_multiple", lambda model, tokens: 0)
     fixed = TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
-    assert fixed.network.tokens == fixed.network.multiple == 8 + 64
+    assert usual(fixed).network.tokens == usual(fixed).network.multiple == 8 + 64
     mixed = [request(i, max_tokens=15 + 5 * (i % 5), length=[3, 30][i % 2]) for i in range(12)]
     together = run(fixed, mixed)
     for i in (0, 5):
         alone = run(fixed, [mixed[i]])
         assert alone == {key: together[key] for key in alone}
-    usual = run(engine, mixed)
-    assert sum(usual[key] == together[key] for key in usual) >= len(usual) - 1
+    plain = run(engine, mixed)
+    assert sum(plain[key] == together[key] for key in plain) >= len(plain) - 1
     asked = [ChoiceRequest(str(i), chat("hello " * 9 * i + "1 or 2?"), ("1", "2")) for i in range(6)]
     found = {choices.id: choices.logprobs for choices in fixed.choice_logprobs(asked)}
     for choices in engine.choice_logprobs(asked):
@@ -367,16 +381,16 @@ def test_passes_of_one_size_where_products_round_by_their_rows(
 
 def test_without_exact_numbers_nothing_is_filled_up(tmp_path: Path, engine: TransformersEngine) -> None:
     free = TransformersEngine(tiny_models.llama(tmp_path), CONFIG.model_copy(update={"exact": False}))
-    assert free.network.multiple == 1
+    assert usual(free).network.multiple == 1
     requests = [request(i, temperature=0.0) for i in range(6)]
     assert run(free, requests) == run(engine, requests)
 
 
 def test_the_rows_by_which_products_round_alike(engine: TransformersEngine) -> None:
     """What is found holds for every multiple of it, in each layer."""
-    multiple = rows_multiple(engine.network.model, 200)
+    multiple = rows_multiple(engine.model, 200)
     assert 0 < multiple <= 64
-    layers = [m for m in engine.network.model.modules() if isinstance(m, torch.nn.Linear)]
+    layers = [m for m in engine.model.modules() if isinstance(m, torch.nn.Linear)]
     with torch.inference_mode():
         for layer in layers:
             rows = torch.randn(150, layer.in_features)
@@ -389,14 +403,14 @@ def test_prompts_that_begin_alike_share_what_was_read(engine: TransformersEngine
     """70 words in common: whole blocks of 64 tokens are taken over, and the numbers are the same to the last
     bit as without."""
     asked = [ChoiceRequest(str(i), chat("hello " * 70 + f"{i}, 1 or 2?"), ("1", "2")) for i in range(20)]
-    engine.prefixes = Prefixes()
+    engine.batches.forget()
     alone = []
     for each in asked:
         alone += list(engine.choice_logprobs([each]))
-        engine.prefixes = Prefixes()
+        engine.batches.forget()
     assert list(engine.choice_logprobs(asked)) == alone
     ids = engine.chat.choice_ids(asked[3].messages, asked[3].choices)[0]
-    text, shared = engine.prefixes.find(ids, Pass())
+    text, shared = usual(engine).prefixes.find(ids, Pass())
     assert shared == len(ids) // 64 * 64 > 64
     assert text is not None
     assert text.ids[:shared] == ids[:shared]
@@ -434,10 +448,10 @@ def test_a_failed_pass_leaves_no_wrong_numbers(
     engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = [ChoiceRequest(str(i), chat("red " * 90 + f"{i}, 1 or 2?"), ("1", "2")) for i in range(4)]
-    engine.prefixes = Prefixes()
+    engine.batches.forget()
     expected = list(engine.choice_logprobs(asked))
-    engine.prefixes = Prefixes()
-    layer = engine.network.model.model.layers[-1]
+    engine.batches.forget()
+    layer = engine.model.model.layers[-1]
     with monkeypatch.context() as broken:
         broken.setattr(layer, "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -473,8 +487,8 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
 def test_phi_3_stays_within_the_context_of_its_first_factors() -> None:
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     settings = SimpleNamespace(max_position_embeddings=131072, rope_parameters=rope)
-    assert network_module._context(settings) == 4096
-    assert network_module._context(SimpleNamespace(max_position_embeddings=131072)) == 131072
+    assert network_module.context_length(settings) == 4096
+    assert network_module.context_length(SimpleNamespace(max_position_embeddings=131072)) == 131072
 
 
 def test_a_model_that_ignores_its_positions_is_refused(
@@ -489,8 +503,11 @@ def test_a_model_that_ignores_its_positions_is_refused(
         return plain(self, x, torch.arange(position_ids.shape[1])[None])
 
     monkeypatch.setattr(LlamaRotaryEmbedding, "forward", by_place)
+    folder = tiny_models.llama(tmp_path)
     with raises(ModelError, key="architecture", match="differ from a plain forward pass"):
-        TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
+        continuous(folder)
+    with raises(ModelError, key="architecture", match="differs from a plain forward pass"):
+        TransformersEngine(folder, CONFIG)  # by its own `generate` it is wrong too
 
 
 @pytest.mark.parametrize(
@@ -508,15 +525,19 @@ def test_a_layer_that_asks_for_more_is_refused(
         return plain(self, *args, **kwargs, **({key: value} if "sao_pass" in kwargs else {}))
 
     monkeypatch.setattr(LlamaAttention, "forward", with_more)
+    folder = tiny_models.llama(tmp_path)
     with raises(ModelError, key="architecture", match=found):
-        TransformersEngine(tiny_models.llama(tmp_path), CONFIG)
+        continuous(folder)
+    notes: list[str] = []
+    TransformersEngine(folder, CONFIG, notify=notes.append)
+    assert "texts of equal length are written together" in notes[0]
 
 
 def test_samples_of_a_wide_model_are_the_same_alone_and_together(tmp_path: Path) -> None:
     """Wide enough for oneDNN's products; more rows than a step of the other models has."""
     wide = {"hidden_size": 512, "intermediate_size": 640, "num_attention_heads": 8, "head_dim": 64}
     engine = TransformersEngine(tiny_models.llama(tmp_path, **wide), CONFIG.model_copy(update={"slots": 40}))
-    assert engine.network.multiple < 40
+    assert usual(engine).network.multiple < 40
     mixed = [request(i, max_tokens=8 + i % 9) for i in range(30)]
     together = run(engine, mixed)
     for i in (0, 7, 29):
@@ -531,9 +552,9 @@ def test_models_that_keep_more_than_keys_and_values_are_refused(
     with raises(ModelError, key="architecture"):
         Network(mamba, engine.chat, 72, 72, exact=True)
     kinds = ["linear_attention", "full_attention"]
-    monkeypatch.setattr(engine.network.model.config, "layer_types", kinds, raising=False)
+    monkeypatch.setattr(engine.model.config, "layer_types", kinds, raising=False)
     with raises(ModelError, key="architecture", match="linear_attention"):
-        Network(engine.network.model, engine.chat, 72, 72, exact=True)
+        Network(engine.model, engine.chat, 72, 72, exact=True)
 
 
 def test_the_first_requests_are_served_before_all_others(engine: TransformersEngine) -> None:

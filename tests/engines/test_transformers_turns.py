@@ -31,7 +31,7 @@ def greedy(model: Any, ids: list[int], ends: frozenset[int], most: int) -> list[
 
 def test_the_built_in_engine_goes_on_from_what_has_begun(engine: TransformersEngine) -> None:
     """Greedy samples of all kinds of request in one call, each as plain decoding has it."""
-    chat, model, sampling = engine.chat, engine.network.model, Sampling(12, 0.0)
+    chat, model, sampling = engine.chat, engine.model, Sampling(12, 0.0)
     requests, expected = [], {}
     for number in range(6):
         messages = (Message("system", f"talk to person {number}"),)
@@ -51,11 +51,11 @@ def test_the_built_in_engine_goes_on_from_what_has_begun(engine: TransformersEng
 
 def test_any_special_token_ends_the_users_turn_only(engine: TransformersEngine) -> None:
     """Token 1 opens a turn: in a reply it is no end, in the user's turn it is."""
-    ends = engine.network.ends
-    assert 1 not in ends[0]
-    assert 1 in ends[1]
-    assert 2 in ends[0]
-    assert 2 in ends[1]
+    reply, users_turn = engine.chat.ends(False), engine.chat.ends(True)
+    assert 1 not in reply
+    assert 1 in users_turn
+    assert 2 in reply
+    assert 2 in users_turn
 
 
 def test_verdicts_after_a_prefill_are_the_models_own(engine: TransformersEngine) -> None:
@@ -64,7 +64,7 @@ def test_verdicts_after_a_prefill_are_the_models_own(engine: TransformersEngine)
     (found,) = engine.choice_logprobs([request])
     ids, wanted = engine.chat.choice_ids(messages, ("1", "2"), "The answer is ")
     with torch.no_grad():
-        plain = engine.network.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        plain = engine.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     assert found.logprobs == pytest.approx(plain[list(wanted)].tolist(), abs=1e-4)
     (other,) = engine.choice_logprobs([ChoiceRequest("y", messages, ("1", "2"))])
     assert other.logprobs != found.logprobs

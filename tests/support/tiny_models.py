@@ -59,16 +59,18 @@ SMALL: dict[str, Any] = {
 
 def llama(folder: Path, **settings: Any) -> str:
     """Llama-like: BOS from the template and from the tokenizer, one end token, tied weights."""
-    tokenizer = _tokenizer(["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], bos="<s>")
+    tokenizer = byte_tokenizer(
+        ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], bos="<s>"
+    )
     tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token = "<pad>", "<s>", "<|end|>"
-    config = LlamaConfig(**{**SMALL, **_ids(tokenizer), "tie_word_embeddings": True, **settings})
-    return _save(LlamaForCausalLM, config, tokenizer, LLAMA_TEMPLATE, [2], folder)
+    config = LlamaConfig(**{**SMALL, **token_ids(tokenizer), "tie_word_embeddings": True, **settings})
+    return save(LlamaForCausalLM, config, tokenizer, LLAMA_TEMPLATE, [2], folder)
 
 
 def gemma2(folder: Path, **settings: Any) -> str:
     """Gemma-2-like: no system role, soft-capping, every other layer with a window of 16, two end tokens, tied
     weights."""
-    tokenizer = _tokenizer(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>")
+    tokenizer = byte_tokenizer(["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"], bos="<bos>")
     tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token = "<pad>", "<bos>", "<eos>"
     own = {
         "query_pre_attn_scalar": 8,
@@ -77,27 +79,29 @@ def gemma2(folder: Path, **settings: Any) -> str:
         "final_logit_softcapping": 10.0,
         "tie_word_embeddings": True,
     }
-    config = Gemma2Config(**{**SMALL, **_ids(tokenizer), **own, **settings})
-    return _save(Gemma2ForCausalLM, config, tokenizer, GEMMA_TEMPLATE, [1, 4], folder)
+    config = Gemma2Config(**{**SMALL, **token_ids(tokenizer), **own, **settings})
+    return save(Gemma2ForCausalLM, config, tokenizer, GEMMA_TEMPLATE, [1, 4], folder)
 
 
 def qwen3(folder: Path, **settings: Any) -> str:
     """Qwen-3-like: no BOS, a system message by default, untied weights, norms on queries and keys."""
-    tokenizer = _tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], bos=None)
+    tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], bos=None)
     tokenizer.pad_token, tokenizer.eos_token = "<|endoftext|>", "<|im_end|>"
-    config = Qwen3Config(**{**SMALL, **_ids(tokenizer), "tie_word_embeddings": False, **settings})
-    return _save(Qwen3ForCausalLM, config, tokenizer, QWEN_TEMPLATE, [2, 0], folder)
+    config = Qwen3Config(**{**SMALL, **token_ids(tokenizer), "tie_word_embeddings": False, **settings})
+    return save(Qwen3ForCausalLM, config, tokenizer, QWEN_TEMPLATE, [2, 0], folder)
 
 
 def mistral(folder: Path, **settings: Any) -> str:
     """Mistral-like: every layer with a window of 16; otherwise like `llama`."""
-    tokenizer = _tokenizer(["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], bos="<s>")
+    tokenizer = byte_tokenizer(
+        ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"], bos="<s>"
+    )
     tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token = "<pad>", "<s>", "<|end|>"
-    config = MistralConfig(**{**SMALL, **_ids(tokenizer), "sliding_window": 16, **settings})
-    return _save(MistralForCausalLM, config, tokenizer, LLAMA_TEMPLATE, [2], folder)
+    config = MistralConfig(**{**SMALL, **token_ids(tokenizer), "sliding_window": 16, **settings})
+    return save(MistralForCausalLM, config, tokenizer, LLAMA_TEMPLATE, [2], folder)
 
 
-def _tokenizer(special: list[str], bos: str | None) -> PreTrainedTokenizerFast:
+def byte_tokenizer(special: list[str], bos: str | None) -> PreTrainedTokenizerFast:
     """Byte-level BPE, so that no text is unknown; `special` take the ids from 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,7 +118,8 @@ def _tokenizer(special: list[str], bos: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a config says of the tokenizer."""
     return {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
@@ -123,15 +128,16 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _save(
+def save(
     kind: type[PreTrainedModel], config: Any, tokenizer: Any, template: str, ends: list[int], folder: Path
 ) -> str:
+    """Save a random model of this class, which turns end with `ends`, and its tokenizer; the folder."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     model = kind(config)
     torch.random.set_rng_state(state)
     model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=ends, pad_token_id=config.pad_token_id
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(folder)
     tokenizer.chat_template = template

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sao.cli import main
@@ -29,6 +30,8 @@ from sao.training.batches import EpochOrder, pad, split_pairs
 from sao.training.job import fit, load_to_train
 from sao.training.monitors import LAUNCHER, Alarms, rate_warning, sample_metrics
 from sao.training.optimizer import AdamWStochastic, round_stochastically
+from sao.training.policy import as_policy
+from sao.training.trainer import PreferenceTrainer
 from support import tiny_models
 from support.errors import raises
 from support.tiny_training import CONFIG, END, lines, some_pairs, stop_at, tiny_model, tiny_tokenizer, weights
@@ -678,3 +681,49 @@ def test_several_processes_from_one_command_with_evaluation(
     one, two = (weights(Path(s["paths"]["model"])) for s in found)
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-5)
+
+
+# On a GPU
+
+
+class NothingRead(TorchDispatchMode):
+    """Raises where the host would wait for a number that the device still computes."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss", ["simpo", "dpo"])
+def test_a_packed_pass_reads_nothing_back_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Else a GPU would stand still while the host waits. (For padded rows transformers itself looks once in a
+    pass whether anything is padded.)"""
+    config = TrainConfig(**{**SHORT.model_dump(), "loss": loss, "nll_weight": 0.1})
+    model = tiny_model()
+    as_policy(model, packed=True)
+    trainer = PreferenceTrainer(
+        some_pairs(), model, tiny_tokenizer(), tmp_path, config, 7, "sdpa", None, False
+    )
+    trainer.model_wrapped = model
+    given: Any = iter([trainer.collate([0, 1]), trainer.collate([2, ~3])])
+    inputs, pairs = trainer.get_batch_samples(given, 2, torch.device("cpu"))
+    assert pairs == 3
+    for name in ("tolist", "item", "numpy"):
+        plain = getattr(torch.Tensor, name)
+
+        def read(tensor: torch.Tensor, plain: Any = plain) -> Any:
+            assert any(tensor is each["batch"].weights for each in inputs), "a tensor was read"
+            return plain(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    with NothingRead():  # type: ignore[no-untyped-call]
+        for each in inputs:
+            trainer.compute_loss(model, each).backward()
+    monkeypatch.undo()
+    rows, measured = trainer._measures.take()
+    assert rows == [0, 1, 2]
+    assert measured.shape[1] == 3
+    assert all(weight.grad is not None for weight in model.parameters())

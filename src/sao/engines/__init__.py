@@ -229,7 +229,7 @@ def open_engine(
         case "transformers":
             from sao.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, config, revision)
+            return TransformersEngine(model, config, revision, notify)
         case "vllm":
             from sao.engines.vllm import VllmEngine
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sao.engines import ContinuationRequest, Continuations, Failure
-from sao.engines.network import Network
+from sao.engines.network import Network, float32_head
 
 READ_AHEAD = 256
 """Requests that are sorted by length together."""
@@ -97,7 +97,7 @@ def _score(network: Network, trees: list[_Tree]) -> Iterator[Continuations]:
             ids[row, start:end], parts[row, start:end] = ending, number
             places[row, start:end] = np.arange(n, n + len(ending))
             start = end
-    with network.float32_head():
+    with float32_head(network.model):
         logits = network.forward(
             input_ids=network.tensor(ids),
             attention_mask=_mask(network, parts, places),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class Network:
             )
         self.layer_windows = [window if kind == "sliding_attention" else NO_WINDOW for kind in kinds]
         self.windows = dict(sorted(zip(kinds, self.layer_windows, strict=True)))
-        self.context = _context(self.settings)
+        self.context = context_length(self.settings)
         self._vocabulary = int(self.settings.vocab_size)
         ids, plain = self._plain_logits()
         quicken(model)
@@ -92,11 +92,6 @@ class Network:
         on_cpu = self.model.device.type == "cpu"
         return on_cpu and rounds_alike(heads, kv_heads, size, self.model.dtype, min(rows, 64))
 
-    @cached_property
-    def ends(self) -> tuple[frozenset[int], frozenset[int]]:
-        """The tokens that end a reply, and those that end a turn of the user."""
-        return self.chat.end_ids, self.chat.user_ends[0]
-
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """`array` on the model's device."""
         return torch.from_numpy(array).to(self.model.device)
@@ -119,20 +114,16 @@ class Network:
         ids[0, : len(work)], positions[0, : len(work)] = work.ids, work.positions
         wanted = places + [0] * (-len(places) % self.multiple)
         work.prepare(self.model.device, self.model.dtype, self.layer_windows)
-        head: torch.nn.Module = self.model.get_output_embeddings()
         rows = self.tensor(np.array(wanted, np.int64))
-        hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, rows],))
-        try:
-            with self._own_attention(), self.float32_head(float32):
-                logits = self.forward(
-                    input_ids=self.tensor(ids),
-                    position_ids=self.tensor(positions),
-                    attention_mask=self.mask_argument(dict.fromkeys(self.windows, work.mask)),
-                    use_cache=False,
-                    sao_pass=work,
-                )
-        finally:
-            hook.remove()
+        picked = head_input(self.model, lambda hidden: hidden[:, rows])
+        with self._own_attention(), float32_head(self.model, float32), picked:
+            logits = self.forward(
+                input_ids=self.tensor(ids),
+                position_ids=self.tensor(positions),
+                attention_mask=self.mask_argument(dict.fromkeys(self.windows, work.mask)),
+                use_cache=False,
+                sao_pass=work,
+            )
         if work.attended != len(self.layer_windows):
             raise ModelError(
                 f"{type(self.model).__name__}: {work.attended} of its {len(self.layer_windows)} layers "
@@ -152,21 +143,6 @@ class Network:
             yield
         finally:
             self.settings._attn_implementation = before
-
-    @contextmanager
-    def float32_head(self, wanted: bool = True) -> Iterator[None]:
-        """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
-        multiple of 1/8, which is more than most differences between two verdicts."""
-        head: torch.nn.Module = self.model.get_output_embeddings()
-        is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
-        if not wanted or type(head) is not torch.nn.Linear or not is_half or "forward" in vars(head):
-            yield
-            return
-        vars(head)["forward"] = partial(_in_float32, head)
-        try:
-            yield
-        finally:
-            del vars(head)["forward"]
 
     @staticmethod
     def mask_argument(masks: dict[str, torch.Tensor]) -> Any:
@@ -216,7 +192,34 @@ class Network:
             )
 
 
-def _context(settings: Any) -> int:
+@contextmanager
+def head_input(model: PreTrainedModel, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """The model whose head gets `change` of the hidden states that it would get."""
+    head: torch.nn.Module = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (change(inputs[0]),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def float32_head(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
+    """Logits in float32, also of a model in half precision. In bfloat16 a logit between 16 and 32 is a
+    multiple of 1/8, which is more than most differences between two verdicts."""
+    head: torch.nn.Module = model.get_output_embeddings()
+    is_half = head.weight.dtype in (torch.bfloat16, torch.float16)
+    if not wanted or type(head) is not torch.nn.Linear or not is_half or "forward" in vars(head):
+        yield
+        return
+    vars(head)["forward"] = partial(_in_float32, head)
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+def context_length(settings: Any) -> int:
     """The longest text in tokens. LongRoPE (Phi-3) turns all texts of a pass by other factors once one of
     them is longer than its original context, so that is the limit there."""
     longest = int(getattr(settings, "max_position_embeddings", 0) or NO_WINDOW)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sao.engines.samples import SampleState
 from sao.errors import EngineError
 
 _BLOCK = 256
@@ -27,6 +28,21 @@ def uniforms(seeds: NDArray[np.uint64], steps: NDArray[np.int64]) -> NDArray[np.
     golden = np.uint64(0x9E3779B97F4A7C15)
     bits = mix(mix(seeds + golden) + (steps.astype(np.uint64) + np.uint64(1)) * golden)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw_for(logits: torch.Tensor, samples: list[SampleState]) -> list[int]:
+    """The next token of each sample, from its logits [rows, vocabulary]."""
+    if logits.device.type == "mps":
+        logits = logits.cpu()  # Metal has no float64
+    sampling = [one.sampling for one in samples]
+    seeds = np.array([one.sample.seed % 2**64 for one in samples], np.uint64)
+    settings = (
+        np.array([one.temperature for one in sampling], np.float64),
+        np.array([one.top_p for one in sampling], np.float64),
+        uniforms(seeds, np.array([len(one.tokens) for one in samples], np.int64)),
+    )
+    drawn: list[int] = draw(logits, *(torch.from_numpy(x).to(logits.device) for x in settings)).tolist()
+    return drawn
 
 
 def draw(

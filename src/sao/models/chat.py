@@ -114,6 +114,10 @@ class ChatTokenizer:
         line = closing.split("\n")[0]
         return frozenset(ends), (line,) if line else ()
 
+    def ends(self, as_user: bool) -> frozenset[int]:
+        """The tokens that end a turn of the assistant, or of the user."""
+        return self.user_ends[0] if as_user else self.end_ids
+
     def reply_ids(self, messages: Sequence[Message], text: str) -> list[int]:
         """The ids of an assistant's turn `text` after `messages`, its end included."""
         text = self.clean(text)

@@ -91,6 +91,18 @@ def read_config(path: Path, config: EngineConfig) -> Any:
     return settings
 
 
+def model_class(settings: Any) -> Any:
+    """The class that holds the model: the one that its makers saved it by, so that nothing is left out (a
+    vision tower, say) and all is saved under its own names; else transformers' causal language model."""
+    import transformers
+
+    for name in settings.architectures or []:
+        kind = getattr(transformers, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, transformers.GenerationMixin):
+            return kind
+    return transformers.AutoModelForCausalLM
+
+
 def _refuse_classifier(path: Path, architectures: Any) -> None:
     other = next((str(name) for name in architectures or [] if _NOT_CHAT.search(str(name))), None)
     if other is not None:
@@ -125,17 +137,14 @@ def check_model(
 def _is_known(path: Path, config: EngineConfig) -> bool:
     """Whether transformers can tell what the folder's weights should be called: not of quantised ones, nor
     where it does not know the model as a causal language model by the name that its makers gave it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        kind: Any = AutoModelForCausalLM._model_mapping[type(settings)]
     except LOAD_ERRORS:
         return False
-    return (
-        kind.__name__ in (settings.architectures or [])
-        and getattr(settings, "quantization_config", None) is None
-    )
+    named = model_class(settings).__name__ in (settings.architectures or [])
+    return named and getattr(settings, "quantization_config", None) is None
 
 
 def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
@@ -143,10 +152,12 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    remote = config.trust_remote_code and "auto_map" in config_json(path)
+    kind = AutoModelForCausalLM if remote else model_class(read_config(path, config))
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        found: Any = kind.from_pretrained(
             path,
-            trust_remote_code=config.trust_remote_code,
+            **({"trust_remote_code": True} if remote else {}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,

@@ -31,6 +31,14 @@ from sao.errors import ModelError
 PACKED = "sao_packed"
 
 
+def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`. A GPU copies it when it comes to it: from other than pinned memory the
+    host would wait until the GPU has done all that it was given before."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 @dataclass
 class Segments:
     """How one packed row is cut. Segment i has `queries[i]` consecutive queries, in the order of the row, and
@@ -46,7 +54,7 @@ class Segments:
 
     def to(self, device: torch.device) -> Segments:
         """The same on another device (only the index moves; masks are made where they are used)."""
-        index = None if self.key_index is None else self.key_index.to(device)
+        index = None if self.key_index is None else copy_to(self.key_index, device)
         return Segments(self.queries, self.keys, index)
 
     def mask(self, i: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -70,7 +78,7 @@ class Segments:
         """[segments + 1] int32 where each segment's queries and keys begin, for varlen kernels."""
         if device not in self._starts:
             query_starts, key_starts = (
-                torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+                copy_to(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), device)
                 for lengths in (self.queries, self.keys)
             )
             self._starts[device] = (query_starts, key_starts)

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from sao.config import TrainConfig
 from sao.errors import TrainingError
 from sao.records import make_id, seed_of
-from sao.training.attention import Segments
+from sao.training.attention import Segments, copy_to
 
 FRONT = 16
 """How many of the longest pairs go into each of the first two steps."""
@@ -232,15 +232,17 @@ class Batch:
     """[B] numbers of the pairs."""
     weights: Tensor
     """[B] 1, or 0 for a filler."""
+    tokens: Tensor
+    """`lengths` as float32, where the batch is."""
+    row_index: Tensor
+    """`rows` as int64, where the batch is."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, (Tensor, Segments))
-        }
-        return Batch(**{**vars(self), **moved})
+        values = vars(self)
+        tensors = {key: copy_to(value, device) for key, value in values.items() if isinstance(value, Tensor)}
+        segments = None if self.segments is None else self.segments.to(device)
+        return Batch(**{**values, **tensors, "segments": segments})
 
     @property
     def model_inputs(self) -> dict[str, Tensor | Segments]:
@@ -349,10 +351,14 @@ def _labels(
     weights: Sequence[float],
 ) -> dict[str, Any]:
     """The fields of a Batch that say which hidden states predict which tokens, and whose they are."""
+    rows = list(rows) or list(range(len(pairs)))
+    lengths = [len(tokens) for _, tokens in parts]
     return {
         "selected": torch.tensor([place for places, _ in parts for place in places]),
         "targets": torch.tensor([token for _, tokens in parts for token in tokens]),
-        "lengths": [len(tokens) for _, tokens in parts],
-        "rows": list(rows) or list(range(len(pairs))),
+        "lengths": lengths,
+        "tokens": torch.tensor(lengths, dtype=torch.float32),
+        "rows": rows,
+        "row_index": torch.tensor(rows),
         "weights": torch.tensor(list(weights) or [1.0] * len(pairs)),
     }

@@ -16,21 +16,21 @@ class Measures:
 
     def __init__(self, group: Processes) -> None:
         self._group = group
-        self._batches: list[tuple[list[int], Tensor]] = []
+        self._rows: list[int | None] = []  # None for a filler
+        self._measured: list[Tensor] = []
 
-    def add(self, rows: list[int], measured: Tensor) -> None:
-        """Add [len(MEASURES), rows], measured of these rows."""
-        self._batches.append((rows, measured))
+    def add(self, rows: list[int], measured: Tensor, weights: list[float]) -> None:
+        """Add [len(MEASURES), rows], measured of these rows, without those of weight 0. Nothing is read from
+        `measured` before `take`: a GPU would be waited for."""
+        self._rows += [row if weight else None for row, weight in zip(rows, weights, strict=True)]
+        self._measured.append(measured)
 
     def take(self) -> tuple[list[int], Tensor]:
         """What all processes measured: rows, and [len(MEASURES), rows] in float64."""
-        rows = [row for rows, _ in self._batches for row in rows]
-        columns = []
-        if self._batches:
-            measured = torch.cat([measured for _, measured in self._batches], dim=1)
-            columns = measured.double().cpu().t().tolist()
-        self._batches.clear()
-        gathered = self._group.gather(list(zip(rows, columns, strict=True)))
+        columns = torch.cat(self._measured, dim=1).cpu().double().t().tolist() if self._measured else []
+        own = [(row, column) for row, column in zip(self._rows, columns, strict=True) if row is not None]
+        self._rows, self._measured = [], []
+        gathered = self._group.gather(own)
         all_columns = torch.tensor([column for _, column in gathered], dtype=torch.float64)
         return [row for row, _ in gathered], all_columns.t()
 

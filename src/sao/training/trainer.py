@@ -71,7 +71,6 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         self._step_pairs, self._step_tokens = 0, 0
         self._measures, self._alarms = Measures(self.group), monitors.Alarms()
         self._alarm = self._past_alarm()
-        self._targets = torch.tensor([_target(pair, config) for pair in self.pairs])  # [pairs, 2]
         self._reference = self._reference_sums(model, out) if config.needs_reference else None  # [pairs, 2]
         if "tensorboard" in config.report_to:  # its default is among the checkpoints, which are cleared away
             os.environ["TENSORBOARD_LOGGING_DIR"] = str(out / "tensorboard")
@@ -85,6 +84,9 @@ class PreferenceTrainer(parallel.ParallelTrainer):
             eval_dataset=self.held_out or self.pairs,  # only so that Trainer calls `evaluate`
             **(stochastic if config.optimizer == "adamw_sr" else {}),
         )
+        device, targets = self.args.device, [_target(pair, config) for pair in self.pairs]
+        self._targets = torch.tensor(targets, device=device)  # [pairs, 2]
+        self._reference = None if self._reference is None else self._reference.to(device)
         self.flow = self._save_and_stop()
 
     def _save_and_stop(self) -> monitors.SaveAndStop:
@@ -160,8 +162,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
     def _covered_tokens(self, batch: Batch) -> Tensor:
         """[B] tokens of each pair that the likelihood term covers."""
         n_pairs = len(batch.rows)
-        lengths = torch.tensor(batch.lengths, dtype=torch.float32)
-        chosen, prompts = lengths[:n_pairs], lengths[2 * n_pairs :]
+        chosen, prompts = batch.tokens[:n_pairs], batch.tokens[2 * n_pairs :]
         return chosen + prompts if self.config.nll_on_prompt else chosen
 
     # Loss
@@ -181,8 +182,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         parallel.check_wrapper(model, self.config, self.group)
         batch = inputs["batch"].to(self.args.device)
         losses, measured = self.pair_losses(model, batch, self._step_tokens / self._step_pairs)
-        real = [i for i, row in enumerate(batch.rows) if bool(inputs["batch"].weights[i])]
-        self._measures.add([batch.rows[i] for i in real], measured[:, real])
+        self._measures.add(batch.rows, measured, inputs["batch"].weights.tolist())
         # Wrappers average the gradients over the processes, so each gives its share times their number.
         loss = (losses * batch.weights).sum() / self._step_pairs * self.group.world
         return (loss, None) if return_outputs else loss
@@ -197,10 +197,10 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         config = self.config
         chosen, rejected, *prompts = part_sums(model, batch)  # [B] each
         logps = self._pair_logps(batch, chosen, rejected)
-        margin, label = self._targets[batch.rows].to(chosen.device).unbind(1)  # [B] each
+        margin, label = self._targets[batch.row_index].unbind(1)  # [B] each
         losses, chosen_rewards, rejected_rewards = preference_loss(config, logps, margin, label)
         if config.nll_average == "pairs":
-            covered: Tensor | float = self._covered_tokens(batch).to(chosen.device)
+            covered: Tensor | float = self._covered_tokens(batch)
         else:
             covered = tokens_per_pair
         nll = -(chosen + prompts[0] if prompts else chosen) / covered
@@ -212,14 +212,13 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
     def _pair_logps(self, batch: Batch, chosen: Tensor, rejected: Tensor) -> PairLogps:
         """The sums of the policy and the reference, and the tokens that they cover."""
-        device, n_pairs = chosen.device, len(batch.rows)
-        lengths = torch.tensor(batch.lengths, dtype=torch.float32, device=device)
-        reference = None if self._reference is None else self._reference[batch.rows].to(device)  # [B, 2]
+        n_pairs = len(batch.rows)
+        reference = None if self._reference is None else self._reference[batch.row_index]  # [B, 2]
         return PairLogps(
             chosen=chosen,
             rejected=rejected,
-            chosen_tokens=lengths[:n_pairs],
-            rejected_tokens=lengths[n_pairs : 2 * n_pairs],
+            chosen_tokens=batch.tokens[:n_pairs],
+            rejected_tokens=batch.tokens[n_pairs : 2 * n_pairs],
             ref_chosen=None if reference is None else reference[:, 0],
             ref_rejected=None if reference is None else reference[:, 1],
         )
@@ -301,8 +300,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
                 self.autocast_smart_context_manager(),
             ):
                 _, measured = self.pair_losses(model, batch, tokens_per_pair)
-            if own:
-                self._measures.add(batch.rows, measured)
+            self._measures.add(batch.rows, measured, [float(bool(own))] * len(batch.rows))
         _, measured = self._measures.take()
         model.train()
         return {f"eval_{name}": value for name, value in means(measured, self._reports_nll).items()}

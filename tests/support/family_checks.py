@@ -1,0 +1,197 @@
+"""What SAO does with a model of a family, each compared with plain transformers: the columns of
+docs/models.md.
+
+Each check takes the folder of a tiny model (`support.families.build`) and raises where something is wrong.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sao.config import EngineConfig, TrainConfig
+from sao.engines import ChoiceRequest, Request, Sample, Sampling
+from sao.engines.transformers import TransformersEngine
+from sao.models.chat import ChatTokenizer
+from sao.models.load import load_model
+from sao.models.shapes import read_shape
+from sao.records import Message
+from sao.training import train
+from sao.training.adapters import add_adapter
+from sao.training.batches import Batch, TokenPair, pack, pad
+from sao.training.policy import as_policy, part_sums
+
+ENGINE = EngineConfig(name="transformers", device="cpu", slots=4, threads=1)
+LORA = TrainConfig(method="lora", batch_size=4, micro_batch_size=2, max_length=64)
+TOKENS = 12
+
+
+def writes(folder: str) -> str | None:
+    """Greedy ids equal those of `generate`; which way the engine took, where it is not the usual one."""
+    notes: list[str] = []
+    engine, plain = TransformersEngine(folder, ENGINE, notify=notes.append), load_model(folder, ENGINE)
+    chats = [(Message("user", "hello world " * i + str(i)),) for i in range(5)]
+    requests = [Request(c, (Sample(str(i), i),), Sampling(TOKENS, 0.0)) for i, c in enumerate(chats)]
+    found = {done.id: done.token_ids for done in engine.generate(requests)}
+    for i, messages in enumerate(chats):
+        ids = torch.tensor([engine.chat.prompt_ids(messages)])
+        generate: Any = plain.generate
+        out = generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS,
+            eos_token_id=sorted(engine.chat.end_ids), pad_token_id=engine.chat.pad_id,
+        )  # fmt: skip
+        expected = tuple(out[0, ids.shape[1] :].tolist())
+        assert found[str(i)] == expected, f"{found[str(i)]} instead of {expected}"
+    return "equal lengths" if notes else None
+
+
+def judges(folder: str) -> None:
+    """Log-probabilities of choices equal those of a plain forward pass to 1e-4."""
+    engine, plain = TransformersEngine(folder, ENGINE), load_model(folder, ENGINE)
+    asked = [ChoiceRequest(str(i), (Message("user", "a b " * i + "1 or 2?"),), ("1", "2")) for i in range(5)]
+    found = {one.id: one.logprobs for one in engine.choice_logprobs(asked)}
+    for request in asked:
+        ids, choices = engine.chat.choice_ids(request.messages, request.choices)
+        with torch.inference_mode():
+            logits = plain(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        expected = logits.log_softmax(-1)[list(choices)]
+        off = (torch.tensor(found[request.id]) - expected).abs().max()
+        assert off < 1e-4, f"off by {off:.2g} nats"
+
+
+def some_pairs(folder: str, n: int = 3) -> list[TokenPair]:
+    """Pairs of unlike lengths, past the tiny models' windows of 16 tokens."""
+    vocabulary = len(ChatTokenizer.load(folder, ENGINE).tokenizer)
+
+    def ids(start: int, count: int) -> tuple[int, ...]:
+        return tuple(6 + (start + k * k) % (vocabulary - 6) for k in range(count))
+
+    return [
+        TokenPair(
+            id=f"pair-{i}",
+            prompt_ids=(1, 4, *ids(7 * i, 9 + 4 * i), 2, 5),
+            chosen_ids=(*ids(3 * i, 20 - 3 * i), 2),
+            rejected_ids=(*ids(11 * i + 50, 5 + 4 * i), 2),
+        )
+        for i in range(n)
+    ]
+
+
+def plain_sums(model: Any, batch: Batch) -> Tensor:
+    """The sums of log-probabilities [2B] of a padded batch, from all its logits."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    logps = logits.flatten(0, 1)[batch.selected].float().log_softmax(-1)
+    picked = logps.gather(1, batch.targets[:, None])[:, 0]
+    return torch.stack([part.sum() for part in torch.split(picked, batch.lengths)])
+
+
+def gradients(model: Any, sums: Tensor) -> dict[str, Tensor]:
+    """Of a loss that every sum enters otherwise, by the weights' names."""
+    model.zero_grad()
+    loss = (sums * torch.linspace(0.5, 1.5, len(sums)) / 20).tanh().sum()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same(found: tuple[Tensor, dict[str, Tensor]], plain: tuple[Tensor, dict[str, Tensor]]) -> None:
+    """Sums and gradients equal to 1e-5 of the largest."""
+    (sums, ours), (expected, theirs) = found, plain
+    off = float((sums - expected).abs().max() / expected.abs().max())
+    assert off < 1e-5, f"the sums are off by {off:.2g}"
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    for name, gradient in ours.items():
+        assert name in theirs, f"{name} is trained here only"
+        off = float((gradient - theirs[name]).abs().max()) / largest
+        assert off < 1e-5, f"the gradient of {name} is off by {off:.2g}"
+
+
+def trains(folder: str, pairs: int = 3) -> None:
+    """Log-probabilities and gradients of padded rows equal those of the model's own logits."""
+    batch = pad(some_pairs(folder, pairs), 0)
+    plain = load_model(folder, ENGINE)
+    expected = plain_sums(plain, batch)
+    theirs = expected.detach(), gradients(plain, expected)
+    model = load_model(folder, ENGINE)
+    as_policy(model, packed=False)
+    sums = torch.cat(part_sums(model, batch))
+    same((sums.detach(), gradients(model, sums)), theirs)
+
+
+def packs(folder: str) -> None:
+    """The same for packed rows, with the prompt shared and without: no answer sees another."""
+    pairs = some_pairs(folder)
+    plain = load_model(folder, ENGINE)
+    expected = plain_sums(plain, pad(pairs, 0))
+    theirs = expected.detach(), gradients(plain, expected)
+    model = load_model(folder, ENGINE)
+    as_policy(model, packed=True)
+    for share in (True, False):
+        sums = torch.cat(part_sums(model, pack(pairs, share_prompt=share)))
+        same((sums.detach(), gradients(model, sums)), theirs)
+
+
+def adapts(folder: str) -> None:
+    """The same for an adapter (LoRA), and it can be merged: a step changes the model."""
+    batch = pad(some_pairs(folder), 0)
+    plain = add_adapter(load_model(folder, ENGINE), LORA, 7)
+    expected = plain_sums(plain, batch)
+    theirs = expected.detach(), gradients(plain, expected)
+    base = load_model(folder, ENGINE)
+    model = add_adapter(base, LORA, 7)
+    as_policy(base, packed=False)
+    sums = torch.cat(part_sums(model, batch))
+    same((sums.detach(), gradients(model, sums)), theirs)
+
+
+def saves(folder: str, out: Path) -> None:
+    """After training at a rate of 0 the folder has the same names, shapes and numbers as before."""
+    config = TrainConfig(
+        batch_size=4,
+        micro_batch_size=2,
+        lr=1e-12,
+        epochs=1,
+        max_length=64,
+        batches="padded",
+        held_out_share=0,
+    )
+    model = load_model(folder, ENGINE)
+    shutil.rmtree(out, ignore_errors=True)
+    result = train(some_pairs(folder), model, ChatTokenizer.load(folder, ENGINE), out, config, 7)
+    before, after = stored(Path(folder)), stored(result.model_dir)
+    assert before.keys() == after.keys(), f"names differ: {sorted(before.keys() ^ after.keys())[:4]}"
+    for name, weight in before.items():
+        assert weight.shape == after[name].shape, f"{name} has another shape"
+        assert torch.allclose(weight.float(), after[name].float(), atol=1e-6), f"{name} changed"
+    again, ids = load_model(str(result.model_dir), ENGINE), torch.arange(6, 30)[None]
+    with torch.inference_mode():
+        expected = load_model(folder, ENGINE)(ids, use_cache=False).logits
+        assert torch.allclose(again(ids, use_cache=False).logits, expected, atol=1e-4), "other logits"
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """The weights in a folder's files, by name."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            found |= {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+    return found
+
+
+def planned(folder: str) -> None:
+    """`sao plan` counts the weights within 1 % of the model's own number."""
+    model = load_model(folder, ENGINE)
+    own = sum(weight.numel() for weight in model.parameters())
+    counted = read_shape(folder).parameters
+    assert abs(counted / own - 1) <= 0.01, f"{counted} instead of {own} weights"
+
+
+CHECKS: dict[str, Callable[..., Any]] = {
+    "writes": writes, "judges": judges, "trains": trains, "packed": packs, "lora": adapts, "saves": saves,
+    "planned": planned,
+}  # fmt: skip

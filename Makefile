@@ -7,7 +7,7 @@ ZERO3 := build/zero3/.installed
 VLLM := build/vllm/.installed
 SMOLLM2 := build/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 
-.PHONY: demo real test check world clean
+.PHONY: demo real test check models world clean
 
 demo: $(STAMP)
 	$(BIN)/sao run demo --out runs/demo
@@ -29,6 +29,10 @@ check: $(STAMP)
 	$(BIN)/typos
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+# What SAO does with each family of models, by trying (3 minutes): docs/models.md.
+models: $(STAMP)
+	$(BIN)/python scripts/models.py
 
 # The toy world's model, from its seed (under 90 minutes on two cores).
 world: $(STAMP)

@@ -34,8 +34,9 @@ from sao.config import LoraConfig, TrainConfig, load_recipe, recipe_names
 from sao.engines import caches
 from sao.errors import ConfigError, ModelError
 from sao.method import run
+from sao.models.counting import read_shape
 from sao.models.locate import find_model
-from sao.models.shapes import GPU, KNOWN, Shape, find_gpu, read_shape, shape_of
+from sao.models.shapes import GPU, KNOWN, Shape, find_gpu, shape_of
 from sao.training.batches import EpochOrder, MicroBatches, TokenPair, pack, pad
 from sao.training.policy import as_policy
 from support import tiny_models
@@ -127,14 +128,43 @@ def test_what_config_files_leave_out_or_nest() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (config_of(model_type="mixtral", num_local_experts=8), "mixture of experts"),
-        (config_of(model_type="qwen3_moe", num_experts=128), "mixture of experts"),
-        ({"model_type": "gpt2", "n_embd": 768}, "no vocab_size, hidden_size"),
+        ({"model_type": "of-next-year", "hidden_size": 768}, "of-next-year"),
+        ({"model_type": "mixtral", "num_attention_heads": "many"}, "many"),
+        ({"hidden_size": 768}, "model_type"),
     ],
 )
-def test_models_that_the_plan_cannot_count_are_refused(config: dict[str, Any], message: str) -> None:
+def test_models_that_transformers_cannot_make_are_not_counted(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with raises(ModelError, key="config.json", match=message):
-        shape_of(config, "x")
+        read_shape(str(tmp_path))
+
+
+def test_a_mixture_of_experts_is_counted_whole_and_by_what_a_token_passes(tmp_path: Path) -> None:
+    """Mixtral-8x7B by its published sizes: 46.7 billion weights, of which a token passes 12.9."""
+    sizes = {
+        "model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "vocab_size": 32000,
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    shape = read_shape(str(tmp_path))
+    assert shape.parameters == 46_702_792_704
+    assert shape.used + 2 * shape.head == pytest.approx(12.88e9, rel=0.001)
+    assert shape.kv_bytes == 4 * 8 * 128 * 32
+    assert shape.adapter_width(None) == 32 * (4 * 4096 + 2 * 4096 + 2 * 1024)
+
+
+def test_layers_of_linear_attention_keep_no_keys(tmp_path: Path) -> None:
+    """Qwen3.5's layers: three of linear attention to one of attention."""
+    kinds = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 8
+    text = {
+        "model_type": "qwen3_5_text", "num_hidden_layers": 32, "layer_types": kinds, "hidden_size": 4096,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 1000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    assert read_shape(str(tmp_path)).kv_bytes == 32_768
 
 
 def test_a_folder_without_a_config_is_an_error(tmp_path: Path) -> None:

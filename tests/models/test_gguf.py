@@ -16,9 +16,9 @@ from sao.config import EngineConfig
 from sao.errors import ModelError, StoreError
 from sao.models import gguf
 from sao.models.chat import ChatTokenizer
+from sao.models.counting import read_shape
 from sao.models.load import load_model
 from sao.models.locate import find_model, identity_of, model_licence, weights_identity
-from sao.models.shapes import read_shape
 from sao.pipeline.players import player
 from sao.records import Message
 from support.errors import raises

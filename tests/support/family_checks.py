@@ -18,14 +18,17 @@ from torch import Tensor
 from sao.config import EngineConfig, TrainConfig
 from sao.engines import ChoiceRequest, Request, Sample, Sampling
 from sao.engines.transformers import TransformersEngine
+from sao.errors import ModelError
 from sao.models.chat import ChatTokenizer
+from sao.models.counting import read_shape
 from sao.models.load import load_model
-from sao.models.shapes import read_shape
 from sao.records import Message
 from sao.training import train
 from sao.training.adapters import add_adapter
 from sao.training.batches import Batch, TokenPair, pack, pad
+from sao.training.parallel import processes
 from sao.training.policy import as_policy, part_sums
+from sao.training.run import choose_policy
 
 ENGINE = EngineConfig(name="transformers", device="cpu", slots=4, threads=1)
 LORA = TrainConfig(method="lora", batch_size=4, micro_batch_size=2, max_length=64)
@@ -65,12 +68,11 @@ def judges(folder: str) -> None:
         assert off < 1e-4, f"off by {off:.2g} nats"
 
 
-def some_pairs(folder: str, n: int = 3) -> list[TokenPair]:
+def some_pairs(n: int = 3) -> list[TokenPair]:
     """Pairs of unlike lengths, past the tiny models' windows of 16 tokens."""
-    vocabulary = len(ChatTokenizer.load(folder, ENGINE).tokenizer)
 
     def ids(start: int, count: int) -> tuple[int, ...]:
-        return tuple(6 + (start + k * k) % (vocabulary - 6) for k in range(count))
+        return tuple(6 + (start + k * k) % 190 for k in range(count))
 
     return [
         TokenPair(
@@ -113,7 +115,7 @@ def same(found: tuple[Tensor, dict[str, Tensor]], plain: tuple[Tensor, dict[str,
 
 def trains(folder: str, pairs: int = 3) -> None:
     """Log-probabilities and gradients of padded rows equal those of the model's own logits."""
-    batch = pad(some_pairs(folder, pairs), 0)
+    batch = pad(some_pairs(pairs), 0)
     plain = load_model(folder, ENGINE)
     expected = plain_sums(plain, batch)
     theirs = expected.detach(), gradients(plain, expected)
@@ -124,8 +126,13 @@ def trains(folder: str, pairs: int = 3) -> None:
 
 
 def packs(folder: str) -> None:
-    """The same for packed rows, with the prompt shared and without: no answer sees another."""
-    pairs = some_pairs(folder)
+    """The same for packed rows, with the prompt shared and without: no answer sees another. Raises ModelError
+    where training would take padded rows instead."""
+    pairs = some_pairs()
+    model, config = load_model(folder, ENGINE), LORA.model_copy(update={"method": "full"})
+    _, chosen, note = choose_policy(model, config, 7, pairs, processes())
+    if chosen.batches == "padded":
+        raise ModelError(note or "", key="train.batches")
     plain = load_model(folder, ENGINE)
     expected = plain_sums(plain, pad(pairs, 0))
     theirs = expected.detach(), gradients(plain, expected)
@@ -138,7 +145,7 @@ def packs(folder: str) -> None:
 
 def adapts(folder: str) -> None:
     """The same for an adapter (LoRA), and it can be merged: a step changes the model."""
-    batch = pad(some_pairs(folder), 0)
+    batch = pad(some_pairs(), 0)
     plain = add_adapter(load_model(folder, ENGINE), LORA, 7)
     expected = plain_sums(plain, batch)
     theirs = expected.detach(), gradients(plain, expected)
@@ -162,7 +169,7 @@ def saves(folder: str, out: Path) -> None:
     )
     model = load_model(folder, ENGINE)
     shutil.rmtree(out, ignore_errors=True)
-    result = train(some_pairs(folder), model, ChatTokenizer.load(folder, ENGINE), out, config, 7)
+    result = train(some_pairs(), model, ChatTokenizer.load(folder, ENGINE), out, config, 7)
     before, after = stored(Path(folder)), stored(result.model_dir)
     assert before.keys() == after.keys(), f"names differ: {sorted(before.keys() ^ after.keys())[:4]}"
     for name, weight in before.items():
@@ -184,11 +191,21 @@ def stored(folder: Path) -> dict[str, Tensor]:
 
 
 def planned(folder: str) -> None:
-    """`sao plan` counts the weights within 1 % of the model's own number."""
-    model = load_model(folder, ENGINE)
+    """`sao plan` counts the weights within 1 % of the model's own number, and the bytes that its cache keeps
+    of one more token."""
+    model, shape = load_model(folder, ENGINE), read_shape(folder)
     own = sum(weight.numel() for weight in model.parameters())
-    counted = read_shape(folder).parameters
-    assert abs(counted / own - 1) <= 0.01, f"{counted} instead of {own} weights"
+    assert abs(shape.parameters / own - 1) <= 0.01, f"{shape.parameters} instead of {own} weights"
+    cached = cached_numbers(model, 11) - cached_numbers(model, 10)
+    assert shape.kv_bytes == 2 * cached, f"{shape.kv_bytes} instead of {2 * cached} bytes a token"
+
+
+@torch.inference_mode()
+def cached_numbers(model: Any, tokens: int) -> int:
+    """Numbers in the layers of the model's cache of keys and values after so many tokens."""
+    cache = model(torch.arange(6, 6 + tokens)[None], use_cache=True).past_key_values
+    kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return sum(numbers.numel() for numbers in kept if isinstance(numbers, Tensor))
 
 
 CHECKS: dict[str, Callable[..., Any]] = {

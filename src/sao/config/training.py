@@ -71,6 +71,9 @@ class TrainConfig(Section):
     optimizer: Literal["adamw", "adamw_8bit", "adamw_sr"] = "adamw"
     """adamw; adamw_8bit (bitsandbytes: states in 8 bits); adamw_sr (weights and states in bfloat16, rounded
     stochastically)."""
+    router: Literal["frozen", "trained"] = "frozen"
+    """What becomes of the routers of a mixture of experts. Either way no loss that balances experts is added.
+    (Adapters never go to routers.)"""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate (paper: 1e-6)."""
     max_pairs: int | None = Field(default=None, ge=1)
@@ -96,11 +99,12 @@ class TrainConfig(Section):
     too_long: Literal["drop", "cut"] = "drop"
     """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is
     always dropped)."""
-    batches: Literal["packed", "padded"] = setting(
-        default="packed", affects_records=False, because="rounding only"
+    batches: Literal["auto", "packed", "padded"] = setting(
+        default="auto", affects_records=False, because="rounding only"
     )
     """packed: the answers of a micro-batch in one row without padding; padded: one row each, the model's own
-    attention."""
+    attention; auto: packed where a comparison at the start shows that no answer sees another one, else padded
+    (linear attention, convolutions, state spaces)."""
     share_prompt: bool = setting(default=True, affects_records=False, because="rounding only")
     """Whether a packed pair's prompt is computed once for both answers."""
     gradient_checkpointing: bool = setting(default=False, affects_records=False, because="memory")

@@ -24,7 +24,8 @@ from transformers import AttentionInterface
 
 from sao.engines.caches import ATTENTION, BLOCK, Group, Pass, Text, attend, group_size, rounds_alike
 from sao.errors import ModelError
-from sao.models.linear import product, quicken
+from sao.models.linear import QuickLinear, product, quicken
+from sao.models.parts import layer_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ _LARGE_PART = 8 * BLOCK
 """Tokens of a text that attend at once where numbers need not be exact: fewer kernels to start on a GPU."""
 _HEAD_ROWS = 1 << 14
 """Rows of the head that are widened to float32 at once."""
+_PLAIN_FORWARDS = (torch.nn.Linear.forward, QuickLinear.forward)
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 _CHECKED_TOKENS, _CHECKED_STEPS, _LONGEST_CHECK = 80, 3, 200
 
@@ -86,11 +88,10 @@ class Network:
         return Pass(self._part, self._by_row)
 
     def _attention_rounds_alike(self, rows: int) -> bool:
-        heads = int(self.settings.num_attention_heads)
-        kv_heads = int(getattr(self.settings, "num_key_value_heads", None) or heads)
-        size = int(getattr(self.settings, "head_dim", None) or self.settings.hidden_size // heads)
-        on_cpu = self.model.device.type == "cpu"
-        return on_cpu and rounds_alike(heads, kv_heads, size, self.model.dtype, min(rows, 64))
+        if self.model.device.type != "cpu":
+            return False
+        shapes = {_head_shape(layer) for layer in layer_settings(self.settings)}
+        return all(rounds_alike(*shape, self.model.dtype, min(rows, 64)) for shape in shapes)
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """`array` on the model's device."""
@@ -220,15 +221,27 @@ def float32_head(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
 
 
 def context_length(settings: Any) -> int:
-    """The longest text in tokens. LongRoPE (Phi-3) turns all texts of a pass by other factors once one of
-    them is longer than its original context, so that is the limit there."""
+    """The longest text in tokens.
+
+    LongRoPE (Phi-3) turns all texts of a pass by other factors once one of them is longer than its original
+    context, so that is the limit there. An index of keys (DeepSeek-V3.2, GLM-MoE-DSA, HY-4) begins to choose
+    at `index_topk` tokens, and in transformers 5.19 it may choose keys that come later in the text.
+    """
     longest = int(getattr(settings, "max_position_embeddings", 0) or NO_WINDOW)
+    longest = min(longest, int(getattr(settings, "index_topk", None) or longest))
     rope = getattr(settings, "rope_parameters", None) or getattr(settings, "rope_scaling", None) or {}
     if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "longrope":
         original = rope.get("original_max_position_embeddings")
         original = original or getattr(settings, "original_max_position_embeddings", None)
         return min(longest, int(original or longest))
     return longest
+
+
+def _head_shape(settings: Any) -> tuple[int, int, int]:
+    """Heads, heads of keys and values, and their size."""
+    heads = int(settings.num_attention_heads)
+    kv_heads = int(getattr(settings, "num_key_value_heads", None) or heads)
+    return heads, kv_heads, int(getattr(settings, "head_dim", None) or settings.hidden_size // heads)
 
 
 def _in_float32(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -253,7 +266,7 @@ def rows_multiple(model: PreTrainedModel, tokens: int) -> int:
     others: set[int] = set()
     layers: dict[object, tuple[Callable[[torch.Tensor], torch.Tensor], int, torch.dtype]] = {}
     for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and type(module).forward in _PLAIN_FORWARDS:
             dtype, size = module.weight.dtype, module.in_features
             layers.setdefault((type(module), dtype, size, module.out_features), (module, size, dtype))
         elif not isinstance(module, torch.nn.Embedding):

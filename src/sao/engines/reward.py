@@ -134,7 +134,7 @@ def check_reward_model(model: str, config: EngineConfig, revision: str | None = 
     vocabulary.check_files(path)
     try:
         _, report = _load(path, config.model_copy(update={"device": "meta"}))
-    except (*LOAD_ERRORS, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
             f"{path}: no sequence classifier ({type(error).__name__}: {error})", key="reward model"
         ) from error

@@ -62,8 +62,8 @@ def load_model(
         config,
         device,
         dtype={"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype),
-        # SDPA has no soft-capping: such models (Gemma-2) raise under it or are silently wrong.
-        attn_implementation="eager" if soft_capped else "sdpa",
+        # SDPA has no soft-capping and no sinks: such models raise under it or are silently wrong.
+        attn_implementation="eager" if soft_capped or not _takes_sdpa(settings) else "sdpa",
         **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
     )
     loaded = loaded.eval() if quantisation else loaded.eval().to(device)
@@ -74,6 +74,11 @@ def load_model(
         for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
             setattr(generation, name, None)
     return loaded  # type: ignore[no-any-return]
+
+
+def _takes_sdpa(settings: Any) -> bool:
+    """Whether transformers lets the model attend by torch's own kernels."""
+    return bool(getattr(model_class(settings), "_supports_sdpa", True))
 
 
 def read_config(path: Path, config: EngineConfig) -> Any:
@@ -149,7 +154,6 @@ def _is_known(path: Path, config: EngineConfig) -> bool:
 
 def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: Any) -> Any:
     """The causal language model in a folder, every weight of it from the folder's files."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     remote = config.trust_remote_code and "auto_map" in config_json(path)
@@ -162,7 +166,7 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
             ignore_mismatched_sizes=True,  # they are refused below, by name
             **options,
         )
-    except (*LOAD_ERRORS, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise ModelError(
             f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}",
             key="model folder",

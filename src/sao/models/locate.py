@@ -29,18 +29,9 @@ _MODEL_FILES = [
 ]
 
 
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,
-    ImportError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-)
-"""What transformers raises for files that it cannot read (SafetensorError too, whose package is imported
-late)."""
+LOAD_ERRORS = Exception
+"""What transformers raises for files that it cannot read: whatever the part of it, of tokenizers, safetensors
+or the hub's package raises that finds them broken."""
 
 
 def find_model(model: str, revision: str | None = None) -> Path:

@@ -1,13 +1,11 @@
-"""The sizes that a plan needs: models, from their config.json, and GPUs, from their data sheets. Neither
-weights nor torch."""
+"""The sizes that a plan needs: models laid out like Llama, from their config.json, and GPUs, from their data
+sheets. Neither weights nor torch; other models are counted in `sao.models.counting`."""
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sao.errors import ConfigError, ModelError
@@ -67,6 +65,16 @@ class Shape:
         return self.layers * sum(a * b for a, b in self.linears.values())
 
     @property
+    def used(self) -> int:
+        """Weights of the linear maps that one token passes: all of them."""
+        return self.linear
+
+    def adapter_width(self, names: list[str] | None) -> int:
+        """Inputs plus outputs of all layers that get an adapter; None: of all linear layers."""
+        maps = self.linears
+        return self.layers * sum(sum(maps[name]) for name in (names or maps) if name in maps)
+
+    @property
     def head(self) -> int:
         """Weights of the head, and of the embedding."""
         return self.vocabulary * self.hidden
@@ -100,56 +108,14 @@ KEYS = (
     "num_attention_heads",
     "num_key_value_heads", "head_dim", "tie_word_embeddings",
 )  # fmt: skip
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-
-
-def read_shape(model: str, revision: str | None = None) -> Shape:
-    """The shape of a model: from its folder, the table of known ones, or config.json fetched from the hub.
-
-    Raises ModelError where there is none or where it is no dense decoder.
-    """
-    from sao.models.gguf import is_gguf
-    from sao.models.locate import WORLD_MODEL, find_model
-
-    folder = find_model(model) if model == WORLD_MODEL or is_gguf(model) else Path(model).expanduser()
-    if not folder.is_dir() and model in KNOWN:
-        return shape_of(dict(zip(KEYS, KNOWN[model], strict=True)), model)
-    path = folder / "config.json" if folder.is_dir() else _fetch_config(model, revision)
-    try:
-        return shape_of(json.loads(path.read_text("utf-8")), str(path))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(
-            f"{path}: cannot be read ({error}). A model folder has a config.json", key="config.json"
-        ) from error
-
-
-def _fetch_config(model: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(model, "config.json", revision=revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(
-            f"model {model!r}: it is no local folder, and its config.json could not be fetched "
-            f"({type(error).__name__}). Give a folder, check the network and HF_TOKEN, or plan with one that "
-            f"is known: {', '.join(KNOWN)}",
-            key="model",
-        ) from error
+DENSE = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+"""Model types whose weights `shape_of` counts exactly; others are counted on the model itself."""
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:
     """The shape in a config.json; `where` opens the error messages."""
     c = {**config, **(config.get("text_config") or {})}
     kind = str(c.get("model_type", ""))
-    if any((c.get(key) or 1) > 1 for key in EXPERTS):
-        raise ModelError(
-            f"{where}: a mixture of experts ({kind}); the plan counts dense models only. Look at "
-            "its texts and their speed with `sao preview`",
-            key="config.json",
-        )
     missing = [key for key in KEYS[1:6] if not isinstance(c.get(key), int)]
     if missing:
         raise ModelError(

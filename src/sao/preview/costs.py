@@ -6,7 +6,8 @@ from __future__ import annotations
 from sao.analysis.plan import Lengths, stages, training_seconds
 from sao.config import Config
 from sao.errors import SAOError
-from sao.models.shapes import GPUS, Shape, read_shape
+from sao.models.counting import read_shape
+from sao.models.shapes import GPUS, Shape
 from sao.preview.meter import Notebook
 from sao.results.plan import PlannedStage
 from sao.results.preview import AnswerFigures, PromptWay, RunCost, RunStage, StepCost
@@ -72,7 +73,7 @@ def _measured(
     if stage.name == "training":
         reading, tokens = notebook.read_per_second(judge), stage.read
         if reading is not None:  # a token that is read takes 2 FLOP for each weight
-            rate = 2 * shape.linear * reading
+            rate = 2 * shape.used * reading
             seconds = training_seconds(shape, config.train, stage.read, lengths, rate)
     elif "verdicts" in stage.name:
         seconds = None if verdict is None else stage.items * verdict

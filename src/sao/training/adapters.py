@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sao.config import TrainConfig
 from sao.errors import ConfigError, TrainingError
+from sao.models.parts import linear_layers
 from sao.training.optimizer import rounded
 
 
@@ -28,6 +30,8 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
     targets = config.lora.targets
+    if targets == "all-linear":
+        targets = linear_layers(model)
     settings = LoraConfig(
         r=config.lora.r,
         lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by r, whole or not
@@ -35,7 +39,9 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT looks for experts in one tensor by itself; they get no adapter.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         torch.manual_seed(seed % 2**63)
         try:
             adapted = get_peft_model(model, settings)
@@ -43,19 +49,25 @@ def add_adapter(model: PreTrainedModel, config: TrainConfig, seed: int) -> Any:
             raise TrainingError(
                 f"train.lora.targets {targets!r}: {error}", key="train.lora.targets"
             ) from error
+    _check_head(model, adapted, targets)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _check_head(model: PreTrainedModel, adapted: Any, targets: str | list[str]) -> None:
+    """Raise TrainingError where a layer that got an adapter shares its weights with the head."""
     head = model.get_output_embeddings()
     for name, module in adapted.named_modules():
         base = getattr(module, "base_layer", None)
-        if base is not None and head is not None and base is not head and base.weight is head.weight:
+        shared = getattr(base, "weight", None)
+        if shared is not None and head is not None and base is not head and shared is head.weight:
             raise TrainingError(
                 f"train.lora.targets {targets!r}: {name.rpartition('.')[2]} shares its weights with the "
                 "head, so an adapter on it could not be merged without changing the head too. Leave it out",
                 key="train.lora.targets",
             )
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
 
 
 def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generator) -> PreTrainedModel:
@@ -78,7 +90,7 @@ def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generat
         for module in adapted.modules():
             if isinstance(module, LoraLayer):
                 layer: Any = module
-                weight = layer.get_base_layer().weight
+                weight = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
                 exact = weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()
                 weight.copy_(rounded(exact, weight.dtype, noise))
     whole: PreTrainedModel = adapted.unload()

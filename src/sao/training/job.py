@@ -81,7 +81,9 @@ def _teller(progress: Progress, notify: Notify, steps: int) -> Callable[[dict[st
     """What shows the lines of metrics.jsonl while `steps` optimiser steps are taken."""
 
     def on_log(line: dict[str, Any]) -> None:
-        if "alarm" in line:
+        if "note" in line:
+            notify(str(line["note"]))
+        elif "alarm" in line:
             notify(f"alarm at step {line['step']}: {line['alarm']}")
         elif "loss" in line:
             progress("train", int(line["step"]), steps)

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sao.errors import ModelError
+from sao.models.parts import has_experts, is_router, text_model
 from sao.training.attention import PACKED
 from sao.training.batches import Batch, TokenPair, pad
 from sao.training.logps import token_logps
 
 
-def as_policy(model: PreTrainedModel, packed: bool) -> None:
+def as_policy(model: PreTrainedModel, packed: bool = False) -> None:
     """Teach `model` to return log-probabilities and, where `packed`, to read rows of many answers.
 
     Raises ModelError where its head is not a plain linear layer.
     """
-    head = _checked_head(model)
+    head, text = _checked_head(model), text_model(model)
     scale, softcap = _logit_scaling(model)
     plain_head, plain_model = head.forward, model.forward
 
@@ -45,7 +46,7 @@ def as_policy(model: PreTrainedModel, packed: bool) -> None:
         inputs.pop("labels", None)
         inputs["use_cache"] = False
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        hidden = self.base_model(*args, **inputs)[0]  # [rows, T, H]
+        hidden = text(*args, **inputs)[0]  # [rows, T, H]
         return head(hidden.flatten(0, 1).index_select(0, selected), targets)  # [N]
 
     for module, forward in ((head, head_forward), (model, model_forward)):
@@ -75,9 +76,25 @@ def _checked_head(model: PreTrainedModel) -> nn.Linear:
 def _logit_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
     """The factor of the logits, and the bound of their soft-capping; see `token_logps`."""
     settings = model.config.get_text_config()
-    factor = float(getattr(settings, "logit_scale", None) or 1.0)
-    divisor = float(getattr(settings, "logits_scaling", None) or 1.0)
-    return factor / divisor, getattr(settings, "final_logit_softcapping", None)
+    factor = 1 / float(getattr(settings, "logits_scaling", None) or 1.0)
+    for name in _FACTORS:
+        factor *= float(getattr(settings, name, None) or 1.0)
+    return factor, getattr(settings, "final_logit_softcapping", None)
+
+
+def freeze(model: PreTrainedModel, with_routers: bool) -> None:
+    """Keep as they are: all weights that text does not pass (towers for pictures and sound) and, where asked
+    for, the routers of mixtures of experts, which a few thousand pairs would unbalance."""
+    text, head = text_model(model), model.get_output_embeddings()
+    read = {id(weight) for part in (text, head) for weight in part.parameters()}
+    routed = with_routers and has_experts(model)
+    for name, weight in model.named_parameters():
+        if id(weight) not in read or (routed and is_router(name)):
+            weight.requires_grad_(False)
+
+
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""What configs call a factor of the logits (Cohere, Falcon-H1, MuseGlimmer)."""
 
 
 @contextlib.contextmanager
@@ -118,8 +135,7 @@ def check_policy(
         logits = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits.flatten(0, 1)
         expected = logits[padded.selected].float().log_softmax(-1).gather(1, padded.targets[:, None])[:, 0]
         by_head = model(**padded.model_inputs)
-    with torch.no_grad():
-        by_batch = model(**batch.to(model.device).model_inputs)
+    by_batch = _by_batch(model, batch)
     model.train(was_training)
     if not expected.isfinite().all():
         raise ModelError(_not_finite(model), key="weights")
@@ -142,6 +158,25 @@ def check_policy(
             f"{packed_off:.3g} nats). Train it with --train.batches padded",
             key="train.batches",
         )
+
+
+@torch.no_grad()
+def _by_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The policy's log-probabilities of a batch. Raises ModelError where the model cannot read a packed
+    row."""
+    try:
+        logps: Tensor = model(**batch.to(model.device).model_inputs)
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if batch.segments is None:
+            raise
+        raise ModelError(
+            f"this model's layers cannot read a packed row ({type(error).__name__}: {error}). Train it with "
+            "--train.batches padded",
+            key="train.batches",
+        ) from error
+    return logps
 
 
 def _not_finite(model: PreTrainedModel) -> str:

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sao.config import TrainConfig
-from sao.errors import StoreError, TrainingError
+from sao.errors import ModelError, StoreError, TrainingError
 from sao.models.chat import ChatTokenizer
 from sao.models.linear import quicken
 from sao.models.weights import is_whole
@@ -31,10 +31,11 @@ from sao.store.files import read_jsonl
 from sao.training import parallel
 from sao.training.adapters import add_adapter, merged
 from sao.training.arguments import half_precision
+from sao.training.attention import PACKED
 from sao.training.batches import TokenPair, check_columns, check_pairs, pack, pad
 from sao.training.checkpoints import claim, fsync, processes_of, remove, resume_point, writing
 from sao.training.optimizer import rounded
-from sao.training.policy import as_policy, check_policy
+from sao.training.policy import as_policy, check_policy, freeze
 from sao.training.trainer import OnLog, PreferenceTrainer
 
 PROBE = 128
@@ -74,7 +75,8 @@ def train(
         out: The folder to write into.
         config: The settings.
         seed: Decides the order of the pairs, the adapter's start and, where there is dropout, its noise.
-        on_log: Called with every line of metrics.jsonl that is written; in the first process only.
+        on_log: Called with every line of metrics.jsonl that is written, and with a "note" of what its user
+            should know; in the first process only.
 
     Raises:
         TrainingError: There are no pairs, a pair has an empty part or impossible ids, the loss is not finite,
@@ -93,7 +95,9 @@ def train(
     with _quiet():
         checkpoint = _resume_point(pairs, model, out, config, seed, group)
         try:
-            policy = _policy(model, config, seed, pairs, group)
+            policy, config, note = choose_policy(model, config, seed, pairs, group)
+            if note and on_log is not None:
+                on_log({"note": note})
             trainer = PreferenceTrainer(
                 pairs, policy, tokenizer, out, config, seed, as_found.attention, on_log, checkpoint is None
             )
@@ -116,11 +120,12 @@ class _AsFound:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.use_cache, self.attention = model.config.use_cache, model.config._attn_implementation
+        self.settings: Any = model.config.get_text_config()
+        self.use_cache, self.attention = self.settings.use_cache, self.settings._attn_implementation
 
     def restore(self) -> None:
         """Set it again; the model no longer trains."""
-        self.model.config.use_cache = self.use_cache
+        self.settings.use_cache = self.use_cache
         self.model.set_attn_implementation(self.attention)
         self.model.train(False)
 
@@ -165,30 +170,46 @@ def _settings(
     return {**config.counted(), "seed": seed, "pairs": pairs_hash, "model": weights_id}
 
 
-def _policy(
+def choose_policy(
     model: PreTrainedModel,
     config: TrainConfig,
     seed: int,
     pairs: Sequence[TokenPair],
     group: parallel.Processes,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, TrainConfig, str | None]:
     """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead
-    of logits."""
+    of logits; the settings with the batches that suit it; and what there is to say of them."""
     if config.method != "qlora":
         model.to(dtype=getattr(torch, config.weights))  # type: ignore[call-arg]
-    attention = model.config._attn_implementation
+    attention = model.config.get_text_config()._attn_implementation
+    freeze(model, config.router == "frozen")
     policy = model if config.method == "full" else add_adapter(model, config, seed)
-    packed = config.batches == "packed"
-    as_policy(model, packed)
+    as_policy(model)
     if group.world == 1:  # ZeRO-3 takes the weights out of the layers after each pass
         quicken(model)
     half = half_precision(config, model.device)
     exact = model.dtype == torch.float32 and config.method != "qlora" and not half
-    some = _probe(pairs, getattr(model.config.get_text_config(), "sliding_window", None))
-    batch = pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half):  # what is compared is what trains
-        check_policy(model, attention, some, batch, exact)
-    return policy
+    some = _probe(pairs, _window(model))
+    note = None
+    for batches in ("packed", "padded") if config.batches == "auto" else (config.batches,):
+        packed = batches == "packed"
+        model.set_attn_implementation(PACKED if packed else attention)
+        batch = pack(some, share_prompt=config.share_prompt) if packed else pad(some, 0)
+        try:
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=half):  # what trains is compared
+                check_policy(model, attention, some, batch, exact)
+            break
+        except ModelError as error:
+            if config.batches != "auto" or error.key != "train.batches" or not packed:
+                raise
+            note = f"train.batches padded: {error}".partition(". Train it with")[0]
+    return policy, config.model_copy(update={"batches": batches}), note
+
+
+def _window(model: PreTrainedModel) -> int | None:
+    """The model's sliding window, in tokens."""
+    window: int | None = getattr(model.config.get_text_config(), "sliding_window", None)
+    return window
 
 
 def _probe(pairs: Sequence[TokenPair], window: int | None) -> list[TokenPair]:

@@ -58,10 +58,8 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         on_log: OnLog | None,
         from_start: bool,
     ) -> None:
-        self.config = config
+        self.config, self.seed, self.attention = config, seed, attention
         self.pad_id, self.end_ids = tokenizer.pad_id, tokenizer.end_ids
-        self.seed = seed
-        self.attention = attention
         self.checkpoints, self.metrics_file = out / "checkpoints", out / "metrics.jsonl"
         self.on_log = on_log
         self.group = parallel.processes()

@@ -30,7 +30,8 @@ from sao.analysis.plan.memory import (
 )
 from sao.config import Config, TrainConfig
 from sao.errors import ConfigError
-from sao.models.shapes import GPU, Shape, read_shape
+from sao.models.counting import read_shape
+from sao.models.shapes import GPU, Shape
 from sao.results.plan import Assumptions, Plan, TrainingWay
 
 __all__ = [

@@ -100,7 +100,7 @@ def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
 
 def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths) -> PlannedStage:
     written = asked.items * asked.written
-    reading = 2 * asked.items * (asked.read * shape.linear + shape.head) / _rate(gpu, lengths)
+    reading = 2 * asked.items * (asked.read * shape.used + shape.head) / _rate(gpu, lengths)
     length = int(max(asked.read, lengths.prompt)) + asked.written
     if config.engine.name == "vllm":
         writing = vllm_seconds(shape, config, written, length, gpu)
@@ -154,7 +154,7 @@ def training_seconds(shape: Shape, train: TrainConfig, tokens: int, lengths: Len
     context = lengths.prompt + lengths.response / 2
     flops = flops_per_token(shape, train, context)
     if train.needs_reference:
-        flops += 2 * (shape.linear + shape.head) / train.epochs
+        flops += 2 * (shape.used + shape.head) / train.epochs
     return tokens * flops / rate
 
 
@@ -165,7 +165,7 @@ def flops_per_token(shape: Shape, train: TrainConfig, context: float) -> float:
     full = 2 if train.method == "full" else 0
     again = 2 if train.gradient_checkpointing else 0
     attention = 4 * context * shape.heads * shape.head_dim * shape.layers  # forward: scores and their use
-    return shape.linear * (4 + full + again) + shape.head * (4 + 2 * full) + attention * (3 + again / 2)
+    return shape.used * (4 + full + again) + shape.head * (4 + 2 * full) + attention * (3 + again / 2)
 
 
 def _rate(gpu: GPU, lengths: Lengths) -> float:

@@ -29,7 +29,7 @@ class Lengths:
 
     def pair(self, train: TrainConfig) -> int:
         """Tokens computed for a mean pair."""
-        is_shared = train.share_prompt and train.batches == "packed"
+        is_shared = train.share_prompt and train.batches != "padded"
         return self.prompt * (1 if is_shared else 2) + 2 * self.response
 
     def worst(self, train: TrainConfig, pairs: int) -> int:
@@ -40,5 +40,5 @@ class Lengths:
         """
         mean = self.pair(train)
         longest = min(PEAK * mean, 2 * train.max_length)
-        other = min(mean, longest) if train.batches == "packed" else longest
+        other = min(mean, longest) if train.batches != "padded" else longest
         return longest + (pairs - 1) * other

@@ -98,8 +98,7 @@ def training_memory(shape: Shape, train: TrainConfig, tokens: int, gpus: int = 1
 
 def adapter_parameters(shape: Shape, lora: LoraConfig) -> int:
     """Weights of a LoRA adapter: r · (inputs + outputs) for each map that gets one."""
-    names = shape.linears if isinstance(lora.targets, str) else lora.targets
-    return shape.layers * lora.r * sum(sum(shape.linears[n]) for n in names if n in shape.linears)
+    return lora.r * shape.adapter_width(None if isinstance(lora.targets, str) else lora.targets)
 
 
 def layer_bytes(shape: Shape, train: TrainConfig) -> int:

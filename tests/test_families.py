@@ -1,0 +1,68 @@
+"""The families of docs/models.md: every column that says yes holds, and every no has a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sao.engines.lockstep import Lockstep
+from sao.engines.transformers import TransformersEngine
+from sao.errors import SAOError
+from support.families import FAMILIES, build
+from support.family_checks import CHECKS, ENGINE, trains, writes
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+LINES: dict[str, dict[str, Any]] = {
+    line["model_type"]: line for line in json.loads((DOCS / "models.json").read_text("utf-8"))
+}
+WHOLE = ("qwen3_5", "gemma3", "gpt_oss", "granitemoehybrid", "mixtral", "deepseek_v3")
+"""A wrapper of linear attention, one with windows, sinks, a hybrid mixture, a mixture, latent attention."""
+
+
+def test_every_family_is_in_the_table() -> None:
+    assert list(LINES) == list(FAMILIES)
+    text = (DOCS / "models.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in text for name in FAMILIES)
+
+
+def test_at_least_nine_in_ten_write_judge_train_and_are_saved_and_planned() -> None:
+    wanted = ("writes", "judges", "trains", "saves", "planned")
+    good = [all(line[column] for column in wanted) for line in LINES.values()]
+    assert sum(good) >= 0.9 * len(LINES)
+    assert all(line["why"] for line in LINES.values() if not all(line[c] for c in CHECKS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_family_writes_and_trains_as_the_table_says(model_type: str, tmp_path: Path) -> None:
+    folder = build(model_type, tmp_path)
+    for name, check in (("writes", writes), ("trains", trains)):
+        if LINES[model_type][name]:
+            check(folder)
+        else:
+            with pytest.raises(SAOError):
+                check(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", WHOLE)
+@pytest.mark.parametrize("column", list(CHECKS))
+def test_all_columns_of_six_families(model_type: str, column: str, tmp_path: Path) -> None:
+    folder = build(model_type, tmp_path / "model")
+    args = (folder, tmp_path / "out") if column == "saves" else (folder,)
+    if LINES[model_type][column]:
+        CHECKS[column](*args)
+    else:
+        with pytest.raises(SAOError):
+            CHECKS[column](*args)
+
+
+def test_a_model_that_is_written_by_equal_lengths_says_so(tmp_path: Path) -> None:
+    notes: list[str] = []
+    engine = TransformersEngine(build("lfm2", tmp_path), ENGINE, notify=notes.append)
+    assert isinstance(engine.batches, Lockstep)
+    assert len(notes) == 1
+    assert "texts of equal length are written together, which is slower" in notes[0]

@@ -43,7 +43,7 @@ ALLOWED = {
         "sao.engines.openai_requests.*",
     ],
     "config.json of a model, and rows of other people's data sets or for other tools": [
-        "sao.models.locate.config_json",
+        "sao.models.folder.read_settings",
         "sao.data.messages.text_in",
         "sao.sharing.formats.rows_of",
     ],

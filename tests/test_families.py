@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sao.engines import Request, Sample, Sampling
 from sao.engines.lockstep import Lockstep
 from sao.engines.transformers import TransformersEngine
-from sao.errors import SAOError
+from sao.errors import ModelError, SAOError
+from sao.records import Message
+from support.errors import raises
 from support.families import FAMILIES, build
-from support.family_checks import CHECKS, ENGINE, trains, writes
+from support.family_checks import CHECKS, ENGINE, packs, trains, writes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LINES: dict[str, dict[str, Any]] = {
@@ -66,3 +70,45 @@ def test_a_model_that_is_written_by_equal_lengths_says_so(tmp_path: Path) -> Non
     assert isinstance(engine.batches, Lockstep)
     assert len(notes) == 1
     assert "texts of equal length are written together, which is slower" in notes[0]
+
+
+OLDER: dict[str, dict[str, Any]] = {
+    "falcon": {"alibi": True},
+    "gptj": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "codegen": {},
+    "bloom": {},
+    "mpt": {},
+    "xglm": {},
+    "jetmoe": {},
+    "afmoe": {},
+}
+"""Models that attend in a way of their own, which neither our batches nor packed rows know."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OLDER)
+def test_a_model_that_attends_in_its_own_way_is_written_and_trained_plainly(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = build(model_type, tmp_path, **OLDER[model_type])
+    writes(folder)
+    trains(folder)
+    with raises(ModelError, key="train.batches"):
+        packs(folder)
+
+
+def test_a_cache_that_transformers_gets_wrong_is_not_used(tmp_path: Path) -> None:
+    """A model of linear layers only, on which `generate` fails with a cache: greedy tokens are those of plain
+    forward passes."""
+    engine = TransformersEngine(build("qwen3_next", tmp_path, layer_types=["linear_attention"] * 4), ENGINE)
+    assert isinstance(engine.batches, Lockstep)
+    assert not engine.batches.cached
+    request = Request((Message("user", "hello"),), (Sample("a", 1),), Sampling(6, 0.0))
+    (done,) = engine.generate([request])
+    ids = engine.chat.prompt_ids(request.messages)
+    for token in done.token_ids or ():
+        with torch.inference_mode():
+            logits = engine.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        assert int(logits.argmax()) == token
+        ids = [*ids, token]

@@ -20,6 +20,7 @@ from sao.engines import ChoiceRequest, Completion, Request, Sample, Sampling
 from sao.engines import network as network_module
 from sao.engines.caches import Group, Pass, Prefixes, Text, group_size
 from sao.engines.continuous import Continuous
+from sao.engines.lockstep import Lockstep
 from sao.engines.network import Network, float32_head, rows_multiple
 from sao.engines.sampling import draw, uniforms
 from sao.engines.transformers import TransformersEngine
@@ -506,8 +507,9 @@ def test_a_model_that_ignores_its_positions_is_refused(
     folder = tiny_models.llama(tmp_path)
     with raises(ModelError, key="architecture", match="differ from a plain forward pass"):
         continuous(folder)
-    with raises(ModelError, key="architecture", match="differs from a plain forward pass"):
-        TransformersEngine(folder, CONFIG)  # by its own `generate` it is wrong too
+    batches = TransformersEngine(folder, CONFIG).batches
+    assert isinstance(batches, Lockstep)
+    assert not batches.cached  # nor can its cache be used
 
 
 @pytest.mark.parametrize(

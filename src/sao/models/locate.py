@@ -11,6 +11,7 @@ from typing import Any
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models import gguf
+from sao.models.folder import check_folder, read_settings
 from sao.models.weights import digest_of
 from sao.records import make_id
 
@@ -57,19 +58,28 @@ def find_model(model: str, revision: str | None = None) -> Path:
             )
         path = _fetch(model, revision)
     if not (path / "config.json").is_file():
-        held = sorted(path.glob("*.gguf"))
-        raise ModelError(
-            f"{path}: no config.json, so this is no Hugging Face model folder. "
-            + (f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()"),
-            key="config.json",
-        )
+        raise ModelError(f"{path}: {_what_else(path)}", key="config.json")
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{path}: config.json but no *.safetensors: the weights are missing. Copy them there, or save "
             "again",
             key="weights",
         )
+    check_folder(path)
     return path
+
+
+def _what_else(path: Path) -> str:
+    """What a folder without config.json is, and what to do."""
+    if (path / "adapter_config.json").is_file():
+        base = read_settings(path / "adapter_config.json").get("base_model_name_or_path")
+        return (
+            f"an adapter (LoRA) of {base}, not a model. Merge it into that (PEFT's merge_and_unload) and give "
+            f"the result; or write with --model {base} --engine.name vllm --engine.vllm.lora {path}"
+        )
+    held = sorted(path.glob("*.gguf"))
+    hint = f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()"
+    return f"no config.json, so this is no Hugging Face model folder. {hint}"
 
 
 def is_local(model: str) -> bool:
@@ -146,25 +156,9 @@ def model_licence(model: str, revision: str | None = None) -> str:
     return named[1].strip() if named else "unknown: see the base model's own card"
 
 
-def config_json(path: Path) -> dict[str, Any]:
-    """What stands in a folder's config.json. Raises ModelError where that is no JSON object."""
-    try:
-        found = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}/config.json: cannot be read ({error}). Copy it from the model's source",
-            key="config.json",
-        ) from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{path}/config.json: no JSON object. Copy it from the model's source", key="config.json"
-        )
-    return found
-
-
 def embedding_rows(path: Path) -> int | None:
     """The number of rows of the embedding by config.json, None where it does not say."""
-    settings = config_json(path)
+    settings = read_settings(path / "config.json")
     inner = settings.get("text_config")
     rows = {**settings, **(inner if isinstance(inner, dict) else {})}.get("vocab_size")
     return rows if isinstance(rows, int) else None

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ROUTER = re.compile(r"(^|\.)(router|gate|shared_expert_gate|expert_bias|e_score_correction_bias)(\.|$)")
-_PLAIN = ("Linear", "QuickLinear", "Linear4bit", "Linear8bitLt")  # not a router's own kind of layer
 # What mixes tokens other than by attention: in such layers PEFT refuses the projection that comes out.
 _MIXERS = ("conv1d", "A_log")
 
@@ -54,7 +53,8 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     for name, module in text.named_modules():
         above, _, last = name.rpartition(".")
         mixes = any(hasattr(text.get_submodule(above), part) for part in _MIXERS)
-        plain = isinstance(module, nn.Linear) and type(module).__name__ in _PLAIN
+        kind = type(module).__name__  # GPT-2's Conv1D is a linear layer too; some routers are no plain one
+        plain = (isinstance(module, nn.Linear) or kind == "Conv1D") and "router" not in kind.lower()
         if plain and module is not head and not is_router(name) and not (mixes and last == "out_proj"):
             found.append(f"{prefix}.{name}" if prefix else name)
     return found

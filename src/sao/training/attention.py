@@ -49,6 +49,8 @@ class Segments:
     keys: list[int]
     key_index: Tensor | None = None
     """[sum of keys] int64."""
+    attended: int = 0
+    """Layers that have attended by these segments."""
     _masks: dict[Any, Tensor | None] = field(default_factory=dict)
     _starts: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -127,6 +129,7 @@ def packed_attention(
             "padded",
             key="train.batches",
         )
+    segments.attended += 1
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         # The rotary embedding leaves queries and keys in float32, layers of 4 bits the values too.

@@ -15,7 +15,9 @@ from sao.data.messages import chat
 from sao.data.preferences import TextPair
 from sao.errors import DropError, TrainingError
 from sao.models.chat import ChatTokenizer
+from sao.models.folder import check_quantisation, notices, read_settings
 from sao.models.load import load_model
+from sao.models.locate import find_model
 from sao.records import Drop, PreferencePair, Prompt, Response, make_id, to_dict
 from sao.results.base import StageCounts
 from sao.store.files import dumps, write_atomic
@@ -56,7 +58,8 @@ def train_run(
     pairs = at_most(pairs, config.train.max_pairs)
     if len(pairs) < n_encoded:
         reasons["more than train.max_pairs"] = n_encoded - len(pairs)
-    notify(f"loading {config.model}")
+    for line in (f"loading {config.model}", *notices(find_model(config.model, config.revision))):
+        notify(line)
     model = load_to_train(config)
     if warning := monitors.rate_warning(config.train, model.num_parameters()):
         notify(f"warning: {warning}")
@@ -120,6 +123,8 @@ def _silent(*args: object) -> None:
 def load_to_train(config: Config) -> PreTrainedModel:
     """`config.model` on its device, in the number format in which it is to be trained."""
     train_config = config.train
+    folder = find_model(config.model, config.revision)
+    check_quantisation(folder, read_settings(folder / "config.json"), trains=True)
     if train_config.method == "qlora":
         return load_model(config.model, config.engine, config.revision, quantisation(train_config))
     engine = config.engine.model_copy(update={"dtype": train_config.weights})

@@ -132,7 +132,8 @@ def check_policy(
     was_training = model.training
     model.eval()
     with torch.no_grad(), attention_of(model, plain):
-        logits = model(input_ids=padded.input_ids, attention_mask=padded.attention_mask).logits.flatten(0, 1)
+        rows = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask, "use_cache": False}
+        logits = model(**rows).logits.flatten(0, 1)
         expected = logits[padded.selected].float().log_softmax(-1).gather(1, padded.targets[:, None])[:, 0]
         by_head = model(**padded.model_inputs)
     by_batch = _by_batch(model, batch)
@@ -164,8 +165,9 @@ def check_policy(
 def _by_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The policy's log-probabilities of a batch. Raises ModelError where the model cannot read a packed
     row."""
+    batch = batch.to(model.device)
     try:
-        logps: Tensor = model(**batch.to(model.device).model_inputs)
+        logps: Tensor = model(**batch.model_inputs)
     except (ModelError, torch.OutOfMemoryError):
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -176,6 +178,12 @@ def _by_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
             "--train.batches padded",
             key="train.batches",
         ) from error
+    if batch.segments is not None and not batch.segments.attended:
+        raise ModelError(
+            "this model does not attend by the interface of transformers, which packed rows need. Train it "
+            "with --train.batches padded",
+            key="train.batches",
+        )
     return logps
 
 

@@ -74,8 +74,8 @@ def _what_else(path: Path) -> str:
     if (path / "adapter_config.json").is_file():
         base = read_settings(path / "adapter_config.json").get("base_model_name_or_path")
         return (
-            f"an adapter (LoRA) of {base}, not a model. Merge it into that (PEFT's merge_and_unload) and give "
-            f"the result; or write with --model {base} --engine.name vllm --engine.vllm.lora {path}"
+            f"an adapter (LoRA) of {base}, not a model. Merge it into that (PEFT's merge_and_unload) and "
+            f"give the result; or write with --model {base} --engine.name vllm --engine.vllm.lora {path}"
         )
     held = sorted(path.glob("*.gguf"))
     hint = f"It holds a GGUF file: give that ({held[0]})" if held else "Save one with save_pretrained()"

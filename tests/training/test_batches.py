@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_pad_by_hand() -> None:
     assert batch.targets.tolist() == [5, END, 8, END, 6, 7, END, END]
     assert (batch.lengths, batch.rows, batch.weights.tolist()) == ([2, 2, 3, 1], [4, 9], [1, 1])
     assert pad(TWO, 0, with_prompts=True).targets.tolist()[8:] == [3]
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_what_is_only_read_is_no_label(share_prompt: bool) -> None:
+    """The first token of x's chosen answer, the first two of its rejected one: read as before, but the labels
+    begin after them."""
+    pairs = [replace(TWO[0], chosen_read=1, rejected_read=2), TWO[1]]
+    for whole, batch in (
+        (pad(TWO, 0), pad(pairs, 0)),
+        (pack(TWO, share_prompt=share_prompt), pack(pairs, share_prompt=share_prompt)),
+    ):
+        assert torch.equal(batch.input_ids, whole.input_ids)
+        assert batch.targets.tolist() == [END, 8, END, END, END]
+        kept = [1, 2, 3, 6, 7]
+        assert batch.selected.tolist() == [whole.selected.tolist()[i] for i in kept]
+        assert batch.lengths == [1, 2, 1, 1]
+        assert batch.tokens.tolist() == [1, 2, 1, 1]
 
 
 def test_pack_by_hand() -> None:

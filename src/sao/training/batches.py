@@ -38,6 +38,10 @@ class TokenPair:
     rejected_ids: tuple[int, ...]
     p_chosen: float | None = None
     margin: float | None = None
+    chosen_read: int = 0
+    """Tokens at the beginning of the chosen answer that are read but not learnt (`train.reasoning: keep`)."""
+    rejected_read: int = 0
+    """The same of the rejected answer."""
 
     def __len__(self) -> int:
         """Tokens of the prompt and both answers."""
@@ -53,7 +57,8 @@ def check_pairs(pairs: Sequence[TokenPair], vocabulary: int) -> None:
             key="pairs",
         )
     for pair in pairs:
-        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+        learnt = pair.chosen_ids[pair.chosen_read :] and pair.rejected_ids[pair.rejected_read :]
+        if not (pair.prompt_ids and learnt):
             raise TrainingError(
                 f"pair {pair.id}: its prompt or a response has no tokens. Drop it before training",
                 key="pair",
@@ -255,6 +260,11 @@ LabelTokens = tuple[Sequence[int], tuple[int, ...]]
 """Places in the flattened rows whose hidden states predict tokens, and those tokens."""
 
 
+def _learnt(places: Sequence[int], tokens: tuple[int, ...], read: int) -> LabelTokens:
+    """Without the first `read` tokens, which are no labels."""
+    return places[read:], tokens[read:]
+
+
 @dataclass
 class _PackedRow:
     """A row [1, T] that is built segment by segment; see `Segments`."""
@@ -298,14 +308,14 @@ def pack(
         start = row.append([*pair.prompt_ids, *pair.chosen_ids])
         prompt = range(start, start + n_prompt)
         prompts.append((prompt[:-1], pair.prompt_ids[1:]))
-        chosen.append((range(prompt[-1], prompt[-1] + n_chosen), pair.chosen_ids))
+        chosen.append(_learnt(range(prompt[-1], prompt[-1] + n_chosen), pair.chosen_ids, pair.chosen_read))
         if share_prompt:
             own = row.append(pair.rejected_ids, first_position=n_prompt, shared=prompt)
             predicting: Sequence[int] = [prompt[-1], *range(own, own + n_rejected - 1)]
         else:
             own = row.append([*pair.prompt_ids, *pair.rejected_ids])
             predicting = range(own + n_prompt - 1, own + n_prompt + n_rejected - 1)
-        rejected.append((predicting, pair.rejected_ids))
+        rejected.append(_learnt(predicting, pair.rejected_ids, pair.rejected_read))
     parts = [*chosen, *rejected, *(prompts if with_prompts else [])]
     return Batch(
         input_ids=torch.tensor([row.ids]),
@@ -324,13 +334,14 @@ def pad(
     with_prompts: bool = False,
 ) -> Batch:
     """B pairs as 2B rows [2B, T] padded on the right: the chosen answers first, then the rejected ones."""
-    sides = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [(p.prompt_ids, p.rejected_ids) for p in pairs]
-    ids = [torch.tensor([*prompt, *response]) for prompt, response in sides]
+    sides = [(p.prompt_ids, p.chosen_ids, p.chosen_read) for p in pairs]
+    sides += [(p.prompt_ids, p.rejected_ids, p.rejected_read) for p in pairs]
+    ids = [torch.tensor([*prompt, *response]) for prompt, response, _ in sides]
     width = max(len(row) for row in ids)
     parts: list[LabelTokens] = []
-    for i, (prompt, response) in enumerate(sides):
+    for i, (prompt, response, read) in enumerate(sides):
         last_of_prompt = i * width + len(prompt) - 1
-        parts.append((range(last_of_prompt, last_of_prompt + len(response)), response))
+        parts.append(_learnt(range(last_of_prompt, last_of_prompt + len(response)), response, read))
     if with_prompts:
         for i, pair in enumerate(pairs):
             start = i * width

@@ -187,6 +187,8 @@ def fit(pair: TokenPair, config: TrainConfig) -> tuple[TokenPair | None, str]:
         if config.too_long == "drop":
             return None, "longer than max_length"
         pair = replace(pair, chosen_ids=pair.chosen_ids[:room], rejected_ids=pair.rejected_ids[:room])
+    if not (pair.chosen_ids[pair.chosen_read :] and pair.rejected_ids[pair.rejected_read :]):
+        return None, "nothing but reasoning within max_length"
     if pair.chosen_ids == pair.rejected_ids:
         return None, "chosen equals rejected"
     return pair, ""

@@ -164,7 +164,12 @@ def _settings(
         weights_hash.update(f"{name} {tuple(weight.shape)}".encode())
         weights_hash.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
     pairs_hash = make_id(
-        *(value for pair in pairs for value in (pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+        *(
+            value
+            for pair in pairs
+            for value in (pair.id, pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
+        ),
+        *(pair.id for pair in pairs if pair.chosen_read or pair.rejected_read),
     )
     weights_id = weights_hash.hexdigest()[:16]
     return {**config.counted(), "seed": seed, "pairs": pairs_hash, "model": weights_id}
@@ -226,6 +231,8 @@ def _probe(pairs: Sequence[TokenPair], window: int | None) -> list[TokenPair]:
             prompt_ids=pair.prompt_ids[-PROBE:],
             chosen_ids=pair.chosen_ids[:room],
             rejected_ids=pair.rejected_ids[:room],
+            chosen_read=0,
+            rejected_read=0,
         )
         for pair in (longest, min(pairs, key=len))
     ]

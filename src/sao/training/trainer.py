@@ -305,7 +305,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
     def _likelihood_tokens(self, pair: TokenPair) -> int:
         prompt = len(pair.prompt_ids) - 1 if self.config.nll_on_prompt else 0
-        return len(pair.chosen_ids) + prompt
+        return len(pair.chosen_ids) - pair.chosen_read + prompt
 
     def _sample_metrics(self) -> dict[str, float]:
         pairs = (self.held_out or self.pairs)[: self.config.samples]

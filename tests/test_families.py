@@ -43,7 +43,7 @@ def test_at_least_nine_in_ten_write_judge_train_and_are_saved_and_planned() -> N
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_writes_and_trains_as_the_table_says(model_type: str, tmp_path: Path) -> None:
     folder = build(model_type, tmp_path)
-    for name, check in (("writes", writes), ("trains", trains)):
+    for name, check in (("writes", writes), ("trains", trains), ("packed", packs)):
         if LINES[model_type][name]:
             check(folder)
         else:

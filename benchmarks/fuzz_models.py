@@ -2,9 +2,9 @@
 
     PYTHONPATH=src .venv/bin/python benchmarks/fuzz_models.py --n 500 --seed 0
 
-Small random chat models are saved, and one thing in each copy is broken: a file dropped, emptied or cut, bytes
-overwritten, the type of a value in a JSON file changed, a weight renamed, dropped, added, reshaped or made
-NaN. Then the folder is checked and three greedy answers are written. Each mutation must end in one of
+Small random chat models are saved, and one thing in each copy is broken: a file dropped, emptied or cut,
+bytes overwritten, the type of a value in a JSON file changed, a weight renamed, dropped, added, reshaped or
+made NaN. Then the folder is checked and three greedy answers are written. Each mutation must end in one of
 
     same      the same answers as unbroken: what was broken does not matter
     error     an error of SAO
@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support import families, tiny_models
 
 from sao.config import EngineConfig
 from sao.engines import Request, Sample, Sampling
@@ -42,6 +41,7 @@ from sao.engines.transformers import TransformersEngine
 from sao.errors import SAOError
 from sao.models.load import check_model
 from sao.records import Message
+from support import families, tiny_models
 
 ENGINE = EngineConfig(name="transformers", device="cpu", slots=4, threads=1)
 Mutation = Callable[[Path, random.Random], str]
@@ -175,7 +175,9 @@ def spoil_weight(folder: Path, rng: random.Random) -> str:
 
     def change(weights: dict[str, torch.Tensor]) -> str:
         name = rng.choice(sorted(weights))
-        weights[name].view(-1)[rng.randrange(weights[name].numel())] = rng.choice([float("nan"), float("inf")])
+        weights[name].view(-1)[rng.randrange(weights[name].numel())] = rng.choice(
+            [float("nan"), float("inf")]
+        )
         return name
 
     return weights_of(folder, change)

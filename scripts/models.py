@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from sao.errors import SAOError  # noqa: E402
 from support.families import FAMILIES, build  # noqa: E402
-from support.family_checks import CHECKS  # noqa: E402
+from support.family_checks import CHECKS, in_two_processes  # noqa: E402
 
 WORDS = """# Families of models
 
@@ -40,6 +40,7 @@ random model from its own config class, float32, on a CPU. [models.json](models.
   whose weights lie in one tensor.
 - **saves**: a trained model has the same weight names as before and the same logits; towers for pictures
   and sound are kept, frozen, under the names they came with.
+- **shares**: two processes (DDP) find the loss and the gradient's norm of one to 1e-5.
 - **planned**: `sao plan` counts the weights, and the bytes that the cache keeps of a token.
 
 Mixtures of experts: routers are frozen unless `train.router` is `trained`, and no loss that balances
@@ -49,31 +50,25 @@ experts is added. Models with an index of keys (DeepSeek-V3.2, GLM-MoE-DSA, HY-4
 """
 
 
-def try_all(model_type: str, columns: list[str]) -> dict[str, Any]:
+def try_all(model_type: str, model: str, columns: list[str]) -> dict[str, Any]:
     """A line of docs/models.json: true or false for each column, and why not."""
     found: dict[str, Any] = {"model_type": model_type}
-    reasons = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
+    reasons, path = [], Path(model).parent
+    for name in columns:
+        args = (model, path / "out") if name in ("saves", "shares") else (model,)
         try:
-            model = build(model_type, path / "model")
-        except Exception as error:
-            return {**found, "why": f"not built: {type(error).__name__}: {error}"}
-        for name in columns:
-            args = (model, path / "out") if name == "saves" else (model,)
-            try:
-                note = CHECKS[name](*args)
-                found[name] = True
-                if note:
-                    reasons.append(f"{name}: {note}")
-            except SAOError as error:
-                found[name] = False
-                reasons.append(f"{name}: {error}".replace(str(path), "").partition(" (off by")[0])
-            except Exception as error:  # a fault of ours, which the table shows as such
-                found[name] = False
-                reasons.append(f"{name}: {type(error).__name__}: {error}".split("\n")[0])
-                if "-v" in sys.argv:
-                    traceback.print_exc()
+            note = CHECKS[name](*args)
+            found[name] = True
+            if note:
+                reasons.append(f"{name}: {note}")
+        except SAOError as error:
+            found[name] = False
+            reasons.append(f"{name}: {error}".replace(str(path), "").partition(" (off by")[0])
+        except Exception as error:  # a fault of ours, which the table shows as such
+            found[name] = False
+            reasons.append(f"{name}: {type(error).__name__}: {error}".split("\n")[0])
+            if "-v" in sys.argv:
+                traceback.print_exc()
     return {**found, "why": "; ".join(reasons)}
 
 
@@ -98,9 +93,13 @@ def main() -> None:
     columns = [name for name in sys.argv[1:] if name in CHECKS] or list(CHECKS)
     transformers.logging.set_verbosity_error()
     lines = []
-    for model_type in named or FAMILIES:
-        lines.append(try_all(model_type, columns))
-        print(json.dumps(lines[-1]), flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        models = {name: build(name, Path(place) / name / "model") for name in named or FAMILIES}
+        if "shares" in columns:
+            in_two_processes(list(models.values()))
+        for model_type, model in models.items():
+            lines.append(try_all(model_type, model, columns))
+            print(json.dumps(lines[-1]), flush=True)
     if not named and columns == list(CHECKS):
         text = "[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n"
         (ROOT / "docs" / "models.json").write_text(text, "utf-8")

@@ -56,7 +56,7 @@ def test_a_family_writes_and_trains_as_the_table_says(model_type: str, tmp_path:
 @pytest.mark.parametrize("column", list(CHECKS))
 def test_all_columns_of_six_families(model_type: str, column: str, tmp_path: Path) -> None:
     folder = build(model_type, tmp_path / "model")
-    args = (folder, tmp_path / "out") if column == "saves" else (folder,)
+    args = (folder, tmp_path / "out") if column in ("saves", "shares") else (folder,)
     if LINES[model_type][column]:
         CHECKS[column](*args)
     else:

@@ -6,7 +6,11 @@ Each check takes the folder of a tiny model (`support.families.build`) and raise
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,7 @@ from sao.models.chat import ChatTokenizer
 from sao.models.counting import read_shape
 from sao.models.load import load_model
 from sao.records import Message
-from sao.training import train
+from sao.training import TrainResult, train
 from sao.training.adapters import add_adapter
 from sao.training.batches import Batch, TokenPair, pack, pad
 from sao.training.parallel import processes
@@ -156,8 +160,8 @@ def adapts(folder: str) -> None:
     same((sums.detach(), gradients(model, sums)), theirs)
 
 
-def saves(folder: str, out: Path) -> None:
-    """After training at a rate of 0 the folder has the same names, shapes and numbers as before."""
+def train_briefly(folder: str, out: Path) -> TrainResult:
+    """One step on three pairs at a rate of 0, padded; under torchrun by all processes together."""
     config = TrainConfig(
         batch_size=4,
         micro_batch_size=2,
@@ -167,9 +171,42 @@ def saves(folder: str, out: Path) -> None:
         batches="padded",
         held_out_share=0,
     )
-    model = load_model(folder, ENGINE)
     shutil.rmtree(out, ignore_errors=True)
-    result = train(some_pairs(), model, ChatTokenizer.load(folder, ENGINE), out, config, 7)
+    model = load_model(folder, ENGINE)
+    return train(some_pairs(), model, ChatTokenizer.load(folder, ENGINE), out, config, 7)
+
+
+def shares(folder: str, out: Path) -> None:
+    """Two processes find the loss and the gradient's norm of one to 1e-5. `support.family_worker` has trained
+    already where out/two is there; else it does now."""
+    two = out.parent / "two"
+    if not two.is_dir():
+        in_two_processes([folder])
+    if (two / "error.txt").is_file():
+        raise AssertionError((two / "error.txt").read_text("utf-8"))
+    if not (out / "metrics.jsonl").is_file():
+        train_briefly(folder, out)
+    one, other = (
+        json.loads((place / "metrics.jsonl").read_text("utf-8").splitlines()[0]) for place in (out, two)
+    )
+    for name in ("loss", "grad_norm"):
+        off = abs(one[name] - other[name]) / max(abs(one[name]), 1e-3)
+        assert off < 1e-5, f"{name} by two processes is off by {off:.2g}"
+
+
+def in_two_processes(folders: list[str]) -> None:
+    """Train the model of each folder by two processes; what comes of it lies in `two` beside it."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    tests = Path(__file__).resolve().parents[1]
+    paths = [str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [*command, "-m", "support.family_worker", *folders]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+
+def saves(folder: str, out: Path) -> None:
+    """After training at a rate of 0 the folder has the same names, shapes and numbers as before."""
+    result = train_briefly(folder, out)
     before, after = stored(Path(folder)), stored(result.model_dir)
     assert before.keys() == after.keys(), f"names differ: {sorted(before.keys() ^ after.keys())[:4]}"
     for name, weight in before.items():
@@ -210,5 +247,5 @@ def cached_numbers(model: Any, tokens: int) -> int:
 
 CHECKS: dict[str, Callable[..., Any]] = {
     "writes": writes, "judges": judges, "trains": trains, "packed": packs, "lora": adapts, "saves": saves,
-    "planned": planned,
+    "shares": shares, "planned": planned,
 }  # fmt: skip

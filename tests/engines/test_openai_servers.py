@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sao.config import make_config
+from sao.config import EngineConfig, make_config
 from sao.engines import ChoiceRequest, Choices, Completion, Failure
 from sao.engines.openai import CUT
 from sao.engines.openai_answers import logprobs_by_text
+from sao.engines.openai_requests import least_tokens
 from sao.engines.scripted import default_choice
 from sao.errors import ConfigError, EngineError
+from sao.models.chat import ChatTokenizer
 from sao.records import Message
 from support.errors import raises
 from support.misbehaving_server import Server
 from support.odd_servers import Body, Odd, answers, asked, last, opened, scripted
+from support.tiny_models import qwen3
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
@@ -316,6 +320,16 @@ def test_a_prompt_without_spaces_that_is_cut_is_noticed_too() -> None:
         done = answers(engine, asked("字" * 10_000, "字" * 5_000))
     assert done[f"{'字' * 10_000}#0"] == Failure(f"{'字' * 10_000}#0", CUT)
     assert isinstance(done[f"{'字' * 5_000}#0"], Completion)
+
+
+def test_with_the_models_tokenizer_its_tokens_are_counted(tmp_path: Path) -> None:
+    chat = ChatTokenizer.load(qwen3(tmp_path / "m"), EngineConfig())
+    text = "unbelievable stories " * 300
+    tokens = len(chat.tokenizer(text, add_special_tokens=False).input_ids)
+    assert tokens > 700  # several for each word
+    assert least_tokens((Message("user", text),), chat) == pytest.approx(0.9 * tokens)
+    assert least_tokens((Message("user", text),), None) == 450
+    assert least_tokens((Message("user", "a short text"),), chat) == 0
 
 
 def test_an_answer_that_the_server_ends_early_is_told_of_once() -> None:

@@ -7,13 +7,18 @@ import asyncio
 import os
 import time
 
+import httpx2 as httpx
+import huggingface_hub
 import pytest
 
 from sao.config import OpenAIConfig
-from sao.engines import Completion
+from sao.data.contamination_sets import on_disk, parse_source
+from sao.engines import Completion, json_http
 from sao.engines.json_http import JsonHttp
 from sao.engines.proxies import proxy_for
-from sao.errors import EngineError
+from sao.errors import DataError, EngineError, ModelError
+from sao.models.counting import read_shape
+from sao.models.locate import find_model
 from support.errors import raises
 from support.misbehaving_server import Server
 from support.odd_servers import answers, asked, opened
@@ -180,3 +185,31 @@ def test_certificates_that_are_not_there_are_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
     with raises(EngineError, key="certificates", match="SSL_CERT_FILE"):
         JsonHttp(OpenAIConfig(base_url="https://sao.invalid/v1"), None)
+
+
+def test_a_certificate_that_is_not_trusted_ends_the_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed")
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(refuse))
+    monkeypatch.setattr(json_http, "connections", lambda config, proxy: client)
+    with raises(EngineError, key="certificates", match="sao.invalid/v1: .*self-signed.*SSL_CERT_FILE"):
+        get_models("https://sao.invalid/v1")
+
+
+def test_the_hub_behind_a_socks_proxy_without_its_package_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The hub's client raises this when it is opened."""
+
+    def fetch(*args: object, **options: object) -> str:
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    with raises(ModelError, key="model", match="SOCKS proxy.*socksio"):
+        find_model("org/none")
+    with raises(ModelError, key="model", match="SOCKS proxy.*socksio"):
+        read_shape("org/none")
+    with raises(DataError, key="evaluation set", match="SOCKS proxy.*socksio"):
+        on_disk(parse_source("alpaca_eval"))

@@ -126,6 +126,12 @@ class JsonHttp:
         except httpx.RequestError as error:
             if self._proxy and isinstance(error, httpx.ProxyError) and re.match(r"4\d\d", str(error)):
                 raise self._proxy.fault(f"it answers {error}") from error
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise EngineError(
+                    f"{self.where}: its certificate is not trusted here ({error}). Name its certificate "
+                    "authority in the environment variable SSL_CERT_FILE",
+                    key="certificates",
+                ) from error
             name, unreachable = type(error).__name__, isinstance(error, httpx.ConnectError)
             raise FailedError(f"{name}: {error}" if str(error) else name, overload=unreachable) from error
         except httpx.InvalidURL as error:

@@ -230,6 +230,8 @@ GOOD: dict[str, tuple[Callable[[Body], Any], str, str]] = {
         "4",
         "stop",
     ),
+    "an end by another name": (said("4", "eos_token"), "4", "stop"),
+    "a limit by another name": (said("4", "MAX_TOKENS"), "4", "length"),
     "two of the same index": (
         lambda a: {**a, "choices": said("one")(a)["choices"] + said("two")(a)["choices"]},
         "one",

@@ -37,6 +37,7 @@ from sao.engines.openai_answers import (
     completions_top_logprobs,
     cut_prompt,
     early_end,
+    finish_of,
     finished_text,
     is_too_long,
     logprobs_by_id,
@@ -220,7 +221,7 @@ class OpenAIEngine:
         if self._is_cut(request.messages, answer, asked):
             return [Failure(sample.id, CUT) for sample in samples]
         single = len(samples) == 1
-        if single and choices[0].get("finish_reason") == "length":
+        if single and finish_of(choices[0]) == "length":
             most = asked.get(LIMITS[0] if is_open_turn(request) else self._writer.limit)
             if note := early_end(answer, most, self._context):
                 self._tell_once("early end", note)
@@ -235,11 +236,11 @@ class OpenAIEngine:
     def _completion(self, request: Request, sample_id: str, choice: Body) -> Completion | Failure:
         """A finished sample; text that is no text, or an unknown end, is a bad answer."""
         message = {"content": choice["text"]} if is_open_turn(request) else choice["message"]
-        finish = choice.get("finish_reason")
-        if finish == "content_filter":
+        if choice.get("finish_reason") == "content_filter":
             return Failure(sample_id, "held back by the server's content filter")
-        if finish not in ("stop", "length"):
-            raise BadAnswerError(f"finish_reason {finish!r}")
+        finish = finish_of(choice)
+        if finish is None:
+            raise BadAnswerError(f"finish_reason {choice.get('finish_reason')!r}")
         text = finished_text(message, finish)
         # Ids with reasoning among them are not those of the text.
         ids = None if thought_of(message) or text != written_text(message) else choice.get("token_ids")

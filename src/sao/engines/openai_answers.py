@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from sao.engines.json_http import BadAnswerError
+from sao.records import FinishReason
 
 Body = dict[str, Any]
 
@@ -19,12 +20,21 @@ TOO_LONG_WORDS = (
     "max_model_len",
     "context size",
     "maximum context",
+    "context window",
     "too long",
+    "too many tokens",
+    "input token count",
+    "reduce the length",
     "max_new_tokens",
 )
 """What servers say of a prompt and an answer that do not fit into the model's context."""
 
 
+FINISHES: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
+}
+"""How servers say that an answer is at its end, or was cut off."""
 REASONING = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -49,6 +59,11 @@ def is_too_long(refusal: str) -> bool:
     return any(words in text for words in TOO_LONG_WORDS)
 
 
+def finish_of(choice: Body) -> FinishReason | None:
+    """Whether an answer came to its end or was cut off, None where that is not said."""
+    return FINISHES.get(str(choice.get("finish_reason")).lower())
+
+
 def first_text(answer: Body) -> str:
     """The text of a whole answer, or what a thinking model thought in its place. Raises BadAnswerError where
     there is none."""
@@ -56,7 +71,7 @@ def first_text(answer: Body) -> str:
     message, finish = choice["message"], choice.get("finish_reason")
     text = written_text(message)
     if text is None:
-        text = thought_of(message) or ("" if finish == "length" else None)
+        text = thought_of(message) or ("" if finish_of(choice) == "length" else None)
     if finish is None or text is None:
         raise BadAnswerError("an answer without text or end")
     return text

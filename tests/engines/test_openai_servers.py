@@ -21,7 +21,7 @@ from sao.errors import ConfigError, EngineError
 from sao.models.chat import ChatTokenizer
 from sao.records import Message
 from support.errors import raises
-from support.misbehaving_server import Server
+from support.misbehaving_server import RefusalError, Server
 from support.odd_servers import Body, Odd, answers, asked, last, opened, scripted
 from support.tiny_models import qwen3
 
@@ -175,14 +175,31 @@ def test_a_setting_that_is_refused_is_left_out(refused: str) -> None:
 
 def test_a_refusal_that_names_nothing_ends_the_run_at_once() -> None:
     server = Odd(refuses=("messages",))
-    with server, raises(EngineError, key="server", match="refuses a plain chat.*'messages'"), opened(server):
+    with (
+        server,
+        raises(EngineError, key="server", match="refuses a plain chat request.*'messages'"),
+        opened(server),
+    ):
         pass
     assert server.requests == 1
 
 
+def test_a_seed_that_makes_the_server_fail_shows_no_skill() -> None:
+    """It answers other chats."""
+
+    def twist(body: Body, answer: Body) -> Body:
+        if "seed" in body and body["seed"] == 2:
+            raise RefusalError(500, "assertion failed")
+        return answer
+
+    with Odd(twist=twist) as server, opened(server, retries=2) as engine:
+        assert not engine.skills.seed
+        assert len(answers(engine, asked("a"))) == 1
+
+
 def test_the_servers_own_sampling_is_switched_off_where_it_is_known() -> None:
     for owner, fills in (
-        ("vllm", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ("vllm", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0}),
         ("sglang", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
         ("llamacpp", {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
         ("tests", {"top_k": -1, "repetition_penalty": 1.0}),  # by its max_model_len a relative of vLLM

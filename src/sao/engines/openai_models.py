@@ -19,10 +19,11 @@ NAMES = ("id", "model", "name")
 """Keys that hold a model's name, the one to send first."""
 CONTEXTS = ("max_model_len", "context_length", "context_window", "max_context_length")
 """Keys that hold a model's context in tokens."""
+_NO_PENALTY: Body = {"min_p": 0.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 NEUTRAL: dict[str, Body] = {
-    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
+    "vllm": {"top_k": -1, "repetition_penalty": 1.0, **_NO_PENALTY},
+    "sglang": {"top_k": -1, "repetition_penalty": 1.0, **_NO_PENALTY},
+    "llamacpp": {"top_k": 0, "repeat_penalty": 1.0, **_NO_PENALTY},
 }
 """Settings that switch off what a kind of server applies of itself: vLLM and SGLang take top_k and others
 from the model's generation_config.json, llama.cpp has top_k 40 and min_p 0.05."""

@@ -136,7 +136,10 @@ class SkillProbe:
             else:
                 too_long = too_long if too_long[1] else answer
         if not too_long[1]:
-            raise EngineError(f"{self._client.where} refuses a plain chat request: {refusal}", key="server")
+            raise EngineError(
+                f"{self._client.where} refuses a plain chat request: {refusal}",
+                key="server",
+            )
         self._writer.limit = LIMITS[0]
         self.notes.append(
             f"the server does not keep to max_tokens: it wrote {too_long[1]} tokens where {PLAIN_TOKENS} "
@@ -154,7 +157,7 @@ class SkillProbe:
                 "top_k, repetition_penalty or a temperature from its own settings or from the model's "
                 "generation_config.json. engine.openai.extra_body sets them"
             )
-        return bool(first == same != other)
+        return first == same and other not in (None, first)
 
     def _text(self, answer: Body) -> str:
         """The text of a plain answer; whether the model reasons before it is noted."""

@@ -13,6 +13,7 @@ from sao.cli.app import build_parser
 from sao.cli.arguments import RANGES
 from sao.errors import ConfigError
 from support.errors import raises
+from support.misbehaving_server import Server
 
 SMALL = ["--engine.name", "scripted", "--personas.n", "40", "--personas.held_out", "5"]
 
@@ -179,3 +180,41 @@ def test_version() -> None:
 def test_an_options_old_name_says_the_new_one(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["contamination", "runs/none", *given]) == 1
     assert "ConfigError: --against is called --sets now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["some-model"],
+        ["qwen2.5:7b"],
+        ["--model", "some-model"],
+        ["--model", "smollm2"],  # the name of a recipe too
+        ["org/some-model"],
+    ],
+)
+def test_a_model_on_a_server_may_have_any_name(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = words[-1]
+    with Server(model=name, models=[name, "another"]) as server:
+        small = ["--personas.n", "12", "--personas.held_out", "2", "--personas.source", "builtin:world"]
+        served = ["--engine.name", "openai", "--engine.openai.base_url", server.url]
+        assert main(["pairs", *words, *served, *small, "--out", str(tmp_path / "run"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["funnel"][-1]["stage"] == "pairs"
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["config"]["model"] == name
+
+
+@pytest.mark.parametrize("target", ["defualt", "dem", "smollm"])
+def test_a_mistyped_recipe_is_no_model_on_a_server(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pairs", target, "--engine.name", "openai"]) == 1
+    said = capsys.readouterr().err
+    assert f"no recipe '{target}'" in said
+    assert "Did you mean" in said
+    assert f"--model {target}" in said
+
+
+def test_a_name_without_a_slash_is_no_model_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pairs", "some-model"]) == 1
+    assert "no recipe 'some-model'" in capsys.readouterr().err

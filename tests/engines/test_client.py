@@ -311,7 +311,10 @@ def connected(config: OpenAIConfig) -> socket.socket:
     """The socket of a connection that is open."""
 
     async def play() -> socket.socket:
-        async with connections(config) as http, http.stream("GET", f"{config.base_url}/models") as response:
+        async with (
+            connections(config, None) as http,
+            http.stream("GET", f"{config.base_url}/models") as response,
+        ):
             connection: socket.socket = response.extensions["network_stream"].get_extra_info("socket")
             return connection.dup()
 
@@ -327,19 +330,6 @@ def test_the_kernel_watches_a_silent_connection() -> None:
             if hasattr(socket, name)
         }
         assert seconds == {name: json_http.KEEP_ALIVE[name] for name in seconds}
-
-
-def test_a_proxy_of_the_environment_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server() as proxy:
-        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
-        for name in ("no_proxy", "NO_PROXY"):
-            monkeypatch.delenv(name, raising=False)
-
-        async def play() -> int:
-            async with connections(OpenAIConfig()) as http:
-                return (await http.get("http://sao.invalid/v1/models")).status_code
-
-        assert asyncio.run(play()) in (200, 404)  # sao.invalid has no address: the proxy answered
 
 
 # Ends

@@ -204,6 +204,34 @@ GOOD: dict[str, tuple[Callable[[Body], Any], str, str]] = {
     "only thought": (said(None, reasoning_content="hm"), "", "stop"),
     "only thought, by another name": (said(None, reasoning="hm"), "", "stop"),
     "still thinking": (said(None, "length"), "", "length"),
+    "blocks": (
+        said(
+            [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                {"type": "text", "text": "a"},
+                {"type": "output_text", "text": " b"},
+                {"type": "text", "text": {"value": " c"}},
+                {"type": "tool_use", "name": "f"},
+                " d",
+            ]
+        ),
+        "a b c d",
+        "stop",
+    ),
+    "blocks of thought": (said([{"type": "thinking", "thinking": "hm"}]), "", "stop"),
+    "blocks without a type": (said([{"text": "a"}]), "a", "stop"),
+    "one block": (said({"type": "text", "text": "a"}), "a", "stop"),
+    "a refusal": (said(None, refusal="I cannot help with that."), "I cannot help with that.", "stop"),
+    "thought in the text": (said("<think>\nfour\n</think>\n\n4"), "4", "stop"),
+    "the end of a thought": (said("so it is four\n</think>\n\n4"), "4", "stop"),
+    "thought to no end": (said("<think>\nlet me", "length"), "", "length"),
+    "gpt-oss's channels": (
+        said("<|channel|>analysis<|message|>four<|end|><|start|>assistant<|channel|>final<|message|>4"),
+        "4",
+        "stop",
+    ),
+    "an end by another name": (said("4", "eos_token"), "4", "stop"),
+    "a limit by another name": (said("4", "MAX_TOKENS"), "4", "length"),
     "two of the same index": (
         lambda a: {**a, "choices": said("one")(a)["choices"] + said("two")(a)["choices"]},
         "one",
@@ -229,7 +257,8 @@ BAD: dict[str, tuple[Callable[[Body], Any], str]] = {
         said(None, tool_calls=[{"function": {"name": "f"}}]),
         "an answer without text",
     ),
-    "parts": (said([{"type": "text", "text": "a"}]), "an answer without text"),
+    "blocks of other kinds": (said([{"type": "image_url", "image_url": {}}]), "an answer without text"),
+    "no blocks": (said([]), "an answer without text"),
     "a number": (said(7), "an answer without text"),
     "no message": (changed(message=None), "an answer of another shape"),
     "choices of another kind": (

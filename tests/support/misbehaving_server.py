@@ -87,6 +87,13 @@ def error_body(message: str, code: int) -> dict[str, Any]:
     }
 
 
+def in_blocks(text: str) -> list[dict[str, Any]]:
+    """A text as Mistral writes a reasoning model's answer."""
+    thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm, let me see"}]}
+    half = len(text) // 2
+    return [thought, {"type": "text", "text": text[:half]}, {"type": "text", "text": text[half:]}]
+
+
 def read_messages(body: dict[str, Any]) -> tuple[Message, ...]:
     """The chat of a request. Raises RefusalError where there is none."""
     messages = body.get("messages")
@@ -138,6 +145,28 @@ class Server:
     context: int | None = None
     """Most words in a chat."""
     model: str = "scripted"
+    models: object = None
+    """What it answers to /v1/models: JSON, bytes, or a status (int); None: an honest list."""
+    owner: str = "tests"
+    """Who owns the model, by the list."""
+    limits: Sequence[str] = ("max_tokens", "max_completion_tokens")
+    """Names of the most tokens of an answer that it keeps to; others are ignored."""
+    refuses: Collection[str] = ()
+    """Keys of a request that it refuses with HTTP 400."""
+    streams: bool = False
+    """Whether it streams unless it is told not to."""
+    blocks: bool = False
+    """Whether the content of an answer is a list: a thinking block, then the text in two."""
+    vocabulary: Callable[[str], str] = str
+    """How it writes a token in log-probabilities."""
+    reasons: str = ""
+    """A text, such as "<think>", by which every answer begins, its first token."""
+    cuts: int | None = None
+    """Most words that it reads of a chat, the last ones; it says nothing where there are more."""
+    most_written: int | None = None
+    """Most words that it writes, whatever is asked for."""
+    fills: Collection[str] = ()
+    """Keys without which every answer is the likeliest, as with a top_k of 1 in generation_config.json."""
     reply: Callable[[tuple[Message, ...], int, Sampling], str] = default_reply
     choose: Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]] = default_choice
     port: int = 0
@@ -268,7 +297,7 @@ class Server:
         method, target, _ = first.split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         data = await reader.readexactly(int(headers.get("content-length", "0")))
-        path, _, query = target.partition("?")
+        path, _, query = re.sub("^http://[^/]+", "", target).partition("?")  # whole addresses: as a proxy
         try:
             if (
                 self.key is not None
@@ -285,8 +314,7 @@ class Server:
                 case "POST", "/v1/completions" if self.completes is not None:
                     await self._send(writer, 200, self.completes(_parse(data)))
                 case "GET", "/v1/models":
-                    facts = {"object": "model", "owned_by": "tests", "max_model_len": self.context or 4096}
-                    await self._send(writer, 200, {"object": "list", "data": [{"id": self.model, **facts}]})
+                    await self._send(writer, 200, self._listed())
                 case "GET", "/stats":
                     await self._send(writer, 200, self.stats())
                     if "reset" in query:
@@ -329,7 +357,11 @@ class Server:
                     return False  # it died while this one waited
                 self._answers_left -= 1
                 self.counts["ok"] += 1
-                await self._send(writer, 200, answer)
+                if self.streams and body.get("stream") is not False:
+                    events = f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n".encode()
+                    await self._send(writer, 200, events, "text/event-stream")
+                else:
+                    await self._send(writer, 200, answer)
                 if not self._answers_left:
                     self._stopping.set()
             return True
@@ -344,8 +376,12 @@ class Server:
         """The honest answer to a chat request. Raises RefusalError for one that a server refuses."""
         messages = read_messages(body)
         self._check(body, messages)
+        if self.cuts is not None:
+            messages = tuple(Message(m.role, " ".join(m.content.split()[-self.cuts :])) for m in messages)
         stop = body.get("stop") or ()
-        tokens = body.get("max_completion_tokens") or body.get("max_tokens")
+        tokens = next((body[name] for name in self.limits if body.get(name)), None)
+        if self.most_written is not None:
+            tokens = min(tokens or 10**9, self.most_written)
         sampling = Sampling(
             max_tokens=tokens or 10**9,
             temperature=1.0 if body.get("temperature") is None else body["temperature"],
@@ -355,10 +391,16 @@ class Server:
         seed = body.get("seed")
         if "seed" not in self.knows or (seed is None and sampling.temperature):
             seed = self._rng.getrandbits(48)
+        step = 1
+        if any(body.get(name) is None for name in self.fills):
+            seed = step = 0
         n = body.get("n") or 1 if "n" in self.knows else 1
-        choices = [self._choice(body, messages, (seed or 0) + i, i, sampling) for i in range(n)]
+        choices = [self._choice(body, messages, (seed or 0) + step * i, i, sampling) for i in range(n)]
         prompt = sum(len(message.content.split()) for message in messages)
         completion = sum(max(1, len(choice["message"]["content"].split())) for choice in choices)
+        if self.blocks:
+            for choice in choices:
+                choice["message"]["content"] = in_blocks(choice["message"]["content"])
         return {
             "id": f"chatcmpl-{self.requests}",
             "object": "chat.completion",
@@ -372,12 +414,26 @@ class Server:
             },
         }
 
+    def _listed(self) -> object:
+        """What is said at /v1/models."""
+        if isinstance(self.models, int):
+            raise RefusalError(self.models, "no list for you")
+        if self.models is not None:
+            return self.models
+        facts: dict[str, Any] = {"object": "model", "owned_by": self.owner}
+        if self.owner in ("tests", "vllm", "sglang"):
+            facts["max_model_len"] = self.context or 4096
+        return {"object": "list", "data": [{"id": self.model, **facts}]}
+
     def _check(self, body: dict[str, Any], messages: tuple[Message, ...]) -> None:
         """Raise RefusalError where vLLM would refuse."""
         if body.get("model") != self.model:
             raise RefusalError(404, f"The model `{body.get('model')}` does not exist.")
         if body.get("stream"):
             raise RefusalError(400, "stream: not supported")
+        if refused := next((name for name in self.refuses if name in body), ""):
+            instead = f" Use '{self.limits[0]}' instead." if refused == "max_tokens" and self.limits else ""
+            raise RefusalError(400, f"Unsupported parameter: '{refused}' is not supported.{instead}")
         for name, least in (
             ("n", 1),
             ("max_tokens", 1),
@@ -398,6 +454,10 @@ class Server:
             )
         if top and not body.get("logprobs") and "logprobs" in self.knows:
             raise RefusalError(400, "when using `top_logprobs`, `logprobs` must be set to true.")
+        self._check_length(messages)
+
+    def _check_length(self, messages: tuple[Message, ...]) -> None:
+        """Raise RefusalError for a chat that does not fit into the context."""
         words = sum(len(message.content.split()) for message in messages)
         if self.context is not None and words > self.context:
             limit = f"This model's maximum context length is {self.context} tokens."
@@ -416,14 +476,15 @@ class Server:
             if text.startswith("token_id:"):
                 text = next(
                     word
-                    for word in (*(wanted or self.choices), *FILLERS)
+                    for word in (*(wanted or self.choices), *FILLERS, self.reasons)
                     if text == f"token_id:{token_id(word)}"
                 )
         elif wanted:
             worth = dict(zip(wanted, self.choose(messages, tuple(wanted))))
             text, finish = max(worth, key=worth.__getitem__), "stop"
         else:
-            text, finish = self.reply(messages, seed, sampling), "stop"
+            opener = f"{self.reasons} " if self.reasons else ""
+            text, finish = opener + self.reply(messages, seed, sampling), "stop"
             text = text[: min((text.find(stop) for stop in sampling.stop if stop in text), default=len(text))]
             if len(words := text.split()) > sampling.max_tokens:
                 text, finish = " ".join(words[: sampling.max_tokens]), "length"
@@ -444,6 +505,8 @@ class Server:
         for i in range(MOST_TOP_LOGPROBS):
             word = FILLERS[i] if i < len(FILLERS) else f"other{i}"
             table.setdefault(word, math.log(rest) - (i + 1) * math.log(2))
+        if self.reasons:
+            table = {self.reasons: -0.01} | {word: value - 9 for word, value in table.items()}
         ranked = sorted(table.items(), key=lambda item: -item[1])
         top = ranked[: body.get("top_logprobs") or 0]
         if self.tokenizes and (ids := body.get("logprob_token_ids")):
@@ -459,7 +522,7 @@ class Server:
         as_ids = self.tokenizes and body.get("return_tokens_as_token_ids")
 
         def shown(word: str, value: float) -> dict[str, Any]:
-            token = f"token_id:{token_id(word)}" if as_ids else word
+            token = f"token_id:{token_id(word)}" if as_ids else self.vocabulary(word)
             return {"token": token, "logprob": value, "bytes": list(word.encode("utf-8", "replace"))}
 
         known = "top_logprobs" in self.knows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("model", "revision", "max_drop_share")
 """The keys of a recipe that stand in no section (`seed` is an option of its own)."""
+NEAR = 0.75
+"""From this likeness on (difflib's ratio) a name is taken for a mistyped recipe."""
 
 
 class Renamed(argparse.Action):
@@ -99,15 +102,20 @@ def _value(key: str, words: Iterator[str]) -> str:
 
 
 def read_target(target: str, overrides: dict[str, str]) -> Config:
-    """The config of a recipe, a recipe file or a model (with the recipe `default`)."""
+    """The config of a recipe, a recipe file or a model (with the recipe `default`).
+
+    A model on a server (engine.name openai) may have any name that is not nearly a recipe's.
+    """
     from sao.config import load_recipe, recipe_names
 
+    is_served = overrides.get("engine.name") == "openai"
     is_recipe = target in recipe_names() or target.endswith((".yaml", ".yml"))
     is_model = (
         target.startswith("builtin:")
         or target.lower().endswith(".gguf")
         or "/" in target
         or Path(target).is_dir()
+        or (is_served and not get_close_matches(target, recipe_names(), 1, NEAR))
     )
     if is_model and not is_recipe:
         recipe = "demo" if target == "builtin:world" else "default"

@@ -133,8 +133,10 @@ def _run(args: argparse.Namespace, extra: list[str]) -> int:
     if args.pairs is not None:
         overrides["pairs.source"] = args.pairs
     # The demo's settings are the tiny model's; another model by --model starts from the defaults.
+    model = overrides.get("model", "builtin:world")
+    recipe = args.target or ("demo" if model == "builtin:world" else "default")
     target = args.target or overrides.get("model", "demo")
-    config = read_target(target, overrides)
+    config = read_target(recipe, overrides)
     out = args.out or Path("runs") / re.sub(r"\.(ya?ml|gguf)$", "", Path(target).name).replace(":", "-")
     quiet_libraries()
     from sao.engines.auto import settle

@@ -84,6 +84,8 @@ class OpenAIConfig(Section):
             raise ValueError(
                 "base_url is a URL such as http://127.0.0.1:8000/v1, without a key or password in it"
             )
+        if self.extra_body.get("stream"):
+            raise ValueError("extra_body: stream cannot be set, since answers are read whole")
         return self
 
 

@@ -151,7 +151,7 @@ def _read(recipe: str) -> tuple[str, str]:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"no recipe {recipe!r}: it is no file, and the shipped ones are "
-            f"{', '.join(recipe_names())}.{hint}",
+            f"{', '.join(recipe_names())}.{hint} A model of this name is given by --model {recipe}",
             key="recipe",
         )
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sao.data.messages import ChatError, turns_of
-from sao.data.readers import SUFFIXES, content_identity, kind_of, read_rows
+from sao.data.readers import SUFFIXES, content_identity, hub_errors, kind_of, read_rows
 from sao.errors import ConfigError, DataError
 
 QUESTION_COLUMNS = (
@@ -152,7 +152,7 @@ def on_disk(source: Source) -> Source:
 
     try:
         path = hf_hub_download(source.path, source.file, repo_type="dataset", revision=source.revision)
-    except (OSError, ValueError) as error:
+    except hub_errors() as error:
         raise DataError(
             f"{source}: cannot be fetched from the hub ({type(error).__name__}: {error}). Check the network "
             f"and, for gated data, HF_TOKEN; or give a copy of yours: {source.name}=FILE",

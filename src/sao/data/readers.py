@@ -385,10 +385,16 @@ def _parse(line: str, place: str) -> Any:
 
 def hub_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises where the hub or the network fails. Some versions let errors of httpx or
-    httpx2 through, which are no OSError; its own error for a bad answer derives from the class of those."""
+    httpx2 through, which are no OSError; its own error for a bad answer derives from the class of those. A
+    SOCKS proxy without its package is an ImportError."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return (OSError, ValueError, *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)))
+    return (
+        OSError,
+        ValueError,
+        ImportError,
+        *(kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)),
+    )
 
 
 def _hub_rows(source: str, revision: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:

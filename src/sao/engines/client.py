@@ -59,7 +59,7 @@ class Client:
     def __init__(self, config: OpenAIConfig, key: str | None, notify: Callable[[str], None]) -> None:
         self.config, self.notify, self.usage = config, notify, Usage()
         self._http = JsonHttp(config, key)
-        self.url = self._http.url
+        self.url, self.where = self._http.url, self._http.where
         self._window = Window(config.max_concurrency)
         self._requests, self._tokens = Pace(config.requests_per_minute), Pace(config.tokens_per_minute)
         self._last_answer = time.monotonic()
@@ -107,15 +107,15 @@ class Client:
             if pending and self._loop.is_running():
                 self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
 
-    def get(self, url: str) -> dict[str, Any] | None:
-        """The JSON object at `url`, None where the server knows no such address. Waits for a server that is
-        not up yet."""
+    def get(self, url: str) -> Any:
+        """The JSON at `url`, None where the server knows no such address, forbids it, or has something else
+        there (a web page, say). Waits for a server that is not up yet."""
         return self._once("GET", url, None)
 
     def post(self, url: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The same by POST; None too where the server refuses it, or answers with something else (a web page,
-        say)."""
-        return self._once("POST", url, body)
+        """The same by POST, an object; None too where the server refuses it."""
+        answer: dict[str, Any] | None = self._once("POST", url, body)
+        return answer
 
     def close(self) -> None:
         """End the thread and the connections."""
@@ -133,8 +133,8 @@ class Client:
             self._thread.join(timeout=30)
             self._loop.close()
 
-    def _once(self, method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any] | None:
-        async def ask() -> dict[str, Any] | None:
+    def _once(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
+        async def ask() -> Any:
             failures = 0
             while True:
                 try:
@@ -143,7 +143,8 @@ class Client:
                     return None
                 except (FailedError, BadAnswerError) as fault:
                     failures += 1
-                    if body is not None and isinstance(fault, BadAnswerError) and failures == OPTIONAL_TRIES:
+                    starts_up = isinstance(fault, FailedError) and (fault.overload or not fault.status)
+                    if failures == OPTIONAL_TRIES and not starts_up:
                         return None
                     await self._back_off(fault, failures)
                 else:
@@ -206,9 +207,7 @@ class Client:
         finally:
             self._window.leave()
 
-    async def _try(
-        self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False
-    ) -> dict[str, Any]:
+    async def _try(self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False) -> Any:
         self.usage.requests += 1
         return await self._http.request(method, url, body, optional)
 
@@ -248,14 +247,14 @@ class Client:
             asks_to_wait = f"it asks to wait {wait:.0f} s"
             why = asks_to_wait if wait > patience else f"no good answer for {silent:.0f} s"
             raise EngineError(
-                f"{self.url}: {why} (last: {fault}), longer than engine.openai.patience = {patience:g} s. "
+                f"{self.where}: {why} (last: {fault}), longer than engine.openai.patience = {patience:g} s. "
                 "All that was finished is kept: see to the server and run the same command again",
                 key="engine.openai.patience",
             )
         if max(silent, wait) > OUTAGE_SECONDS and not self._outage_told:
             self._outage_told = True
             self.notify(
-                f"{self.url}: no good answer for {silent:.0f} s ({fault}); trying on for {patience:g} s"
+                f"{self.where}: no good answer for {silent:.0f} s ({fault}); trying on for {patience:g} s"
             )
 
     async def _is_alive(self) -> bool:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import httpx2 as httpx
 
 from sao.config import OpenAIConfig
+from sao.engines.proxies import EnvironmentProxy, proxy_for
 from sao.errors import EngineError
 
 CONNECT_SECONDS = 30.0
 TOO_MUCH = {408, 429, 503, 504}
 """Statuses by which a server says that it is asked too much at once; 529 and others above 500 are retried all
 the same."""
-FATAL = {401, 402, 403, 404, 405, 410}
+FATAL = {301, 302, 307, 308, 401, 402, 403, 404, 405, 407, 410}
 UNKNOWN_ADDRESS = {404, 405, 501}
 TRANSIENT = {409, 425}
 """Statuses below 500 that may pass."""
@@ -47,11 +48,11 @@ class RefusedError(Exception):
 
 class FailedError(Exception):
     """A try that failed for a reason that may pass. `wait` is the server's Retry-After, in seconds;
-    `overload` says that the server is asked too much at once."""
+    `overload` says that the server is asked too much at once; `status` is that of its answer, 0 for none."""
 
-    def __init__(self, reason: str, overload: bool = False, wait: float = 0.0) -> None:
+    def __init__(self, reason: str, overload: bool = False, wait: float = 0.0, status: int = 0) -> None:
         super().__init__(reason)
-        self.overload, self.wait = overload, wait
+        self.overload, self.wait, self.status = overload, wait, status
 
 
 class JsonHttp:
@@ -75,31 +76,39 @@ class JsonHttp:
         self._headers = {"Content-Type": "application/json"}
         if key:
             self._headers["Authorization"] = f"Bearer {key}"
-        self._http = connections(config)
+        self._proxy = proxy_for(self.url)
+        self.where = f"{self.url} through {self._proxy}" if self._proxy else self.url
+        """The server for a message."""
+        self._http = connections(config, self._proxy)
 
     async def request(
         self, method: str, url: str, body: dict[str, Any] | None, optional: bool = False
-    ) -> dict[str, Any]:
-        """The JSON object of one answer. Raises RefusedError, BadAnswerError, FailedError or EngineError.
+    ) -> Any:
+        """The JSON of one answer: an object to a POST, anything to a GET. Raises RefusedError,
+        BadAnswerError, FailedError or EngineError.
 
-        With `optional` an unknown address is a refusal.
+        With `optional` an unknown or forbidden address is a refusal.
         """
         response = await self._response(method, url, body)
         status = response.status_code
         if status == 200:
-            answer = _json_object(response.content)
-            if answer.get("error") and not answer.get("choices"):
+            answer = _json(response.content)
+            if not isinstance(answer, dict):
+                if method == "POST":
+                    raise BadAnswerError("an answer that is no JSON object")
+            elif answer.get("error") and not answer.get("choices"):
                 raise BadAnswerError(f"an error under HTTP 200: {self._without_key(str(answer))[:200]}")
             return answer
         message = self._without_key(_error_message(response))[:300]
-        if optional and (status in UNKNOWN_ADDRESS or (body is not None and status in FATAL)):
+        if optional and status in UNKNOWN_ADDRESS | FATAL:
             raise RefusedError(status, message)
         if status in FATAL:
             raise EngineError(
-                f"{url}: HTTP {status}: {message}. {_advice(status, self.config)}", key="server"
+                f"{url}: HTTP {status}: {message}. {_advice(response, self.config)}", key="server"
             )
         if status >= 500 or status in TOO_MUCH or status in TRANSIENT:
-            raise FailedError(f"HTTP {status}: {message}", status in TOO_MUCH, retry_after(response))
+            wait = retry_after(response)
+            raise FailedError(f"HTTP {status}: {message}", status in TOO_MUCH, wait, status)
         raise RefusedError(status, message)
 
     async def close(self) -> None:
@@ -115,6 +124,14 @@ class JsonHttp:
             reason = f"no answer in engine.openai.timeout = {self.config.timeout:g} s"
             raise FailedError(reason, overload=True) from error
         except httpx.RequestError as error:
+            if self._proxy and isinstance(error, httpx.ProxyError) and re.match(r"4\d\d", str(error)):
+                raise self._proxy.fault(f"it answers {error}") from error
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise EngineError(
+                    f"{self.where}: its certificate is not trusted here ({error}). Name its certificate "
+                    "authority in the environment variable SSL_CERT_FILE",
+                    key="certificates",
+                ) from error
             name, unreachable = type(error).__name__, isinstance(error, httpx.ConnectError)
             raise FailedError(f"{name}: {error}" if str(error) else name, overload=unreachable) from error
         except httpx.InvalidURL as error:
@@ -128,20 +145,33 @@ class JsonHttp:
         return text.replace(self._key, "…") if len(self._key) >= 8 else text
 
 
-def connections(config: OpenAIConfig) -> httpx.AsyncClient:
-    """An HTTP client with as many connections as are needed. The kernel watches silent ones (`KEEP_ALIVE`),
-    except through a proxy: httpx takes the proxies of the environment only for transports that it makes."""
+def connections(config: OpenAIConfig, proxy: EnvironmentProxy | None) -> httpx.AsyncClient:
+    """An HTTP client with as many connections as are needed, the silent ones watched by the kernel
+    (`KEEP_ALIVE`; not those through a SOCKS proxy). Raises EngineError where the proxy cannot be used."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=config.max_concurrency)
     timeout = httpx.Timeout(config.timeout, connect=CONNECT_SECONDS)
-    if getproxies():
-        return httpx.AsyncClient(timeout=timeout, limits=limits)
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     options += [
         (socket.IPPROTO_TCP, getattr(socket, name), value)
         for name, value in KEEP_ALIVE.items()
         if hasattr(socket, name)  # some systems lack some
     ]
-    transport = httpx.AsyncHTTPTransport(limits=limits, socket_options=options)
+    url = proxy.url if proxy else None
+    try:
+        transport = httpx.AsyncHTTPTransport(limits=limits, socket_options=options, proxy=url)
+    except OSError as error:  # SSL_CERT_FILE, SSL_CERT_DIR
+        raise EngineError(
+            f"the certificates of this machine cannot be read ({error}). See to the environment variables "
+            "SSL_CERT_FILE and SSL_CERT_DIR",
+            key="certificates",
+        ) from error
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        if proxy is None:
+            raise
+        is_import = isinstance(error, ImportError)
+        raise proxy.fault(
+            "it needs the package socksio (pip install socksio)" if is_import else str(error)
+        ) from error
     return httpx.AsyncClient(timeout=timeout, transport=transport)
 
 
@@ -158,28 +188,34 @@ def retry_after(response: httpx.Response) -> float:
     return max(0.0, seconds) if seconds < float("inf") else 0.0
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
+def _json(content: bytes) -> Any:
     try:
-        answer = json.loads(content)
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
+        if content.lstrip().startswith((b"data:", b"event:")):
+            raise BadAnswerError("a stream of events, though stream is false") from error
         raise BadAnswerError("an answer that is no JSON") from error
-    if not isinstance(answer, dict):
-        raise BadAnswerError("an answer that is no JSON object")
-    return answer
 
 
 def _error_message(response: httpx.Response) -> str:
-    """What an error's body says: {"error": {"message": …}}, or its words."""
+    """What an error's body says: {"error": {"message": …, "param": …}}, or its words."""
     try:
         error = json.loads(response.content)
         error = error.get("error", error)
         text = str(error.get("message", error) if isinstance(error, dict) else error)
+        param = error.get("param") if isinstance(error, dict) else None
+        text += f" ({param})" if isinstance(param, str) and param not in text else ""
     except (ValueError, AttributeError, RecursionError):
         text = response.content[:10_000].decode("utf-8", "replace")
     return " ".join(text.split()) or response.reason_phrase
 
 
-def _advice(status: int, config: OpenAIConfig) -> str:
+def _advice(response: httpx.Response, config: OpenAIConfig) -> str:
+    status = response.status_code
+    if "location" in response.headers and status < 400:
+        return f"It sends on to {response.headers['location']}. Set engine.openai.base_url"
+    if status == 407:
+        return "The proxy asks for a user and a password: HTTP_PROXY=http://USER:PASSWORD@HOST:PORT"
     if status in (401, 403):
         return f"Put the key into the environment variable {config.api_key_env}"
     if status == 402:

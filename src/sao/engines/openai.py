@@ -35,31 +35,40 @@ from sao.engines.client import Call, Client
 from sao.engines.json_http import BadAnswerError, RefusedError
 from sao.engines.openai_answers import (
     completions_top_logprobs,
+    cut_prompt,
+    early_end,
+    finish_of,
     finished_text,
     is_too_long,
     logprobs_by_id,
     logprobs_by_text,
+    thought_of,
     token_name,
     top_logprobs,
+    written_text,
 )
+from sao.engines.openai_models import find_served
 from sao.engines.openai_requests import (
     CHAT,
     COMPLETIONS,
+    LIMITS,
     Body,
     RequestWriter,
     ServerTokenizer,
-    by_token_ids,
     estimated_tokens,
     is_open_turn,
+    least_tokens,
     logprobs_of_ids,
 )
 from sao.engines.openai_skills import TOP, SkillProbe, continues_token_ids
-from sao.errors import EngineError
 from sao.models.locate import identity_of, is_local
 from sao.records import FinishReason, Message
 
 if TYPE_CHECKING:
     from sao.models.chat import ChatTokenizer
+
+CUT = "prompt cut off by the server"
+"""Why a sample fails whose prompt the server did not read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +98,42 @@ class OpenAIEngine:
         model, or wants a key."""
         self.identity = identity_of(config, model, revision)
         self.config, self._notify = config.openai, notify
-        self._reasons_told: set[str] = set()
+        self._told: set[str] = set()
+        """What the user was told once already."""
         self._chat: ChatTokenizer | None = None
         self._client = Client(self.config, os.environ.get(self.config.api_key_env) or None, notify)
         self.usage: Usage | None = self._client.usage
         try:
-            self.model, self._context = self._find_model(model)
-            if is_local(model):
-                from sao.models.chat import ChatTokenizer
-
-                self._chat = ChatTokenizer.load(model, config)
-            self._writer = RequestWriter(self.model, self.config, self._chat)
-            self._server_tokenizer = ServerTokenizer(self._client, self.model)
-            self.skills = SkillProbe(self._client, self._writer, self._server_tokenizer).skills()
+            self._open(model, config)
         except BaseException:
             self.close()
             raise
-        notify(f"{self._client.url} serves {self.model}; it can do: {self.skills}")
+
+    def _open(self, model: str, config: EngineConfig) -> None:
+        """Find the model and what the server can do, and tell the user."""
+        client, wanted = self._client, self.config.model
+        listed = client.get(f"{client.url}/models")
+        served = find_served(listed, wanted or model, wanted is not None, client.url)
+        self.model, self._context = served.name, served.context
+        if is_local(model):
+            from sao.models.chat import ChatTokenizer
+
+            self._chat = ChatTokenizer.load(model, config)
+        self._writer = RequestWriter(self.model, self.config, self._chat, served.neutral or {})
+        self._server_tokenizer = ServerTokenizer(client, self.model)
+        probe = SkillProbe(client, self._writer, self._server_tokenizer)
+        self.skills = probe.skills()
+        self._notify(f"{client.where} serves {self.model}; it can do: {self.skills}")
+        if served.neutral is None:
+            probe.notes.append(
+                "it cannot be seen whether this server limits sampling by settings of its own (top_k, min_p, "
+                "repetition_penalty); engine.openai.extra_body sets them"
+            )
+        for note in probe.notes:
+            self._notify(note)
         self.has_logprobs = self.skills.top_logprobs > 0 or self.skills.logprob_token_ids
         if not self.has_logprobs:
-            notify(
+            self._notify(
                 "this server gives no log-probabilities: verdicts are read from text (judging.method text)"
             )
 
@@ -161,31 +186,13 @@ class OpenAIEngine:
         """End the connections."""
         self._client.close()
 
-    def _find_model(self, model: str) -> tuple[str, int | None]:
-        """The model's name on the server, and its context in tokens where the server says so."""
-        listed = (self._client.get(f"{self._client.url}/models") or {}).get("data")
-        entries = listed if isinstance(listed, list) else []
-        served = {str(entry["id"]): entry for entry in entries if isinstance(entry, dict) and "id" in entry}
-        wanted = self.config.model or model
-        if wanted not in served and served:
-            if self.config.model is not None or len(served) > 1:
-                names = ", ".join(sorted(served)[:10])
-                raise EngineError(
-                    f"{self._client.url} serves no {wanted!r}. Set engine.openai.model to one of what it "
-                    f"serves: {names}",
-                    key="engine.openai.model",
-                )
-            (wanted,) = served
-        context = served.get(wanted, {}).get("max_model_len")
-        return wanted, context if isinstance(context, int) else None
-
     # Completions
 
     def _completion_call(self, request: Request, samples: tuple[Sample, ...]) -> Call[Results]:
         call: Call[Results] = Call(
             body=self._completion_body(request, samples),
             tokens=estimated_tokens(request.messages) + len(samples) * request.sampling.max_tokens,
-            read=lambda answer: self._completions(request, samples, answer),
+            read=lambda answer: self._completions(request, samples, answer, call.body),
             refused=lambda error: self._refused_completions(request, samples, call, error),
             given_up=lambda fault: [self._given_up(sample.id, fault) for sample in samples],
             path=COMPLETIONS if is_open_turn(request) else CHAT,
@@ -204,12 +211,20 @@ class OpenAIEngine:
         require_prefill(self, self._client.url)
         return self._writer.open_turn_body(body, request)
 
-    def _completions(self, request: Request, samples: tuple[Sample, ...], answer: Body) -> Results:
+    def _completions(
+        self, request: Request, samples: tuple[Sample, ...], answer: Body, asked: Body
+    ) -> Results:
         """What an answer holds for each of `samples`."""
         choices = answer["choices"]
         if not choices:
             raise BadAnswerError("an answer without choices")
+        if self._is_cut(request.messages, answer, asked):
+            return [Failure(sample.id, CUT) for sample in samples]
         single = len(samples) == 1
+        if single and finish_of(choices[0]) == "length":
+            most = asked.get(LIMITS[0] if is_open_turn(request) else self._writer.limit)
+            if note := early_end(answer, most, self._context):
+                self._tell_once("early end", note)
         by_index = {0 if single else int(choice["index"]): choice for choice in reversed(choices)}
         return [
             self._completion(request, sample.id, by_index[index])
@@ -221,13 +236,14 @@ class OpenAIEngine:
     def _completion(self, request: Request, sample_id: str, choice: Body) -> Completion | Failure:
         """A finished sample; text that is no text, or an unknown end, is a bad answer."""
         message = {"content": choice["text"]} if is_open_turn(request) else choice["message"]
-        finish = choice.get("finish_reason")
-        if finish == "content_filter":
+        if choice.get("finish_reason") == "content_filter":
             return Failure(sample_id, "held back by the server's content filter")
-        if finish not in ("stop", "length"):
-            raise BadAnswerError(f"finish_reason {finish!r}")
+        finish = finish_of(choice)
+        if finish is None:
+            raise BadAnswerError(f"finish_reason {choice.get('finish_reason')!r}")
         text = finished_text(message, finish)
-        ids = choice.get("token_ids")
+        # Ids with reasoning among them are not those of the text.
+        ids = None if thought_of(message) or text != written_text(message) else choice.get("token_ids")
         if self._chat is not None and self.skills.token_ids and isinstance(ids, list) and ids:
             return self._completion_of_ids(self._chat, request, sample_id, ids, finish)
         # some tokenizers begin every text with a space
@@ -249,11 +265,20 @@ class OpenAIEngine:
         """What becomes of refused samples: too long a prompt gives empty completions, else a Failure each."""
         if not is_too_long(error.message):
             return [self._refusal(sample.id, error) for sample in samples]
-        if self._context and "max_tokens" in call.body and request.sampling.max_tokens > 1:
+        limit = LIMITS[0] if is_open_turn(request) else self._writer.limit
+        if self._context and limit in call.body and request.sampling.max_tokens > 1:
             # Sent again without max_tokens, the server takes what room there is, less than was asked for.
-            call.body = {name: value for name, value in call.body.items() if name != "max_tokens"}
+            call.body = {name: value for name, value in call.body.items() if name != limit}
             return call
         return [Completion(sample.id, "", None, "length") for sample in samples]
+
+    def _is_cut(self, messages: tuple[Message, ...], answer: Body, asked: Body) -> bool:
+        """Whether the server read less than the whole prompt; told once."""
+        ids = asked.get("prompt")
+        note = cut_prompt(answer, 0.9 * len(ids) if ids else least_tokens(messages, self._chat))
+        if note:
+            self._tell_once(CUT, note)
+        return bool(note)
 
     # Choices
 
@@ -263,9 +288,12 @@ class OpenAIEngine:
         top_settings: Body = {"logprobs": True, "top_logprobs": self.skills.top_logprobs}
 
         def read(answer: Body) -> Choices | Failure:
+            if self._is_cut(request.messages, answer, body):
+                return Failure(request.id, CUT)
             tops = top_logprobs(answer)
-            logprobs = logprobs_by_id(tops, ids) if ids else logprobs_by_text(tops, request.choices)
-            return Choices(request.id, logprobs)
+            if ids:
+                return Choices(request.id, logprobs_by_id(tops, ids))
+            return self._choices_by_text(request.id, tops, request.choices)
 
         body = self._one_token_body(request.messages, logprobs_of_ids(ids) if ids else top_settings)
         return self._one_token_call(request, body, estimated_tokens(request.messages), read, CHAT)
@@ -280,22 +308,39 @@ class OpenAIEngine:
         text_of_name = dict(zip(names, choice_texts, strict=True))
 
         def read(answer: Body) -> Choices | Failure:
+            if self._is_cut((), answer, body):
+                return Failure(request.id, CUT)
             tops = completions_top_logprobs(answer)
             logprobs = dict(tops)
             if all(name in logprobs for name in names):
                 return Choices(request.id, tuple(logprobs[name] for name in names))
             by_text = [(text_of_name.get(token, token), logprob) for token, logprob in tops]
-            return Choices(request.id, logprobs_by_text(by_text, choice_texts))
+            return self._choices_by_text(request.id, by_text, choice_texts)
 
-        body = by_token_ids(self._one_token_body((), {}), ids)
+        body = self._writer.by_token_ids(self._one_token_body((), {}), ids)
         body |= {"logprobs": self.skills.top_logprobs or TOP[-1], "return_tokens_as_token_ids": True}
         return self._one_token_call(request, body, len(ids), read, COMPLETIONS)
+
+    def _choices_by_text(
+        self, request_id: str, tops: list[tuple[str, float]], choices: tuple[str, ...]
+    ) -> Choices:
+        """The choices' log-probabilities; told once what came instead where none of them is there."""
+        logprobs = logprobs_by_text(tops, choices)
+        if all(map(math.isnan, logprobs)):
+            likeliest = [repr(token) for token, _ in sorted(tops, key=lambda top: -top[1])[:5]]
+            self._tell_once(
+                "no choice",
+                f"an answer begins with none of the choices {', '.join(map(repr, choices))}: the likeliest "
+                f"tokens are {', '.join(likeliest)}. Such verdicts are unparseable; judging.method text "
+                "reads whole answers",
+            )
+        return Choices(request_id, logprobs)
 
     def _one_token_body(self, messages: tuple[Message, ...], settings: Body) -> Body:
         """A request for one token. At temperature 1 the log-probabilities are the model's own, whether or not
         a server scales them; without a seed, since which token is drawn plays no part."""
         body = self._writer.body(messages, Sampling(1), 0, **settings)
-        del body["seed"]
+        body.pop("seed", None)
         return body
 
     def _one_token_call(
@@ -328,7 +373,10 @@ class OpenAIEngine:
 
     def _failure(self, item_id: str, reason: str, words: str) -> Failure:
         """A Failure whose reason is the same for all alike; the server's own words are told once."""
-        if reason not in self._reasons_told:
-            self._reasons_told.add(reason)
-            self._notify(f"{reason}: {words}" if words else reason)
+        self._tell_once(reason, f"{reason}: {words}" if words else reason)
         return Failure(item_id, reason)
+
+    def _tell_once(self, topic: str, line: str) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            self._notify(line)

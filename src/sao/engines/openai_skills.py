@@ -14,13 +14,22 @@ from typing import Any
 from sao.engines import Sampling
 from sao.engines.client import Call, Client
 from sao.engines.json_http import BadAnswerError, RefusedError
-from sao.engines.openai_answers import first_text, logprobs_by_id, top_logprobs
+from sao.engines.openai_answers import (
+    first_text,
+    logprobs_by_id,
+    reasoning_opener,
+    thought_of,
+    token_texts,
+    tokens_written,
+    top_logprobs,
+    written_text,
+)
 from sao.engines.openai_requests import (
     COMPLETIONS,
+    LIMITS,
     Body,
     RequestWriter,
     ServerTokenizer,
-    by_token_ids,
     logprobs_of_ids,
 )
 from sao.errors import EngineError
@@ -34,7 +43,11 @@ PROBE_TOKENS = 32
 """About as many as a probe takes, for tokens_per_minute."""
 TOP = (20, 5)
 """Numbers of top_logprobs that servers allow: most 20, some 5."""
-QUESTION = (Message("user", "Write down a random word and a random number."),)
+PLAIN_TOKENS = 8
+"""Most tokens of a plain answer."""
+QUESTION = (Message("user", "Write down a random word and a random number. Then count from 1 to 50."),)
+"""Its answers differ from the first words on, and are far longer than `PLAIN_TOKENS` where nothing ends
+them."""
 
 
 @dataclass(slots=True)
@@ -67,16 +80,21 @@ class Skills:
 
 
 class SkillProbe:
-    """Asks a server for each skill."""
+    """Asks a server for each skill, and tells the writer what it refuses. `notes` is what the user should
+    know."""
 
     def __init__(self, client: Client, writer: RequestWriter, tokenizer: ServerTokenizer) -> None:
         self._client, self._writer, self._tokenizer = client, writer, tokenizer
         self._last_refusal = ""
+        self._reasoning = ""
+        """How the model begins to reason, "" where it was not seen to."""
+        self.notes: list[str] = []
 
     def skills(self) -> Skills:
         """What the server can do. Raises EngineError where it refuses a plain chat request."""
-        return Skills(
-            seed=self._seed(),
+        first_answer = self._settle_limit()
+        skills = Skills(
+            seed=self._seed(first_answer),
             n=self._n(),
             logprobs=self._logprobs(),
             top_logprobs=self._top_logprobs(),
@@ -84,21 +102,78 @@ class SkillProbe:
             structured_choice=self._structured_choice(),
             token_ids=self._token_ids(),
         )
-
-    def _seed(self) -> bool:
-        bodies = [self._body(max_tokens=8, seed=seed) for seed in (1, 1, 2)]
-        texts = list(self._ask(bodies, first_text))
-        if None in texts:
-            raise EngineError(
-                f"{self._client.url} refuses a plain chat request: {self._last_refusal}", key="server"
+        if self._reasoning:
+            skills.top_logprobs, skills.logprob_token_ids = 0, False
+            self.notes.append(
+                f"the model begins its answers with reasoning ({self._reasoning!r}), so their first token is "
+                "no verdict. Limits of tokens (judging.max_tokens, responses.max_tokens) hold the reasoning "
+                "too. With vLLM and SGLang many models do without it by --engine.openai.extra_body "
+                "'{chat_template_kwargs: {enable_thinking: false}}'"
             )
-        return bool(texts[0] == texts[1] != texts[2])
+        return skills
+
+    def _settle_limit(self) -> str:
+        """Find the name by which the server takes the most tokens of an answer and keeps to it, and leave out
+        what it refuses; the answer that it gave. Raises EngineError where it refuses a plain chat request
+        whatever is left out."""
+        names, refusal, too_long = [*LIMITS], "", ("", 0)
+        while names:
+            self._writer.limit = names.pop(0)
+            (answer,) = self._ask([self._body(PLAIN_TOKENS)], lambda a: (self._text(a), tokens_written(a)))
+            if answer is None:
+                refusal = refusal or self._last_refusal
+                if self._writer.limit in self._last_refusal:
+                    names.sort(key=lambda name: name not in self._last_refusal)  # the one that it names first
+                elif left_out := self._writer.leave_out(self._last_refusal):
+                    self.notes.append(f"the server refuses {left_out}: it is left out where it can be")
+                    names.insert(0, self._writer.limit)
+                else:
+                    break
+            elif answer[1] <= 2 * PLAIN_TOKENS:
+                if self._writer.limit != LIMITS[0]:
+                    self.notes.append(f"the server takes {self._writer.limit} in place of max_tokens")
+                return str(answer[0])
+            else:
+                too_long = too_long if too_long[1] else answer
+        if not too_long[1]:
+            raise EngineError(
+                f"{self._client.where} refuses a plain chat request: {refusal}",
+                key="server",
+            )
+        self._writer.limit = LIMITS[0]
+        self.notes.append(
+            f"the server does not keep to max_tokens: it wrote {too_long[1]} tokens where {PLAIN_TOKENS} "
+            "were asked for"
+        )
+        return too_long[0]
+
+    def _seed(self, first: str) -> bool:
+        """Whether another answer to the same request as `first` is the same, and one with another seed is
+        not."""
+        same, other = self._ask([self._body(PLAIN_TOKENS, seed=seed) for seed in (1, 2)], self._text)
+        if first and first == same == other:
+            self.notes.append(
+                f"answers at temperature 1 with two seeds begin alike ({first!r}): the server may take "
+                "top_k, repetition_penalty or a temperature from its own settings or from the model's "
+                "generation_config.json. engine.openai.extra_body sets them"
+            )
+        return first == same and other not in (None, first)
+
+    def _text(self, answer: Body) -> str:
+        """The text of a plain answer; whether the model reasons before it is noted."""
+        text, message = first_text(answer), answer["choices"][0]["message"]
+        self._note_reasoning("" if written_text(message) else thought_of(message), text)
+        return text
+
+    def _note_reasoning(self, thought: str, text: str) -> None:
+        """Remember it where a model reasons before it answers: beside its text, or in it."""
+        self._reasoning = self._reasoning or thought[:40] or reasoning_opener(text)
 
     def _n(self) -> bool:
         def has_two(answer: Body) -> bool:
             return len({choice["index"] for choice in answer["choices"]}) == 2
 
-        return self._shows(self._body(max_tokens=8, n=2), has_two)
+        return self._shows(self._body(PLAIN_TOKENS, n=2), has_two)
 
     def _logprobs(self) -> bool:
         def has_logprob(answer: Body) -> bool:
@@ -108,7 +183,10 @@ class SkillProbe:
 
     def _top_logprobs(self) -> int:
         def has_alternatives(answer: Body) -> bool:
-            return len(top_logprobs(answer)) > 1
+            tops = top_logprobs(answer)
+            likeliest = max(tops, key=lambda top: top[1])[0]
+            self._note_reasoning("", next(filter(reasoning_opener, token_texts(likeliest)), ""))
+            return len(tops) > 1
 
         for top in TOP:
             if self._shows(self._body(max_tokens=1, logprobs=True, top_logprobs=top), has_alternatives):
@@ -129,9 +207,9 @@ class SkillProbe:
         allowed = ["1 > 2", "2 > 1"]
 
         def is_allowed(answer: Body) -> bool:
-            return answer["choices"][0]["message"]["content"].strip() in allowed
+            return (written_text(answer["choices"][0]["message"]) or "").strip() in allowed
 
-        return self._shows(self._body(max_tokens=8, structured_outputs={"choice": allowed}), is_allowed)
+        return self._shows(self._body(PLAIN_TOKENS, structured_outputs={"choice": allowed}), is_allowed)
 
     def _token_ids(self) -> bool:
         if self._writer.chat is None:
@@ -141,7 +219,7 @@ class SkillProbe:
         def has_same_prompt(answer: Body) -> bool:
             return answer["prompt_token_ids"] == prompt_ids and bool(answer["choices"][0]["token_ids"])
 
-        return self._shows(self._body(max_tokens=8, return_token_ids=True), has_same_prompt)
+        return self._shows(self._body(PLAIN_TOKENS, return_token_ids=True), has_same_prompt)
 
     def _body(self, max_tokens: int, seed: int = 1, **more: Any) -> Body:
         return self._writer.body(QUESTION, Sampling(max_tokens), seed, **more)
@@ -176,8 +254,8 @@ def continues_token_ids(client: Client, writer: RequestWriter) -> bool:
     if writer.chat is None:
         return False
     ids = writer.chat.prompt_ids(QUESTION, "The")
-    body = {"model": writer.model, "max_tokens": 4, "temperature": 1.0, "seed": 1}
-    answer = client.post(client.url + COMPLETIONS, by_token_ids(body, ids) | writer.config.extra_body)
+    body = writer.by_token_ids(writer.body(QUESTION, Sampling(4), seed=1), ids)
+    answer = client.post(client.url + COMPLETIONS, body)
     try:
         text, prompt_tokens = answer["choices"][0]["text"], answer["usage"]["prompt_tokens"]  # type: ignore[index]
         return isinstance(text, str) and prompt_tokens == len(ids)

@@ -89,10 +89,11 @@ def _fetch_config(model: str, revision: str | None) -> Path:
 
     try:
         return Path(hf_hub_download(model, "config.json", revision=revision))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError, ImportError) as error:  # a SOCKS proxy needs a package
+        reason = f"{type(error).__name__}: {[*str(error).splitlines(), ''][0]}"
         raise ModelError(
             f"model {model!r}: it is no local folder, and its config.json could not be fetched "
-            f"({type(error).__name__}). Give a folder, check the network and HF_TOKEN, or plan with one that "
+            f"({reason}). Give a folder, check the network and HF_TOKEN, or plan with one that "
             f"is known: {', '.join(KNOWN)}",
             key="model",
         ) from error

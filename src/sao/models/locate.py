@@ -94,7 +94,9 @@ def _fetch(model: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=_MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError) as error:
+    except (  # ImportError: a SOCKS proxy needs a package
+        HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, OSError, ValueError, ImportError,
+    ) as error:  # fmt: skip
         raise ModelError(
             f"model {model!r} is no local folder and could not be fetched from the hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, the network and, for "

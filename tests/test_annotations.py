@@ -44,6 +44,7 @@ ALLOWED = {
     ],
     "config.json of a model, and rows of other people's data sets or for other tools": [
         "sao.models.locate.config_json",
+        "sao.data.json_arrays.distinct",
         "sao.data.messages.text_in",
         "sao.data.messages.from_text",
         "sao.sharing.formats.rows_of",

@@ -58,10 +58,24 @@ def _placed(
             for row in read(arrays):
                 yield arrays.place, row
                 arrays.number += 1
-        except (UnicodeDecodeError, RecursionError) as error:
+        except (UnicodeDecodeError, RecursionError, TwiceError) as error:
             raise DataError(
                 f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file", key="JSON"
             ) from error
+
+
+class TwiceError(Exception):
+    """An object has two values under one key. No ValueError, as for one that goes on in the next piece."""
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON by its keys. Raises TwiceError for two different values under one of them."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if repr(found[key]) != repr(value):  # by repr: NaN is not equal to itself
+                raise TwiceError(f"two values under the key {key!r}")
+    return found
 
 
 class _Arrays:
@@ -72,7 +86,7 @@ class _Arrays:
         self.number = 0
         self._path, self._file, self._piece, self._longest = path, file, piece, longest
         self._text, self._at = "", 0
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=distinct)
 
     @property
     def place(self) -> str:

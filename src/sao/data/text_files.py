@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sao.data.json_arrays import array_rows, object_rows
+from sao.data.json_arrays import TwiceError, array_rows, distinct, object_rows
 from sao.data.messages import is_whole_message
 from sao.errors import DataError
 
@@ -208,7 +208,9 @@ def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _check_names(names: list[str], place: str) -> None:
-    """Raise DataError where the first line gives two columns one name."""
+    """Raise DataError where the first line is JSON, or gives two columns one name."""
+    if names and names[0].startswith(("[", "{")):
+        raise DataError(f"{place}: JSON and no names of columns. Name the file .json or .jsonl", key="CSV")
     if twice := [name for name in names if names.count(name) > 1]:
         raise DataError(f"{place}: two columns are named {twice[0]!r}. Rename one", key="CSV")
 
@@ -236,8 +238,8 @@ def _decode(raw: bytes, place: str) -> str:
 
 def _parse(line: str, place: str) -> Any:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return json.loads(line, object_pairs_hook=distinct)
+    except (ValueError, RecursionError, TwiceError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             rest = line[error.pos : error.pos + 40]
             raise DataError(

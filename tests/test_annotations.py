@@ -44,7 +44,9 @@ ALLOWED = {
     ],
     "config.json of a model, and rows of other people's data sets or for other tools": [
         "sao.models.folder.read_settings",
+        "sao.data.json_arrays.distinct",
         "sao.data.messages.text_in",
+        "sao.data.messages.from_text",
         "sao.sharing.formats.rows_of",
     ],
     "what `sao export` and `sao import` print as JSON": [],

@@ -18,6 +18,7 @@ from sao.evaluation import alpaca_files
 from sao.evaluation.questions import read_answers as read_given
 from sao.evaluation.questions import read_questions
 from sao.evaluation.tasks import TaskResult, TaskResults
+from sao.execution.runner import Runner
 from sao.execution.status import read_status
 from sao.pipeline.players import Player, player
 from sao.pipeline.two_models import TwoModels
@@ -414,6 +415,22 @@ def test_the_status_names_the_tasks_while_they_run(tmp_path: Path, monkeypatch: 
     found = evaluate(models, asked(tmp_path), ["heldout", "tasks"], TaskOptions())
     assert [task.task for task in found.tasks] == ["t"]
     assert seen == ["base tasks", "tuned tasks"]
+
+
+def test_intervals_are_a_step_of_their_own(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    judge = talking(lambda first, second: "[[A>B]]")
+    models = bench(tmp_path / "out", answering("base", float), answering("tuned", float), judge)
+    models.runner = Runner(
+        models.root, models.session, 1.0, lambda what, done, total: seen.append((what, done, total))
+    )
+    evaluate(models, asked(tmp_path, "arena"), ["arena"])
+    assert [call for call in seen if call[0] == "arena intervals"] == [
+        ("arena intervals", done, 2) for done in range(3)
+    ]
+    assert seen.index(("arena intervals", 0, 2)) > max(
+        number for number, call in enumerate(seen) if call[0] == "arena verdicts"
+    )
 
 
 # Questions and the command

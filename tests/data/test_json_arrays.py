@@ -39,7 +39,7 @@ def test_arrays_of_records_are_one_list(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "p.json").write_text(text, "utf-8")
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
     for piece in (1, 2, 3, 7, 1 << 20):
-        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
+        monkeypatch.setattr("sao.data.text_files.CHUNK", piece)
         assert items(tmp_path / "p.json") == items(tmp_path / "p.json.gz") == RECORDS
     places = [place for place, _ in read_rows(str(tmp_path / "p.json"), [], what="pairs", option="x")]
     assert places == [f"{tmp_path / 'p.json'}, item {number}" for number in range(3)]
@@ -64,7 +64,7 @@ def test_arrays_in_any_layout_are_read_whole(
         between.join(json.dumps(array, indent=indent) for array in arrays), "utf-8"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sao.data.readers.CHUNK", piece)
+        patch.setattr("sao.data.text_files.CHUNK", piece)
         assert items(tmp_path / "p.json") == [row for array in arrays for row in array]
 
 
@@ -74,7 +74,7 @@ def test_numbers_that_cross_pieces_of_a_file_are_whole(
     numbers = [12345, -1.5, 2.5e-7, 1e300, 0]
     (tmp_path / "p.json").write_text("[12345,-1.5 , 2.5e-7,1E+300,0]")
     for piece in range(1, 32):
-        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
+        monkeypatch.setattr("sao.data.text_files.CHUNK", piece)
         assert items(tmp_path / "p.json") == numbers
 
 
@@ -112,7 +112,7 @@ def test_what_follows_an_array_is_read_or_refused(
     (tmp_path / "p.json").write_text(text)
     (tmp_path / "p.json.gz").write_bytes(gzip.compress(text.encode()))
     for piece in (3, 1 << 20):
-        monkeypatch.setattr("sao.data.readers.CHUNK", piece)
+        monkeypatch.setattr("sao.data.text_files.CHUNK", piece)
         for name in ("p.json", "p.json.gz"):
             with raises(DataError, key="JSON", match=message):
                 items(tmp_path / name)
@@ -125,6 +125,6 @@ def test_one_array_of_anything_stays_what_it_is(tmp_path: Path) -> None:
 
 
 def test_an_array_behind_much_white_space_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sao.data.readers.CHUNK", 5)
+    monkeypatch.setattr("sao.data.text_files.CHUNK", 5)
     (tmp_path / "p.json").write_text("\n" * 50 + '[{"a": 1},{"a": 2}]', "utf-8-sig")
     assert items(tmp_path / "p.json") == [{"a": 1}, {"a": 2}]

@@ -1,5 +1,6 @@
 """Preference data sets of others: every form read alike, and odd rows dropped with their reason."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sao.data.preferences import TextPair, pair_of, read_pairs
+from sao.errors import DataError
 from sao.records import Drop, Message
+from support.errors import raises
 from support.pair_files import ASKED, BAD, FORMS, GOOD, HH, SYSTEM, WHY, Row, in_parts, sharegpt, write
 
 
@@ -81,6 +84,68 @@ def test_the_judges_certainty_is_read_where_it_is_a_number(
     pair = pair_of(FORMS["text"] | given, 0)
     assert isinstance(pair, TextPair)
     assert (pair.p_chosen, pair.margin) == (p_chosen, margin)
+
+
+@pytest.mark.parametrize("answers", [(GOOD, BAD), ([GOOD], [BAD]), ("So.", "No.")])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_the_chat_stands_under_messages(tmp_path: Path, answers: tuple[Any, Any], suffix: str) -> None:
+    """axolotl's form, which `sao export` writes; also where the column repeats an answer."""
+    chosen, rejected = answers
+    for chat in ([SYSTEM, ASKED], [SYSTEM, ASKED, GOOD], [SYSTEM, ASKED, BAD]):
+        row = {"messages": chat, "chosen": chosen, "rejected": rejected}
+        (pair,) = read_pairs(write(tmp_path / f"p{suffix}", [row]))
+        assert isinstance(pair, TextPair)
+        assert pair.messages == (Message("system", "Be brief."), *WHY)
+        assert (pair.chosen, pair.rejected) == ("So.", "No.")
+    other = pair_of({"messages": [ASKED, GOOD | {"content": "?"}], "chosen": chosen, "rejected": rejected}, 0)
+    assert isinstance(other, Drop)
+    assert other.reason == "no prompt"
+
+
+def test_messages_beside_a_prompt_are_no_part_of_it() -> None:
+    for form in FORMS.values():
+        assert pair_of(form | {"messages": [SYSTEM, ASKED, GOOD, ASKED]}, 0) == pair_of(form, 0)
+
+
+def test_the_column_system_is_the_system_message() -> None:
+    pair = pair_of(FORMS["text"] | {"system": "Be brief."}, 0)
+    assert isinstance(pair, TextPair)
+    assert pair.messages == (Message("system", "Be brief."), *WHY)
+    own = {"prompt": [SYSTEM, ASKED], "chosen": [GOOD], "rejected": [BAD]}
+    assert pair_of(own | {"system": "Another."}, 0) == pair_of(own, 0)
+    for empty in (None, "", " "):
+        assert pair_of(FORMS["text"] | {"system": empty}, 0) == pair_of(FORMS["text"], 0)
+    assert pair_of(FORMS["text"] | {"system": math.nan}, 0) == Drop(
+        row=0, stage="train", record_id="row-0", reason="not text"
+    )
+
+
+@pytest.mark.parametrize("written", [json.dumps, str])
+def test_messages_in_a_text_are_messages(tmp_path: Path, written: Callable[[Any], str]) -> None:
+    """As JSON, or as Python writes lists: what a .csv holds of them."""
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "chosen", "rejected"])
+        writer.writerow([written(value) for value in ([ASKED], [ASKED, GOOD], [ASKED, BAD])])
+        writer.writerow(["Why?", written(GOOD), written(BAD)])
+        writer.writerow(["Why?", written([GOOD])[:-2], written([BAD])])
+        writer.writerow(["Why?", written([GOOD]), "[1]"])
+    two, one, cut, odd = read_pairs(str(tmp_path / "p.csv"))
+    for pair in (two, one):
+        assert isinstance(pair, TextPair)
+        assert (pair.messages, pair.chosen, pair.rejected) == (WHY, "So.", "No.")
+    assert isinstance(cut, Drop)
+    assert cut.reason == "unknown format"
+    assert isinstance(odd, TextPair)
+    assert odd.chosen == written([GOOD])  # an answer that is JSON, against one that is no chat
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_where_no_row_fits_the_columns_and_the_reason_are_named(tmp_path: Path, suffix: str) -> None:
+    row = {"question": "Why?", "chosen": "So.", "rejected": "No.", "score": 1}
+    with raises(DataError, key="pairs", match=r"(row 0|line 1): no prompt\)") as caught:
+        list(read_pairs(write(tmp_path / f"p{suffix}", [row] * 3)))
+    assert "A row holds 'question', 'chosen', 'rejected', 'score'" in str(caught.value)
 
 
 # Written in any form, read back the same

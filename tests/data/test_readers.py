@@ -1,5 +1,6 @@
 """Files and data sets of others: shards that are one set, and what is broken named."""
 
+import gzip
 import json
 import math
 import sys
@@ -7,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from sao.data.preferences import TextPair, read_pairs
@@ -14,7 +16,7 @@ from sao.data.readers import column_texts, content_identity, id_text
 from sao.errors import DataError
 from sao.records import Drop
 from support.errors import raises
-from support.pair_files import FORMS, WHY, Row, write
+from support.pair_files import FORMS, GOOD, WHY, Row, write
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,12 @@ from support.pair_files import FORMS, WHY, Row, write
         ),
         ("p.json", b'{"a": 1}\n[{"a": 2}]', r"p\.json, line 2: an array among records .*\.jsonl"),
         ("p.json", b'{"a": 1}\nand more', r"p\.json, line 2: not JSON"),
+        (
+            "p.jsonl",
+            b'{"a": 1, "b": 2, "a": 3}',
+            r"jsonl, line 1: not JSON \(two values under the key 'a'",
+        ),
+        ("p.json", b'[{"a": 1},{"b": {"a": 1, "a": 3}}]', r"p\.json, item 1: .*two values under the key 'a'"),
         ("p.json", b'["\xff"]', r"p\.json, item 0: not UTF-8"),
         ("p.json", b"[" * 200_000, r"p\.json, item 0: not UTF-8 text, or not JSON"),
         ("p.parquet", b"PAR1 and no more", r"p\.parquet: not a readable Parquet file"),
@@ -60,6 +68,22 @@ from support.pair_files import FORMS, WHY, Row, write
         ("p.csv", b'chosen,rejected\na,"b', r"p\.csv, line 2: not CSV"),
         ("p.csv", b"chosen,rejected\na,b,c\n", r"p\.csv, line 2: 3 fields, but the first line names 2"),
         ("p.jsonl", b'{"chosen": "a\0"}', r"p\.jsonl, line 1: holds NUL bytes"),
+        ("p.jsonl.gz", b"", r"p\.jsonl\.gz: no whole gzip file \(it is empty\)"),
+        ("p.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9000)[:-4], r"p\.jsonl\.gz: no whole gzip file"),
+        ("p.json.gz", gzip.compress(b"[" + b'{"a": 1},' * 9000)[:40], r"p\.json\.gz: no whole gzip file"),
+        ("p.jsonl", gzip.compress(b"{}"), r"p\.jsonl, line 1: this is a gzip file\. Add \.gz"),
+        ("p.json", "[1]".encode("utf-16"), r"p\.json, line 1: this is UTF-16 text\. Convert it: iconv"),
+        ("p.csv", "a,b".encode("utf-32"), r"p\.csv, line 1: this is UTF-32 text"),
+        ("p.json", "[1]".encode("utf-16-le"), r"p\.json, line 1: holds NUL bytes.*UTF-16"),
+        ("p.json", "[1]".encode("utf-16-be"), r"p\.json, line 1: holds NUL bytes.*UTF-16"),
+        ("p.txt", b"PAR1", r"p\.txt, line 1: this is a Parquet file"),
+        ("p.csv", b"chosen,chosen\na,b\n", r"p\.csv, line 1: two columns are named 'chosen'"),
+        ("p.csv", b'[{"chosen": "a"}]', r"p\.csv, line 1: JSON and no names of columns\. Name the file"),
+        ("p.csv", b"a,b\n1,2\na,b\n3,4\n", r"p\.csv, line 3: the names of the first line again"),
+        ("p.json", b'{\n"a": 1\n}\n{\n"a"', r"p\.json, item 1: not JSON .*copy it again"),
+        ("p.json", b'{\n"a": 1\n}\n[1]', r"p\.json, item 1: no object, but '\[1\]'"),
+        ("p.arrow", b"ARROW1 and no more", r"p\.arrow: not a readable Arrow file"),
+        ("p.arrow", b"no", r"p\.arrow: not a readable Arrow file"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -164,6 +188,12 @@ def shards(folder: Path, names: list[str]) -> str:
             r"data-00001-of-00003\.parquet is missing",
         ),
         (["0000.parquet", "0002.parquet"], r"0001\.parquet is missing: the files are numbered up to 2"),
+        (["part.0.parquet", "part.2.parquet"], r"part\.1\.parquet is missing: the files are numbered"),
+        (["train_0.parquet", "train_2.parquet"], r"train_1\.parquet is missing"),
+        (["train_00000_of_00002.parquet"], r"train_00001_of_00002\.parquet is missing: .* 1 of 2 shards"),
+        (["train.00001-of-00002.parquet"], r"train\.00000-of-00002\.parquet is missing"),
+        (["file2of3.parquet", "file3of3.parquet"], r"file1of3\.parquet is missing"),
+        (["train-00000-of-00002.PARQUET"], r"train-00001-of-00002\.PARQUET is missing"),
         (
             [ONE, TWO, "train-00000-of-00003.parquet"],
             r"shards of two sets, train-00000-of-00002\.parquet and train-00000-of-00003",
@@ -252,6 +282,126 @@ def test_a_copy_is_one_before_the_name_too(tmp_path: Path) -> None:
 def test_names_that_are_whole_sets(tmp_path: Path, names: list[str]) -> None:
     found = [p.messages[0].content for p in read_pairs(shards(tmp_path, names)) if isinstance(p, TextPair)]
     assert found == [name for name in sorted(names) if not name.startswith("test")]
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("train", "train.jsonl", "two formats, train.parquet and train.jsonl"),
+        ("train-00000-of-00001", "train-00001-of-00002.arrow", "two formats"),
+        ("data/train", "data/train.csv.gz", "two formats"),
+        ("a", "b.jsonl", "two formats, a.parquet and b.jsonl"),
+        ("a", "b.parq", "two formats"),
+        ("0000", "0001.parquet.crdownload", "not finished"),
+        ("train", "train.parquet.aria2", "not finished"),
+    ],
+)
+def test_rows_in_another_format_or_half_a_file_beside_are_refused(
+    tmp_path: Path, name: str, other: str, message: str
+) -> None:
+    folder = shards(tmp_path, [f"{name}.parquet"])
+    for harmless in ("README.md", "dataset_infos.json", ".train.parquet.swp", "notes.txt"):
+        (tmp_path / harmless).write_text("x")
+    assert len(list(read_pairs(folder))) == 1
+    (tmp_path / other).write_text("x")
+    with pytest.raises(DataError, match=message):
+        list(read_pairs(folder))
+
+
+# What `datasets` saves
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_a_saved_data_set_is_read(tmp_path: Path, n_shards: int) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [FORMS["messages"] | {"chosen": [GOOD | {"content": f"{i}"}]} for i in range(700)]
+    saved = datasets.Dataset.from_list(rows)
+    saved.save_to_disk(tmp_path / "one", num_shards=n_shards)
+    saved.select(range(5, 8)).save_to_disk(tmp_path / "part")
+    both = datasets.DatasetDict(train=saved, test=saved.select([1]))
+    both.save_to_disk(tmp_path / "both", num_shards={"train": n_shards, "test": 1})
+    for folder, split, numbers in (
+        ("one", "train", range(700)),
+        ("part", "train", range(5, 8)),
+        ("both", "train", range(700)),
+        ("both", "test", [1]),
+        ("both/test", "train", [1]),
+    ):
+        found = [p for p in read_pairs(str(tmp_path / folder), split=split) if isinstance(p, TextPair)]
+        assert [pair.chosen for pair in found] == [str(number) for number in numbers]
+    (tmp_path / "feather.arrow").write_bytes(b"")
+    with pyarrow.ipc.new_file(tmp_path / "feather.arrow", pyarrow.Table.from_pylist(rows).schema) as file:
+        file.write_table(pyarrow.Table.from_pylist(rows[:3]))
+    assert len(list(read_pairs(str(tmp_path / "feather.arrow")))) == 3
+
+
+def test_a_saved_data_set_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_list([FORMS["text"] | {"prompt": str(i)} for i in range(9)])
+
+    def again() -> Path:
+        datasets.DatasetDict(train=saved).save_to_disk(tmp_path / "d", num_shards={"train": 2})
+        return tmp_path / "d" / "train"
+
+    def check(key: str, match: str, source: Path = tmp_path / "d", split: str = "train") -> None:
+        with raises(DataError, key=key, match=match):
+            list(read_pairs(str(source), split=split))
+
+    first = again() / "data-00000-of-00002.arrow"
+    check("data folder", r"no split test \(it holds: train\)", split="test")
+    whole = first.read_bytes()
+    for size in (0, 3, len(whole) // 2, len(whole) - 8, len(whole) - 1):
+        first.write_bytes(whole[:size])
+        check("Arrow", r"data-00000-of-00002\.arrow: not a readable Arrow file, from row 0 on")
+    first.unlink()
+    check("shards", r"data-00000-of-00002\.arrow is missing: .*state\.json names 2 files")
+    (again() / "state.json").write_text("[]")
+    check("data folder", r"state\.json: cannot be read")
+    (again() / "state.json").unlink()
+    check("data folder", r"state\.json is missing")
+    check("data folder", r"state\.json is missing", tmp_path / "d" / "train")
+    write(again() / "more.parquet", [FORMS["text"]])
+    check("data folder", r"state\.json\) and more\.parquet")
+
+
+def test_a_saved_data_set_is_known_by_its_content(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name, prompt in (("a", "Why?"), ("b", "Why?"), ("c", "How?")):
+        datasets.Dataset.from_list([FORMS["text"] | {"prompt": prompt}]).save_to_disk(tmp_path / name)
+    a, b, c = (content_identity(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+# A .json file that is one object, or objects over several lines
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".json.gz"])
+def test_rows_by_split_in_one_object(tmp_path: Path, indent: int | None, ending: str) -> None:
+    def pairs(value: Any, split: str = "train") -> list[str]:
+        content = json.dumps(value, indent=indent).encode()
+        path = tmp_path / f"p{ending}"
+        path.write_bytes(gzip.compress(content) if ending == ".json.gz" else content)
+        return [p.messages[0].content for p in read_pairs(str(path), split=split) if isinstance(p, TextPair)]
+
+    rows = [FORMS["text"] | {"prompt": str(number)} for number in range(3)]
+    assert pairs({"train": rows}) == ["0", "1", "2"]
+    assert pairs({"train": rows, "test": rows[:1]}, "test") == ["0"]
+    assert pairs({"version": 2, "data": rows}) == ["0", "1", "2"]
+    assert pairs(FORMS["implicit"]) == ["Why?"]  # a row, whatever lists it holds
+    assert pairs(rows[1] | {"train": rows}) == ["1"]
+    for several in ({"test": rows}, {"a": rows, "b": rows}):
+        with raises(DataError, key="data file", match=rf"under {', '.join(several)}, but none under train"):
+            pairs(several)
+
+
+def test_objects_over_several_lines_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [FORMS["text"] | {"prompt": f"}} {{ {number}"} for number in range(3)]
+    (tmp_path / "p.json").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
+    for piece in (40, 1 << 20):
+        monkeypatch.setattr("sao.data.text_files.CHUNK", piece)
+        found = [p for p in read_pairs(str(tmp_path / "p.json")) if isinstance(p, TextPair)]
+        assert [pair.messages[0].content for pair in found] == [row["prompt"] for row in rows]
 
 
 def test_other_splits_are_checked_when_they_are_read(tmp_path: Path) -> None:

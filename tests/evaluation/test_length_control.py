@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -223,6 +224,33 @@ def test_many_fits_at_once_are_as_one_by_one() -> None:
     assert np.allclose(together, alone, atol=1e-6)
     separated = soft_logistic(x[None], (x[:, 0] > 0).astype(float), weights, ridge=0.01)
     assert np.isfinite(separated).all() and (separated[:, 0] > 5).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8])
+def test_few_prompts_are_fitted_to_the_minimum(n: int) -> None:
+    """Few draws are often separated: the minimum then lies far out and coordinate descent creeps there. At a
+    minimum the loss's slope is −strength · sign(β), and within ± strength where β is 0."""
+    strength = 1e-4
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x = np.stack([np.tanh(rng.normal(0, 1, n)), np.zeros(n), np.ones(n)], axis=1)
+        y = rng.integers(0, 2, n).astype(float)
+        weights = rng.multinomial(n, np.full(n, 1 / n), 40).astype(float)
+        beta = soft_logistic(x[None], y, weights, lasso=strength)
+        slope = ((0.5 + 0.5 * np.tanh(beta @ x.T / 2) - y) * weights) @ x
+        off = np.where(beta == 0, np.abs(slope) - strength, np.abs(slope + strength * np.sign(beta)))
+        assert off.max() < 1e-3 * strength
+
+
+def test_ten_thousand_resamples_of_four_questions_take_seconds() -> None:
+    """They took minutes. One of 16 draws holds lost questions only, so the interval is the whole span."""
+    rows = [
+        Row(instruction=str(i), p=float(i > 1), length=10 + 40 * i, baseline_length=100) for i in range(4)
+    ]
+    started = time.process_time()
+    found = length_controlled(rows)
+    assert time.process_time() - started < 20
+    assert found.interval == pytest.approx((0, 100), abs=0.01)
 
 
 # The benchmark on published files, on a made-up clone with a known answer

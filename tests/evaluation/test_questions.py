@@ -309,6 +309,18 @@ def test_an_answer_that_is_no_text_is_refused(tmp_path: Path, value: Any, kind: 
             read_answers(lines(tmp_path / "a.jsonl", [row]), asked[1:])
 
 
+def test_two_different_answers_to_one_question_are_refused(tmp_path: Path) -> None:
+    asked = [question_of(["Greet me."], 0), question_of(["Say no."], 1)]
+    rows = [{"instruction": "Greet me.", "output": "Hi."}, {"instruction": "Say no.", "output": "No."}]
+    found = read_answers(lines(tmp_path / "a.jsonl", [*rows, rows[0]]), asked)
+    assert texts(found, asked) == [["Hi."], ["No."]]
+    other = lines(tmp_path / "b.jsonl", [*rows, rows[0] | {"output": "Hello."}])
+    with raises(DataError, key="answers", match="line 3: other answers to a question .*'Greet me.'"):
+        read_answers(other, asked)
+    with raises(DataError, key="references", match="line 3: other references to"):
+        with_references(asked, other)
+
+
 @pytest.mark.parametrize("missing", [math.nan, None])
 def test_answers_of_parquet_and_csv_that_are_missing(tmp_path: Path, missing: float | None) -> None:
     import pyarrow

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from sao.analysis.audit import audit
 from sao.config import make_config
-from sao.data.preferences import TextPair, read_pairs
+from sao.data.preferences import TextPair, pair_of, read_pairs
 from sao.data.readers import read_rows
 from sao.data.similarity import normalise
 from sao.engines.scripted import ScriptedEngine
@@ -128,6 +128,18 @@ def test_a_row_is_what_its_tool_reads(form: str, pairs: Any, kto: Any, sft: Any)
     assert tool_columns(form, "kto", 1) == kto
     assert tool_columns(form, "kto", 0)["label"] is True
     assert tool_columns(form, "sft") == sft
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_exported_pairs_are_read_back(form: str) -> None:
+    """By `sao train --pairs`: each form is one of those of sao.data.preferences."""
+    made = example(earlier=TURNS, text="Why it?")
+    (row,) = rows_of(made, form, "pairs", None)
+    read = pair_of(row, 0)
+    assert isinstance(read, TextPair)
+    assert [message.content for message in read.messages] == [*TURNS, "Why it?"]
+    ((_, good, bad),) = made.pairs
+    assert (read.chosen, read.rejected) == (good.text, bad.text)
 
 
 def test_axolotl_finds_an_answer_that_its_template_strips() -> None:

@@ -278,7 +278,7 @@ def test_personas_written_by_the_model_survive_kills_between_and_within_batches(
 def test_hostile_files_of_personas_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, message: str
 ) -> None:
-    monkeypatch.setattr("sao.data.readers.MAX_LINE", 4096)
+    monkeypatch.setattr("sao.data.text_files.MAX_LINE", 4096)
     (tmp_path / name).write_bytes(content)
     for sample in ("random", "first"):
         c = PersonasConfig(source=str(tmp_path / name), n=2, held_out=0, sample=sample)

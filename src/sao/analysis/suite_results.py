@@ -139,21 +139,26 @@ class SuiteWork:
     def _fitted(
         self, games: Mapping[str, score.Games], judged: Mapping[str, list[Judgment]]
     ) -> dict[str, dict[str, FittedScore]]:
-        """Length-adjusted win rates, and Arena-Hard's scores: by field of `WinRate` and role."""
+        """Length-adjusted win rates, and Arena-Hard's scores: by field of `WinRate` and role. All is fitted
+        again in each resample, so it is shown as a step of its own."""
+        by_arena = self.suite.way == "arena"
+        show = self.models.runner.computing(f"{self.suite.name} intervals", len(games) + by_arena)
         official = self.official if self.suite.name == "alpaca" else None
         adjusted: dict[str, LengthControlled] = {}
         name = ""
-        for role, own in games.items():
+        for number, (role, own) in enumerate(games.items(), 1):
             points = own.points(judged[role], soft=True)
             fitted = own.length_adjusted(points, *self._resampling, official)
             if fitted is not None:
                 adjusted[role], name = fitted
+            show(number)
         found = {"adjusted": score.fitted_scores(adjusted, name)}
-        if self.suite.way == "arena":
+        if by_arena:
             played = {role: own.arena_games(role, judged[role]) for role, own in games.items()}
             plain, styled = (
                 score.arena(played, *self._resampling, controlled) for controlled in (False, True)
             )
+            show(len(games) + 1)
             title = "Bradley–Terry score"
             found["arena"] = score.fitted_scores(plain, title)
             found["arena_style"] = score.fitted_scores(styled, f"{title}, style controlled")

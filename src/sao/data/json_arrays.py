@@ -1,4 +1,5 @@
-"""The items of a file that is a JSON array, or several arrays one after another, read piece by piece.
+"""The items of a file that is a JSON array, or several arrays one after another, or objects over several
+lines, read piece by piece.
 
 Joined files, and writers that work chunk by chunk, leave several arrays. Their items are one list where all
 are records. Where they are chat messages, texts or numbers, each array may also be one row: that is an error;
@@ -10,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -40,16 +41,41 @@ def array_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Ite
             records.
 
     """
+    return _placed(path, binary, piece, longest, _Arrays.rows)
+
+
+def object_rows(path: Path, binary: BinaryIO, *, piece: int, longest: int) -> Iterator[tuple[str, Any]]:
+    """The same for objects one after another, each over as many lines as it likes (indented JSON)."""
+    return _placed(path, binary, piece, longest, _Arrays.objects)
+
+
+def _placed(
+    path: Path, binary: BinaryIO, piece: int, longest: int, read: Callable[[_Arrays], Iterator[Any]]
+) -> Iterator[tuple[str, Any]]:
     with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
         arrays = _Arrays(path, file, piece, longest)
         try:
-            for row in arrays.rows():
+            for row in read(arrays):
                 yield arrays.place, row
                 arrays.number += 1
-        except (UnicodeDecodeError, RecursionError) as error:
+        except (UnicodeDecodeError, RecursionError, TwiceError) as error:
             raise DataError(
                 f"{arrays.place}: not UTF-8 text, or not JSON ({error}). Mend the file", key="JSON"
             ) from error
+
+
+class TwiceError(Exception):
+    """An object has two values under one key. No ValueError, as for one that goes on in the next piece."""
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON by its keys. Raises TwiceError for two different values under one of them."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if repr(found[key]) != repr(value):  # by repr: NaN is not equal to itself
+                raise TwiceError(f"two values under the key {key!r}")
+    return found
 
 
 class _Arrays:
@@ -60,7 +86,7 @@ class _Arrays:
         self.number = 0
         self._path, self._file, self._piece, self._longest = path, file, piece, longest
         self._text, self._at = "", 0
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=distinct)
 
     @property
     def place(self) -> str:
@@ -79,6 +105,14 @@ class _Arrays:
                 yield item
             if odd and arrays > 1:
                 raise self._unclear(odd)
+
+    def objects(self) -> Iterator[Any]:
+        """The objects that stand one after another."""
+        while follows := self._next():
+            if follows != "{":
+                end = self._text[self._at : self._at + 40]
+                raise DataError(f"{self.place}: no object, but {end!r}. {_ONE_A_LINE}", key="JSON")
+            yield self._value()
 
     def _unclear(self, odd: str) -> DataError:
         return DataError(

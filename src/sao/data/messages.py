@@ -21,6 +21,9 @@ https://huggingface.co/datasets/Anthropic/hh-rlhf
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +38,7 @@ MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 """The keys of a whole message."""
 UNKNOWN_FORMAT, NOT_TEXT = "unknown format", "not text"
 """The reasons of a ChatError."""
+_CHAT_TEXT = re.compile(r"""\s*\[?\s*\{\s*["'](role|from|content|value)["']\s*:""")
 _DIALOGUE_START = "\n\nHuman:"
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
@@ -74,6 +78,22 @@ def is_whole_message(value: Any) -> bool:
 def is_dialogue(value: Any) -> bool:
     """Whether a value is a dialogue in one text, as in HH."""
     return isinstance(value, str) and value.startswith(_DIALOGUE_START)
+
+
+def from_text(value: Any) -> Any:
+    """The messages in a text that is nothing but a chat as JSON or as Python writes it (how tables without
+    lists, such as .csv, hold one); the value itself where it is anything else.
+
+    Raises ChatError(UNKNOWN_FORMAT) for a text that begins like that and cannot be read.
+    """
+    if not (isinstance(value, str) and _CHAT_TEXT.match(value)):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(value.strip())
+            if all(is_whole_message(item) for item in (found if isinstance(found, list) else [found])):
+                return found
+    raise ChatError(UNKNOWN_FORMAT)
 
 
 def turns_of(value: Any, role: str = "user") -> list[Turn]:

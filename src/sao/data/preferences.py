@@ -1,13 +1,14 @@
 r"""Preference data sets as others write them: rows in, `TextPair` records or Drops out.
 
 For `sao train --pairs FILE|HUB` and `sao import`. A row holds `chosen` and `rejected`, and `prompt` (or
-`conversations`) unless the two begin with it. Each may be a text or messages. The forms, told by what the
-row holds:
+`conversations`, or `messages`) unless the two begin with it. Each may be a text or messages, also as JSON in
+a text (.csv). `system` is the system message of a chat that has none. The forms, told by what the row holds:
 
     prompt, chosen, rejected: messages        TRL, conversational; also what `sao export` writes
     chosen, rejected: messages                TRL, conversational with implicit prompt; SimPO reads them so
     prompt: text; chosen, rejected: messages  UltraFeedback-binarized, SimPO: the messages repeat the prompt
     prompt, chosen, rejected: text            TRL, standard: the prompt is the user's turn
+    messages; chosen, rejected: a message     axolotl (chat_template.default)
     chosen, rejected: text                    HH: "\n\nHuman: …\n\nAssistant: …" (with a prompt column too)
 
 The shapes of messages are those of `sao.data.messages`. The turns that both answers share before their last
@@ -26,13 +27,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sao.data.messages import NOT_TEXT, UNKNOWN_FORMAT, ChatError, is_dialogue, messages_of
+from sao.data.messages import NOT_TEXT, UNKNOWN_FORMAT, ChatError, from_text, is_dialogue, messages_of
 from sao.data.readers import read_rows
 from sao.errors import DataError
 from sao.records import Drop, Message, make_id
 
 ANSWER_COLUMNS = ("chosen", "rejected")
-OPTIONAL_COLUMNS = ("prompt", "conversations", "p_chosen", "margin", "image", "images")
+OPTIONAL_COLUMNS = ("prompt", "conversations", "messages", "system", "p_chosen", "margin", "image", "images")
+OPTION = "--pairs.revision"
 PATIENCE = 100
 """Rows without `chosen` and `rejected` at the start of a source after which reading stops: it is no set of
 pairs."""
@@ -71,31 +73,42 @@ def read_pairs(
     """One TextPair or Drop for each row of a preference data set, in its order, as a stream.
 
     Args:
-        source: A .jsonl, .json or .parquet file, a folder of Parquet files (such as `sao export` writes), or
-            a hub data set's id.
+        source: Whatever `sao.data.readers.read_rows` reads: a file, a folder, or a hub data set's id.
         revision: Commit or tag of the hub data set, which needs one.
         subset: Configuration of the hub data set.
         split: Split of the hub data set, or of the folder.
 
     Raises:
-        DataError: For a source that cannot be read, is empty, or has no columns of pairs.
+        DataError: For a source that cannot be read, is empty, has no columns of pairs, or none that is one.
 
     """
-    has_pairs, contents = False, "it holds no rows"
-    options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split}
-    rows = read_rows(
-        source, ANSWER_COLUMNS, OPTIONAL_COLUMNS, what="pairs", option="--pairs.revision", **options
-    )
+    has_pairs, n_pairs, first, reason = False, 0, "it holds no rows", ""
+    options: dict[str, Any] = {"revision": revision, "subset": subset, "split": split, "what": "pairs"}
+    rows = read_rows(source, ANSWER_COLUMNS, OPTIONAL_COLUMNS, option=OPTION, **options)
     for number, (place, row) in enumerate(rows):
         if number == 0:
-            contents = f"{place} holds {_columns_of(row) or 'nothing'}"
+            first = f"{place} holds {_columns_of(row) or 'nothing'}"
         has_pairs = has_pairs or _has_answers(row)
         if number == PATIENCE and not has_pairs:
             break
-        yield pair_of(row, number)
+        found = pair_of(row, number)
+        n_pairs += isinstance(found, TextPair)
+        if isinstance(found, Drop) and not reason:
+            reason = f"{place}: {found.reason}"
+        yield found
+    if has_pairs and not n_pairs:
+        # Of Parquet only the columns of pairs were read; the message names all that there are.
+        known = (*ANSWER_COLUMNS, *OPTIONAL_COLUMNS)
+        _, row = next(read_rows(source, ("",), known, option=OPTION, **options))
+        raise DataError(
+            f"{source}: no row is a preference pair ({reason}). A row holds {_columns_of(row)}. Rename the "
+            "columns to `prompt`, `chosen` and `rejected`; the docstring of sao/data/preferences.py lists "
+            "the forms that are read",
+            key="pairs",
+        )
     if not has_pairs:
         raise DataError(
-            f"{source}: no preference pairs: {contents}. Pairs have the columns `chosen` and `rejected` "
+            f"{source}: no preference pairs: {first}. Pairs have the columns `chosen` and `rejected` "
             "(answers, as text or messages) and `prompt`, unless both begin with it. Rename the columns and "
             "run the same command again; the docstring of sao/data/preferences.py lists the forms that are "
             "read",
@@ -140,9 +153,9 @@ def _read_row(row: Any) -> tuple[Messages, str, str]:
         raise NotAPairError(UNKNOWN_FORMAT)
     if row.get("image") or row.get("images"):
         raise NotAPairError(NOT_TEXT)
-    prompt_column = row.get("prompt") or row.get("conversations")
+    prompt_column = from_text(row.get("prompt") or row.get("conversations"))
     prompt = messages_of(prompt_column, "user")
-    chosen, rejected = (messages_of(row[key], "assistant") for key in ANSWER_COLUMNS)
+    chosen, rejected = (messages_of(value, "assistant") for value in _answer_columns(row))
     if not chosen or not rejected:
         raise NotAPairError("empty answer")
     shared = _shared_turns(chosen, rejected)
@@ -151,10 +164,34 @@ def _read_row(row: Any) -> tuple[Messages, str, str]:
         prompt = ()  # the messages repeat it, as SimPO's script assumes
     elif is_dialogue(prompt_column):
         answers = answers[0].strip(), answers[1].strip()  # they continue the text after "Assistant:"
-    messages = _checked_chat(_joined(prompt, shared))
+    elif not prompt_column and not any(message.role == "user" for message in shared):
+        prompt = _before_the_answer(messages_of(from_text(row.get("messages")), "user"), answers)
+    messages = _checked_chat(_with_system(_joined(prompt, shared), row.get("system")))
     _check_answers(*answers)
     _check_unicode([*(message.content for message in messages), *answers])
     return messages, *answers
+
+
+def _answer_columns(row: dict[str, Any]) -> list[Any]:
+    """What stands under `chosen` and `rejected`; messages in a text are read where both are such texts."""
+    values = [row[key] for key in ANSWER_COLUMNS]
+    read = [from_text(value) for value in values]
+    return read if all(isinstance(value, list | dict) for value in read) else values
+
+
+def _before_the_answer(messages: Messages, answers: tuple[str, str]) -> Messages:
+    """The column `messages` without the answer where it ends with one of the two."""
+    ends_so = messages and messages[-1].role == "assistant" and messages[-1].content in answers
+    return messages[:-1] if ends_so else messages
+
+
+def _with_system(messages: Messages, system: Any) -> Messages:
+    """The chat with the text of the column `system` before it, where it has no system message of its own."""
+    if system is None or (messages and messages[0].role == "system"):
+        return messages
+    if not isinstance(system, str):
+        raise NotAPairError(NOT_TEXT)
+    return (Message("system", system), *messages)
 
 
 def _shared_turns(chosen: Messages, rejected: Messages) -> Messages:

@@ -2,40 +2,29 @@
 rows out.
 
 Everything is read as a stream, so memory does not grow with the size: a line longer than MAX_LINE is an
-error, not a gigabyte of memory. A file that cannot be read is an error with its place. The caller decides
-what a row means.
+error, not a gigabyte of memory (`sao.data.text_files`). A file that cannot be read is an error with its
+place. The caller decides what a row means.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import json
 import math
 import re
-import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from sao.data.json_arrays import array_rows
+from sao.data.saved import arrow_rows, is_saved, saved_files
 from sao.data.shards import split_files
+from sao.data.text_files import CHUNK, TEXT_SUFFIXES, text_rows
 from sao.errors import DataError
 from sao.records import make_id
 
-TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
-SUFFIXES = (".parquet", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
+SUFFIXES = (".parquet", ".arrow", *TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES))
 BATCH_ROWS = 256
-MAX_LINE = 64 << 20
-"""Bytes of the longest line that is read."""
-CHUNK = 1 << 20
-"""Characters of a JSON array, or bytes of a Parquet file, that are read at a time."""
-NO_TEXT = ("nan", "NaN")
-"""Cells of a .csv that hold no text: how Python and pandas write NaN, and pandas a missing text."""
-_BEFORE = b"\xef\xbb\xbf \t\r\n"
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
@@ -53,9 +42,10 @@ def read_rows(
     """Each row with its place (file and line, or data set and row: for messages), in the source's order.
 
     Args:
-        source: A .jsonl file, a .json file (lines, or an array, or arrays of records one after another), a
-            .csv file (names in the first line), a .txt file, any of these as .gz, a .parquet file, a folder
-            of Parquet files (`sao.data.shards`), or the id of a hub data set.
+        source: A .jsonl file, a .json file (`sao.data.text_files` names its layouts), a .csv file (names in
+            the first line), a .txt file, any of these as .gz, a .parquet or .arrow file, a folder of Parquet
+            files (`sao.data.shards`) or one that `save_to_disk` wrote (`sao.data.saved`), or the id of a hub
+            data set.
         columns: What the caller needs. Of Parquet only these and those of `also` are read; where one is
             missing all are, so that the caller can say what there is.
         also: What the caller reads where it is there.
@@ -63,7 +53,7 @@ def read_rows(
         option: How the user gives the revision, for messages.
         revision: Commit or tag of the hub data set, which needs one.
         subset: Configuration of the hub data set.
-        split: Split of the hub data set, or of the folder.
+        split: Split of the hub data set, the folder, or a .json file that is one object.
 
     Yields:
         Place and row; a row is a dict, or any other value in a line of JSON, or the text of a line of .txt.
@@ -76,12 +66,10 @@ def read_rows(
     """
     path = Path(source)
     if path.is_dir():
-        for file in split_files(path, split):
-            yield from _parquet_rows(file, columns, also)
-    elif path.suffix == ".parquet" and path.is_file():
-        yield from _parquet_rows(path, columns, also)
+        for file in saved_files(path, split) if is_saved(path) else split_files(path, split):
+            yield from _file_rows(file, columns, also, split)
     elif path.name.endswith(SUFFIXES) and path.is_file():
-        yield from _text_rows(path)
+        yield from _file_rows(path, columns, also, split)
     elif path.name.endswith(SUFFIXES):
         raise DataError(f"{source}: no such file of {what}", key="data file")
     elif path.exists() or not _may_be_hub_id(source):
@@ -98,6 +86,18 @@ def read_rows(
         )
     else:
         yield from _hub_rows(source, revision, subset, split)
+
+
+def _file_rows(
+    path: Path, columns: Sequence[str], also: Sequence[str], split: str
+) -> Iterator[tuple[str, Any]]:
+    """The rows of one file."""
+    match path.suffix.lower():
+        case ".parquet":
+            return _parquet_rows(path, columns, also)
+        case ".arrow":
+            return arrow_rows(path, columns, also)
+    return text_rows(path, split, (*columns, *also))
 
 
 def _may_be_hub_id(source: str) -> bool:
@@ -173,10 +173,12 @@ def id_text(value: Any) -> str:
 
 
 def content_identity(source: str) -> str:
-    """What a source is, wherever it is stored: the SHA-256 of a file, or of a folder's Parquet files; of a
-    hub data set its name."""
+    """What a source is, wherever it is stored: the SHA-256 of a file, or of a folder's Parquet or Arrow
+    files; of a hub data set its name."""
     path = Path(source)
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path] if path.is_file() else []
+    suffix = ".arrow" if is_saved(path) else ".parquet"
+    within = sorted(file for file in path.rglob("*") if file.suffix.lower() == suffix)
+    files = within if path.is_dir() else [path] if path.is_file() else []
     if not files:
         return source
     digests = []
@@ -255,131 +257,6 @@ def _parquet_rows(path: Path, columns: Sequence[str], also: Sequence[str]) -> It
         raise DataError(
             f"{path}: not a readable Parquet file, from row {number} on ({error}). Copy or make it again",
             key="Parquet",
-        ) from error
-
-
-def _text_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of .txt, .csv, .jsonl and .json, empty lines left out."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
-    try:
-        with _open(path) as file:
-            if kind == ".json" and _is_array(file):
-                yield from array_rows(path, file, piece=CHUNK, longest=MAX_LINE)
-            elif kind == ".csv":
-                yield from _csv_rows(path, file)
-            elif kind == ".txt":
-                yield from _filled_lines(path, file)
-            else:
-                yield from _json_lines(path, file, allow_arrays=kind != ".json")
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: no whole gzip file ({error}). Copy it again, or take .gz off its name", key="gzip"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}", key="data file") from error
-
-
-def _filled_lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """The lines that are not blank, without the white space around them."""
-    return ((place, text) for place, line in _lines(path, file) if (text := line.strip()))
-
-
-def _json_lines(path: Path, file: BinaryIO, *, allow_arrays: bool) -> Iterator[tuple[str, Any]]:
-    for place, line in _filled_lines(path, file):
-        row = _parse(line, place)
-        if isinstance(row, list) and not allow_arrays:
-            raise DataError(
-                f"{place}: an array among records that stand one a line. Write one record a line, as .jsonl",
-                key="JSON",
-            )
-        yield place, row
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _is_array(file: BinaryIO) -> bool:
-    """Whether a .json file begins with an array and is not a JSON value a line."""
-    start = b""
-    while not start and (piece := file.read(CHUNK)):
-        start = piece.lstrip(_BEFORE)
-    file.seek(0)
-    return start[:1] == b"["
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """The lines of a file as text, each with its place."""
-    number = 0
-    while raw := file.readline(MAX_LINE):
-        number += 1
-        place = f"{path}, line {number}"
-        if len(raw) == MAX_LINE:
-            raise DataError(
-                f"{place}: longer than {MAX_LINE >> 20} MB. Is it one record a line? Split it or take it out",
-                key="data file",
-            )
-        if b"\0" in raw:
-            raise DataError(
-                f"{place}: holds NUL bytes, so it is no text file (or UTF-16: convert it with iconv)",
-                key="data file",
-            )
-        line = _decode(raw, place)
-        yield place, line.removeprefix("\ufeff") if number == 1 else line
-
-
-def _csv_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows as dicts by the names in the first line; cells of NO_TEXT are NaN, as in a file of another
-    kind."""
-    place = f"{path}, line 1"
-
-    def lines() -> Iterator[str]:
-        nonlocal place
-        for place, line in _lines(path, file):  # noqa: B007 - the place is for the message below
-            yield line
-
-    limit = csv.field_size_limit(MAX_LINE)
-    try:
-        reader = csv.reader(lines(), strict=True)
-        names = next(reader, [])
-        for values in reader:
-            if len(values) == len(names):
-                cells = (math.nan if value in NO_TEXT else value for value in values)
-                yield place, dict(zip(names, cells, strict=True))
-            elif values:
-                raise DataError(
-                    f"{place}: {len(values)} fields, but the first line names {len(names)}. Mend the line",
-                    key="CSV",
-                )
-    except csv.Error as error:
-        raise DataError(
-            f"{place}: not CSV ({error}). Mend the line; quotes inside a field are doubled", key="CSV"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _decode(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{place}: not UTF-8 text ({error.reason}). Convert the file, e.g. with iconv", key="UTF-8"
-        ) from error
-
-
-def _parse(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            rest = line[error.pos : error.pos + 40]
-            raise DataError(
-                f"{place}: not JSON (after the end of the value stands {rest!r}). Write one record a line",
-                key="JSON",
-            ) from error
-        raise DataError(
-            f"{place}: not JSON ({error}). Mend or delete the line; nothing was lost", key="JSON"
         ) from error
 
 

@@ -1,23 +1,30 @@
 """Which Parquet files of a folder make up a split, and whether each of them is there, once.
 
 A download may leave a shard out, and a file manager may leave a copy: rows would be missing, or read twice.
-Both are errors that name the file.
+Both are errors that name the file, as are unfinished downloads and the same split in another format.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from pathlib import Path
 
 from sao.errors import DataError
 
 _OTHER_SPLIT = re.compile(r"(train|test|valid|val|dev|eval)")
-_NUMBERED = re.compile(r"(?P<name>.*?)(?P<number>\d+)-of-(?P<total>\d+)(?P<rest>.*)", re.DOTALL)
+_NUMBERED = re.compile(
+    r"(?P<name>.*?)(?P<number>\d+)(?P<of>[-_. ]?of[-_. ]?)(?P<total>\d+)(?P<rest>.*)", re.DOTALL
+)
 """train-00000-of-00002, or train-00000-of-00002-HASH as older versions of `datasets` write it."""
-_COUNTED = re.compile(r"(?P<name>.*?)(?P<number>\d{4,})", re.DOTALL)
-"""0000, part-00001: numbers without a total, of the same width."""
+_COUNTED = re.compile(r"(?P<name>.*?)(?P<number>\d+)", re.DOTALL)
+"""0000, part-00001, part.7: numbers without a total."""
+_UNFINISHED = (".part", ".crdownload", ".download", ".incomplete", ".partial", ".aria2", ".tmp")
+"""What browsers and tools add to the name of a file that they still write."""
+_OTHER_FORMATS = re.compile(r"\.(jsonl|csv|arrow|parq|pq|json|txt)(\.gz)?$", re.IGNORECASE)
+_ALWAYS_DATA = re.compile(r"\.(jsonl|csv|arrow|parq|pq)(\.gz)?$", re.IGNORECASE)
+"""The same without the kinds that often hold something else than rows."""
 _WORD = "(?:copy|kopie|copie|copia|cópia|копия|副本)"
 _COPY = re.compile(
     rf"{_WORD} (?:of|von|de) (?P<of>.+)"
@@ -33,8 +40,8 @@ Shards = list[tuple[Path, re.Match[str]]]
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet (also in data/, as on the hub), or all,
-    where none is named after a split.
+    """The Parquet files of a split: SPLIT.parquet, SPLIT-*.parquet, with - or _ or . (also in data/, as on
+    the hub), or all, where none is named after a split.
 
     Raises DataError where there are none, one is missing or there twice, or two sets lie there.
     """
@@ -42,10 +49,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
     if len(of_split) > 1:
         raise _twice(folder, split, of_split[0][0], of_split[1][0])
     if of_split:
-        return _whole_or_shards(folder, split, of_split[0])
-    all_files = sorted(folder.glob("*.parquet"))
+        files = _whole_or_shards(folder, split, of_split[0])
+        _check_neighbours(files, lambda name: bool(_is_of(name, split) and _OTHER_FORMATS.search(name)))
+        return files
+    all_files = _parquet_in(folder)
     if all_files and not any(_OTHER_SPLIT.match(_original(file.stem)) for file in all_files):
         check_shards(all_files)
+        _check_neighbours(all_files, lambda name: bool(_ALWAYS_DATA.search(name)))
         return all_files
     if (folder / "manifest.json").is_file():
         raise DataError(
@@ -58,6 +68,34 @@ def split_files(folder: Path, split: str) -> list[Path]:
         "itself",
         key="data folder",
     )
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, hidden ones left out."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted(f for f in files if f.suffix.lower() == ".parquet" and not f.name.startswith("."))
+
+
+def _is_of(name: str, split: str) -> bool:
+    """Whether a file is named after a split."""
+    return bool(re.match(rf"{re.escape(split)}[-_.]", name))
+
+
+def _check_neighbours(files: Sequence[Path], is_other: Callable[[str], bool]) -> None:
+    """Raise DataError where beside these Parquet files lies a download that is not finished, or rows in
+    another format (`is_other`)."""
+    for file in sorted(files[0].parent.iterdir()):
+        name = file.name.lower()
+        if ".parquet" in name and name.endswith(_UNFINISHED):
+            raise DataError(
+                f"{file}: a download that is not finished. Finish it, or delete this file", key="shards"
+            )
+        if is_other(file.name):
+            raise DataError(
+                f"{file.parent}: holds rows in two formats, {files[0].name} and {file.name}. Keep one of "
+                "them, or name the file itself",
+                key="data folder",
+            )
 
 
 def _whole_or_shards(folder: Path, split: str, files: list[Path]) -> list[Path]:
@@ -77,7 +115,7 @@ def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
     names = {file.stem for file in files} | set(taken)
     copied: dict[str, Path] = {}
     sets: dict[str, Shards] = {}
-    counted: dict[tuple[str, int], Shards] = {}
+    counted: dict[str, Shards] = {}
     for file in files:
         original = _original(file.stem, names)
         if original != file.stem:
@@ -91,7 +129,7 @@ def check_shards(files: Sequence[Path], taken: Collection[str] = ()) -> None:
         elif match := _NUMBERED.fullmatch(file.stem):
             sets.setdefault(match["name"], []).append((file, match))
         elif match := _COUNTED.fullmatch(file.stem):
-            counted.setdefault((match["name"], len(match["number"])), []).append((file, match))
+            counted.setdefault(match["name"], []).append((file, match))
     for shards in sets.values():
         _check_set(shards)
     for shards in counted.values():
@@ -138,7 +176,7 @@ def _name_of(number: int, sibling: re.Match[str], suffix: str) -> str:
     """The name of a shard, after that of another one of its set; a hash in it is not known."""
     padded = f"{number:0{len(sibling['number'])}d}"
     rest = "-*" if sibling["rest"] else ""
-    return f"{sibling['name']}{padded}-of-{sibling['total']}{rest}{suffix}"
+    return f"{sibling['name']}{padded}{sibling['of']}{sibling['total']}{rest}{suffix}"
 
 
 def _check_counted(shards: Shards) -> None:
@@ -159,10 +197,10 @@ def _check_counted(shards: Shards) -> None:
 
 def _of_split(place: Path, split: str) -> list[Path]:
     """The files in a folder that are named after a split, copies among them."""
-    files = sorted(place.glob("*.parquet"))
+    files = _parquet_in(place)
     names = {file.stem for file in files}
     originals = [_original(file.stem, names) for file in files]
-    return [file for file, name in zip(files, originals) if name == split or name.startswith(f"{split}-")]
+    return [file for file, name in zip(files, originals) if name == split or _is_of(name, split)]
 
 
 def _original(name: str, names: Collection[str] = ()) -> str:

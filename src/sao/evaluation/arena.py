@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ WORTH = {"A>>B": (1.0, 3), "A>B": (1.0, 1), "A=B": (0.5, 1), "B>A": (0.0, 1), "B
 RIDGE_STRENGTH, RIDGE_STYLE = 0.1, 0.5
 """Penalties on squares: scikit-learn's 1 halved, since the original's games stand in twice; a strength's also
 over (ln 10)²."""
+SWEEPS = 20
+"""Rounds of coordinate descent before all signs are tried."""
 _CODE = re.compile(r"```.*?```", re.DOTALL)
 _HEADER = re.compile(r"^#{1,6}\s", re.MULTILINE)
 _ITEM = re.compile(r"^\s*(?:[-*+]|\d+\.)\s", re.MULTILINE)
@@ -320,17 +323,34 @@ def log_losses(x: Array, y: Array, beta: Array) -> Array:
 
 def _lasso(a: Array, linear: Array, strength: float, start: Array) -> Array:
     """The z [b, k] that minimises ½ z'Az − linear'z + strength · Σ|z|, by coordinate descent where there is a
-    strength."""
+    strength, and by trying all signs where that is slow (few or separated prompts)."""
     if not strength:
         return np.asarray(np.linalg.solve(a, linear[:, :, None])[:, :, 0])
     z = start.copy()
-    for _ in range(1000):
-        moved = 0.0
+    moved = np.zeros(len(z))
+    for _ in range(SWEEPS):
+        moved = np.zeros(len(z))
         for j in range(z.shape[1]):
             rest = linear[:, j] - (a[:, j] * z).sum(1) + a[:, j, j] * z[:, j]
             new = np.sign(rest) * np.maximum(np.abs(rest) - strength, 0) / a[:, j, j]
-            moved = max(moved, float(np.abs(new - z[:, j]).max()))
+            moved = np.maximum(moved, np.abs(new - z[:, j]))
             z[:, j] = new
-        if moved < 1e-10:
-            break
+        if moved.max() < 1e-10:
+            return z
+    slow = moved >= 1e-10
+    z[slow] = _lasso_by_signs(a[slow], linear[slow], strength)
     return z
+
+
+def _lasso_by_signs(a: Array, linear: Array, strength: float) -> Array:
+    """The same z [b, k] for a small k: the best of 3ᵏ points, one for each choice of signs (+, −, 0).
+
+    With the signs of the minimum known, the minimum is the solution of linear equations.
+    """
+    signs = np.array(list(product((-1.0, 0.0, 1.0), repeat=linear.shape[1])))[:, None, :]
+    free = np.abs(signs)
+    equations = a * free[..., None] * free[..., None, :] + np.eye(linear.shape[1]) * (1 - free)[..., None]
+    z = np.linalg.solve(equations, ((linear - strength * signs) * free)[..., None])[..., 0]
+    size = 0.5 * (np.matmul(a, z[..., None])[..., 0] * z).sum(-1) - (linear * z).sum(-1)
+    best = np.argmin(size + strength * np.abs(z).sum(-1), axis=0)
+    return np.asarray(z[best, np.arange(len(a))])

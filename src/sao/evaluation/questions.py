@@ -257,14 +257,16 @@ def read_answers(source: str, questions: Iterable[Question]) -> dict[str, list[R
     model_outputs.json), as messages (Arena-Hard v2), or under choices, of which the first counts (FastChat's
     and Arena-Hard v0.1's model_answer). An empty text is an answer.
 
-    Raises DataError where a question has no answer there: a comparison on a part of the set would pass for
-    one on the whole.
+    Raises DataError where a question has two different answers, or none: a comparison on a part would pass
+    for one on the whole.
     """
     questions = list(questions)
     answers: dict[str, list[Response]] = {}
     for place, question, key, values in _rows_for(source, questions, ANSWER_KEYS, "answers"):
         texts = _answer_texts(values, 1 + len(question.later), place, key)
-        answers[question.prompt.id] = [_response(question, turn, text) for turn, text in enumerate(texts)]
+        given = [_response(question, turn, text) for turn, text in enumerate(texts)]
+        if answers.setdefault(question.prompt.id, given) != given:
+            raise _twice(place, question, "answers", "answers")
     missing = [question.prompt.text for question in questions if question.prompt.id not in answers]
     if missing:
         raise DataError(
@@ -305,13 +307,23 @@ def with_references(questions: Iterable[Question], source: str) -> list[Question
     references: dict[str, tuple[str, ...]] = {}
     keys = (REFERENCE_KEY, *ANSWER_KEYS)
     for place, question, key, values in _rows_for(source, questions, keys, "references"):
-        references[question.prompt.id] = _references(values, 1 + len(question.later), place, key)
+        given = _references(values, 1 + len(question.later), place, key)
+        if references.setdefault(question.prompt.id, given) != given:
+            raise _twice(place, question, "references", "references")
     if not references:
         raise DataError(
             f"{source}: no references to any of the {len(questions)} questions. Is it of another set?",
             key="references",
         )
     return [replace(q, references=references.get(q.prompt.id, q.references)) for q in questions]
+
+
+def _twice(place: str, question: Question, what: str, key: str) -> DataError:
+    return DataError(
+        f"{place}: other {what} to a question that an earlier row has {what} to: "
+        f"{question.prompt.text[:80]!r}. Take one of the rows out",
+        key=key,
+    )
 
 
 def _rows_for(

@@ -54,6 +54,13 @@ class Runner:
         self.status.see(done, total)
         self._progress(what, done, total)
 
+    def computing(self, what: str, total: int) -> Callable[[int], None]:
+        """Show work of the program itself, of `total` parts, as a step of its own. The function that is
+        returned is called with how many parts are done."""
+        self.status.begin(what, 0, total)
+        self._progress(what, 0, total)
+        return lambda done: self.progress(what, done, total)
+
     def run(self, step: Step[S], run: S) -> None:
         """Finish a step, whatever it has done already."""
         for variant in step.variants(run):

@@ -2,10 +2,7 @@
 what is refused."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-
-import pytest
 
 from sao.config import EngineConfig
 from sao.errors import ModelError
@@ -74,38 +71,6 @@ def test_a_template_that_says_a_text_twice_is_refused(tmp_path: Path) -> None:
     chat = with_template(tmp_path, twice)
     with raises(ModelError, key="prompts.method", match=r"user's text 2 times.*prompts\.method instruct"):
         chat.user_turn_ids([])
-
-
-TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # type: ignore[union-attr,index]
-IN_PARTS = ("idefics3", "llava_next", "smolvlm")
-"""Families whose templates take a turn's content in parts."""
-FAMILIES = sorted(p.name.removesuffix(".jinja") for p in TRL.glob("*.jinja") if "training" not in p.name)
-
-
-def test_there_are_templates_of_all_families() -> None:
-    assert len(FAMILIES) >= 40
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_template_of_every_family_keeps_the_text_or_is_refused(family: str, tmp_path: Path) -> None:
-    """The templates that TRL holds, on a tiny tokenizer: either what the user says arrives, or the model is
-    refused."""
-    template = (TRL / f"{family}.jinja").read_text("utf-8")
-    if family in IN_PARTS:
-        with raises(ModelError, key="user text"):
-            with_template(tmp_path, template)
-        return
-    chat = with_template(tmp_path, template)
-    assert "Name three tools" in text_of(chat, chat.prompt_ids([Message("user", "Name three tools")]))
-    if not chat.takes_system:
-        assert family == "gemma"
-        return
-    opened = text_of(chat, chat.user_turn_ids([SYSTEM]))
-    assert "be brief" in opened
-    assert not opened.endswith(" ")
-    ends, stops = chat.user_ends
-    assert ends >= chat.end_ids
-    assert stops or ends > chat.end_ids
 
 
 def test_what_ends_a_users_turn(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.engines import (
     ChoiceRequest,
     Choices,
@@ -84,10 +84,18 @@ class OpenAIEngine:
         config: EngineConfig,
         revision: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
+        chat: ChatConfig | None = None,
     ) -> None:
         """Reach the server and find out what it can do. Raises EngineError where it is not there, lacks the
-        model, or wants a key."""
-        self.identity = identity_of(config, model, revision)
+        model, or wants a key; or where `chat` holds a template, since the server applies its own."""
+        chat = chat or ChatConfig()
+        if chat.template is not None:
+            raise EngineError(
+                "chat.template: a server writes chats by its own template. Start it with that file (vLLM: "
+                "--chat-template FILE) and take the key out",
+                key="chat.template",
+            )
+        self.identity = identity_of(config, model, revision, chat)
         self.config, self._notify = config.openai, notify
         self._reasons_told: set[str] = set()
         self._chat: ChatTokenizer | None = None
@@ -98,9 +106,9 @@ class OpenAIEngine:
             if is_local(model):
                 from sao.models.chat import ChatTokenizer
 
-                self._chat = ChatTokenizer.load(model, config)
-            self._writer = RequestWriter(self.model, self.config, self._chat)
-            self._server_tokenizer = ServerTokenizer(self._client, self.model)
+                self._chat = ChatTokenizer.load(model, config, revision, chat)
+            self._writer = RequestWriter(self.model, self.config, self._chat, chat.template_args)
+            self._server_tokenizer = ServerTokenizer(self._client, self.model, chat.template_args)
             self.skills = SkillProbe(self._client, self._writer, self._server_tokenizer).skills()
         except BaseException:
             self.close()
@@ -239,9 +247,9 @@ class OpenAIEngine:
         """A finished sample whose text is decoded here, as the built-in engine decodes it."""
         end_ids, end_texts = self._writer.turn_ends(request)
         has_end = ids[-1] in end_ids and finish == "stop"
-        text = chat.decode(ids[:-1] if has_end else ids)
+        text, kept = chat.read(ids[:-1] if has_end else ids, request.as_user)
         stops = (*request.sampling.stop, *(end_texts if is_open_turn(request) else ()))
-        return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids), finish)
+        return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids) if kept else None, finish)
 
     def _refused_completions(
         self, request: Request, samples: tuple[Sample, ...], call: Call[Results], error: RefusedError

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sao.config import OpenAIConfig
@@ -23,11 +24,13 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RequestWriter:
-    """Writes requests for `model`. `chat` is the model's own tokenizer, where it is here."""
+    """Writes requests for `model`. `chat` is the model's own tokenizer, where it is here; `template_args` are
+    what the server is to tell its chat template."""
 
     model: str
     config: OpenAIConfig
     chat: ChatTokenizer | None
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, messages: tuple[Message, ...], sampling: Sampling, seed: int, **more: Any) -> Body:
         """A chat to continue, for POST /v1/chat/completions."""
@@ -42,7 +45,7 @@ class RequestWriter:
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        return body | more | self.config.extra_body
+        return body | told(self.template_args) | more | self.config.extra_body
 
     def open_turn_body(self, body: Body, request: Request) -> Body:
         """`body` for a turn that has begun, for POST /v1/completions: by token ids, since only so nothing is
@@ -67,9 +70,15 @@ class RequestWriter:
         return self.chat.user_ends if request.as_user else (self.chat.end_ids, ())
 
 
+def told(template_args: Mapping[str, Any]) -> Body:
+    """What a server is sent for its chat template (vLLM's, SGLang's and llama.cpp's key)."""
+    return {"chat_template_kwargs": dict(template_args)} if template_args else {}
+
+
 def by_token_ids(body: Body, ids: list[int]) -> Body:
     """The same request with a prompt of token ids, for POST /v1/completions."""
-    rest = {name: value for name, value in body.items() if name not in ("messages", "stop")}
+    chat_only = ("messages", "stop", "chat_template_kwargs")
+    rest = {name: value for name, value in body.items() if name not in chat_only}
     return rest | {"prompt": ids}
 
 
@@ -96,8 +105,9 @@ def estimated_tokens(messages: tuple[Message, ...]) -> int:
 class ServerTokenizer:
     """The server's own tokenizer, asked by POST /tokenize (vLLM)."""
 
-    def __init__(self, client: Client, model: str) -> None:
+    def __init__(self, client: Client, model: str, template_args: Mapping[str, Any] | None = None) -> None:
         self._client, self._model = client, model
+        self._told = told(template_args or {})
         self._url = client.url.removesuffix("/v1") + "/tokenize"
         self._first_tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -132,6 +142,6 @@ class ServerTokenizer:
         return int(whole[len(prompt)])
 
     def _ids(self, messages: list[dict[str, str]], **settings: bool) -> list[Any] | None:
-        body: Body = {"model": self._model, "messages": messages, **settings}
+        body: Body = {"model": self._model, "messages": messages, **settings, **self._told}
         ids = (self._client.post(self._url, body) or {}).get("tokens")
         return ids if isinstance(ids, list) else None

@@ -46,7 +46,7 @@ def train_run(
     group = parallel.processes()
     if group.rank > 0:
         progress = notify = _silent
-    tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
+    tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision, config.chat)
     pairs, drops, n_cut = encode_all(config, tokenizer, source)
     if group.rank == 0:
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))

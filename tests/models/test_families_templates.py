@@ -114,7 +114,7 @@ def chat_of(name: str, special: bool = True, thinks: bool = False) -> ChatTokeni
     tokenizer.eos_token, tokenizer.bos_token = "<eos>", "<bos>"
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in markers])
     tokenizer.chat_template = source
-    eos: list[int] = tokenizer.convert_tokens_to_ids(list(family_of(name).eos))
+    eos = [tokenizer.get_vocab()[token] for token in family_of(name).eos]
     return ChatTokenizer(tokenizer, eos, name, template=THINKS if thinks else None)
 
 

@@ -201,6 +201,17 @@ class ChatTokenizer:
         """The text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the recipe asks the model to think before it answers."""
+        return self._template.thinks
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The reasoning in a reply, and the answer, without control text; no reasoning in a family that has
+        none."""
+        reasoning, answer = self._template.split(text)
+        return self.clean(reasoning), self.clean(answer)
+
     def read(self, ids: Sequence[int], as_user: bool) -> tuple[str, bool]:
         """The text of sampled `ids`, their end taken off, without the reasoning of a reply; and whether the
         ids may stand in a reply to be learnt: not where they hold reasoning that nobody asked for."""
@@ -208,7 +219,7 @@ class ChatTokenizer:
         answer = shown if as_user else self._template.answer(shown)
         if answer == shown:
             return self.clean(self.decode(ids)), True
-        return self.clean(answer), self._template.thinks
+        return self.clean(answer), self.thinks
 
     def clean(self, text: str) -> str:
         """`text` without the model's control text, so that no text can end a turn or open another."""

@@ -112,12 +112,12 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise ModelError(
                 f"{self._where}{self._files} has a syntax error in line {error.lineno}: {error.message}",
-                key="chat template",
+                key="chat_template.jinja",
             ) from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
-                f"{self._where} refuses a chat of {roles}: {error}", key="chat template"
+                f"{self._where} refuses a chat of {roles}: {error}", key="chat_template.jinja"
             ) from error
         return str(text)
 
@@ -144,7 +144,7 @@ class ChatTemplate:
         raise ModelError(
             f"{faults[0]}. Copy chat_template.jinja from the model's source, or give another with "
             "--chat.template FILE",
-            key="chat template",
+            key="chat_template.jinja",
         )
 
     @cached_property
@@ -241,7 +241,7 @@ class ChatTemplate:
         if self._tokenizer.eos_token_id is None:
             raise ModelError(
                 "the chat template ends no turn with a special token and the tokenizer has no EOS token",
-                key="chat template",
+                key="chat_template.jinja",
             )
         return int(self._tokenizer.eos_token_id)
 

@@ -234,9 +234,9 @@ def test_texts_that_hold_every_token_are_scored_one_by_one(tmp_path: Path) -> No
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="c")
     config = LlamaConfig(**{**tiny_models.SMALL, "vocab_size": 5, "num_labels": 1})
-    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {{ eos_token }} {% endfor %}"
     path = keep(tmp_path / "rm", LlamaForSequenceClassification, config, tokenizer, template)
-    check(path, [("a b c", "a"), ("a", "b c"), ("c c", "b"), ("a b", "b")])
+    check(path, [("a b b", "a"), ("a", "b a"), ("b b", "a"), ("a b", "b")])
 
 
 def test_a_text_longer_than_the_context_has_no_score(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "prompts.check_kinds": (["no_commas"],),
     # Values that a rule of thumb does not find.
     "model": ("FOLDER/other",),
+    "chat.template": ("FOLDER/template.jinja",),
     "personas.source": ("none", "builtin:world"),
     "personas.writing.template": ("persona_related",),
     "personas.writing.template_related": ("persona",),
@@ -81,6 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("walk")
     (root / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     (root / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (root / "template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text("{}")
     return root

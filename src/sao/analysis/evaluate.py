@@ -240,6 +240,7 @@ def _tasks(models: TwoModels, asked: Asked, options: TaskOptions) -> tuple[list[
             cache=models.root / "tasks",
             engine=engine,
             revision=player.revision,
+            chat=models.role(player).chat,
             limit=options.limit,
             batch_size=options.batch_size,
             include_path=options.include_path,

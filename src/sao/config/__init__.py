@@ -7,6 +7,7 @@ environment.
 
 from __future__ import annotations
 
+from sao.config.chat import ChatConfig
 from sao.config.engine import EngineConfig, JudgeConfig, OpenAIConfig, VllmConfig
 from sao.config.evaluation import EvaluationConfig
 from sao.config.filters import FiltersConfig
@@ -21,6 +22,7 @@ from sao.config.training import DEFAULT_BETA, LoraConfig, Loss, TrainConfig
 
 __all__ = [
     "DEFAULT_BETA",
+    "ChatConfig",
     "Config",
     "EngineConfig",
     "EvaluationConfig",

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from sao.config.chat import ChatConfig
 from sao.config.engine import EngineConfig
 from sao.config.evaluation import EvaluationConfig
 from sao.config.filters import FiltersConfig
@@ -37,6 +38,8 @@ class Config(Section):
         default=0.5, ge=0, le=1, affects_records=False, because="when the run ends with an error"
     )
     """A stage that drops a larger share of its items than this ends the run with the commonest reasons."""
+    chat: ChatConfig = ChatConfig()
+    """How chats with the model are written."""
     engine: EngineConfig = EngineConfig()
     """What runs the model."""
     personas: PersonasConfig = PersonasConfig()
@@ -71,6 +74,26 @@ class Config(Section):
             raise ValueError(
                 "personas.n is 0, so nobody asks: give at least 1, or a data set with pairs.source"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Config:
+        """A server applies its own chat template, whatever file is here."""
+        if self.chat.template is None:
+            return self
+        panel = {f"judging.panel.{i}.engine": one.engine for i, one in enumerate(self.judging.panel)}
+        judges = {"judging.engine": self.judging.engine, **panel}
+        engines: dict[str, EngineConfig | None] = {
+            "engine": self.engine, "evaluation.engine": self.evaluation.engine,
+            **{key: judge for key, judge in judges.items() if judge and judge.model in (None, self.model)},
+        }  # fmt: skip
+        for key, engine in engines.items():
+            if engine is not None and engine.name == "openai":
+                raise ValueError(
+                    f"chat.template cannot be used with {key}.name openai: the server writes chats by its "
+                    "own template. Start the server with that file (vLLM: --chat-template FILE) and take the "
+                    "key out, or take another engine"
+                )
         return self
 
     @model_validator(mode="after")

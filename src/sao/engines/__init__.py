@@ -16,7 +16,7 @@ from sao.errors import EngineError
 from sao.records import KEPT_TEXT, Drop, FinishReason, Message
 
 if TYPE_CHECKING:
-    from sao.config import EngineConfig
+    from sao.config import ChatConfig, EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +218,11 @@ def open_engine(
     model: str,
     revision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
+    chat: ChatConfig | None = None,
 ) -> Engine:
     """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded.
-    `notify` gets what its user should know while it works."""
+    `notify` gets what its user should know while it works; `chat` says how chats with this model are
+    written."""
     if config.name == "auto":
         from sao.engines.auto import choose
 
@@ -229,15 +231,15 @@ def open_engine(
         case "transformers":
             from sao.engines.transformers import TransformersEngine
 
-            return TransformersEngine(model, config, revision, notify)
+            return TransformersEngine(model, config, revision, notify, chat)
         case "vllm":
             from sao.engines.vllm import VllmEngine
 
-            return VllmEngine(model, config, revision)
+            return VllmEngine(model, config, revision, chat)
         case "openai":
             from sao.engines.openai import OpenAIEngine
 
-            return OpenAIEngine(model, config, revision, notify)
+            return OpenAIEngine(model, config, revision, notify, chat)
         case _:
             from sao.engines.scripted import ScriptedEngine
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.engines import (
     ChoiceRequest,
     Choices,
@@ -93,10 +93,18 @@ class OpenAIEngine:
         config: EngineConfig,
         revision: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
+        chat: ChatConfig | None = None,
     ) -> None:
         """Reach the server and find out what it can do. Raises EngineError where it is not there, lacks the
-        model, or wants a key."""
-        self.identity = identity_of(config, model, revision)
+        model, or wants a key; or where `chat` holds a template, since the server applies its own."""
+        chat = chat or ChatConfig()
+        if chat.template is not None:
+            raise EngineError(
+                "chat.template: a server writes chats by its own template. Start it with that file (vLLM: "
+                "--chat-template FILE) and take the key out",
+                key="chat.template",
+            )
+        self.identity = identity_of(config, model, revision, chat)
         self.config, self._notify = config.openai, notify
         self._told: set[str] = set()
         """What the user was told once already."""
@@ -104,12 +112,12 @@ class OpenAIEngine:
         self._client = Client(self.config, os.environ.get(self.config.api_key_env) or None, notify)
         self.usage: Usage | None = self._client.usage
         try:
-            self._open(model, config)
+            self._open(model, config, revision, chat)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, model: str, config: EngineConfig) -> None:
+    def _open(self, model: str, config: EngineConfig, revision: str | None, chat: ChatConfig) -> None:
         """Find the model and what the server can do, and tell the user."""
         client, wanted = self._client, self.config.model
         listed = client.get(f"{client.url}/models")
@@ -118,9 +126,11 @@ class OpenAIEngine:
         if is_local(model):
             from sao.models.chat import ChatTokenizer
 
-            self._chat = ChatTokenizer.load(model, config)
-        self._writer = RequestWriter(self.model, self.config, self._chat, served.neutral or {})
-        self._server_tokenizer = ServerTokenizer(client, self.model)
+            self._chat = ChatTokenizer.load(model, config, revision, chat)
+        self._writer = RequestWriter(
+            self.model, self.config, self._chat, served.neutral or {}, template_args=chat.template_args
+        )
+        self._server_tokenizer = ServerTokenizer(client, self.model, chat.template_args)
         probe = SkillProbe(client, self._writer, self._server_tokenizer)
         self.skills = probe.skills()
         self._notify(f"{client.where} serves {self.model}; it can do: {self.skills}")
@@ -255,9 +265,9 @@ class OpenAIEngine:
         """A finished sample whose text is decoded here, as the built-in engine decodes it."""
         end_ids, end_texts = self._writer.turn_ends(request)
         has_end = ids[-1] in end_ids and finish == "stop"
-        text = chat.decode(ids[:-1] if has_end else ids)
+        text, kept = chat.read(ids[:-1] if has_end else ids, request.as_user)
         stops = (*request.sampling.stop, *(end_texts if is_open_turn(request) else ()))
-        return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids), finish)
+        return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids) if kept else None, finish)
 
     def _refused_completions(
         self, request: Request, samples: tuple[Sample, ...], call: Call[Results], error: RefusedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ DEFAULTS: Body = {"top_p": 1.0, "temperature": 1.0, "stream": False}
 @dataclass(slots=True)
 class RequestWriter:
     """Writes requests for `model`. `chat` is the model's own tokenizer, where it is here; `neutral` are
-    settings that switch off what the server applies of itself."""
+    settings that switch off what the server applies of itself; `template_args` are what the server is to tell
+    its chat template."""
 
     model: str
     config: OpenAIConfig
@@ -44,6 +46,7 @@ class RequestWriter:
     """What the server calls the most tokens of an answer."""
     left_out: list[str] = field(default_factory=list)
     """Settings that the server refuses; not sent where they change nothing (a seed: never)."""
+    template_args: Mapping[str, Any] = field(default_factory=dict)
 
     def body(self, messages: tuple[Message, ...], sampling: Sampling, seed: int, **more: Any) -> Body:
         """A chat to continue, for POST /v1/chat/completions."""
@@ -63,7 +66,7 @@ class RequestWriter:
         for name in self.left_out:
             if body.get(name) == DEFAULTS.get(name, body.get(name)):
                 body.pop(name, None)
-        return body | more | self.config.extra_body
+        return body | told(self.template_args) | more | self.config.extra_body
 
     def leave_out(self, refusal: str) -> str:
         """Leave out the setting that a refusal names; what was left out, "" where it names none that can
@@ -103,6 +106,11 @@ class RequestWriter:
         return self.chat.user_ends if request.as_user else (self.chat.end_ids, ())
 
 
+def told(template_args: Mapping[str, Any]) -> Body:
+    """What a server is sent for its chat template (vLLM's, SGLang's and llama.cpp's key)."""
+    return {"chat_template_kwargs": dict(template_args)} if template_args else {}
+
+
 def is_open_turn(request: Request) -> bool:
     """Whether the model goes on from a turn that has begun: a reply's, or the user's."""
     return bool(request.prefill or request.as_user)
@@ -139,8 +147,9 @@ def estimated_tokens(messages: tuple[Message, ...]) -> int:
 class ServerTokenizer:
     """The server's own tokenizer, asked by POST /tokenize (vLLM)."""
 
-    def __init__(self, client: Client, model: str) -> None:
+    def __init__(self, client: Client, model: str, template_args: Mapping[str, Any] | None = None) -> None:
         self._client, self._model = client, model
+        self._told = told(template_args or {})
         self._url = client.url.removesuffix("/v1") + "/tokenize"
         self._first_tokens: dict[tuple[str, ...], tuple[int, ...]] = {}
 
@@ -175,6 +184,6 @@ class ServerTokenizer:
         return int(whole[len(prompt)])
 
     def _ids(self, messages: list[dict[str, str]], **settings: bool) -> list[Any] | None:
-        body: Body = {"model": self._model, "messages": messages, **settings}
+        body: Body = {"model": self._model, "messages": messages, **settings, **self._told}
         ids = (self._client.post(self._url, body) or {}).get("tokens")
         return ids if isinstance(ids, list) else None

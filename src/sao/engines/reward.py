@@ -21,7 +21,9 @@ from sao.errors import ModelError
 from sao.models import vocabulary
 from sao.models.load import pick_device
 from sao.models.locate import LOAD_ERRORS, find_model
+from sao.models.template import ChatTemplate
 from sao.models.weights import check_report
+from sao.records import Message
 
 BATCH = 32
 """Texts to a forward pass, of like length."""
@@ -42,6 +44,8 @@ class RewardModel:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._tokenizer, network = _tokenizer_and_classifier(path, config)
+        has_template = bool(self._tokenizer.chat_template)
+        self._template = ChatTemplate(self._tokenizer, model) if has_template else None
         settings = network.config.get_text_config()
         embedding = network.get_input_embeddings()
         self._configs = (settings, network.config)
@@ -88,10 +92,10 @@ class RewardModel:
 
     def _encode(self, prompt: str, answer: str) -> dict[str, Any]:
         """By the model's chat template, or, where it has none, as a pair of texts."""
-        if not self._tokenizer.chat_template:
+        if self._template is None:
             return dict(self._tokenizer(prompt, answer))
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        return dict(self._tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True))
+        text = self._template.chat([Message("user", prompt), Message("assistant", answer)])
+        return dict(self._tokenizer(text, add_special_tokens=False))
 
     def _scores(self, rows: list[dict[str, Any]]) -> list[float]:
         """The scores of some encoded texts, each read at its last token.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.engines import (
     ChoiceRequest,
     Choices,
@@ -37,7 +37,8 @@ from sao.errors import EngineError, ModelError
 from sao.models.chat import ChatTokenizer
 from sao.models.folder import notices
 from sao.models.load import load_model
-from sao.models.locate import find_model, weights_identity
+from sao.models.locate import chat_identity, find_model, weights_identity
+from sao.records import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,11 +58,12 @@ class TransformersEngine:
         config: EngineConfig,
         revision: str | None = None,
         notify: Callable[[str], None] = lambda line: None,
+        chat: ChatConfig | None = None,
     ) -> None:
         """Load `model` (a hub id or a folder); `notify` gets what its user should know. Raises ModelError
         where it is no chat model that this engine can run."""
-        self.identity = weights_identity(model, revision)
-        self.chat = ChatTokenizer.load(model, config, revision)
+        self.identity = weights_identity(model, revision) + chat_identity(chat)
+        self.chat = ChatTokenizer.load(model, config, revision, chat)
         self.slots = config.slots
         for line in notices(find_model(model, revision)):
             notify(line)
@@ -129,8 +131,7 @@ class TransformersEngine:
         """The finished sample, its text cut before the end of turn and the first stop string."""
         tokens = state.tokens
         ended = tokens[-1:] != [] and tokens[-1] in self.chat.ends(state.as_user)
-        text = self.chat.decode(tokens[:-1] if ended else tokens)
+        text, kept = self.chat.read(tokens[:-1] if ended else tokens, state.as_user)
         cut = cut_at(text, state.sampling.stop)
-        return Completion(
-            state.sample.id, text[:cut], tuple(tokens), "stop" if ended or cut is not None else "length"
-        )
+        finish: FinishReason = "stop" if ended or cut is not None else "length"
+        return Completion(state.sample.id, text[:cut], tuple(tokens) if kept else None, finish)

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, cut_at
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
@@ -49,7 +49,13 @@ class VllmEngine:
     has_logprobs = True
     has_prefill = True
 
-    def __init__(self, model: str, config: EngineConfig, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        config: EngineConfig,
+        revision: str | None = None,
+        chat: ChatConfig | None = None,
+    ) -> None:
         """Start the child and load `model`. Raises EngineError where vLLM is not installed or cannot run the
         model."""
         if find_spec("vllm") is None:
@@ -59,8 +65,8 @@ class VllmEngine:
                 key="vllm",
             )
         self.usage: Usage | None = None
-        self.identity = identity_of(config, model, revision)
-        self.chat = ChatTokenizer.load(model, config, revision)
+        self.identity = identity_of(config, model, revision, chat)
+        self.chat = ChatTokenizer.load(model, config, revision, chat)
         self._queue = QUEUE * config.vllm.max_num_seqs
         self._round = 0
         arguments = _arguments(str(find_model(model, revision)), config)
@@ -135,10 +141,10 @@ class VllmEngine:
         ids = answer.token_ids
         end_ids = self.chat.user_ends[0] if request.as_user else self.chat.end_ids
         has_end = bool(ids) and ids[-1] in end_ids
-        text = self.chat.decode(ids[:-1] if has_end else ids)
+        text, kept = self.chat.read(ids[:-1] if has_end else ids, request.as_user)
         cut = cut_at(text, request.sampling.stop)
         finish: FinishReason = "stop" if answer.stopped or has_end else "length"
-        return Completion(sample.id, text[:cut], tuple(ids), finish)
+        return Completion(sample.id, text[:cut], tuple(ids) if kept else None, finish)
 
     def _question(
         self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]

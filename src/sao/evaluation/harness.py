@@ -26,11 +26,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.data.shards import check_shards
 from sao.errors import ConfigError, DataError, EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
+from sao.records import Message
 from sao.statistics import mean
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
@@ -196,7 +197,13 @@ def _text_of(value: object) -> str:
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else str(value)
 
 
-def language_model(model: str, config: EngineConfig, revision: str | None, batch_size: int) -> Any:
+def language_model(
+    model: str,
+    config: EngineConfig,
+    revision: str | None,
+    batch_size: int,
+    template: ChatConfig | None = None,
+) -> Any:
     """The model as lm-eval's LM. Its `cut` counts requests that were too long for the model and lost their
     beginning.
 
@@ -206,7 +213,7 @@ def language_model(model: str, config: EngineConfig, revision: str | None, batch
     everywhere in SAO; a template without system messages gets them with the user's first one, where lm-eval
     drops them.
     """
-    chat = ChatTokenizer.load(model, config, revision)
+    chat = ChatTokenizer.load(model, config, revision, template)
     chat_lm = _chat_lm(chat)
     loaded = load_model(model, config, revision)
     with quiet():
@@ -225,20 +232,8 @@ def _chat_lm(chat: ChatTokenizer) -> Any:
         def apply_chat_template(
             self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
         ) -> str:
-            turns = chat_history
-            if turns[0]["role"] == "system" and not chat.takes_system:
-                system, user, *rest = turns
-                turns = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                    enable_thinking=False,
-                    date_string="26 Jul 2024",
-                )
-            )
+            messages = [Message(turn["role"], turn["content"]) for turn in chat_history]
+            return chat.text(messages, begun=not add_generation_prompt)
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
             self.cut += sum(len(context) + len(words) > self.max_length + 1 for _, context, words in requests)

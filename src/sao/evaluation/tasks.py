@@ -29,7 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.errors import ConfigError, DataError
 from sao.evaluation import harness
 from sao.evaluation.harness import Document, TaskRun
@@ -100,6 +100,7 @@ def run_tasks(
     cache: Path,
     engine: EngineConfig,
     revision: str | None = None,
+    chat: ChatConfig | None = None,
     limit: int | None = None,
     batch_size: int = 8,
     include_path: Path | None = None,
@@ -116,6 +117,7 @@ def run_tasks(
         cache: Folder of the results: two files for each model, task and setting.
         engine: Its device, dtype, threads and trust_remote_code are used.
         revision: Revision of the hub model.
+        chat: How chats with the model are written.
         limit: The first so many documents of each task (of each subject, in a group); None: all.
         batch_size: Requests in one forward pass.
         include_path: Folder with tasks of your own (lm-eval's YAML); one of the same name takes the place of
@@ -143,7 +145,7 @@ def run_tasks(
     # All data is loaded before anything is computed: what is missing shows in seconds and not after hours.
     benches = [bench for name, shots in wanted for bench in harness.load_bench(manager, name, shots, seed)]
     asked = {"template": template, "limit": limit, "seed": seed}
-    runner = _Runner(model, revision, engine, asked, batch_size, cache, notify)
+    runner = _Runner(model, revision, engine, asked, batch_size, cache, notify, chat)
     return TaskResults(model=model, identity=runner.identity, results=tuple(map(runner.result, benches)))
 
 
@@ -173,9 +175,11 @@ class _Runner:
         batch_size: int,
         cache: Path,
         notify: Callable[[str], None],
+        chat: ChatConfig | None,
     ) -> None:
         self.model, self.revision, self.engine, self.batch_size = model, revision, engine, batch_size
-        self.identity = identity_of(engine, model, revision)
+        self.chat = chat
+        self.identity = identity_of(engine, model, revision, chat)
         self.folder, self.asked, self.notify = cache / self.identity, asked, notify
         # The batch size and the number of threads change results by rounding alone: not part of what a result
         # is.
@@ -211,7 +215,9 @@ class _Runner:
         if not path.is_file():
             start = time.monotonic()
             if self._lm is None:
-                self._lm = harness.language_model(self.model, self.engine, self.revision, self.batch_size)
+                self._lm = harness.language_model(
+                    self.model, self.engine, self.revision, self.batch_size, self.chat
+                )
             run, documents = harness.evaluate_task(self._lm, task, **self.asked)
             made_by = {"model": self.model, "identity": self.identity, "settings": self.settings}
             # The rows first: where the JSON is there, all is there.

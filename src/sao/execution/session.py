@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.engines import Engine, Usage, open_engine
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """Who does something: a model, and what runs it. `name` is what it does: policy, judge, base, tuned,
-    reference."""
+    """Who does something: a model, what runs it, and how chats with it are written. `name` is what it does:
+    policy, judge, base, tuned, reference."""
 
     name: str
     engine: EngineConfig
     model: str
     revision: str | None = None
+    chat: ChatConfig = field(default_factory=ChatConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Session:
             self.close()
             server = role.engine.openai.base_url
             self.notify(f"asking {server}" if role.engine.name == "openai" else f"loading {role.model}")
-            self._engine = open_engine(role.engine, role.model, role.revision, self.notify)
+            self._engine = open_engine(role.engine, role.model, role.revision, self.notify, role.chat)
             self._role = role
         return self._engine
 
@@ -107,4 +108,5 @@ class Session:
 def _same(one: Role, other: Role) -> bool:
     """Whether one engine serves both: the same settings, whichever section they come from."""
     engines = [role.engine.model_dump(exclude={"model", "revision"}) for role in (one, other)]
-    return engines[0] == engines[1] and (one.model, one.revision) == (other.model, other.revision)
+    models = [(role.model, role.revision, role.chat) for role in (one, other)]
+    return engines[0] == engines[1] and models[0] == models[1]

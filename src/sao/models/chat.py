@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.errors import ModelError
 from sao.models import vocabulary
 from sao.models.locate import embedding_rows, find_model
@@ -32,13 +32,14 @@ class ChatTokenizer:
         eos_ids: Sequence[int] = (),
         name: str = "model",
         rows: int | None = None,
+        template: ChatConfig | None = None,
     ) -> None:
         """Wrap a Hugging Face tokenizer; `eos_ids` are those of the model's generation config, `rows` those
-        of its embedding.
+        of its embedding, `template` the recipe's section `chat`.
 
         Raises ModelError where it has no chat template, or where a user's text would not reach the model.
         """
-        self._template = ChatTemplate(tokenizer, name)
+        self._template = ChatTemplate(tokenizer, name, template)
         self.tokenizer: Any = tokenizer
         self.name = name
         self.bos_id: int | None = self.tokenizer.bos_token_id
@@ -50,13 +51,20 @@ class ChatTokenizer:
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.turn_end_id if pad is None else pad
         if rows is not None:
-            turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            written = {*self._template.ids(turns, True), *self.end_ids}
+            messages = [Message("user", "a")]
+            written = {*self.prompt_ids(messages), *self.reply_ids(messages, "b"), *self.end_ids}
             vocabulary.check_rows(tokenizer, name, rows, written)
 
     @classmethod
-    def load(cls, model: str, config: EngineConfig, revision: str | None = None) -> ChatTokenizer:
-        """The chat tokenizer of a model (see `find_model`)."""
+    def load(
+        cls,
+        model: str,
+        config: EngineConfig,
+        revision: str | None = None,
+        template: ChatConfig | None = None,
+    ) -> ChatTokenizer:
+        """The chat tokenizer of a model (see `find_model`); `template` is the recipe's section `chat`, for
+        the recipe's own model."""
         from transformers import AutoTokenizer
 
         path = find_model(model, revision)
@@ -67,7 +75,7 @@ class ChatTokenizer:
             raise ModelError(
                 f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}", key="tokenizer"
             ) from error
-        return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path))
+        return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path), template)
 
     @property
     def takes_system(self) -> bool:
@@ -75,10 +83,19 @@ class ChatTokenizer:
         return self._template.takes_system
 
     def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
-        """The ids of a chat up to and including the header of the assistant's next turn, with exactly one
-        BOS, and the beginning of that turn where one is given."""
-        ids = self._one_bos(self._template.chat_ids(messages, True))
-        return [*ids, *self._text_ids(self.clean(prefill))] if prefill else ids
+        """The ids of a chat up to where the assistant's next text begins, with exactly one BOS, and the
+        beginning of that text where one is given. Where the recipe asks for reasoning a text that has not
+        begun may begin with it."""
+        text = self._template.prompt(messages, direct=bool(prefill))
+        ids = self._one_bos(self._text_ids(text))
+        return [*ids, *self._following(text, ids, self.clean(prefill))] if prefill else ids
+
+    def text(self, messages: Sequence[Message], begun: bool = False) -> str:
+        """The text of a chat up to where the assistant's next text begins, or, where its last message is the
+        assistant's and has only `begun`, up to the end of that."""
+        if not begun:
+            return self._template.prompt(messages)
+        return self._template.with_reply(messages[:-1], messages[-1].content)
 
     def user_turn_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a chat up to and including the header of the user's next turn: the model then writes as
@@ -107,7 +124,7 @@ class ChatTokenizer:
         except ModelError:
             closing = ""  # user_turn_ids says so where it is asked
         closing = closing.strip()
-        ends = {*self.end_ids, *self._template.special_ids}
+        ends = {*self.end_ids, *self._template.control_ids}
         first = self._text_ids(closing)[:1]
         if first and first[0] in self.tokenizer.added_tokens_decoder:
             return frozenset({*ends, *first}), ()
@@ -118,19 +135,17 @@ class ChatTokenizer:
         """The tokens that end a turn of the assistant, or of the user."""
         return self.user_ends[0] if as_user else self.end_ids
 
-    def reply_ids(self, messages: Sequence[Message], text: str) -> list[int]:
-        """The ids of an assistant's turn `text` after `messages`, its end included."""
-        text = self.clean(text)
-        prompt = self.prompt_ids(messages)
-        whole = self._one_bos(self._template.chat_ids([*messages, Message("assistant", text)], False))
-        if whole[: len(prompt)] == prompt:
-            reply = whole[len(prompt) :]
-            for i, token in enumerate(reply):
-                if token in self.end_ids:
-                    return reply[: i + 1]
-        # Some templates write an assistant's turn otherwise than they open one (an empty reasoning block,
-        # say).
-        return [*self._text_ids(text), self.turn_end_id]
+    def reply_ids(self, messages: Sequence[Message], text: str, direct: bool = False) -> list[int]:
+        """The ids of an assistant's turn `text` after `messages`, its end included; after a prompt without
+        reasoning where `direct`. Reasoning in it is left out, or is one block where the recipe asks for
+        it."""
+        opened = self._template.prompt(messages, direct)
+        closing = self._template.closing(self.turn_end_id)
+        whole = self._template.with_reply(messages, text, direct) + closing
+        prompt, ids = (self._one_bos(self._text_ids(part)) for part in (opened, whole))
+        fits = ids[: len(prompt)] == prompt  # else the header and the text share a token
+        reply = ids[len(prompt) :] if fits else self._text_ids(whole[len(opened) :])
+        return reply if closing else [*reply, self.turn_end_id]
 
     def choice_ids(
         self, messages: Sequence[Message], choices: Sequence[str], prefill: str = ""
@@ -140,16 +155,20 @@ class ChatTokenizer:
 
         Raises ModelError where two choices go on with the same token.
         """
-        prompt = self.prompt_ids(messages)
+        opened = self._template.prompt(messages, direct=True)
+        prompt = self._one_bos(self._text_ids(opened))
         if prefill:
             # Text and choice may share a token (a space and a digit), so each whole is encoded and cut where
             # they part.
-            wholes = [self._text_ids(self.clean(prefill) + choice) for choice in choices]
-            common = _common_length(wholes)
-            prompt += wholes[0][:common]
-            ids = tuple(whole[common] if len(whole) > common else -1 for whole in wholes)
+            begun = self.clean(prefill)
+            wholes = [self._following(opened, prompt, begun + choice) for choice in choices]
         else:
-            ids = tuple(self.reply_ids(messages, choice)[0] for choice in choices)
+            wholes = [self.reply_ids(messages, choice, direct=True) for choice in choices]
+        common = _common_length(wholes)
+        if not prefill and self.decode(wholes[0][:common]).strip():
+            common = 0  # the choices share more than the space before a reply
+        prompt += wholes[0][:common]
+        ids = tuple(whole[common] if len(whole) > common else -1 for whole in wholes)
         if len(set(ids)) != len(ids) or -1 in ids:
             raise ModelError(
                 f"the choices {list(choices)} begin with the same token for this model; give others with "
@@ -182,9 +201,34 @@ class ChatTokenizer:
         """The text of `ids` without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the recipe asks the model to think before it answers."""
+        return self._template.thinks
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The reasoning in a reply, and the answer, without control text; no reasoning in a family that has
+        none."""
+        reasoning, answer = self._template.split(text)
+        return self.clean(reasoning), self.clean(answer)
+
+    def read(self, ids: Sequence[int], as_user: bool) -> tuple[str, bool]:
+        """The text of sampled `ids`, their end taken off, without the reasoning of a reply; and whether the
+        ids may stand in a reply to be learnt: not where they hold reasoning that nobody asked for."""
+        shown = str(self.tokenizer.decode(list(ids)))
+        answer = shown if as_user else self._template.answer(shown)
+        if answer == shown:
+            return self.clean(self.decode(ids)), True
+        return self.clean(answer), self.thinks
+
     def clean(self, text: str) -> str:
-        """`text` without the model's special tokens, so that no text can end a turn or open another."""
+        """`text` without the model's control text, so that no text can end a turn or open another."""
         return self._template.clean(text)
+
+    def _following(self, opened: str, ids: list[int], text: str) -> list[int]:
+        """The ids of a reply's beginning `text` after a prompt, given as text and as `ids`."""
+        whole = self._one_bos(self._text_ids(opened + self._template.gap + text))
+        return whole[len(ids) :] if whole[: len(ids)] == ids else self._text_ids(text)
 
     def _text_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
@@ -201,7 +245,7 @@ class ChatTokenizer:
     def _check_words(self) -> None:
         """Raise ModelError where a user's words would not reach the model."""
         words = vocabulary.words_of(self.tokenizer, self.name)
-        ids = self._template.ids([{"role": "user", "content": words}], True)
+        ids = self.prompt_ids([Message("user", words)])
         vocabulary.check_words(self.tokenizer, self.name, words, ids)
 
 

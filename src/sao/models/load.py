@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.errors import ModelError
 from sao.models.chat import ChatTokenizer
 from sao.models.folder import check_quantisation, read_settings, without_adapter
@@ -120,7 +120,11 @@ def _refuse_classifier(path: Path, architectures: Any) -> None:
 
 
 def check_model(
-    model: str, config: EngineConfig, revision: str | None = None, as_user: Sequence[Message] | None = None
+    model: str,
+    config: EngineConfig,
+    revision: str | None = None,
+    as_user: Sequence[Message] | None = None,
+    chat: ChatConfig | None = None,
 ) -> None:
     """Raise ModelError where a local model cannot be used: weights missing, left over, of another shape or
     not finite, or a tokenizer that does not fit; and, where `as_user` messages are given, where the user's
@@ -135,9 +139,9 @@ def check_model(
     if _is_known(path, config):
         _from_pretrained(path, config, "meta", device_map="meta")
     weights_identity(model, revision)
-    chat = ChatTokenizer.load(model, config, revision)
+    tokenizer = ChatTokenizer.load(model, config, revision, chat)
     if as_user is not None:
-        chat.user_turn_ids(as_user)
+        tokenizer.user_turn_ids(as_user)
     if config.name == "vllm" and config.vllm.lora is not None:
         check_adapter(Path(config.vllm.lora), path)
 

@@ -8,10 +8,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sao.config import EngineConfig
+from sao.config import ChatConfig, EngineConfig
 from sao.errors import ModelError
 from sao.models import gguf
 from sao.models.folder import check_folder, read_settings
+from sao.models.template import template_text
 from sao.models.weights import digest_of
 from sao.records import make_id
 
@@ -126,19 +127,30 @@ def weights_identity(model: str, revision: str | None = None) -> str:
     )
 
 
-def identity_of(config: EngineConfig, model: str, revision: str | None = None) -> str:
+def identity_of(
+    config: EngineConfig, model: str, revision: str | None = None, chat: ChatConfig | None = None
+) -> str:
     """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server
-    is asked for."""
+    is asked for; and what the recipe says of its chat template (`chat`)."""
     if config.name == "scripted":
         return model
     if config.name == "openai":
         # What a server holds cannot be seen. Where it serves a folder that is here, the folder stands for it.
         weights = weights_identity(model) if is_local(model) else "@".join(filter(None, (model, revision)))
-        return f"openai:{config.openai.model or ''}:{weights}{_changes(config.openai.extra_body)}"
+        asked = _changes(config.openai.extra_body) + chat_identity(chat)
+        return f"openai:{config.openai.model or ''}:{weights}{asked}"
     lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
     adapter = f"+{digest_of(sorted(lora.glob('adapter_*')))}" if lora else ""
     own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
-    return weights_identity(model, revision) + adapter + _changes(own)
+    return weights_identity(model, revision) + adapter + _changes(own) + chat_identity(chat)
+
+
+def chat_identity(chat: ChatConfig | None) -> str:
+    """What the recipe's own chat template and what it is told add to an identity; nothing where none is
+    set."""
+    if chat is None:
+        return ""
+    return _changes({"chat_template": template_text(chat), "template_args": chat.template_args or None})
 
 
 def _changes(settings: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sao.config import Config, JudgingConfig
@@ -110,15 +110,16 @@ def check_engines(run: Round, session: Session, trains: bool) -> None:
         if server and use.begun:
             require_prefill(session.engine(role), role.engine.openai.base_url)
         if not server or use.as_user:
-            check_model(role.model, role.engine, role.revision, opening if use.as_user else None)
+            as_user = opening if use.as_user else None
+            check_model(role.model, role.engine, role.revision, as_user, role.chat)
     initial = run.roles.initial
     if trains and initial.engine.name == "openai" and not run.is_trained:
-        check_model(initial.model, initial.engine, initial.revision)
+        check_model(initial.model, initial.engine, initial.revision, chat=initial.chat)
 
 
 def _anonymous(role: Role, begun: bool) -> Role:
     """The same role for whatever it does; beginning a turn asks more of it."""
-    return Role(name="begun" if begun else "", engine=role.engine, model=role.model, revision=role.revision)
+    return replace(role, name="begun" if begun else "")
 
 
 def uses(run: Round, trains: bool) -> Iterator[Use]:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sao.config import Config, EngineConfig, JudgingConfig
+from sao.config import ChatConfig, Config, EngineConfig, JudgingConfig
 from sao.config.judging import READERS
 from sao.execution.session import Role
 from sao.stages.judging import reading_judge
@@ -45,15 +45,16 @@ class Roles:
 
 def roles_of(config: Config) -> Roles:
     """The roles of a round that trains `config.model`."""
-    model = {"model": config.model, "revision": config.revision}
-    policy = Role(name="policy", engine=config.engine, **model)  # type: ignore[arg-type]
+    policy = Role(
+        name="policy", engine=config.engine, model=config.model, revision=config.revision, chat=config.chat
+    )
     judges = _judges(config)
     how = reading_judge(judges[0].config)
     return Roles(
         policy=policy,
         judges=judges,
-        initial=Role(name="initial", engine=config.engine, **model),  # type: ignore[arg-type]
-        base=Role(name="base", engine=_evaluation_engine(config), **model),  # type: ignore[arg-type]
+        initial=replace(policy, name="initial"),
+        base=replace(policy, name="base", engine=_evaluation_engine(config)),
         reader=Judge(name=judge_name(how), config=how, weight=1.0, role=judge_role(config, how)),
     )
 
@@ -85,11 +86,13 @@ def judge_name(judging: JudgingConfig) -> str:
 
 
 def judge_role(config: Config, judging: JudgingConfig) -> Role:
-    """What judges: the recipe's model, unless judging.engine names another."""
-    engine = judging.engine or config.engine
-    if judging.engine is None or judging.engine.model is None:
-        return Role(name="judge", engine=engine, model=config.model, revision=config.revision)
-    return Role(name="judge", engine=engine, model=judging.engine.model, revision=judging.engine.revision)
+    """What judges: the recipe's model, unless judging.engine names another, to which the recipe's section
+    `chat` does not belong."""
+    engine, model, revision = judging.engine or config.engine, config.model, config.revision
+    if judging.engine is not None and judging.engine.model is not None:
+        model, revision = judging.engine.model, judging.engine.revision
+    chat = config.chat if model == config.model else ChatConfig()
+    return Role(name="judge", engine=engine, model=model, revision=revision, chat=chat)
 
 
 def _evaluation_engine(config: Config) -> EngineConfig:

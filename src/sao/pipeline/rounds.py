@@ -9,13 +9,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sao.config import Config
+from sao.config import ChatConfig, Config
 from sao.data.contamination_sets import source_identity
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.execution.session import Role
 from sao.execution.step import Step, check_table, known_step
-from sao.models.locate import identity_of, is_local, model_licence, weights_identity
+from sao.models.locate import chat_identity, identity_of, is_local, model_licence, weights_identity
 from sao.models.weights import digest_of, is_whole
 from sao.pipeline.roles import Roles, roles_of
 from sao.records import Persona, Prompt, make_id
@@ -201,17 +201,20 @@ class Round:
         if (known := self.outside.known.get(f"given {role.name}")) is not None and not reward:
             return str(self.outside.look(f"given {role.name}", lambda: known))
         settings = make_id(role.engine.name, json.dumps(role.engine.counted(), sort_keys=True))
-        key = f"model {role.model}@{role.revision or ''} {settings}"
-        return str(self.outside.look(key, lambda: identity_of(role.engine, role.model, role.revision)))
+        key = f"model {role.model}@{role.revision or ''} {settings}{_chat_key(role)}"
+        return str(
+            self.outside.look(key, lambda: identity_of(role.engine, role.model, role.revision, role.chat))
+        )
 
     def initial_identity(self) -> str:
         """What training starts from: weights, also where a server answers."""
         role = self.roles.initial
         if self.given is not None or role.engine.name != "openai":
             return self.identity(role)
+        told = str(self.outside.look(f"chat{_chat_key(role)}", lambda: chat_identity(role.chat)))
         if not is_local(role.model):
-            return "@".join(filter(None, (role.model, role.revision)))
-        return str(self.outside.look(f"weights {role.model}", lambda: weights_identity(role.model)))
+            return "@".join(filter(None, (role.model, role.revision))) + told
+        return str(self.outside.look(f"weights {role.model}", lambda: weights_identity(role.model))) + told
 
     @property
     def model_identity(self) -> str:
@@ -226,3 +229,10 @@ class Round:
         if self.config.engine.name == "openai" and not is_local(self.config.model):
             return "unknown: see the base model's own card"
         return model_licence(self.config.model, self.config.revision)
+
+
+def _chat_key(role: Role) -> str:
+    """What the manifest names a role's chat settings by; nothing where there are none."""
+    if role.chat == ChatConfig():
+        return ""
+    return " " + make_id(role.chat.template or "", json.dumps(role.chat.template_args, sort_keys=True))

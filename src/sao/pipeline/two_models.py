@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sao.config import Config, EngineConfig, JudgingConfig, ResponsesConfig
+from sao.config import ChatConfig, Config, EngineConfig, JudgingConfig, ResponsesConfig
 from sao.engines import Engine, require_prefill
 from sao.engines.auto import settled
 from sao.errors import ConfigError
@@ -100,9 +100,11 @@ class TwoModels:
     # Who answers and judges.
 
     def role(self, player: Player) -> Role:
-        """What runs a player's model."""
+        """What runs a player's model. The recipe's section `chat` belongs to base and tuned; a reference is
+        another model."""
+        chat = self.config.chat if player.role in ("base", "tuned") else ChatConfig()
         engine = self.own_engine(player)
-        return Role(name=player.role, engine=engine, model=player.model, revision=player.revision)
+        return Role(name=player.role, engine=engine, model=player.model, revision=player.revision, chat=chat)
 
     def own_engine(self, player: Player) -> EngineConfig:
         """What runs a model that is evaluated: evaluation.engine, or the recipe's, or the built-in one where
@@ -138,7 +140,7 @@ class TwoModels:
     def check(self, role: Role, prefill: bool = False) -> None:
         """Raise ModelError or EngineError for a model or a server that cannot be used."""
         if role.engine.name not in ("openai", "scripted"):
-            check_model(role.model, role.engine, role.revision)
+            check_model(role.model, role.engine, role.revision, chat=role.chat)
         elif prefill:
             require_prefill(self.session.engine(role), role.engine.openai.base_url)
 
@@ -363,7 +365,7 @@ def _identity(role: Role, named: bool = True) -> Identity:
     here = engine.name in ("transformers", "vllm") or (engine.name == "openai" and is_local(role.model))
     plain = weights_identity(role.model, role.revision) if here else role.model
     folder = find_model(role.model, role.revision) if here else None
-    weights = identity_of(engine, role.model, role.revision)
+    weights = identity_of(engine, role.model, role.revision, role.chat)
     return read_identity(weights, role.model, folder, plain=plain)
 
 

@@ -44,8 +44,7 @@ __all__ = ["preview"]
 NO_TEMPLATE = (
     "This is a base model: its tokenizer has no chat template, so it has not learnt to answer. Take the "
     "instruct version of the model (its name mostly ends with -Instruct, -it or -Chat). If this one was "
-    "trained on chats, put the template that was used there into the file chat_template.jinja in the model's "
-    "folder, and look again."
+    "trained on chats, give the template that was used there (--chat.template FILE), and look again."
 )
 HALF = (
     "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
@@ -151,7 +150,7 @@ def _open(look: Look) -> None:
     """Check model and folder before any work starts. Raises SAOError's children."""
     round_, config = look.round({}), look.config
     if look.given is None and config.engine.name not in ("openai", "scripted"):
-        check_model(config.model, config.engine, config.revision)
+        check_model(config.model, config.engine, config.revision, chat=config.chat)
     source = content_identity(preflight.first_source(config))
     licences = preflight.licences_of(round_)
     preflight.announce(round_, licences, look.runner.notify)
@@ -219,7 +218,7 @@ def _check_way(look: Look, config: Config) -> None:
         raise EngineError("the engine cannot go on from a turn that has begun", key="prefill")
     if as_user and look.given is None and config.engine.name not in ("openai", "scripted"):
         opening = (Message("system", "a"),) if config.personas.source != "none" else ()
-        check_model(config.model, config.engine, config.revision, opening)
+        check_model(config.model, config.engine, config.revision, opening, config.chat)
 
 
 def _answers(look: Look, settings: Settings, config: Config) -> AnswerFigures:

@@ -48,8 +48,8 @@ def train_run(
     group = parallel.processes()
     if group.rank > 0:
         progress = notify = _silent
-    tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision)
-    pairs, drops, n_cut = encode_all(config, tokenizer, source)
+    tokenizer = ChatTokenizer.load(config.model, config.engine, config.revision, config.chat)
+    pairs, drops, n_cut = encode_all(config, tokenizer, source, notify)
     if group.rank == 0:
         write_atomic(folder / "drops.jsonl", "".join(dumps(to_dict(drop)) + "\n" for drop in drops))
     reasons = dict(Counter(drop.reason for drop in drops).most_common())
@@ -132,16 +132,22 @@ def load_to_train(config: Config) -> PreTrainedModel:
 
 
 def encode_all(
-    config: Config, tokenizer: ChatTokenizer, source: Iterable[Labelled | TextPair | Drop]
+    config: Config,
+    tokenizer: ChatTokenizer,
+    source: Iterable[Labelled | TextPair | Drop],
+    notify: Notify = lambda line: None,
 ) -> tuple[list[TokenPair], list[Drop], int]:
-    """Token pairs, what was dropped, and how many answers were cut."""
+    """Token pairs, what was dropped, and how many answers were cut; `notify` is told where reasoning in given
+    answers is left out."""
     pairs: list[TokenPair] = []
     drops: list[Drop] = []
-    n_cut = 0
+    n_cut = n_reasoned = 0
     for item in source:
         if isinstance(item, Drop):
             drops.append(item)
             continue
+        if isinstance(item, TextPair) and not tokenizer.thinks:
+            n_reasoned += sum(bool(tokenizer.split(text)[0]) for text in (item.chosen, item.rejected))
         row, encoded = _encode(config, tokenizer, item)
         if isinstance(encoded, Drop):
             drops.append(encoded)
@@ -152,6 +158,11 @@ def encode_all(
             continue
         pairs.append(pair)
         n_cut += (pair.chosen_ids != encoded.chosen_ids) + (pair.rejected_ids != encoded.rejected_ids)
+    if n_reasoned:
+        notify(
+            f"{n_reasoned} answers hold reasoning, which is left out: the model is trained without. To train "
+            "on it, give --chat.template_args '{enable_thinking: true}'"
+        )
     return pairs, drops, n_cut
 
 
@@ -166,10 +177,11 @@ def at_most(pairs: list[TokenPair], most: int | None) -> list[TokenPair]:
 def _encode(
     config: Config, tokenizer: ChatTokenizer, item: Labelled | TextPair
 ) -> tuple[int, TokenPair | Drop]:
-    """The row of a pair and its ids, or a Drop where an answer has no text but special tokens."""
+    """The row of a pair and its ids, or a Drop where an answer has no text but special tokens and
+    reasoning."""
     if not isinstance(item, TextPair):
         return item[1].row, encode_pair(tokenizer, config, *item)
-    if tokenizer.clean(item.chosen).strip() and tokenizer.clean(item.rejected).strip():
+    if all(tokenizer.split(text)[1].strip() for text in (item.chosen, item.rejected)):
         return item.row, encode_text(tokenizer, item)
     return item.row, Drop(row=item.row, stage="train", record_id=item.id, reason="empty answer")
 

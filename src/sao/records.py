@@ -78,7 +78,8 @@ class Prompt:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """One answer to a prompt. `token_ids` are the sampled tokens, the end of turn included (None: the engine
-    gives none)."""
+    gives none). What the model thought before it is `reasoning`: of that no judge sees anything, but
+    `token_ids` hold it."""
 
     id: str
     row: int
@@ -87,6 +88,7 @@ class Response:
     text: str
     token_ids: tuple[int, ...] | None
     finish_reason: FinishReason
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +196,14 @@ class Drop:
 
 KEPT_TEXT = 2000
 """Characters that a Drop keeps of what was written."""
-_LEFT_OUT: dict[str, Any] = {"earlier": (), "checks": (), "detail": None}
+_LEFT_OUT: dict[str, Any] = {"earlier": (), "checks": (), "detail": None, "reasoning": ""}
 R = TypeVar("R", bound="Record | Drop")
 Record = Persona | Prompt | Response | Judgment | PreferencePair | Comparison | Rating | Likelihoods
 
 
 def to_dict(record: Record | Drop) -> dict[str, Any]:
-    """The record as a flat dict, in the order of its fields; `earlier`, `checks`, `detail` and a Drop's
-    `text` stand only where they hold something."""
+    """The record as a flat dict, in the order of its fields; `earlier`, `checks`, `detail`, `reasoning` and a
+    Drop's `text` stand only where they hold something."""
     row = {name: getattr(record, name) for name in type(record).__slots__}
     if row.get("checks"):
         row["checks"] = [{"kind": check.kind, "values": check.values} for check in row["checks"]]

@@ -290,7 +290,10 @@ def test_hostile_answers_are_read_as_far_as_they_hold_and_else_given_up() -> Non
         done = answers(engine, asked(*GOOD, *BAD, "plain"))
         assert 0 < engine.usage.completion_tokens - before < 1000
     for name, (_, text, finish) in GOOD.items():
-        assert done[f"{name}#0"] == Completion(f"{name}#0", text, None, finish), name  # type: ignore[arg-type]
+        found = done[f"{name}#0"]
+        assert isinstance(found, Completion)
+        assert (found.text, found.token_ids, found.finish_reason) == (text, None, finish), name
+    assert "hm" in {one.reasoning for one in done.values() if isinstance(one, Completion)}
     for name, (_, reason) in BAD.items():
         assert done[f"{name}#0"] == Failure(f"{name}#0", f"no usable answer ({reason})"), name
     assert isinstance(done["plain#0"], Completion)

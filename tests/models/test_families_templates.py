@@ -174,7 +174,8 @@ def test_a_reply_ends_as_the_family_ends_it(name: str, special: bool) -> None:
     reply = chat.reply_ids(ASKED, ANSWER)
     assert reply[-1] == chat.turn_end_id
     assert reply.count(chat.turn_end_id) == 1
-    assert chat.read(reply[:-1], False) == (f"{family.gap}{ANSWER}", True)
+    read = chat.read(reply[:-1])
+    assert (read.text, read.kept) == (f"{family.gap}{ANSWER}", True)
     whole = text_of(chat, [*chat.prompt_ids(ASKED), *reply])
     assert whole.split(family.header)[-1].startswith(family.gap + ANSWER)
     assert chat.turn_end_id in chat.end_ids

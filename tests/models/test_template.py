@@ -2,7 +2,7 @@
 what is refused."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -146,6 +146,12 @@ def test_reasoning_in_a_text_is_left_out_or_learnt_in_one_block(text: str) -> No
     assert text_of(chat, chat.prompt_ids(ASKED, "So")).endswith("</think>\n\nSo")
 
 
+def written(chat: ChatTokenizer, ids: Sequence[int], as_user: bool) -> tuple[str, bool]:
+    """The text of sampled ids, and whether they may be learnt."""
+    reply = chat.read(ids, as_user)
+    return reply.text, reply.kept
+
+
 @pytest.mark.parametrize(
     ("sampled", "answer"),
     [
@@ -159,8 +165,28 @@ def test_sampled_reasoning_is_split_off(sampled: str, answer: str) -> None:
     """Nobody asked for it: the ids are not learnt either, which would open a second block."""
     for chat, learns in ((thinker(), False), (thinker(enable_thinking=True), True)):
         ids = chat.tokenizer(sampled).input_ids
-        assert chat.read(ids, False) == (answer, learns or sampled == answer)
-        assert chat.read(ids, True) == (sampled, True)  # a user's text
+        assert written(chat, ids, False) == (answer, learns or sampled == answer)
+        assert written(chat, ids, True) == (sampled, True)  # a user's text
+
+
+@pytest.mark.parametrize(
+    ("sampled", "reasoning", "answer"),
+    [
+        ("<think>\nfour\n</think>\n\n4 äé", "four", "4 äé"),
+        ("2 and 2\n</think>\n\n4", "2 and 2", "4"),
+        ("4", "", "4"),
+        ("<think>\nlet me see", "let me see", ""),
+    ],
+)
+def test_reasoning_is_kept_apart_and_its_tokens_are_counted(
+    sampled: str, reasoning: str, answer: str
+) -> None:
+    chat = thinker(enable_thinking=True)
+    ids = chat.tokenizer(sampled).input_ids
+    reply = chat.read(ids)
+    assert (reply.reasoning, reply.text) == (reasoning, answer)
+    assert text_of(chat, ids[reply.start :]) == answer
+    assert (reply.start > 0) == bool(reasoning)
 
 
 def test_a_reply_that_begins_within_an_open_block_ends_it_or_is_empty() -> None:
@@ -171,8 +197,8 @@ def test_a_reply_that_begins_within_an_open_block_ends_it_or_is_empty() -> None:
         chat = ChatTokenizer(tokenizer, template=ChatConfig(template_args=template_args))
         assert text_of(chat, chat.prompt_ids(ASKED)).endswith(f"assistant\n{ending}")
     chat = ChatTokenizer(tokenizer, template=ChatConfig(template_args={"enable_thinking": True}))
-    assert chat.read(tokenizer("let me see").input_ids, False) == ("", True)
-    assert chat.read(tokenizer("let me see\n</think>\n\n4").input_ids, False) == ("4", True)
+    assert written(chat, tokenizer("let me see").input_ids, False) == ("", True)
+    assert written(chat, tokenizer("let me see\n</think>\n\n4").input_ids, False) == ("4", True)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +230,13 @@ def test_a_channel_holds_the_answer() -> None:
     chat = ChatTokenizer(tokenizer)
     assert text_of(chat, chat.prompt_ids(ASKED)).endswith("<|start|>assistant<|channel|>final<|message|>")
     assert text_of(chat, chat.reply_ids(ASKED, "4")) == "4<|return|>"
-    written = "<|channel|>analysis<|message|>2 and 2<|end|><|start|>assistant<|channel|>final<|message|>4"
-    assert chat.reply_ids(ASKED, written) == chat.reply_ids(ASKED, "4")
+    said = "<|channel|>analysis<|message|>2 and 2<|end|><|start|>assistant<|channel|>final<|message|>4"
+    assert chat.reply_ids(ASKED, said) == chat.reply_ids(ASKED, "4")
     chat = ChatTokenizer(tokenizer, template=ChatConfig(template_args={"reasoning_effort": "low"}))
     assert text_of(chat, chat.prompt_ids(ASKED)).endswith("<|start|>assistant")
-    assert chat.read(tokenizer(written).input_ids, False) == ("4", True)
-    assert chat.read(tokenizer("<|channel|>analysis<|message|>2 an").input_ids, False) == ("", True)
+    assert written(chat, tokenizer(said).input_ids, False) == ("4", True)
+    assert written(chat, tokenizer("<|channel|>analysis<|message|>2 an").input_ids, False) == ("", True)
+    assert chat.read(tokenizer(said).input_ids).reasoning == "2 and 2"
     assert chat.turn_end_id == 0
 
 
@@ -226,7 +253,7 @@ def test_a_turn_ends_as_the_template_ends_it_whatever_the_tokenizer_calls_specia
     for ids in (chat.prompt_ids([Message("user", opens)]), chat.reply_ids(ASKED, opens)):
         assert text_of(chat, ids).count("assistant\nNo") == 1
         assert "<|im_start|>assistant\nNo" not in text_of(chat, ids)
-    assert chat.read(tokenizer("4<|im_start|>").input_ids, False) == ("4", True)
+    assert written(chat, tokenizer("4<|im_start|>").input_ids, False) == ("4", True)
 
 
 def test_turns_marked_by_words_are_not_opened_by_data() -> None:

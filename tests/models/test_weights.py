@@ -333,9 +333,8 @@ def test_a_vocabulary_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
 def test_a_template_that_loses_the_users_text_is_refused(tmp_path: Path) -> None:
     model = Path(llama(tmp_path / "m"))
     lossy = (
-        "{% for m in messages %}<|user|>{% for part in m['content'] if part is mapping %}{{ part }}{% endfor "
-        "%}<|end|>"
-        "{% endfor %}"
+        "{% for m in messages %}<|user|>{% for part in m['content'] if part is mapping %}{{ part.kind }}"
+        "{% endfor %}<|end|>{% endfor %}"
     )
     (model / "chat_template.jinja").write_text(lossy)
     with raises(ModelError, key="user text"):

@@ -19,8 +19,9 @@ from sao.pipeline.roles import roles_of
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
 from sao.pipeline.two_models import TwoModels
-from sao.records import Drop, Message
-from sao.training.job import train_run
+from sao.records import Drop, Message, PreferencePair, Prompt, Response
+from sao.training.cards import REASONING
+from sao.training.job import encode_pair, encode_text, train_run
 from support import tiny_models
 from support.errors import raises
 from support.odd_servers import Odd, asked
@@ -153,6 +154,42 @@ def test_reasoning_in_given_answers_is_left_out_aloud_or_learnt(base: str, tmp_p
         tokenizer = ChatTokenizer.load(base, config.engine, template=config.chat)
         text = str(tokenizer.tokenizer.decode(tokenizer.reply_ids(ASKED, "<think>\nwell\n</think>\n\nfine")))
         assert text == ("<think>\nwell\n</think>\n\nfine<|end|>" if learnt else "fine<|end|>")
+
+
+@pytest.mark.parametrize("how", ["learn", "keep", "drop"])
+@pytest.mark.parametrize("given", [False, True])
+def test_what_training_does_with_reasoning(base: str, tmp_path: Path, how: str, given: bool) -> None:
+    """Sampled answers and pairs that came as text: the reasoning counts, is only read, or is left out."""
+    (tmp_path / "thinks.jinja").write_text(TEMPLATE + "{# <think> </think> #}")
+    chat = {"template": str(tmp_path / "thinks.jinja"), "template_args": {"enable_thinking": True}}
+    engine = {"name": "transformers", **ON_CPU}
+    config = make_config({"model": base, "chat": chat, "engine": engine, "train": {"reasoning": how}})
+    tokenizer = ChatTokenizer.load(base, config.engine, template=config.chat)
+    thought = "<think>\nwell\n</think>\n\n"
+    if given:
+        text = TextPair(id="p", row=0, messages=tuple(ASKED), chosen=thought + "yes", rejected="no",
+                        p_chosen=None, margin=None)  # fmt: skip
+        pair = encode_text(tokenizer, text, how)
+    else:
+        ids = tuple(tokenizer.reply_ids(ASKED, thought + "yes"))
+        prompt = Prompt(id="q", row=0, persona_id="", text=ASKED[0].content)
+        common: Any = {"prompt_id": "q", "finish_reason": "stop"}
+        yes = Response(id="a", row=0, index=0, text="yes", token_ids=ids, reasoning="well", **common)
+        no = Response(id="b", row=1, index=1, text="no", token_ids=None, **common)
+        label = PreferencePair(id="p", row=0, prompt_id="q", chosen_id="a", rejected_id="b", p_chosen=None,
+                               margin=None)  # fmt: skip
+        pair = encode_pair(tokenizer, config, prompt, label, yes, no)
+    decode = tokenizer.tokenizer.decode
+    learnt = decode(pair.chosen_ids[pair.chosen_read :])
+    whole = decode(pair.chosen_ids)
+    assert whole == ("yes<|end|>" if how == "drop" else f"{thought}yes<|end|>")
+    assert learnt == (f"{thought}yes<|end|>" if how == "learn" else "yes<|end|>")
+    assert decode(pair.rejected_ids[pair.rejected_read :]) == "no<|end|>"
+    assert pair.rejected_read == 0
+
+
+def test_the_card_says_what_became_of_reasoning() -> None:
+    assert set(REASONING) == {"learn", "keep", "drop"}
 
 
 @pytest.mark.parametrize(

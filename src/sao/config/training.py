@@ -96,6 +96,9 @@ class TrainConfig(Section):
     """Gradients are clipped to this norm."""
     max_length: int = Field(default=2048, ge=8)
     """Longest prompt plus answer, in tokens."""
+    reasoning: Literal["learn", "keep", "drop"] = "learn"
+    """What becomes of what a model thought before an answer: learn (it counts in the loss like the answer),
+    keep (the answer is learnt after it, but it is not) or drop (the answer is learnt without it)."""
     too_long: Literal["drop", "cut"] = "drop"
     """What happens to a pair that is longer: dropped, or its answers cut at the end (too long a prompt is
     always dropped)."""

@@ -8,7 +8,7 @@ happens to run beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ from sao.records import KEPT_TEXT, Drop, FinishReason, Message
 
 if TYPE_CHECKING:
     from sao.config import ChatConfig, EngineConfig
+    from sao.models.chat import ChatTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Completion:
     text: str
     token_ids: tuple[int, ...] | None
     finish_reason: FinishReason
+    reasoning: str = ""
+    """What the model thought before the answer, which `text` is without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,27 @@ class Usage:
     completion_tokens: int = 0
 
 
-def cut_at(text: str, stops: tuple[str, ...]) -> int | None:
+def completed(
+    chat: ChatTokenizer,
+    sample_id: str,
+    ids: Sequence[int],
+    as_user: bool,
+    stops: Sequence[str],
+    stopped: bool,
+) -> Completion:
+    """A finished sample from its token ids: the text without the end of turn, cut before the first stop
+    string, and apart from it what the model thought. `stopped`: the engine says that it did not end by
+    length."""
+    ended = bool(ids) and ids[-1] in chat.ends(as_user)
+    reply = chat.read(ids[:-1] if ended else ids, as_user)
+    cut = cut_at(reply.text, stops)
+    finish: FinishReason = "stop" if stopped or ended or cut is not None else "length"
+    return Completion(
+        sample_id, reply.text[:cut], tuple(ids) if reply.kept else None, finish, reply.reasoning
+    )
+
+
+def cut_at(text: str, stops: Sequence[str]) -> int | None:
     """Where the first of the stop strings begins in `text`, None where there is none."""
     return min((place for stop in stops if (place := text.find(stop)) >= 0), default=None)
 

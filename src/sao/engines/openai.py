@@ -28,7 +28,7 @@ from sao.engines import (
     Sample,
     Sampling,
     Usage,
-    cut_at,
+    completed,
     require_prefill,
 )
 from sao.engines.client import Call, Client
@@ -61,6 +61,7 @@ from sao.engines.openai_requests import (
     logprobs_of_ids,
 )
 from sao.engines.openai_skills import TOP, SkillProbe, continues_token_ids
+from sao.errors import EngineError
 from sao.models.locate import identity_of, is_local
 from sao.records import FinishReason, Message
 
@@ -257,17 +258,15 @@ class OpenAIEngine:
         if self._chat is not None and self.skills.token_ids and isinstance(ids, list) and ids:
             return self._completion_of_ids(self._chat, request, sample_id, ids, finish)
         # some tokenizers begin every text with a space
-        return Completion(sample_id, text.lstrip(" "), None, finish)
+        return Completion(sample_id, text.lstrip(" "), None, finish, thought_of(message))
 
     def _completion_of_ids(
         self, chat: ChatTokenizer, request: Request, sample_id: str, ids: list[int], finish: FinishReason
     ) -> Completion:
         """A finished sample whose text is decoded here, as the built-in engine decodes it."""
-        end_ids, end_texts = self._writer.turn_ends(request)
-        has_end = ids[-1] in end_ids and finish == "stop"
-        text, kept = chat.read(ids[:-1] if has_end else ids, request.as_user)
+        _, end_texts = self._writer.turn_ends(request)
         stops = (*request.sampling.stop, *(end_texts if is_open_turn(request) else ()))
-        return Completion(sample_id, text[: cut_at(text, stops)], tuple(ids) if kept else None, finish)
+        return completed(chat, sample_id, ids, request.as_user, stops, stopped=finish == "stop")
 
     def _refused_completions(
         self, request: Request, samples: tuple[Sample, ...], call: Call[Results], error: RefusedError

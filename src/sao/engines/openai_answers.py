@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from sao.engines.json_http import BadAnswerError
+from sao.models.template import THINKING
 from sao.records import FinishReason
 
 Body = dict[str, Any]
@@ -35,16 +36,7 @@ FINISHES: dict[str, FinishReason] = {
     **dict.fromkeys(("length", "max_tokens", "model_length"), "length"),
 }
 """How servers say that an answer is at its end, or was cut off."""
-REASONING = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "[THINK]": "[/THINK]",
-    "◁think▷": "◁/think▷",
-    "<|channel|>": "<|channel|>final<|message|>",
-}
+REASONING = {**dict(THINKING), "<|channel|>": "<|channel|>final<|message|>"}
 """How models begin and end their reasoning."""
 _SHOWN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _SHOWN} | {

@@ -28,7 +28,7 @@ from sao.engines import (
     Failure,
     Request,
     Usage,
-    cut_at,
+    completed,
 )
 from sao.engines.continuous import Continuous
 from sao.engines.lockstep import Lockstep
@@ -38,7 +38,6 @@ from sao.models.chat import ChatTokenizer
 from sao.models.folder import notices
 from sao.models.load import load_model
 from sao.models.locate import chat_identity, find_model, weights_identity
-from sao.records import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,10 +127,6 @@ class TransformersEngine:
         return TokenPrompt(request, *self.chat.choice_ids(request.messages, request.choices, request.prefill))
 
     def _completion(self, state: SampleState) -> Completion:
-        """The finished sample, its text cut before the end of turn and the first stop string."""
-        tokens = state.tokens
-        ended = tokens[-1:] != [] and tokens[-1] in self.chat.ends(state.as_user)
-        text, kept = self.chat.read(tokens[:-1] if ended else tokens, state.as_user)
-        cut = cut_at(text, state.sampling.stop)
-        finish: FinishReason = "stop" if ended or cut is not None else "length"
-        return Completion(state.sample.id, text[:cut], tuple(tokens) if kept else None, finish)
+        return completed(
+            self.chat, state.sample.id, state.tokens, state.as_user, state.sampling.stop, stopped=False
+        )

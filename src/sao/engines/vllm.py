@@ -26,13 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from sao.config import ChatConfig, EngineConfig
-from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, cut_at
+from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, completed
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
 from sao.models.locate import find_model, identity_of
 from sao.models.weights import check_adapter
-from sao.records import FinishReason
 
 QUEUE = 3
 """Requests that the child holds, in multiples of the samples in one step: enough that none of its slots
@@ -138,13 +137,10 @@ class VllmEngine:
     def _completion(self, request: Request, sample: Sample, answer: Answer | None) -> Completion:
         if answer is None:
             return Completion(sample.id, "", (), "length")
-        ids = answer.token_ids
-        end_ids = self.chat.user_ends[0] if request.as_user else self.chat.end_ids
-        has_end = bool(ids) and ids[-1] in end_ids
-        text, kept = self.chat.read(ids[:-1] if has_end else ids, request.as_user)
-        cut = cut_at(text, request.sampling.stop)
-        finish: FinishReason = "stop" if answer.stopped or has_end else "length"
-        return Completion(sample.id, text[:cut], tuple(ids) if kept else None, finish)
+        stops = request.sampling.stop
+        return completed(
+            self.chat, sample.id, answer.token_ids, request.as_user, stops, stopped=answer.stopped
+        )
 
     def _question(
         self, request: Request, sample: Sample, ids: list[int], ends: Collection[int]

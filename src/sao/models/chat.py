@@ -7,7 +7,9 @@ it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,23 @@ from typing import TYPE_CHECKING, Any
 from sao.config import ChatConfig, EngineConfig
 from sao.errors import ModelError
 from sao.models import vocabulary
-from sao.models.locate import embedding_rows, find_model
+from sao.models.locate import LOAD_ERRORS, embedding_rows, find_model
 from sao.models.template import ChatTemplate
 from sao.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a model wrote. `start` tokens of it are `reasoning`, the others are the answer `text`; `kept` says
+    whether the ids may stand in a reply to be learnt: not where they hold reasoning that nobody asked for."""
+
+    text: str
+    reasoning: str
+    start: int
+    kept: bool
 
 
 class ChatTokenizer:
@@ -71,7 +84,7 @@ class ChatTokenizer:
         vocabulary.check_files(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except LOAD_ERRORS as error:
             raise ModelError(
                 f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}", key="tokenizer"
             ) from error
@@ -82,11 +95,11 @@ class ChatTokenizer:
         """Whether the template writes a system message (Gemma's raises an error, some leave it out)."""
         return self._template.takes_system
 
-    def prompt_ids(self, messages: Sequence[Message], prefill: str = "") -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], prefill: str = "", direct: bool = False) -> list[int]:
         """The ids of a chat up to where the assistant's next text begins, with exactly one BOS, and the
         beginning of that text where one is given. Where the recipe asks for reasoning a text that has not
-        begun may begin with it."""
-        text = self._template.prompt(messages, direct=bool(prefill))
+        begun may begin with it, unless it is to be `direct`."""
+        text = self._template.prompt(messages, direct=direct or bool(prefill))
         ids = self._one_bos(self._text_ids(text))
         return [*ids, *self._following(text, ids, self.clean(prefill))] if prefill else ids
 
@@ -212,14 +225,16 @@ class ChatTokenizer:
         reasoning, answer = self._template.split(text)
         return self.clean(reasoning), self.clean(answer)
 
-    def read(self, ids: Sequence[int], as_user: bool) -> tuple[str, bool]:
-        """The text of sampled `ids`, their end taken off, without the reasoning of a reply; and whether the
-        ids may stand in a reply to be learnt: not where they hold reasoning that nobody asked for."""
+    def read(self, ids: Sequence[int], as_user: bool = False) -> Reply:
+        """Sampled `ids`, their end taken off: the text, apart from the reasoning of a reply."""
         shown = str(self.tokenizer.decode(list(ids)))
         answer = shown if as_user else self._template.answer(shown)
         if answer == shown:
-            return self.clean(self.decode(ids)), True
-        return self.clean(answer), self.thinks
+            return Reply(self.clean(self.decode(ids)), "", 0, True)
+        before = len(shown) - len(answer)
+        start = bisect_left(range(len(ids)), before, key=lambda n: len(self.tokenizer.decode(list(ids[:n]))))
+        reasoning, _ = self._template.split(self._template.opens_block + shown)
+        return Reply(self.clean(answer), self.clean(reasoning), start, self.thinks)
 
     def clean(self, text: str) -> str:
         """`text` without the model's control text, so that no text can end a turn or open another."""

@@ -39,12 +39,19 @@ THINKING = (
     ("<seed:think>", "</seed:think>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel>thought\n", "<channel|>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("◁think▷", "◁/think▷"),
 )
 """What opens and closes a block of reasoning, by family."""
 _MARKER = re.compile(r"<{1,2}[^<>\s]{1,40}>{1,2}|\[/?[A-Z_]{2,20}\]")
 """What a template writes as control text, whether or not the tokenizer has a token for it."""
 
-Turns = list[dict[str, Any]]
+_CHANNEL_TEXT = re.compile(r"<\|message\|>(.*?)(?=<\||$)", re.DOTALL)
+"""What a channel of gpt-oss holds."""
+
+_Turns = list[dict[str, Any]]
 
 
 def template_text(chat: ChatConfig) -> str | None:
@@ -98,7 +105,7 @@ class ChatTemplate:
 
     # What the template writes.
 
-    def render(self, turns: Turns, open_reply: bool, **more: Any) -> str:
+    def render(self, turns: _Turns, open_reply: bool, **more: Any) -> str:
         """The text of `turns` just as they are, and of the header of the assistant's next turn where
         `open_reply`. Raises ModelError where the template refuses them."""
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -212,8 +219,8 @@ class ChatTemplate:
         prompt, (_, after, _) = self.prompt(messages, direct), self._frame
         reasoning, answer = self.split(text)
         answer = self.clean(answer)
-        if reasoning and self.thinks and not direct:
-            opener, closer = self._thinking or THINKING[0]
+        if reasoning and self._thinking and self.thinks and not direct:
+            opener, closer = self._thinking
             is_open = prompt.rfind(opener) > prompt.rfind(closer)
             block = f"{'' if is_open else opener + chr(10)}{self.clean(reasoning)}\n{closer}\n\n"
             return prompt + block + answer
@@ -297,7 +304,8 @@ class ChatTemplate:
         was opened and not closed is all reasoning; what is closed and was not opened, too."""
         if self._thinking is None:
             channel = self._bridge[0].strip()  # what the last one holds is the answer
-            return "", text.rpartition(channel)[2] if channel else text
+            before, _, answer = text.rpartition(channel) if channel else ("", "", text)
+            return "\n".join(_CHANNEL_TEXT.findall(before)), answer
         opener, closer = self._thinking
         reasoning, closed, answer = text.rpartition(closer)
         if not closed and text.lstrip().startswith(opener):
@@ -325,10 +333,10 @@ class ChatTemplate:
         parts = {part.strip() for part in self._thinking or ()}
         return {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.content in parts}
 
-    def _turns(self, messages: Sequence[Message], merged: bool = True) -> Turns:
+    def _turns(self, messages: Sequence[Message], merged: bool = True) -> _Turns:
         """Messages as turns: cleaned, replies without reasoning, and, where `merged`, the system message in
         the user's turn where the template takes none."""
-        turns: Turns = []
+        turns: _Turns = []
         for message in messages:
             text = self.split(message.content)[1] if message.role == "assistant" else message.content
             turns.append({"role": message.role, "content": self.clean(text)})

@@ -29,7 +29,8 @@ def answer_prompts(
     `keep_cut`: keep truncated and empty answers (in an evaluation, where dropping them would flatter a
     model).
     """
-    sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
+    most = config.max_tokens + config.reasoning_tokens
+    sampling = Sampling(most, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
 
     def requests() -> Iterator[Request]:
@@ -55,6 +56,8 @@ def read_response(
         return dropped(completion, row, "responses", completion.reason)
     if not keep_cut and (completion.finish_reason == "length" or not completion.text.strip()):
         reason = "cut off at max_tokens" if completion.finish_reason == "length" else "empty"
+        if not completion.text.strip() and completion.reasoning:
+            reason = "nothing but reasoning"
         return dropped(completion, row, "responses", reason)
     return Response(
         id=completion.id,
@@ -64,4 +67,5 @@ def read_response(
         text=completion.text,
         token_ids=completion.token_ids,
         finish_reason=completion.finish_reason,
+        reasoning=completion.reasoning,
     )

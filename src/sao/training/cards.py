@@ -18,6 +18,12 @@ from sao.stages.personas import non_commercial
 from sao.store.manifest import Manifest
 from sao.tables import Column, markdown_table
 
+REASONING = {
+    "learn": "in the answers; it counted in the loss",
+    "keep": "before the answers; it did not count in the loss",
+    "drop": "left out of the answers that were learnt",
+}
+"""What a card says of train.reasoning, for a model that was asked to think."""
 Fact = tuple[str, str]
 """What a thing is called, and what it is."""
 
@@ -80,6 +86,7 @@ def _facts(made: Manifest, config: Config) -> list[Fact]:
             f"{settings.method}, {settings.loss}, β {settings.scale:g}{margin}, learning rate {settings.lr}, "
             f"{settings.epochs} epoch(s)",
         ),
+        *([("reasoning", REASONING[settings.reasoning])] if config.chat.thinks else []),
         ("batch", f"{settings.batch_size} pairs"),
         ("seed", f"{config.seed}{training_seed}"),
         ("packages", packages(made)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sao.models.chat import ChatTokenizer
 from sao.models.folder import check_quantisation, notices, read_settings
 from sao.models.load import load_model
 from sao.models.locate import find_model
-from sao.records import Drop, PreferencePair, Prompt, Response, make_id, to_dict
+from sao.records import Drop, Message, PreferencePair, Prompt, Response, make_id, to_dict
 from sao.results.base import StageCounts
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
@@ -182,7 +182,7 @@ def _encode(
     if not isinstance(item, TextPair):
         return item[1].row, encode_pair(tokenizer, config, *item)
     if all(tokenizer.split(text)[1].strip() for text in (item.chosen, item.rejected)):
-        return item.row, encode_text(tokenizer, item)
+        return item.row, encode_text(tokenizer, item, config.train.reasoning)
     return item.row, Drop(row=item.row, stage="train", record_id=item.id, reason="empty answer")
 
 
@@ -215,7 +215,9 @@ def encode_pair(
     rejected: Response,
 ) -> TokenPair:
     """The ids that the model is trained on: those that it sampled, where the engine gave them."""
-    messages = chat(prompt, config.responses.system)
+    messages, how = chat(prompt, config.responses.system), config.train.reasoning
+    if how == "drop" and (chosen.reasoning or rejected.reasoning):
+        return _encoded(tokenizer, pair, messages, (chosen.text, rejected.text), direct=True)
     replies = [r.token_ids or tuple(tokenizer.reply_ids(messages, r.text)) for r in (chosen, rejected)]
     return TokenPair(
         id=pair.id,
@@ -224,16 +226,39 @@ def encode_pair(
         rejected_ids=replies[1],
         p_chosen=pair.p_chosen,
         margin=pair.margin,
+        chosen_read=_reasoning_tokens(tokenizer, replies[0]) if how == "keep" else 0,
+        rejected_read=_reasoning_tokens(tokenizer, replies[1]) if how == "keep" else 0,
     )
 
 
-def encode_text(tokenizer: ChatTokenizer, pair: TextPair) -> TokenPair:
-    """The ids of a pair that came as text."""
+def encode_text(tokenizer: ChatTokenizer, pair: TextPair, how: str = "learn") -> TokenPair:
+    """The ids of a pair that came as text; `how` is train.reasoning."""
+    encoded = _encoded(tokenizer, pair, pair.messages, (pair.chosen, pair.rejected), direct=how == "drop")
+    if how != "keep":
+        return encoded
+    read = [_reasoning_tokens(tokenizer, ids) for ids in (encoded.chosen_ids, encoded.rejected_ids)]
+    return replace(encoded, chosen_read=read[0], rejected_read=read[1])
+
+
+def _encoded(
+    tokenizer: ChatTokenizer,
+    pair: TextPair | PreferencePair,
+    messages: Sequence[Message],
+    texts: tuple[str, str],
+    direct: bool,
+) -> TokenPair:
+    """A pair by its texts; `direct`: without reasoning."""
     return TokenPair(
         id=pair.id,
-        prompt_ids=tuple(tokenizer.prompt_ids(pair.messages)),
-        chosen_ids=tuple(tokenizer.reply_ids(pair.messages, pair.chosen)),
-        rejected_ids=tuple(tokenizer.reply_ids(pair.messages, pair.rejected)),
+        prompt_ids=tuple(tokenizer.prompt_ids(messages, direct=direct)),
+        chosen_ids=tuple(tokenizer.reply_ids(messages, texts[0], direct)),
+        rejected_ids=tuple(tokenizer.reply_ids(messages, texts[1], direct)),
         p_chosen=pair.p_chosen,
         margin=pair.margin,
     )
+
+
+def _reasoning_tokens(tokenizer: ChatTokenizer, ids: Sequence[int]) -> int:
+    """Tokens before the answer in a reply, its end included."""
+    ended = ids[-1] in tokenizer.end_ids
+    return tokenizer.read(ids[:-1] if ended else ids).start

@@ -215,7 +215,9 @@ def test_a_reply_that_begins_within_an_open_block_ends_it_or_is_empty() -> None:
 def test_what_asks_for_reasoning(template_args: dict[str, object], thinks: bool) -> None:
     config = ChatConfig(template_args=template_args)
     assert config.thinks == thinks
-    assert ChatTokenizer(thinker().tokenizer, template=config).thinks == thinks
+    tokenizer = thinker().tokenizer
+    tokenizer.chat_template += "{# reasoning_effort preserve_thinking #}"
+    assert ChatTokenizer(tokenizer, template=config).thinks == thinks
 
 
 def test_a_channel_holds_the_answer() -> None:
@@ -232,6 +234,7 @@ def test_a_channel_holds_the_answer() -> None:
     assert text_of(chat, chat.reply_ids(ASKED, "4")) == "4<|return|>"
     said = "<|channel|>analysis<|message|>2 and 2<|end|><|start|>assistant<|channel|>final<|message|>4"
     assert chat.reply_ids(ASKED, said) == chat.reply_ids(ASKED, "4")
+    tokenizer.chat_template = "{{ reasoning_effort }}" + tokenizer.chat_template
     chat = ChatTokenizer(tokenizer, template=ChatConfig(template_args={"reasoning_effort": "low"}))
     assert text_of(chat, chat.prompt_ids(ASKED)).endswith("<|start|>assistant")
     assert written(chat, tokenizer(said).input_ids, False) == ("4", True)
@@ -339,6 +342,8 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
         "{% if add_generation_prompt %}<|assistant|>{{ tone }} {% endif %}"
     )
     given = ChatConfig(template=str(file), template_args={"tone": "softly"})
+    with raises(ConfigError, key="chat.template_args", match="does not read tones"):
+        ChatTokenizer.load(model, CONFIG, template=ChatConfig(template=str(file), template_args={"tones": 1}))
     chat = ChatTokenizer.load(model, CONFIG, template=given)
     right = "<s><|user|>softly 2 + 2?<|end|><|assistant|>softly "
     assert text_of(chat, chat.prompt_ids(ASKED)) == right

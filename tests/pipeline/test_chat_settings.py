@@ -244,3 +244,5 @@ def test_a_server_is_told_the_arguments(tmp_path: Path) -> None:
 def test_names_that_sao_sets_itself_are_refused() -> None:
     with raises(ConfigError, key="chat.template_args", match="tools: set by SAO itself"):
         make_config({"chat": {"template_args": {"tools": []}}})
+    with raises(ConfigError, key="chat.template_args", match="with a space after the colon"):
+        make_config({"chat": {"template_args": {"tone:1": None}}})

@@ -26,6 +26,8 @@ RESERVED = (
     "return_assistant_tokens_mask",
 )
 """Names that a template or transformers needs for something else."""
+SWITCHES = ("enable_thinking", "thinking")
+"""Keys by which templates are told whether to think."""
 EFFORTS = ("reasoning_effort", "reasoning_strength")
 """Keys by which templates are told how long to think."""
 
@@ -49,12 +51,14 @@ class ChatConfig(Section):
         taken = sorted(set(args) & set(RESERVED))
         if taken:
             raise ValueError(f"{', '.join(taken)}: set by SAO itself; take it out")
+        if odd := [name for name in args if not name.isidentifier()]:
+            raise ValueError(f"{odd[0]!r} is no name: write {{name: value}}, with a space after the colon")
         return args
 
     @property
     def thinks(self) -> bool:
         """Whether the model is asked to think before it answers."""
-        for switch in ("enable_thinking", "thinking"):
+        for switch in SWITCHES:
             if switch in self.template_args:
                 return bool(self.template_args[switch])
         return any(self.template_args.get(key) not in (None, "none") for key in EFFORTS)

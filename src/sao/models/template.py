@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao.config import ChatConfig
+from sao.config.chat import SWITCHES
 from sao.errors import ConfigError, ModelError
 from sao.records import Message
 
@@ -98,10 +99,23 @@ class ChatTemplate:
             "strftime_now": TODAY.strftime,
             **chat.template_args,
         }
+        self._check_args(chat)
         self._in_parts = self._takes_parts()
         added_tokens = self._tokenizer.added_tokens_decoder
         self.special_ids = {token_id for token_id, token in added_tokens.items() if token.special}
         self._special_texts = [token.content for token in added_tokens.values() if token.special]
+
+    def _check_args(self, chat: ChatConfig) -> None:
+        """Raise ConfigError for a name that the template does not read: a typing error would change
+        nothing."""
+        source = self._tokenizer.get_chat_template()
+        for name in chat.template_args:
+            if name not in SWITCHES and not re.search(rf"\b{name}\b", source):
+                raise ConfigError(
+                    f"chat.template_args: the chat template of {self.name} does not read {name}. Take it "
+                    "out, or look into the template for the name",
+                    key="chat.template_args",
+                )
 
     # What the template writes.
 
@@ -145,9 +159,11 @@ class ChatTemplate:
                 faults.append(str(error))
                 continue
             lost = [who for said, who in texts.items() if said not in text]
-            if not lost:
+            if not lost and not re.search(
+                r"['\"]text['\"]", text
+            ):  # else parts are shown as they are in code
                 return in_parts
-            faults.append(f"{self._where} leaves out what {' and '.join(lost)} said")
+            faults.append(f"{self._where} leaves out what {' and '.join(lost or texts.values())} said")
         raise ModelError(
             f"{faults[0]}. Copy chat_template.jinja from the model's source, or give another with "
             "--chat.template FILE",

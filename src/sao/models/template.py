@@ -44,6 +44,8 @@ THINKING = (
 """What opens and closes a block of reasoning, by family."""
 _MARKER = re.compile(r"<{1,2}[^<>\s]{1,40}>{1,2}|\[/?[A-Z_]{2,20}\]")
 """What a template writes as control text, whether or not the tokenizer has a token for it."""
+_SHOWN_AS_CODE = re.compile(rf"""text['"]: *['"]{PLACEHOLDER}""")
+"""A part that a template writes as it stands in code, not its text."""
 
 Turns = list[dict[str, Any]]
 
@@ -152,9 +154,7 @@ class ChatTemplate:
                 faults.append(str(error))
                 continue
             lost = [who for said, who in texts.items() if said not in text]
-            if not lost and not re.search(
-                r"['\"]text['\"]", text
-            ):  # else parts are shown as they are in code
+            if not lost and not _SHOWN_AS_CODE.search(text):
                 return in_parts
             faults.append(f"{self._where} leaves out what {' and '.join(lost or texts.values())} said")
         raise ModelError(

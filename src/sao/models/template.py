@@ -47,7 +47,7 @@ _MARKER = re.compile(r"<{1,2}[^<>\s]{1,40}>{1,2}|\[/?[A-Z_]{2,20}\]")
 _SHOWN_AS_CODE = re.compile(rf"""text['"]: *['"]{PLACEHOLDER}""")
 """A part that a template writes as it stands in code, not its text."""
 
-Turns = list[dict[str, Any]]
+TurnDicts = list[dict[str, Any]]
 
 
 def template_text(chat: ChatConfig) -> str | None:
@@ -114,7 +114,7 @@ class ChatTemplate:
 
     # What the template writes.
 
-    def render(self, turns: Turns, open_reply: bool, **more: Any) -> str:
+    def render(self, turns: TurnDicts, open_reply: bool, **more: Any) -> str:
         """The text of `turns` just as they are, and of the header of the assistant's next turn where
         `open_reply`. Raises ModelError where the template refuses them."""
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -341,10 +341,10 @@ class ChatTemplate:
         parts = {part.strip() for part in self._thinking or ()}
         return {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.content in parts}
 
-    def _turns(self, messages: Sequence[Message], merged: bool = True) -> Turns:
+    def _turns(self, messages: Sequence[Message], merged: bool = True) -> TurnDicts:
         """Messages as turns: cleaned, replies without reasoning, and, where `merged`, the system message in
         the user's turn where the template takes none."""
-        turns: Turns = []
+        turns: TurnDicts = []
         for message in messages:
             text = self.split(message.content)[1] if message.role == "assistant" else message.content
             turns.append({"role": message.role, "content": self.clean(text)})

@@ -14,7 +14,7 @@ from sao.errors import ConfigError, ModelError
 from sao.models.chat import ChatTokenizer
 from sao.records import Message
 from support.errors import raises
-from support.tiny_models import QWEN_TEMPLATE, byte_tokenizer, gemma2, llama, qwen3
+from support.tiny_models import LLAMA_TEMPLATE, QWEN_TEMPLATE, byte_tokenizer, gemma2, llama, qwen3
 
 SYSTEM = Message("system", "be brief")
 
@@ -310,6 +310,9 @@ def test_content_in_parts(tmp_path: Path) -> None:
     told = text_of(chat, chat.prompt_ids([SYSTEM, *ASKED]))
     assert told == "<s><|system|>be brief<|end|><|user|>2 + 2?<|end|><|assistant|>"
     assert text_of(chat, chat.user_turn_ids([SYSTEM])) == "<s><|system|>be brief<|end|><|user|>"
+    preamble = 'Answer as {"type": "text", "text": "…"}. '  # such words of a template's own are no fault
+    chat = with_template(tmp_path, preamble + LLAMA_TEMPLATE)
+    assert "2 + 2?" in text_of(chat, chat.prompt_ids(ASKED))
     with raises(
         ModelError, key="chat_template.jinja", match=r"leaves out what the user said.*--chat\.template"
     ):

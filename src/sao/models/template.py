@@ -48,11 +48,13 @@ THINKING = (
 """What opens and closes a block of reasoning, by family."""
 _MARKER = re.compile(r"<{1,2}[^<>\s]{1,40}>{1,2}|\[/?[A-Z_]{2,20}\]")
 """What a template writes as control text, whether or not the tokenizer has a token for it."""
+_SHOWN_AS_CODE = re.compile(rf"""text['"]: *['"]{PLACEHOLDER}""")
+"""A part that a template writes as it stands in code, not its text."""
 
 _CHANNEL_TEXT = re.compile(r"<\|message\|>(.*?)(?=<\||$)", re.DOTALL)
 """What a channel of gpt-oss holds."""
 
-_Turns = list[dict[str, Any]]
+TurnDicts = list[dict[str, Any]]
 
 
 def template_text(chat: ChatConfig) -> str | None:
@@ -119,7 +121,7 @@ class ChatTemplate:
 
     # What the template writes.
 
-    def render(self, turns: _Turns, open_reply: bool, **more: Any) -> str:
+    def render(self, turns: TurnDicts, open_reply: bool, **more: Any) -> str:
         """The text of `turns` just as they are, and of the header of the assistant's next turn where
         `open_reply`. Raises ModelError where the template refuses them."""
         from jinja2.exceptions import TemplateError, TemplateSyntaxError
@@ -159,9 +161,7 @@ class ChatTemplate:
                 faults.append(str(error))
                 continue
             lost = [who for said, who in texts.items() if said not in text]
-            if not lost and not re.search(
-                r"['\"]text['\"]", text
-            ):  # else parts are shown as they are in code
+            if not lost and not _SHOWN_AS_CODE.search(text):
                 return in_parts
             faults.append(f"{self._where} leaves out what {' and '.join(lost or texts.values())} said")
         raise ModelError(
@@ -349,10 +349,10 @@ class ChatTemplate:
         parts = {part.strip() for part in self._thinking or ()}
         return {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.content in parts}
 
-    def _turns(self, messages: Sequence[Message], merged: bool = True) -> _Turns:
+    def _turns(self, messages: Sequence[Message], merged: bool = True) -> TurnDicts:
         """Messages as turns: cleaned, replies without reasoning, and, where `merged`, the system message in
         the user's turn where the template takes none."""
-        turns: _Turns = []
+        turns: TurnDicts = []
         for message in messages:
             text = self.split(message.content)[1] if message.role == "assistant" else message.content
             turns.append({"role": message.role, "content": self.clean(text)})

@@ -94,7 +94,8 @@ def overwrite(folder: Path, rng: random.Random) -> str:
 
 
 def change_type(folder: Path, rng: random.Random) -> str:
-    """A value in a JSON file is of another type."""
+    """A value in a JSON file is of another type. (A number for a number, and null, are other settings, not
+    broken ones.)"""
     file = rng.choice([file for file in sorted(folder.iterdir()) if file.suffix == ".json"])
     whole = json.loads(file.read_text("utf-8"))
     places = list(values_in(whole))
@@ -102,8 +103,15 @@ def change_type(folder: Path, rng: random.Random) -> str:
         return drop_file(folder, rng)
     holder, key = rng.choice(places[:200])
     before = holder[key]
-    others: list[Any] = ["words", 7, 0.5, [], {}, ["a", 1], None, True]
-    holder[key] = rng.choice([other for other in others if type(other) is not type(before)])
+    others: list[Any] = ["words", 7, [], {}, ["a", 1], True]
+    numbers = (int, float)
+    holder[key] = rng.choice(
+        [
+            x
+            for x in others
+            if type(x) is not type(before) and not (type(x) in numbers and type(before) in numbers)
+        ]
+    )
     file.write_text(json.dumps(whole), "utf-8")
     return f"{file.name}: {key} = {before!r} -> {holder[key]!r}"
 

@@ -63,6 +63,29 @@ def test_an_unknown_part_of_the_tokenizer_is_named(tmp_path: Path) -> None:
         check_model(str(file.parent), CONFIG)
 
 
+def test_a_tokenizer_of_a_kind_that_would_be_guessed_is_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    with raises(ModelError, key="tokenizer_config.json", match="no tokenizer_config.json"):
+        check_model(str(folder), CONFIG)
+
+
+def test_a_setting_that_breaks_the_tokenizer_is_said(tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "model_max_length": {}}), "utf-8")
+    with raises(ModelError, key="tokenizer", match=r"cannot be used: TypeError.*tokenizer_config\.json"):
+        check_model(str(folder), CONFIG)
+
+
+@pytest.mark.parametrize("names", [True, 7, "Qwen3ForCausalLM", [7], {"a": 1}])
+def test_names_of_the_models_class_are_a_list(tmp_path: Path, names: object) -> None:
+    folder = model(tmp_path)
+    change_config(folder, architectures=names)
+    with raises(ModelError, key="config.json", match="architectures"):
+        check_model(str(folder), CONFIG)
+
+
 @pytest.mark.parametrize("ends", ["2", [2, "a"], True, 2.0, {"a": 2}])
 def test_ends_of_text_are_numbers_of_tokens(tmp_path: Path, ends: object) -> None:
     folder = model(tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sao.config import ChatConfig, EngineConfig
-from sao.errors import ModelError
+from sao.errors import ModelError, SAOError
 from sao.models import vocabulary
 from sao.models.locate import LOAD_ERRORS, embedding_rows, find_model
 from sao.models.template import ChatTemplate
@@ -84,11 +84,15 @@ class ChatTokenizer:
         vocabulary.check_files(path)
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+            return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path), template)
+        except SAOError:
+            raise
         except LOAD_ERRORS as error:
             raise ModelError(
-                f"{path}: the tokenizer cannot be loaded: {type(error).__name__}: {error}", key="tokenizer"
+                f"{path}: the tokenizer cannot be used: {type(error).__name__}: {error}. Look at "
+                "tokenizer_config.json, or copy the tokenizer's files from the model's source",
+                key="tokenizer",
             ) from error
-        return cls(tokenizer, _generation_eos_ids(path), model, embedding_rows(path), template)
 
     @property
     def takes_system(self) -> bool:

@@ -27,6 +27,7 @@ def check_folder(folder: Path) -> None:
     for name in _SETTINGS:
         if (folder / name).is_file():
             read_settings(folder / name)
+    _check_architectures(folder / "config.json")
     _check_tokenizer(folder / "tokenizer.json")
     _check_ends(folder / "generation_config.json")
 
@@ -67,6 +68,16 @@ def _tokenizer_problem(file: str, size: int, changed: int) -> str | None:
     except Exception as error:  # the package raises no other kind
         return str(error)
     return None
+
+
+def _check_architectures(file: Path) -> None:
+    """Raise ModelError where the names of the model's class are no names."""
+    names = read_settings(file).get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"{file}: architectures is {names!r}, not a list of names. Copy the file from the model's source",
+            key=file.name,
+        )
 
 
 def _check_ends(file: Path) -> None:

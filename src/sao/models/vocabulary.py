@@ -48,6 +48,12 @@ def check_files(path: Path) -> None:
             "tokenizer's files from the model's source",
             key="tokenizer.json",
         )
+    if not settings.is_file():
+        raise ModelError(
+            f"{path}: no tokenizer_config.json, which says what kind of tokenizer this is; guessed, it might "
+            "cut texts into other tokens. Copy it from the model's source",
+            key="tokenizer_config.json",
+        )
     if found == "vocab.json" and not (path / "merges.txt").is_file():
         raise ModelError(
             f"{path}: vocab.json, but no merges.txt beside it. Copy it, or tokenizer.json, from the model's "

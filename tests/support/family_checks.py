@@ -196,12 +196,14 @@ def shares(folder: str, out: Path) -> None:
 
 def in_two_processes(folders: list[str]) -> None:
     """Train the model of each folder by two processes; what comes of it lies in `two` beside it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tests = Path(__file__).resolve().parents[1]
     paths = [str(tests), str(tests.parent / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [*command, "-m", "support.family_worker", *folders]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise RuntimeError(f"torchrun ended with {done.returncode}: {done.stderr[-2000:]}")
 
 
 def saves(folder: str, out: Path) -> None:

@@ -177,7 +177,7 @@ def top_logprobs(answer: Body) -> list[tuple[str, float]]:
         tops = completions_top_logprobs(answer)
     else:
         first = logprobs["content"][0]
-        tops = [(str(top["token"]), float(top["logprob"])) for top in first["top_logprobs"]]
+        tops = [_alternative(top["token"], top["logprob"]) for top in first["top_logprobs"]]
     if any(math.isnan(logprob) or logprob > 1e-3 for _, logprob in tops):
         raise BadAnswerError("a log-probability that is none")
     return tops
@@ -186,7 +186,14 @@ def top_logprobs(answer: Body) -> list[tuple[str, float]]:
 def completions_top_logprobs(answer: Body) -> list[tuple[str, float]]:
     """The same, of /v1/completions."""
     first = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-    return [(str(token), float(logprob)) for token, logprob in first.items()]
+    return [_alternative(token, logprob) for token, logprob in first.items()]
+
+
+def _alternative(token: Any, logprob: Any) -> tuple[str, float]:
+    """One alternative. Raises BadAnswerError where it is none: left out, its choice would look improbable."""
+    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
+        raise BadAnswerError(f"an alternative {token!r} with the log-probability {logprob!r}")
+    return token, float(logprob)
 
 
 def token_name(token_id: int) -> str:

@@ -88,11 +88,16 @@ def freeze(model: PreTrainedModel, with_routers: bool) -> None:
     text, head = text_model(model), model.get_output_embeddings()
     read = {id(weight) for part in (text, head) for weight in part.parameters()}
     routed = with_routers and has_experts(model)
+    for module in model.modules() if routed else ():
+        for name in _JITTER:  # noise by which pretraining has routers explore
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     for name, weight in model.named_parameters():
         if id(weight) not in read or (routed and is_router(name)):
             weight.requires_grad_(False)
 
 
+_JITTER = ("router_jitter_noise", "input_jitter_noise", "jitter_noise")
 _FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 """What configs call a factor of the logits (Cohere, Falcon-H1, MuseGlimmer)."""
 

@@ -98,7 +98,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ernie4_5": {},
     "ernie4_5_moe": {},
     "exaone4": {},
-    "seed_oss": {},
+    "seed_oss": {"attention_dropout": 0.0, "residual_dropout": 0.0},  # else no two passes are alike
     "llama4_text": {},
     "llama4": {"text": {}},
     "bamba": {"attn_layer_indices": [3]},

@@ -25,7 +25,9 @@ from gpu_parts.setting import (
     some_pairs,
     timed,
 )
+from sao.analysis.plan.memory import GIB, training_memory
 from sao.config import TrainConfig
+from sao.models.shapes import shape_of
 from sao.training.adapters import add_adapter
 from sao.training.arguments import half_precision
 from sao.training.batches import Batch, TokenPair, pack, pad
@@ -72,6 +74,10 @@ class Training:
         self.plain = base.config._attn_implementation
         self.flops = self._flops(base)
         self.pairs = some_pairs(4, base.config.vocab_size, setting.small)
+        planned = self.config.model_copy(update={"gradient_checkpointing": setting.checkpointing})
+        tokens = sum(map(len, self.pairs))
+        memory = training_memory(shape_of(base.config.to_dict(), name), planned, tokens)
+        self.planned_gib = memory.total / GIB
         self.base = base
         if setting.checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -124,6 +130,7 @@ class Training:
             "seconds": seconds,
             "tokens_per_s": rate,
             "peak_gib": peak,
+            **({"planned_gib": self.planned_gib} if loss_of is sao_loss else {}),
             "share_of_peak": None if known is None else self.flops * rate / known,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from sao.models.folder import notices
 from sao.models.load import check_model, load_model
 from sao.records import Message
 from sao.training.job import load_to_train
-from support import tiny_models
+from support import families, tiny_models
 from support.errors import raises
 
 CONFIG = EngineConfig(name="transformers", device="cpu", slots=4, threads=1)
@@ -158,3 +159,25 @@ def test_weights_that_are_not_held_as_the_config_says_are_refused(tmp_path: Path
     change_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     with raises(ModelError, key="config.json", match="a plain forward pass fails"):
         TransformersEngine(str(folder), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("build", "asked", "found"),
+    [
+        (tiny_models.qwen3, "auto", "sdpa"),
+        (tiny_models.qwen3, "eager", "eager"),
+        (tiny_models.gemma2, "auto", "eager"),  # its scores are soft-capped
+        (lambda folder: families.build("gpt_oss", folder), "auto", "eager"),  # sinks
+    ],
+)
+def test_attention_is_chosen_by_family_or_as_asked(
+    tmp_path: Path, build: Callable[[Path], str], asked: str, found: str
+) -> None:
+    config = EngineConfig.model_validate({**CONFIG.model_dump(), "attention": asked})
+    assert load_model(build(tmp_path), config).config._attn_implementation == found
+
+
+def test_attention_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"attention": "flash_attention_2"})
+    with raises(ModelError, key="model folder", match="[Ff]lash"):
+        load_model(str(model(tmp_path)), config)

@@ -102,6 +102,12 @@ class EngineConfig(Section):
         default="auto", affects_records=False, because="rounding only"
     )
     """Number format of the weights; auto is float32 on a CPU and what the model was saved in on a GPU."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = setting(
+        default="auto", affects_records=False, because="rounding only"
+    )
+    """Attention of plain forward passes of transformers: batches of equal length, padded training. auto: sdpa,
+    or eager where the model's scores are soft-capped or transformers knows no sdpa for it. (The built-in
+    engine's usual batches and packed training attend by code of their own.)"""
     slots: int = setting(default=64, ge=1, le=4096, affects_records=False, because="rounding only")
     """Samples that the built-in engine generates at once (rows of its decoding batch)."""
     exact: bool | None = setting(default=None, affects_records=False, because="rounding only")

@@ -58,13 +58,14 @@ def load_model(
     path, device = find_model(model, revision), pick_device(config)
     settings = read_config(path, config)
     soft_capped = any(getattr(settings.get_text_config(), name, None) is not None for name in _NEEDS_EAGER)
+    by_family = "eager" if soft_capped or not _takes_sdpa(settings) else "sdpa"
     loaded = _from_pretrained(
         path,
         config,
         device,
         dtype={"auto": "float32" if device == "cpu" else "auto"}.get(config.dtype, config.dtype),
         # SDPA has no soft-capping and no sinks: such models raise under it or are silently wrong.
-        attn_implementation="eager" if soft_capped or not _takes_sdpa(settings) else "sdpa",
+        attn_implementation=by_family if config.attention == "auto" else config.attention,
         **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
     )
     loaded = loaded.eval() if quantisation else loaded.eval().to(device)

@@ -105,7 +105,7 @@ class EngineConfig(Section):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flex_attention"] = setting(
         default="auto", affects_records=False, because="rounding only"
     )
-    """Attention of plain forward passes of transformers: batches of equal length, padded training. auto: sdpa,
+    """Attention of plain forward passes: batches of equal length, padded training. auto: sdpa,
     or eager where the model's scores are soft-capped or transformers knows no sdpa for it. (The built-in
     engine's usual batches and packed training attend by code of their own.)"""
     slots: int = setting(default=64, ge=1, le=4096, affects_records=False, because="rounding only")

@@ -34,8 +34,8 @@ def test_reasoning_has_tokens_of_its_own() -> None:
                 yield from (Completion(sample.id, "4", None, "stop") for sample in request.samples)
 
     prompts = [Prompt(id="a", row=0, persona_id="x", text="hi")]
-    config = ResponsesConfig(max_tokens=100, reasoning_tokens=500)
-    list(answer_prompts(prompts, Asked(reply=lambda *_: ""), config, "key", set()))
+    config, engine = ResponsesConfig(max_tokens=100), Asked(reply=lambda *_: "")
+    list(answer_prompts(prompts, engine, config, "key", set(), reasoning_tokens=500))
     assert limits == [600]
 
 

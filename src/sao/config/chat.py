@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from sao.config.section import Section
 
@@ -44,6 +44,10 @@ class ChatConfig(Section):
     """What the template is told, such as {enable_thinking: true} or {reasoning_effort: low}. Without
     enable_thinking, thinking or an effort the model is asked not to think; with one of them, what it thinks
     is split off its answers (and trained on with them). A server gets it as chat_template_kwargs."""
+
+    reasoning_tokens: int = Field(default=0, ge=0)
+    """Tokens for what the model thinks before it answers a prompt, beside responses.max_tokens. An answer
+    that has not begun when both are used up is dropped."""
 
     @field_validator("template_args")
     @classmethod

@@ -20,6 +20,3 @@ class ResponsesConfig(Section):
     """Nucleus share."""
     max_tokens: int = Field(default=2048, ge=1)
     """Longest answer, in tokens; a longer one is cut off and dropped."""
-    reasoning_tokens: int = Field(default=0, ge=0)
-    """Tokens for what a model thinks before it answers (chat.template_args), beside max_tokens. An answer
-    that has not begun when both are used up is dropped."""

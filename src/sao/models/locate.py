@@ -150,7 +150,13 @@ def chat_identity(chat: ChatConfig | None) -> str:
     set."""
     if chat is None:
         return ""
-    return _changes({"chat_template": template_text(chat), "template_args": chat.template_args or None})
+    return _changes(
+        {
+            "chat_template": template_text(chat),
+            "template_args": chat.template_args or None,
+            "reasoning_tokens": chat.reasoning_tokens or None,
+        }
+    )
 
 
 def _changes(settings: dict[str, Any]) -> str:

@@ -215,7 +215,10 @@ def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
     """N answers to each training prompt."""
     refuse_import(work)
     asked, engine = Reader(work.run).asked(held_out=False), work.engine(work.run.roles.policy)
-    yield from responses.answer_prompts(asked, engine, work.config.responses, work.key, work.done)
+    extra = work.config.chat.reasoning_tokens
+    yield from responses.answer_prompts(
+        asked, engine, work.config.responses, work.key, work.done, reasoning_tokens=extra
+    )
 
 
 def response_rows(work: Work[Round]) -> Iterable[int]:
@@ -272,8 +275,9 @@ def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]
     role = work.run.tuned if tuned else work.run.roles.base
     asked = Reader(work.run).asked(held_out=True)
     # What is cut off or empty is an answer here: to leave it out would flatter the model.
+    extra = role.chat.reasoning_tokens
     yield from responses.answer_prompts(
-        asked, work.engine(role), one_answer(work.config), work.key, work.done, keep_cut=True
+        asked, work.engine(role), one_answer(work.config), work.key, work.done, True, extra
     )
 
 

@@ -245,9 +245,9 @@ def answer_settings(run: TwoModels, asking: Asking) -> dict[str, Any]:
 def make_answers(work: Two) -> Iterator[Response | Drop]:
     """One answer to each question of this turn."""
     asking: Asking = work.variant
-    engine = work.engine(work.run.role(asking.player))
-    once = asking.how.model_copy(update={"n": 1})
-    return answer_prompts(asking.prompts, engine, once, work.key, work.done, keep_cut=True)
+    role = work.run.role(asking.player)
+    once, extra = asking.how.model_copy(update={"n": 1}), role.chat.reasoning_tokens
+    return answer_prompts(asking.prompts, work.engine(role), once, work.key, work.done, True, extra)
 
 
 def judging_settings(run: TwoModels, shown: Judging, how: JudgingConfig | None) -> dict[str, Any]:

@@ -141,7 +141,8 @@ def _answer_settings(run: Look, asked: Asked) -> dict[str, Any]:
 def _make_answers(work: Work[Look]) -> Iterator[Response | Drop]:
     asked: Asked = work.variant
     sampling = _sampling(work.run, asked)
-    return answer_prompts(asked.prompts, work.run.engine, sampling, work.key, work.done)
+    extra = work.run.config.chat.reasoning_tokens
+    return answer_prompts(asked.prompts, work.run.engine, sampling, work.key, work.done, False, extra)
 
 
 def _verdict_settings(run: Look, shown: Shown) -> dict[str, Any]:

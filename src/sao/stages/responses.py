@@ -23,13 +23,14 @@ def answer_prompts(
     key: str,
     done: Container[str],
     keep_cut: bool = False,
+    reasoning_tokens: int = 0,
 ) -> Iterator[Response | Drop]:
     """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
 
-    `keep_cut`: keep truncated and empty answers (in an evaluation, where dropping them would flatter a
-    model).
+    `reasoning_tokens` are for what the model thinks before an answer, beside the answer's own. `keep_cut`:
+    keep truncated and empty answers (in an evaluation, where dropping them would flatter a model).
     """
-    most = config.max_tokens + config.reasoning_tokens
+    most = config.max_tokens + reasoning_tokens
     sampling = Sampling(most, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
 

@@ -16,7 +16,7 @@ from sao.errors import ModelError, SAOError
 from sao.records import Message
 from support.errors import raises
 from support.families import FAMILIES, build
-from support.family_checks import CHECKS, ENGINE, packs, trains, writes
+from support.family_checks import CHECKS, ENGINE, packs, planned, trains, writes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LINES: dict[str, dict[str, Any]] = {
@@ -112,3 +112,11 @@ def test_a_cache_that_transformers_gets_wrong_is_not_used(tmp_path: Path) -> Non
             logits = engine.model(torch.tensor([ids]), use_cache=False).logits[0, -1]
         assert int(logits.argmax()) == token
         ids = [*ids, token]
+
+
+def test_layers_that_share_keys_and_values_are_counted_once(tmp_path: Path) -> None:
+    shared = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+    folder = build("gemma4_text", tmp_path, **shared)
+    planned(folder)
+    writes(folder)
+    trains(folder)

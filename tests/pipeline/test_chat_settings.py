@@ -1,6 +1,7 @@
 """The recipe's section `chat`: which models it belongs to, which records hang on it, and who is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,10 @@ def test_what_training_does_with_reasoning(base: str, tmp_path: Path, how: str, 
     assert learnt == (f"{thought}yes<|end|>" if how == "learn" else "yes<|end|>")
     assert decode(pair.rejected_ids[pair.rejected_read :]) == "no<|end|>"
     assert pair.rejected_read == 0
+    if not given:  # of an engine that gives no ids the reasoning comes as text
+        as_text = encode_pair(tokenizer, config, prompt, label, replace(yes, token_ids=None), no)
+        assert decode(as_text.chosen_ids) == whole
+        assert decode(as_text.chosen_ids[as_text.chosen_read :]) == learnt
 
 
 def test_the_card_says_what_became_of_reasoning() -> None:

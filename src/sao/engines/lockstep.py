@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from sao.engines import ChoiceRequest, Choices, ContinuationRequest, Continuations, Failure, Request
-from sao.engines.network import context_length, float32_head, head_input
+from sao.engines.network import context_length, float32_head, head_input, plain_forward
 from sao.engines.samples import SampleState, TokenPrompt, samples_of
 from sao.engines.sampling import draw_for
 from sao.errors import ModelError
@@ -117,7 +117,8 @@ class Lockstep:
             if len(batch[0].ids) > self.context:
                 yield from (prompt.choices_of(None) for prompt in batch)
                 continue
-            logits = self.logits([prompt.ids for prompt in batch], [len(batch[0].ids) - 1])[:, 0]
+            texts = self._tensor([prompt.ids for prompt in batch])
+            logits = self.logits(texts, [len(batch[0].ids) - 1])[:, 0]
             logprobs = logits.float().log_softmax(-1).cpu()
             for prompt, row in zip(batch, logprobs[: len(batch)], strict=True):
                 yield prompt.choices_of(row)
@@ -138,16 +139,16 @@ class Lockstep:
 
     def _sum(self, context: list[int], ending: list[int]) -> float:
         places = list(range(len(context) - 1, len(context) + len(ending) - 1))
-        logits = self.logits([[*context, *ending]], places)[0]
+        logits = self.logits(torch.tensor([[*context, *ending]]), places)[0]  # always alone: no fillers
         logprobs = logits.float().log_softmax(-1).cpu()
         return float(logprobs[range(len(ending)), ending].double().sum())
 
     @torch.inference_mode()
-    def logits(self, texts: list[list[int]], places: list[int]) -> torch.Tensor:
-        """Logits [rows, places, vocabulary] after these places of the texts, which are of equal length."""
+    def logits(self, texts: torch.Tensor, places: list[int]) -> torch.Tensor:
+        """Logits [rows, places, vocabulary] after these places of the texts [rows, tokens]."""
         chosen = torch.tensor(places, device=self.model.device)
         with float32_head(self.model), head_input(self.model, lambda hidden: hidden[:, chosen]):
-            logits: torch.Tensor = self.model(input_ids=self._tensor(texts), use_cache=False).logits
+            logits: torch.Tensor = self.model(input_ids=texts.to(self.model.device), use_cache=False).logits
         return logits
 
     def _tensor(self, texts: list[list[int]]) -> torch.Tensor:
@@ -163,7 +164,7 @@ class Lockstep:
         last = int(self.model.config.get_text_config().vocab_size) - 1
         length = min(_CHECKED_TOKENS, self.context - 1)
         ids = torch.linspace(0, last, length).long()
-        logits = self.model(input_ids=ids[None].to(self.model.device), use_cache=False).logits[0]
+        logits = plain_forward(self.model, ids[None])[0]
         return ids.tolist(), logits[-_CHECKED_STEPS:].float()
 
     def _check(self, ids: list[int], plain: torch.Tensor) -> None:
@@ -172,6 +173,8 @@ class Lockstep:
         name = type(self.model).__name__
         try:
             self._write([ids[: 1 - _CHECKED_STEPS]] * 2, drawing)
+        except torch.OutOfMemoryError:
+            raise
         except (
             AttributeError,
             IndexError,

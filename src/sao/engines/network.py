@@ -157,16 +157,7 @@ class Network:
         window = min(self.windows.values())
         length = window + 16 if window < _LONGEST_CHECK else _CHECKED_TOKENS
         ids = np.linspace(0, self._vocabulary - 1, length).astype(np.int64)
-        try:
-            logits = self.forward(input_ids=self.tensor(ids[None]), use_cache=False)[0]
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of the model's own code, and of the packages that hold its weights
-            raise ModelError(
-                f"{type(self.model).__name__}: a plain forward pass fails ({type(error).__name__}: {error}). "
-                "Look at its config.json, above all at quantization_config",
-                key="config.json",
-            ) from error
+        logits = plain_forward(self.model, torch.from_numpy(ids)[None])[0]
         return ids.tolist(), logits[-_CHECKED_STEPS:].float()
 
     @torch.inference_mode()
@@ -202,6 +193,21 @@ class Network:
                 f"by {apart:.3g}: it would be wrong for this model. Take engine.name vllm",
                 key="architecture",
             )
+
+
+def plain_forward(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of `ids` [rows, tokens] by the model as it is. Raises ModelError where its code fails."""
+    try:
+        logits: torch.Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the model's own code, and of the packages that hold its weights
+        raise ModelError(
+            f"{type(model).__name__}: a plain forward pass fails ({type(error).__name__}: {error}). Look at "
+            "its config.json, above all at quantization_config",
+            key="config.json",
+        ) from error
+    return logits
 
 
 @contextmanager

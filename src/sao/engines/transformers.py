@@ -68,14 +68,20 @@ class TransformersEngine:
             notify(line)
         self.model: PreTrainedModel = load_model(model, config, revision)
         exact = self.model.device.type == "cpu" if config.exact is None else config.exact
-        self.batches: Continuous | Lockstep
+        with self._enough_memory():
+            self.batches = self._batches(exact, notify)
+
+    def _batches(self, exact: bool, notify: Callable[[str], None]) -> Continuous | Lockstep:
+        """The usual way where it serves, else the other one."""
         try:
-            self.batches = Continuous(self.model, self.chat, config.slots, exact)
+            return Continuous(self.model, self.chat, self.slots, exact)
         except ModelError as error:
             if error.key != "architecture":
                 raise
-            self.batches = Lockstep(self.model, self.chat, config.slots, exact)
-            notify(f"{error}. So texts of equal length are written together, which is slower")
+            batches = Lockstep(self.model, self.chat, self.slots, exact)
+            how = "slower" if batches.cached else "far slower, since no cache of it can be used"
+            notify(f"{error}. So texts of equal length are written together, which is {how}")
+            return batches
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in order of finishing.

@@ -229,6 +229,10 @@ class ChatTokenizer:
         reasoning, answer = self._template.split(text)
         return self.clean(reasoning), self.clean(answer)
 
+    def with_reasoning(self, reasoning: str, text: str) -> str:
+        """A reply as this family writes it, its reasoning first; `split` takes it apart again."""
+        return self._template.joined(reasoning, text)
+
     def read(self, ids: Sequence[int], as_user: bool = False) -> Reply:
         """Sampled `ids`, their end taken off: the text, apart from the reasoning of a reply."""
         shown = str(self.tokenizer.decode(list(ids)))

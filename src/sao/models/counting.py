@@ -75,7 +75,7 @@ def read_shape(model: str, revision: str | None = None) -> Shape:
         if found.get("model_type") in DENSE:
             return shape_of(found, str(path))
         return count(path, str(path))
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, LookupError, TypeError, ArithmeticError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(
@@ -110,8 +110,9 @@ def count(path: Path, where: str) -> CountedShape:
     own: Any = model.config.get_text_config()
     heads = _number(own, "num_attention_heads") or 1  # state spaces have none
     share, linear, used = _share_of_experts(own), 0, 0
+    tables = {id(head.weight), *(id(part.weight) for part in text.modules() if _is_table(part))}
     for name, weight in text.named_parameters():
-        if weight is words or weight is head.weight or weight.ndim < 2:
+        if id(weight) in tables or weight.ndim < 2:
             continue
         is_routed = "experts" in name.split(".") and "shared" not in name
         linear += weight.numel()
@@ -155,6 +156,13 @@ def _without_weights(path: Path, where: str) -> Any:
         ) from error
 
 
+def _is_table(module: Any) -> bool:
+    """Whether a module is an embedding, of which a token reads one row."""
+    from torch import nn
+
+    return isinstance(module, nn.Embedding)
+
+
 def _number(settings: Any, name: str) -> int:
     """A number in a config; the first one where it differs by layer, 0 where there is none."""
     from sao.models.parts import layer_settings
@@ -185,8 +193,7 @@ def _cached(text: Any, settings: Any) -> int:
     kinds = getattr(settings, "layer_types", None) or []
     if kinds and len(kinds) == len(layers):  # all layers look alike, but not all of them attend
         layers = [layer for layer, kind in zip(layers, kinds, strict=True) if "linear" not in kind]
-    shared = _number(settings, "num_kv_shared_layers")
-    layers = layers[: len(layers) - shared]
+    layers = [layer for layer in layers if not getattr(layer, "is_kv_shared_layer", False)]
     heads = _number(settings, "num_attention_heads")
     total = 0
     for layer in layers:

@@ -126,14 +126,15 @@ def check_quantisation(folder: Path, settings: Mapping[str, Any], trains: bool =
         trains: Whether the model is to be trained.
 
     """
-    held = {**settings, **(settings.get("text_config") or {})}.get("quantization_config")
+    inner = settings.get("text_config")
+    held = {**settings, **(inner if isinstance(inner, Mapping) else {})}.get("quantization_config")
     if held is None:
         return
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
     method = held.get("quant_method") if isinstance(held, Mapping) else None
     known = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
-    if not isinstance(method, str) or not any(name.startswith(method) for name in known):
+    if not any(method in (name, name.partition("_")[0]) for name in known):
         raise ModelError(
             f"{folder}/config.json: quantization_config has the quant_method {method!r}, which transformers "
             "does not know, so the weights would be read wrongly. Take a model that is not quantised, or one "

@@ -68,7 +68,14 @@ def load_model(
         attn_implementation=by_family if config.attention == "auto" else config.attention,
         **({"quantization_config": quantisation, "device_map": {"": device}} if quantisation else {}),
     )
-    loaded = loaded.eval() if quantisation else loaded.eval().to(device)
+    try:
+        loaded = loaded.eval() if quantisation else loaded.eval().to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{path}: the model does not fit into the memory of {device} ({error}). Look at `sao plan`; take "
+            "a smaller number format (engine.dtype) or another device (engine.device)",
+            key="engine.device",
+        ) from error
     generation = loaded.generation_config
     if generation is not None and not generation.do_sample:
         # Some published folders set a temperature without do_sample: of no effect, but refused when the model

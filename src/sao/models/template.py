@@ -330,6 +330,13 @@ class ChatTemplate:
             return "", text
         return reasoning.replace(opener, "").replace(closer, "").strip(), answer.lstrip("\n")
 
+    def joined(self, reasoning: str, text: str) -> str:
+        """A reply with its reasoning in a block before it; without, where the family has no such block."""
+        if not reasoning or self._thinking is None:
+            return text
+        opener, closer = self._thinking
+        return f"{opener.strip()}\n{reasoning}\n{closer}\n\n{text}"
+
     def answer(self, sampled: str) -> str:
         """The answer in a sampled reply, control text and all: what follows its reasoning, "" where that has
         no end."""

@@ -216,9 +216,12 @@ def encode_pair(
 ) -> TokenPair:
     """The ids that the model is trained on: those that it sampled, where the engine gave them."""
     messages, how = chat(prompt, config.responses.system), config.train.reasoning
-    if how == "drop" and (chosen.reasoning or rejected.reasoning):
+    if how == "drop" and tokenizer.thinks:
         return _encoded(tokenizer, pair, messages, (chosen.text, rejected.text), direct=True)
-    replies = [r.token_ids or tuple(tokenizer.reply_ids(messages, r.text)) for r in (chosen, rejected)]
+    replies = [
+        r.token_ids or tuple(tokenizer.reply_ids(messages, tokenizer.with_reasoning(r.reasoning, r.text)))
+        for r in (chosen, rejected)
+    ]
     return TokenPair(
         id=pair.id,
         prompt_ids=tuple(tokenizer.prompt_ids(messages)),

@@ -96,7 +96,7 @@ def train(
         checkpoint = _resume_point(pairs, model, out, config, seed, group)
         try:
             policy, config, note = choose_policy(model, config, seed, pairs, group)
-            if note and on_log is not None:
+            if note and on_log is not None and group.rank == 0:
                 on_log({"note": note})
             trainer = PreferenceTrainer(
                 pairs, policy, tokenizer, out, config, seed, as_found.attention, on_log, checkpoint is None

@@ -31,6 +31,7 @@ from sao.training.job import fit, load_to_train
 from sao.training.monitors import LAUNCHER, Alarms, rate_warning, sample_metrics
 from sao.training.optimizer import AdamWStochastic, round_stochastically
 from sao.training.policy import as_policy
+from sao.training.run import cast_weights
 from sao.training.trainer import PreferenceTrainer
 from support import tiny_models
 from support.errors import raises
@@ -727,3 +728,12 @@ def test_a_packed_pass_reads_nothing_back_from_the_device(
     assert rows == [0, 1, 2]
     assert measured.shape[1] == 3
     assert all(weight.grad is not None for weight in model.parameters())
+
+
+def test_the_frequencies_of_positions_are_not_rounded() -> None:
+    """Rounded to bfloat16 they would turn a token at place 1,000 by another angle."""
+    model = tiny_model()
+    before = model.model.rotary_emb.inv_freq.clone()
+    cast_weights(model, torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.model.rotary_emb.inv_freq, before)

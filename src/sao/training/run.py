@@ -185,7 +185,7 @@ def choose_policy(
     """The policy: weights in the format in which they are trained, adapter added, log-probabilities instead
     of logits; the settings with the batches that suit it; and what there is to say of them."""
     if config.method != "qlora":
-        model.to(dtype=getattr(torch, config.weights))  # type: ignore[call-arg]
+        cast_weights(model, getattr(torch, config.weights))
     attention = model.config.get_text_config()._attn_implementation
     freeze(model, config.router == "frozen")
     policy = model if config.method == "full" else add_adapter(model, config, seed)
@@ -209,6 +209,14 @@ def choose_policy(
                 raise
             note = f"train.batches padded: {error}".partition(". Train it with")[0]
     return policy, config.model_copy(update={"batches": batches}), note
+
+
+def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give all weights a number format. Buffers keep theirs: the frequencies of rotary positions would be
+    rounded in bfloat16, and complex ones (Llama-4) lose their imaginary part."""
+    for weight in model.parameters():
+        if weight.is_floating_point() and weight.dtype != dtype:
+            weight.data = weight.data.to(dtype)
 
 
 def _window(model: PreTrainedModel) -> int | None:

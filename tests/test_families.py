@@ -12,11 +12,11 @@ import torch
 from sao.engines import Request, Sample, Sampling
 from sao.engines.lockstep import Lockstep
 from sao.engines.transformers import TransformersEngine
-from sao.errors import ModelError, SAOError
+from sao.errors import ModelError, SAOError, TrainingError
 from sao.records import Message
 from support.errors import raises
 from support.families import FAMILIES, build
-from support.family_checks import CHECKS, ENGINE, packs, planned, trains, writes
+from support.family_checks import CHECKS, ENGINE, packs, planned, train_briefly, trains, writes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 LINES: dict[str, dict[str, Any]] = {
@@ -120,3 +120,9 @@ def test_layers_that_share_keys_and_values_are_counted_once(tmp_path: Path) -> N
     planned(folder)
     writes(folder)
     trains(folder)
+
+
+def test_texts_longer_than_the_index_of_keys_are_not_trained_on(tmp_path: Path) -> None:
+    folder = build("deepseek_v32", tmp_path / "model", index_topk=16)
+    with raises(TrainingError, key="train.max_length", match="index of keys takes 16"):
+        train_briefly(folder, tmp_path / "out")

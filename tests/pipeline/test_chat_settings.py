@@ -3,11 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from sao.config import ChatConfig, Config, EngineConfig, make_config
+from sao.config import ChatConfig, Config, EngineConfig, TrainConfig, make_config
 from sao.data.preferences import TextPair
 from sao.engines.openai import OpenAIEngine
 from sao.engines.transformers import TransformersEngine
@@ -17,7 +17,7 @@ from sao.models.chat import ChatTokenizer
 from sao.models.locate import identity_of
 from sao.pipeline.players import Player
 from sao.pipeline.roles import roles_of
-from sao.pipeline.rounds import Round
+from sao.pipeline.rounds import Round, _chat_key
 from sao.pipeline.steps import STEPS
 from sao.pipeline.two_models import TwoModels
 from sao.records import Drop, Message, PreferencePair, Prompt, Response
@@ -194,7 +194,21 @@ def test_what_training_does_with_reasoning(base: str, tmp_path: Path, how: str, 
 
 
 def test_the_card_says_what_became_of_reasoning() -> None:
-    assert set(REASONING) == {"learn", "keep", "drop"}
+    ways = get_args(TrainConfig.model_fields["reasoning"].annotation)
+    assert tuple(REASONING) == ways
+    assert len({*REASONING.values()}) == len(ways)
+
+
+def test_each_setting_of_a_chat_is_remembered_apart() -> None:
+    """By this key a run's manifest knows what a model was told: one that is left out would reuse records."""
+    role = Role(name="policy", engine=EngineConfig(), model="m", revision=None)
+    settings: list[dict[str, Any]] = [
+        {}, {"template": "a.jinja"}, {"template_args": {"thinking": True}}, {"reasoning_tokens": 7}
+    ]  # fmt: skip
+    assert {name for given in settings for name in given} == set(ChatConfig.model_fields)
+    keys = [_chat_key(replace(role, chat=ChatConfig(**given))) for given in settings]
+    assert len(set(keys)) == 4
+    assert keys[0] == ""
 
 
 @pytest.mark.parametrize(

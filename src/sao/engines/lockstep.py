@@ -63,9 +63,8 @@ class Lockstep:
         quicken(model)
         try:
             self._check(*plain)
-        except (
-            ModelError
-        ):  # a cache that transformers gets wrong: each token is then written from the whole text
+        except ModelError:
+            # transformers gets the cache wrong: each token is then written from the whole text.
             self.cached = False
             self._check(*plain)
 

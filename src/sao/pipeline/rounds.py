@@ -235,4 +235,4 @@ def _chat_key(role: Role) -> str:
     """What the manifest names a role's chat settings by; nothing where there are none."""
     if role.chat == ChatConfig():
         return ""
-    return " " + make_id(role.chat.template or "", json.dumps(role.chat.template_args, sort_keys=True))
+    return " " + make_id(json.dumps(role.chat.model_dump(), sort_keys=True))

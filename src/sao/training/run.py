@@ -91,6 +91,7 @@ def train(
     parallel.check_setup(model, config, group)
     check_pairs(pairs, model.config.get_text_config().vocab_size)
     check_columns(pairs, config)
+    _check_index(pairs, model)
     saved_dtype, as_found = _saved_dtype(model), _AsFound(model)
     with _quiet():
         checkpoint = _resume_point(pairs, model, out, config, seed, group)
@@ -209,6 +210,19 @@ def choose_policy(
                 raise
             note = f"train.batches padded: {error}".partition(". Train it with")[0]
     return policy, config.model_copy(update={"batches": batches}), note
+
+
+def _check_index(pairs: Sequence[TokenPair], model: PreTrainedModel) -> None:
+    """Raise TrainingError where a text is longer than what a model's index of keys (DeepSeek-V3.2) takes
+    whole: transformers 5.19 then lets it choose keys that come later in the text."""
+    most = getattr(model.config.get_text_config(), "index_topk", None)
+    answers = (max(len(pair.chosen_ids), len(pair.rejected_ids)) + len(pair.prompt_ids) for pair in pairs)
+    if most and (longest := max(answers)) > most:
+        raise TrainingError(
+            f"a prompt with its answer has {longest} tokens, and this model's index of keys takes {most} "
+            f"whole; beyond that transformers may let it look ahead. Set --train.max_length {most}",
+            key="train.max_length",
+        )
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:

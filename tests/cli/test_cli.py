@@ -206,7 +206,7 @@ def test_a_model_on_a_server_may_have_any_name(
     assert manifest["config"]["model"] == name
 
 
-@pytest.mark.parametrize("target", ["defualt", "dem", "smollm"])
+@pytest.mark.parametrize("target", ["defaults", "dem", "smollm"])
 def test_a_mistyped_recipe_is_no_model_on_a_server(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pairs", target, "--engine.name", "openai"]) == 1
     said = capsys.readouterr().err

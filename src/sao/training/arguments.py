@@ -28,8 +28,11 @@ def training_arguments(
     seed: int,
     evaluates: bool,
     from_start: bool,
+    experts: bool = False,
 ) -> TrainingArguments:
-    """The arguments of transformers.Trainer; `evaluates` says whether there is anything to measure.
+    """The arguments of transformers.Trainer; `evaluates` says whether there is anything to measure, `experts`
+    whether some weights may take no part in a pass (experts without tokens, an index of keys): processes that
+    wait for the gradients of those would train on their own gradients alone.
 
     The callback says when a checkpoint is saved (see `sao.training.monitors.SaveAndStop`).
     """
@@ -54,7 +57,7 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
         report_to=list(config.report_to) or "none",
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=experts,
         **_optimisation(config, device),
         **({"use_cpu": device.type == "cpu"} | parallel.arguments(config, group)),
     )

@@ -85,7 +85,6 @@ def test_no_rows_make_no_points() -> None:
     assert points.ids == () and len(points.values) == 0 and math.isnan(points.bounds[0])
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -174,7 +173,6 @@ def test_resamples_draw_as_many_prompts_as_there_are() -> None:
 # Tests
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=7))
 def test_sign_flip_counts_all_signs(values: list[float]) -> None:
     """The exact p value is the share of sign patterns that are as far from zero, counted one by one."""
@@ -273,7 +271,7 @@ def test_refitted_scores_cover(coverage: ModuleType) -> None:
     assert by_game < 0.9  # why questions are resampled and not games
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=20))
 def test_an_interval_holds_its_mean(values: list[float]) -> None:
     found = effect(values, 0.5, (0.0, 1.0), 400)

@@ -8,9 +8,11 @@ beside the old ones, and everything before is reused. The steps themselves: `sao
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from sao.analysis.rounds import best_of, judged_by_rules, measure
 from sao.analysis.summary import summarise, worth_of_judge
 from sao.config import Config
 from sao.data.readers import content_identity
@@ -25,7 +27,8 @@ from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
 from sao.pipeline.settings import asking, own_pairs
 from sao.pipeline.steps import STEPS
-from sao.pipeline.train_step import is_first, is_worker
+from sao.pipeline.train_step import REMOVED, is_first, is_worker, remove_model
+from sao.results.rounds import RoundResult
 from sao.results.summary import Summary
 from sao.store import manifest
 from sao.store.files import write_atomic
@@ -45,13 +48,14 @@ def run(
     out: str | Path,
     *,
     until: str = "eval",
+    number: int | None = None,
     steps: Sequence[Step[Round]] = STEPS,
     engine: Engine | None = None,
     progress: Progress = lambda stage, done, total: None,
     notify: Notify = lambda line: None,
 ) -> Summary:
-    """Run the method in folder `out` up to the command or step `until`; the summary that `sao run --json`
-    prints.
+    """Run the method in folder `out` up to the command or step `until` of round `number`; the summary that
+    `sao run --json` prints.
 
     `steps` takes the place of the method's own table (see `sao.execution.step`). `engine` takes the place of
     the configured one (tests, planted judges). Raises SAOError's children; whatever was finished before stays
@@ -67,15 +71,101 @@ def run(
     sizes = manifest.grown(root, config)
     with watched(runner):
         runner.status.check()
-        for round_ in rounds_of(config, root, steps, given=engine, sizes=sizes):
-            names = wanted(round_, until)
-            open_run(round_, runner, names)
-            run_round(round_, runner, names, until)
-        summary = summarise(Reader(round_), names, runner.worked)
+        rounds = rounds_of(config, root, steps, given=engine, sizes=sizes)
+        outcome = run_rounds(rounds, runner, until, number)
+        shown = outcome.shown
+        summary = summarise(Reader(shown), wanted(shown, until), runner.worked)
+        if outcome.results:
+            summary = with_rounds(summary, outcome)
+            keep_models(outcome, runner)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     if until == "eval":
         keep_summary(root / "summary.json", summary)
     return summary
+
+
+@dataclass
+class Outcome:
+    """The rounds that were run, and what came of those that are finished where there are several."""
+
+    rounds: list[Round] = field(default_factory=list)
+    results: list[RoundResult] = field(default_factory=list)
+
+    @property
+    def best(self) -> Round:
+        """The round whose model is given back."""
+        return self.rounds[best_of(self.results).round - 1]
+
+    @property
+    def shown(self) -> Round:
+        """The round that the summary is about: the best, once the rounds are over, else the last."""
+        return self.best if len(self.results) == len(self.rounds) else self.rounds[-1]
+
+
+def with_rounds(summary: Summary, outcome: Outcome) -> Summary:
+    """The summary with what it says of the rounds."""
+    best = outcome.best.number if len(outcome.results) == len(outcome.rounds) else None
+    stopped_by = outcome.results[-1].stopped_by
+    return summary.model_copy(update={"rounds": outcome.results, "best": best, "stopped_by": stopped_by})
+
+
+def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int | None) -> Outcome:
+    """The rounds one after the other, until one is stopped by a rule; the last one up to `until`. That is
+    round `number`; without one the recipe's last for "eval", else the first."""
+    outcome = Outcome()
+    for round_ in rounds:
+        n = round_.recipe.rounds.n
+        last = number or (n if until == "eval" else 1)
+        goal = until if round_.number == last else "eval"
+        if is_worker() and round_.is_trained and round_.number < n:
+            continue  # torchrun's processes train the first round that is not trained yet
+        runner.label = f"round {round_.number}: " if n > 1 else ""
+        names = wanted(round_, goal)
+        restore(round_, runner, names)
+        open_run(round_, runner, names)
+        run_round(round_, runner, names, until if is_worker() else goal)
+        outcome.rounds.append(round_)
+        if n > 1 and goal == "eval" and not is_worker():
+            add_result(outcome, round_, runner)
+        if round_.number == last or is_worker() or (outcome.results and outcome.results[-1].stopped_by):
+            break
+    return outcome
+
+
+def add_result(outcome: Outcome, round_: Round, runner: Runner) -> None:
+    """Measure a finished round, ask the rules, and write round.json into its folder."""
+    rounds = [*outcome.results, measure(round_)]
+    result = judged_by_rules(rounds, round_.recipe.rounds.stop)
+    outcome.results.append(result)
+    path, text = round_.place / "round.json", result.model_dump_json(indent=1) + "\n"
+    if not path.is_file() or path.read_text("utf-8") != text:
+        write_atomic(path, text)
+    for sentence in result.stopped_by:
+        runner.notify(f"stopped after round {round_.number}: {sentence}")
+
+
+def restore(round_: Round, runner: Runner, names: Sequence[str]) -> None:
+    """Train the model of the round before again where it was deleted (rounds.keep) and is needed now."""
+    before = round_.before
+    if before is None or before.is_trained or is_worker():
+        return
+    if all(stage.finished for name in names for stage in round_.stages(name)):
+        return
+    runner.notify(f"round {before.number}'s model was deleted (rounds.keep): it is trained again")
+    (before.model_dir / REMOVED).unlink(missing_ok=True)
+    runner.run(before.table["train"], before)
+
+
+def keep_models(outcome: Outcome, runner: Runner) -> None:
+    """Delete the trained models that rounds.keep does not keep."""
+    keep = outcome.rounds[-1].recipe.rounds.keep
+    if keep == "all" or len(outcome.results) < len(outcome.rounds):
+        return
+    kept = {outcome.best.number} | ({outcome.rounds[-1].number} if keep == "last" else set())
+    for round_ in outcome.rounds:
+        if round_.number not in kept and round_.is_trained:
+            runner.notify(f"rounds.keep {keep}: the model of round {round_.number} is deleted")
+            remove_model(round_.model_dir)
 
 
 def keep_summary(path: Path, summary: Summary) -> None:
@@ -140,12 +230,13 @@ def open_run(round_: Round, runner: Runner, names: Sequence[str]) -> None:
         return
     source = content_identity(preflight.first_source(round_.config))
     licences = preflight.licences_of(round_)
-    preflight.announce(round_, licences, runner.notify)
+    if round_.before is None:
+        preflight.announce(round_, licences, runner.notify)
     look_outside(round_, names)
     outside = round_.outside.found
     identity = round_.model_identity
     for line in manifest.open_manifest(
-        round_.root, round_.config, identity, source, licences, outside, round_.sizes
+        round_.root, round_.recipe, identity, source, licences, outside, round_.first.sizes
     ):
         runner.notify(f"changed since the last run here: {line}")
     runner.status.start()

@@ -75,7 +75,7 @@ def naive(item: list[str], text: list[str]) -> float:
 
 
 @given(st.lists(ITEM, max_size=6), ITEM)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_shares_are_those_of_the_definition(items: list[list[str]], text: list[str]) -> None:
     found = shares([" ".join(item) for item in items], " ".join(text))
     expected = {str(i): share for i, item in enumerate(items) if (share := naive(item, text))}

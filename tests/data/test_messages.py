@@ -188,7 +188,7 @@ anything = st.recursive(
 
 
 @given(anything)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_value_is_read_or_refused(value: Any) -> None:
     try:
         turns = turns_of(value)

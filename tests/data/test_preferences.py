@@ -199,7 +199,6 @@ def test_what_is_written_is_read_back(tmp_path: Path, form: str, pairs: list[Any
 
 
 @given(chats())
-@settings(deadline=None)
 def test_a_dialogue_of_hh_is_read_back(pair: tuple[list[dict[str, str]], str, str]) -> None:
     turns = [m | {"content": m["content"].strip()} for m in pair[0] if m["role"] != "system"]
     a, b = (text.strip() for text in pair[1:])
@@ -302,7 +301,7 @@ messages = st.lists(st.fixed_dictionaries({"role": words, "content": anything}),
 
 
 @given(st.dictionaries(columns, anything | messages | words, min_size=2) | anything)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_no_row_stops_the_reader(row: Any) -> None:
     pair = pair_of(row, 3)
     assert pair.row == 3

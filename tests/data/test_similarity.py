@@ -162,7 +162,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("abcdef"), max_size=9).map(" ".join), 
 
 
 @given(TEXTS, st.sampled_from([None, 0.3, 0.5, 0.7, 0.9]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_dropped_is_like_an_earlier_one_that_stays(
     texts: list[str], threshold: float | None
 ) -> None:
@@ -304,7 +304,7 @@ def test_hostile_texts() -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=()), max_size=12), max_size=8))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_text_has_words_and_equals_itself(texts: list[str]) -> None:
     for text in texts:
         assert all(word.strip() and word.encode() for word in words(text))

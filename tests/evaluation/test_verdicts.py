@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sao.evaluation.verdicts import (
@@ -123,7 +123,6 @@ def test_weighted_verdicts() -> None:
     assert first_preference({"m": math.nan, "M": -1.0}) is None
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="[]AB<>=C0159. ", max_size=40))
 def test_no_text_breaks_a_parser_and_none_is_read_without_brackets(text: str) -> None:
     assert parse_arena(text) in (*ARENA_VERDICTS, None) and parse_ranking(text) is None

@@ -244,7 +244,9 @@ def cached_numbers(model: Any, tokens: int) -> int:
     """Numbers in the layers of the model's cache of keys and values after so many tokens."""
     cache = model(torch.arange(6, 6 + tokens)[None], use_cache=True).past_key_values
     kept = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
-    once = {id(numbers): numbers for numbers in kept if isinstance(numbers, Tensor)}  # DeepSeek-V4: one for both
+    once = {
+        id(numbers): numbers for numbers in kept if isinstance(numbers, Tensor)
+    }  # DeepSeek-V4: one for both
     return sum(numbers.numel() for numbers in once.values())
 
 

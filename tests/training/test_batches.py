@@ -106,7 +106,7 @@ def test_masks_by_hand() -> None:
     epoch=st.integers(0, 2),
     packed=st.booleans(),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_pair_is_dealt_once_and_every_process_gets_as_many_batches(
     lengths: list[int], micro: int, world: int, steps: int, epoch: int, packed: bool
 ) -> None:

@@ -452,7 +452,7 @@ TRAINED = [(True, True, True), (True, False, False)]  # the second takes the way
     bias=st.booleans(),
     trained=st.one_of(st.sampled_from(TRAINED), st.tuples(st.booleans(), st.booleans(), st.booleans())),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_tiled_head_equals_full_logits(
     seed: int,
     n: int,

@@ -17,6 +17,7 @@ from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
 from sao.config.recipe import Config, is_text, load_recipe, make_config, nearest, overridden, recipe_names
 from sao.config.responses import ResponsesConfig
+from sao.config.rounds import RoundsConfig
 from sao.config.section import Section, affects_records, field_names, section_of
 from sao.config.training import DEFAULT_BETA, LoraConfig, Loss, TrainConfig
 
@@ -37,6 +38,7 @@ __all__ = [
     "PersonasConfig",
     "PromptsConfig",
     "ResponsesConfig",
+    "RoundsConfig",
     "Section",
     "TrainConfig",
     "VllmConfig",

@@ -20,6 +20,7 @@ from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig
 from sao.config.prompts import PromptsConfig
 from sao.config.responses import ResponsesConfig
+from sao.config.rounds import RoundsConfig
 from sao.config.section import Section, field_names, section_of, setting
 from sao.config.training import TrainConfig
 from sao.errors import ConfigError
@@ -58,6 +59,8 @@ class Config(Section):
     """How the model is trained on them."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the result is measured."""
+    rounds: RoundsConfig = RoundsConfig()
+    """The loop again, with the trained model."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -94,6 +97,36 @@ class Config(Section):
                     "own template. Start the server with that file (vLLM: --chat-template FILE) and take the "
                     "key out, or take another engine"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Config:
+        """Later rounds need a model that writes anew, and held-out prompts to compare the rounds on."""
+        if self.rounds.n == 1:
+            return self
+        if self.engine.name == "openai":
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: a server cannot be given the weights that a round trains. Take "
+                "engine.name vllm or transformers, or run the rounds by hand: start the server with "
+                "round-1/train-…/model and give it as --model to a run of its own"
+            )
+        if self.engine.vllm.lora is not None:
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: engine.vllm.lora would be added to each round's trained model "
+                "again. Merge the adapter into the model first, and give that as model"
+            )
+        if self.pairs.source is not None or self.pairs.imported is not None:
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: the pairs are given, so a second round would train on the same "
+                "ones. Take rounds.n 1"
+            )
+        if self.personas.held_out == 0:
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: rounds are compared on held-out prompts, and personas.held_out "
+                "is 0. Give some, such as 200"
+            )
+        if self.rounds.rejected == "initial" and self.responses.n < 2:
+            raise ValueError("rounds.rejected initial needs responses.n of at least 2: one answer of each")
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,8 @@ class Runner:
         self.status = StatusFile(root, writes_status)
         self.worked = False
         """Whether there was anything to do."""
+        self.label = ""
+        """What stands before the name of a step where progress is shown."""
         self._progress, self._notify = progress, notify
 
     def notify(self, line: str) -> None:
@@ -52,7 +54,7 @@ class Runner:
     def progress(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` rows exist."""
         self.status.see(done, total)
-        self._progress(what, done, total)
+        self._progress(self.label + what, done, total)
 
     def computing(self, what: str, total: int) -> Callable[[int], None]:
         """Show work of the program itself, of `total` parts, as a step of its own. The function that is
@@ -72,7 +74,7 @@ class Runner:
         stage = work.stage.open()
         if step.build is not None:
             if not (stage.finished and step.is_whole(stage.path / step.product)):
-                self._begin(step.name, 0, 0)
+                self._begin(self.label + step.name, 0, 0)
                 step.build(work)
             return stage
         limit = self.limit if step.limited else 1.0
@@ -98,7 +100,7 @@ class Runner:
     ) -> None:
         """Write `records`, as they come, into an open, unfinished stage, and seal it. `total` rows will come
         at most (0: not known); `rows` are those that are asked for, in order."""
-        what, done = title or stage.name, len(stage.done)
+        what, done = self.label + (title or stage.name), len(stage.done)
         self._begin(what, done, total)
         self._progress(what, done, total)
         watch = DropWatch(stage, limit, rows)

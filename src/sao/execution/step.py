@@ -130,6 +130,12 @@ class Step(Generic[S]):
     """A check of what came out, when it is finished; raises."""
     limited: bool = True
     """Whether too large a share of Drops (max_drop_share) is an error."""
+    once: bool = False
+    """Whether its records are those of the first round in every round."""
+    later: bool = False
+    """Whether the first round is without it."""
+    held_out: bool = False
+    """Whether it is about the held-out prompts, which are those of the first round."""
     in_funnel: bool = True
     """Whether the funnel shows it."""
     build: Callable[[Work[S]], None] | None = field(default=None)

@@ -128,10 +128,15 @@ def weights_identity(model: str, revision: str | None = None) -> str:
 
 
 def identity_of(
-    config: EngineConfig, model: str, revision: str | None = None, chat: ChatConfig | None = None
+    config: EngineConfig,
+    model: str,
+    revision: str | None = None,
+    chat: ChatConfig | None = None,
+    weights: str | None = None,
 ) -> str:
     """What the engine that `config` names would run, whatever its path: the weights' hash, or what a server
-    is asked for; and what the recipe says of its chat template (`chat`)."""
+    is asked for; and what the recipe says of its chat template (`chat`). `weights` takes the place of the
+    hash."""
     if config.name == "scripted":
         return model
     if config.name == "openai":
@@ -142,7 +147,7 @@ def identity_of(
     lora = Path(config.vllm.lora) if config.name == "vllm" and config.vllm.lora else None
     adapter = f"+{digest_of(sorted(lora.glob('adapter_*')))}" if lora else ""
     own = {"quantization": config.vllm.quantization, **config.vllm.extra} if config.name == "vllm" else {}
-    return weights_identity(model, revision) + adapter + _changes(own) + chat_identity(chat)
+    return (weights or weights_identity(model, revision)) + adapter + _changes(own) + chat_identity(chat)
 
 
 def chat_identity(chat: ChatConfig | None) -> str:

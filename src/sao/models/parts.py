@@ -54,14 +54,19 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     for name, module in text.named_modules():
         above, _, last = name.rpartition(".")
         mixes = any(hasattr(text.get_submodule(above), part) for part in _MIXERS)
-        if _is_plain(module) and module is not head and not is_router(name) and not (mixes and last == "out_proj"):
+        if (
+            _is_plain(module)
+            and module is not head
+            and not is_router(name)
+            and not (mixes and last == "out_proj")
+        ):
             found.append(f"{prefix}.{name}" if prefix else name)
     return found
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer to which `x @ a @ b` can be added; GPT-2's Conv1D is one too. Routers
-    and grouped products are written as subclasses of Linear with a forward pass of their own."""
+    """Whether a module is a linear layer to which `x @ a @ b` can be added; GPT-2's Conv1D is one too.
+    Routers and grouped products are written as subclasses of Linear with a forward pass of their own."""
     kind = type(module)
     if not isinstance(module, nn.Linear) or "router" in kind.__name__.lower():
         return kind.__name__ == "Conv1D"
@@ -72,4 +77,4 @@ def _is_plain(module: nn.Module) -> bool:
             out = module(module.weight.new_zeros(1, 1, module.in_features))
     except RuntimeError:
         return False  # it wants another shape
-    return out.shape == (1, 1, module.out_features)
+    return tuple(out.shape) == (1, 1, module.out_features)

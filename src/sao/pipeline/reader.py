@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from sao import checks
 from sao.config import Config
@@ -26,6 +27,8 @@ from sao.store.stage import Stage, read_stage_info
 if TYPE_CHECKING:
     from sao.data.preferences import TextPair
 
+Since = Literal["base", "before"]
+"""With which model's answers the trained model's are compared."""
 R = TypeVar("R", Response, Judgment, PreferencePair, Comparison)
 
 
@@ -70,11 +73,8 @@ class Reader:
         without any; None where the recipe has no checkable prompts."""
         if not self.round.has("checkable"):
             return None
-        constraints = {
-            prompt.conversation: prompt.checks
-            for prompt in self.stage("checkable").records(Prompt)
-            if prompt.checks
-        }
+        asked = (*self.asked(held_out=False), *self.asked(held_out=True))
+        constraints = {prompt.conversation: prompt.checks for prompt in asked if prompt.checks}
         return lambda prompt, answer: checks.score(answer, constraints.get(prompt, ()))
 
     @cached_property
@@ -93,8 +93,8 @@ class Reader:
     # Prompts.
 
     def asked(self, held_out: bool) -> Iterator[Prompt]:
-        """The prompts that are answered: those for training, or the held-out ones."""
-        prompts = self.stage("checkable").records(Prompt)
+        """The prompts that are answered: those for training, or the held-out ones of the first round."""
+        prompts = (self.round.first if held_out else self.round).stage("checkable").records(Prompt)
         return (prompt for prompt in prompts if rows.is_held_out(prompt.row) == held_out)
 
     def count_asked(self, held_out: bool) -> int:
@@ -190,9 +190,12 @@ class Reader:
 
     def chosen(self, key: str) -> Iterator[PreferencePair | Drop]:
         """The pairs that the verdicts come to, by the recipe's rule, and Drops for the others."""
-        config, panel = self.config.pairs, self.panel()
-        balance = pairs.balance_lengths(self.judged(), config, key, panel) if config.length_matched else None
-        return pairs.build_pairs(self.judged(), config, key, self.config.responses.n, panel, balance)
+        config, panel, n = self.config.pairs, self.panel(), self.config.responses.n
+        newer = None if self.round.roles.rejected is None else rows.newer_answers(n)
+        balance = (
+            pairs.balance_lengths(self.judged(), config, key, panel, newer) if config.length_matched else None
+        )
+        return pairs.build_pairs(self.judged(), config, key, n, panel, balance, newer)
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""
@@ -215,14 +218,16 @@ class Reader:
         """The run's own data set, or the one that pairs.source names."""
         given = self.config.pairs
         if given.source is None:
-            return self.labelled()
+            earlier = self.round.earlier if self.config.rounds.data == "all" else ()
+            return chain.from_iterable(Reader(run).labelled() for run in (*earlier, self.round))
         from sao.data.preferences import read_pairs
 
         return read_pairs(given.source, given.revision, given.subset, given.split)
 
-    def held_out(self) -> Iterator[tuple[Prompt, Response, Response]]:
-        """Held-out prompts that both models answered: prompt, base's answer, tuned model's answer."""
-        base = Groups(self.stage("heldout_base"), Response, 1)
+    def held_out(self, since: Since = "base") -> Iterator[tuple[Prompt, Response, Response]]:
+        """Held-out prompts that both models answered: prompt, base's answer, tuned model's answer. `since`:
+        in place of the base the model of the round before."""
+        base = Groups(self._answered_before(since), Response, 1)
         tuned = Groups(self.stage("heldout_tuned"), Response, 1)
         for prompt in self.asked(held_out=True):
             before, after = base.take(prompt, 1), tuned.take(prompt, 1)
@@ -230,6 +235,13 @@ class Reader:
                 yield prompt, before[0], after[0]
         base.end()
         tuned.end()
+
+    def _answered_before(self, since: Since) -> Stage:
+        """Where the answers lie with which the tuned model's are compared."""
+        before = self.round.before
+        if since == "base" or before is None:
+            return self.stage("heldout_base")
+        return before.stage("heldout_tuned")
 
     def base_logprobs(self) -> dict[str, float]:
         """How probable the base model finds each held-out answer to a checkable prompt, in nats a token, by
@@ -245,18 +257,29 @@ class Reader:
                     means[answer.id] = total / n
         return means
 
-    def compared(self) -> Iterator[Comparison]:
-        """The verdicts on base against trained model; equal answers have none."""
-        verdicts = Groups(self.stage("comparisons"), Comparison, 2)
-        answers = {prompt.id: base.text != tuned.text for prompt, base, tuned in self.held_out()}
+    def compared(self, since: Since = "base") -> Iterator[Comparison]:
+        """The verdicts on base against trained model; equal answers have none. `since` as for `held_out`."""
+        is_step = since == "before" and self.round.before is not None
+        verdicts = Groups(self.stage("comparisons_before" if is_step else "comparisons"), Comparison, 2)
+        answers = {prompt.id: base.text != tuned.text for prompt, base, tuned in self.held_out(since)}
         for prompt in self.asked(held_out=True):
             yield from verdicts.take(prompt, 2 if answers.get(prompt.id) else 0)
         verdicts.end()
 
+    def rejudged(self) -> Iterator[tuple[list[Judgment], list[Judgment]]]:
+        """The verdicts of this round's judge and of the one before on the same prompts' answers."""
+        said: dict[str, list[Judgment]] = {}
+        for judgment in self.stage("rejudged").records(Judgment):
+            said.setdefault(judgment.prompt_id, []).append(judgment)
+        for prompt, _, judgments in self.judged():
+            if prompt.id in said:
+                yield judgments, said[prompt.id]
+
     def trained_texts(self) -> set[str]:
         """The questions that were trained on."""
         if self.config.pairs.source is None:
-            return {prompt.conversation for prompt in self.asked(held_out=False)}
+            rounds = (*self.round.earlier, self.round)
+            return {p.conversation for run in rounds for p in Reader(run).asked(held_out=False)}
         from sao.data.preferences import TextPair
 
         texts = set()

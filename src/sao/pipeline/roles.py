@@ -36,6 +36,10 @@ class Roles:
     """The first judge, and those of the panel."""
     initial: Role
     """What training starts from."""
+    reference: Role
+    """What losses with a reference compare with."""
+    rejected: Role | None
+    """Writes the second half of a prompt's answers; None where the policy writes all."""
     base: Role
     """What the trained model is compared with."""
     reader: Judge
@@ -43,24 +47,30 @@ class Roles:
     pairs only, and then the model itself judges."""
 
 
-def roles_of(config: Config) -> Roles:
-    """The roles of a round that trains `config.model`."""
-    policy = Role(
+def roles_of(config: Config, current: str | None = None) -> Roles:
+    """The roles of a round. `current` is the model that the round before trained, a folder; None in the
+    first round, which begins with the recipe's model."""
+    first = Role(
         name="policy", engine=config.engine, model=config.model, revision=config.revision, chat=config.chat
     )
-    judges = _judges(config)
-    how = reading_judge(judges[0].config)
+    rounds, later = config.rounds, current is not None
+    policy = first if current is None else replace(first, name="current", model=current, revision=None)
+    initial = policy if rounds.train_from == "current" else first
+    how = reading_judge(config.judging.model_copy(update={"panel": []}))
     return Roles(
         policy=policy,
-        judges=judges,
-        initial=replace(policy, name="initial"),
-        base=replace(policy, name="base", engine=_evaluation_engine(config)),
+        judges=_judges(config, current),
+        initial=replace(initial, name="current" if initial is policy and later else "initial"),
+        reference=initial if rounds.reference == "current" else first,
+        rejected=first if later and rounds.rejected == "initial" else None,
+        base=replace(first, name="base", engine=_evaluation_engine(config)),
         reader=Judge(name=judge_name(how), config=how, weight=1.0, role=judge_role(config, how)),
     )
 
 
-def _judges(config: Config) -> tuple[Judge, ...]:
-    """The judges of the run: the first, and those of the panel, each with a name of its own."""
+def _judges(config: Config, current: str | None) -> tuple[Judge, ...]:
+    """The judges of the round: the first, and those of the panel, each with a name of its own. Where the
+    model judges itself, the `current` one takes its place, or votes beside it, as rounds.judge says."""
     judging = config.judging
     first = judging.model_copy(update={"panel": []})
     each = [(first, 1.0)]
@@ -71,11 +81,23 @@ def _judges(config: Config) -> tuple[Judge, ...]:
         each.append((first.model_copy(update=own), member.weight))
     found: list[Judge] = []
     for number, (how, weight) in enumerate(each, 1):
-        name = judge_name(how) + (f" with {how.template}" if how.template != judging.template else "")
-        if name in {judge.name for judge in found}:
-            name = f"{name} #{number}"
-        found.append(Judge(name=name, config=how, weight=weight, role=judge_role(config, how)))
+        told = f" with {how.template}" if how.template != judging.template else ""
+        for after, role in _who(config, how, current):
+            name = f"{judge_name(how)}{after}{told}"
+            if name in {judge.name for judge in found}:
+                name = f"{name} #{number}"
+            found.append(Judge(name=name, config=how, weight=weight, role=role))
     return tuple(found)
+
+
+def _who(config: Config, how: JudgingConfig, current: str | None) -> list[tuple[str, Role]]:
+    """What runs a judge, with what its name says of it."""
+    first = judge_role(config, how)
+    if current is None or how.method not in READERS or first.model != config.model:
+        return [("", first)]
+    now = replace(first, name="current", model=current, revision=None)
+    known = {"initial": [("", first)], "current": [("", now)]}
+    return known.get(config.rounds.judge, [(" at first", first), (" now", now)])
 
 
 def judge_name(judging: JudgingConfig) -> str:

@@ -1,4 +1,8 @@
-"""One round of a run: its recipe, who does what in it, and where each step's records lie."""
+"""One round of a run: its recipe, who does what in it, and where each step's records lie.
+
+Round k begins with the model that round k−1 trained. Held-out prompts are those of the first round, so that
+all rounds are compared on the same ones and none trains on them.
+"""
 
 from __future__ import annotations
 
@@ -71,10 +75,32 @@ def rounds_of(
     steps: Sequence[Step[Round]],
     *,
     given: Engine | None = None,
+    known: Mapping[str, Any] | None = None,
     sizes: Sizes | None = None,
 ) -> Iterator[Round]:
-    """The rounds of a run, one after the other. There is one: its policy is the recipe's model."""
-    yield Round(config, root, steps, given=given, sizes=sizes, number=1)
+    """The rounds of a recipe, one after the other. The first one's policy is the recipe's model."""
+    round_ = Round(config, root, steps, given=given, known=known, sizes=sizes)
+    yield round_
+    for _ in range(1, config.rounds.n):
+        round_ = round_.next()
+        yield round_
+
+
+def config_of(recipe: Config, number: int) -> Config:
+    """The recipe of one round: its learning rate and its β."""
+    rounds, train = recipe.rounds, recipe.train
+    if number == 1 and rounds.lr is None and rounds.beta is None:
+        return recipe
+    lr = of_round(rounds.lr, number, train.lr * rounds.lr_decay ** (number - 1))
+    own: dict[str, float] = {"lr": lr}
+    if rounds.beta is not None or rounds.beta_decay != 1:
+        own["beta"] = of_round(rounds.beta, number, train.scale * rounds.beta_decay ** (number - 1))
+    return recipe.model_copy(update={"train": train.model_copy(update=own)})
+
+
+def of_round(values: Sequence[float] | None, number: int, otherwise: float) -> float:
+    """A round's value of a list, whose last one is for all rounds after it; `otherwise` without a list."""
+    return otherwise if values is None else values[min(number, len(values)) - 1]
 
 
 class Round:
@@ -91,29 +117,48 @@ class Round:
         steps: Sequence[Step[Round]],
         *,
         given: Engine | None = None,
-        number: int = 1,
+        before: Round | None = None,
         known: Mapping[str, Any] | None = None,
         sizes: Sizes | None = None,
     ) -> None:
         """`sizes`: the personas that the run was made for, at first and each time that it grew (see
-        `sao.store.manifest.grown`)."""
+        `sao.store.manifest.grown`). `before`: the round before; None for the first."""
         personas = config.personas
         self.sizes = sizes or ((personas.n, personas.held_out),)
-        self.config, self.root, self.number = config, root, number
+        self.recipe, self.root, self.before = config, root, before
+        self.number: int = 1 if before is None else before.number + 1
+        self.first: Round = self if before is None else before.first
+        self.config = config_of(config, self.number)
         self.steps, self.given = tuple(steps), given
-        self.outside = Outside(known)
+        self.outside: Outside = Outside(known) if before is None else before.outside
         self.table = check_table(steps)
         self._stages: dict[tuple[str, int], Stage] = {}
 
+    def next(self) -> Round:
+        """The round after this one. All its personas are for training."""
+        return Round(
+            self.recipe, self.root, self.steps,
+            given=self.given, before=self, sizes=((self.sizes[-1][0], 0),),
+        )  # fmt: skip
+
+    @property
+    def earlier(self) -> tuple[Round, ...]:
+        """The rounds before this one, the first one first."""
+        return () if self.before is None else (*self.before.earlier, self.before)
+
     def has(self, name: str) -> bool:
         """Whether this round has a step of that name: whether it is in the table, and the recipe has it."""
-        return name in self.table and self.table[name].when(self.config)
+        if name not in self.table or (self.table[name].later and self.before is None):
+            return False
+        return self.table[name].when(self.config)
 
     def stage(self, step: str, variant: Any = None) -> Stage:
         """Where the records of a step lie. For a filter that the recipe does not have this is what it would
         read."""
         if not self.has(step) and (stand_in := self._stand_in(step)):
             return self.stage(stand_in)
+        if self.before is not None and self.of_first(step):
+            return self.first.stage(step, variant)
         variants = known_step(self.table, step).variants(self)
         if variant is None and len(variants) > 1:
             raise ValueError(f"step {step} has {len(variants)} stages: say which (stage(step, variant))")
@@ -125,6 +170,11 @@ class Round:
     def stages(self, step: str) -> list[Stage]:
         """All stages of a step that has several."""
         return [self.stage(step, variant) for variant in known_step(self.table, step).variants(self)]
+
+    def of_first(self, name: str) -> bool:
+        """Whether a step's records are those of the first round in every round."""
+        is_same = name == "personas" and self.config.rounds.personas == "same"
+        return is_same or known_step(self.table, name).once
 
     def _stand_in(self, name: str) -> str | None:
         """The step whose records stand in for those of a step that the recipe does not have; None where none
@@ -138,7 +188,7 @@ class Round:
     def _make(self, step: Step[Round], variant: Any) -> Stage:
         if variant is None:
             variant = next(iter(step.variants(self)))
-        upstream = {name: self._keys(name) for name in self.inputs(step.name)}
+        upstream = {name: self._upstream(step, name) for name in self.inputs(step.name)}
         # Under a key of its own: sections have keys such as `revision`, too.
         chain = {"step": {"revision": step.revision, "upstream": upstream}}
         settings = {**step.settings(self, variant), **chain}
@@ -150,6 +200,12 @@ class Round:
         grows = step.record in (Persona, Prompt) and "sizes" not in settings
         keeps = partial(rows.within, size) if grows and self.config.pairs.imported is None else None
         return Stage(self.place, step.name, settings, ids, size, keeps)
+
+    def _upstream(self, step: Step[Round], read: str) -> str | list[str]:
+        """What the ids of the records that a step reads derive from. A held-out step reads prompts of the
+        first round."""
+        from_first = step.held_out and self.table[read].record is Prompt
+        return (self.first if from_first else self)._keys(read)
 
     def inputs(self, name: str) -> list[str]:
         """The steps of this round that a step hangs on."""
@@ -175,7 +231,7 @@ class Round:
     @cached_property
     def roles(self) -> Roles:
         """Who does what."""
-        return roles_of(self.config)
+        return roles_of(self.config, None if self.before is None else str(self.before.model_dir))
 
     @property
     def tuned(self) -> Role:
@@ -195,6 +251,8 @@ class Round:
     def identity(self, role: Role, reward: bool = False) -> str:
         """What a role's model is, whatever its path. A given engine takes the place of any but a `reward`
         model."""
+        if (trained := self._trained_by(role.model)) is not None:
+            return identity_of(role.engine, role.model, None, role.chat, weights=trained)
         if self.given is not None and not reward:
             given = self.given
             return str(self.outside.look(f"given {role.name}", lambda: given.identity))
@@ -208,7 +266,10 @@ class Round:
 
     def initial_identity(self) -> str:
         """What training starts from: weights, also where a server answers."""
-        role = self.roles.initial
+        return self.weights_of(self.roles.initial)
+
+    def weights_of(self, role: Role) -> str:
+        """What the weights of a role's model are, which training needs, also where a server answers."""
         if self.given is not None or role.engine.name != "openai":
             return self.identity(role)
         told = str(self.outside.look(f"chat{_chat_key(role)}", lambda: chat_identity(role.chat)))
@@ -216,10 +277,15 @@ class Round:
             return "@".join(filter(None, (role.model, role.revision))) + told
         return str(self.outside.look(f"weights {role.model}", lambda: weights_identity(role.model))) + told
 
+    def _trained_by(self, model: str) -> str | None:
+        """What made a model that an earlier round trained; None for any other."""
+        made = (round_.stage("train").key for round_ in self.earlier if str(round_.model_dir) == model)
+        return next(made, None)
+
     @property
     def model_identity(self) -> str:
-        """What the policy's model is."""
-        return self.identity(self.roles.policy)
+        """What the recipe's model is."""
+        return self.first.identity(self.first.roles.policy)
 
     @cached_property
     def model_licence(self) -> str:

@@ -15,6 +15,7 @@ from sao.pipeline.roles import ASKED, Judge
 from sao.pipeline.rounds import Round
 from sao.stages import personas
 from sao.store.manifest import Sizes
+from sao.store.stage import Stage
 
 Settings = dict[str, Any]
 
@@ -44,16 +45,32 @@ def persona_settings(run: Round, _: Any) -> Settings:
     return settings | ({"sizes": run.sizes} if run.config.personas.source == "self" else {})
 
 
+def skipped(run: Round) -> int:
+    """How many of the personas (or given prompts) in the order of the draw went to earlier rounds."""
+    fresh = run.config.rounds.personas == "fresh"
+    return sum(round_.sizes[-1][0] for round_ in run.earlier) if fresh else 0
+
+
+def _fresh(run: Round) -> Settings:
+    """What personas of a later round depend on: those that earlier rounds had are not among them."""
+    if not run.earlier or run.config.rounds.personas == "same":
+        return {}
+    if run.config.personas.source == "self" and run.config.prompts.source is None:
+        return {"earlier": [round_.stage("personas").key for round_ in run.earlier]}
+    return {"skipped": skipped(run)}
+
+
 def persona_ids(run: Round, _: Any) -> Settings:
     """The section personas, its source by what it holds, and the seed."""
     config, source = run.config, run.config.personas.source
     if config.pairs.imported is not None:
         return {"imported": config.pairs.imported}
+    fresh = _fresh(run)
     settings = config.personas.counted() | {"source": run.outside.source(source), "seed": config.seed}
     settings["writing"] = writing_settings(run) if source == "self" else None
     # The first ones of a file are held out where the file's order counts.
     ordered = config.personas.sample == "first" and source not in ("self", "none", "builtin:world")
-    return settings | ({"held_out": config.personas.held_out} if ordered else {})
+    return settings | fresh | ({"held_out": config.personas.held_out} if ordered else {})
 
 
 def writing_settings(run: Round) -> Settings:
@@ -66,6 +83,7 @@ def writing_settings(run: Round) -> Settings:
         "template_related": run.outside.template(writing.template_related),
         "model": run.identity(run.roles.policy),
         "seed": run.config.seed,
+        **_fresh(run),
     }
 
 
@@ -77,7 +95,7 @@ def prompt_settings(run: Round, _: Any) -> Settings:
         return {}
     settings = _without_checkable(asked.counted()) | {"seed": config.seed} | dict.fromkeys(TEMPLATES)
     if asked.source is not None:
-        return settings | {"mix": None, "source": run.outside.source(asked.source)}
+        return settings | _fresh(run) | {"mix": None, "source": run.outside.source(asked.source)}
     settings["mix"] = [asked.mix.get(name) for name in prompt_templates(config)]
     settings["texts"] = [run.outside.template(name) for name in prompt_templates(config)]
     return settings | {"model": run.identity(run.roles.policy)}
@@ -121,11 +139,20 @@ def filter_settings(run: Round, _: Any) -> Settings:
     return filter_ids(run, _) | {"sizes": run.sizes}
 
 
+def prompts_before(run: Round) -> list[Stage]:
+    """The prompts that a later round's may not repeat: the first round's, of which some are held out, and
+    those of the rounds between, unless the same personas ask."""
+    between = run.earlier[1:] if run.config.rounds.personas == "fresh" else ()
+    return [round_.stage("filtered") for round_ in (*run.earlier[:1], *between)]
+
+
 def filter_ids(run: Round, _: Any) -> Settings:
     """The section filters, what it names by what that holds, and the prompts' marker."""
     config = run.config.filters
     sets = [run.outside.evaluation_set(name) for name in config.decontaminate]
     settings = config.counted() | {"decontaminate": sets, "marker": run.config.prompts.marker}
+    if run.earlier:
+        settings["before"] = [stage.key for stage in prompts_before(run)]
     if config.embeddings is not None:
         settings["embeddings"] = run.outside.folder(config.embeddings)
     if config.reject is not None:
@@ -144,7 +171,10 @@ def response_settings(run: Round, _: Any) -> Settings:
     """The section responses, the model and the seed."""
     if run.config.pairs.imported is not None:
         return {}  # the answers exist, whatever the recipe says of new ones
-    return run.config.responses.counted() | {"model": run.identity(run.roles.policy), "seed": run.config.seed}
+    settings = run.config.responses.counted() | {"model": run.identity(run.roles.policy)}
+    if (other := run.roles.rejected) is not None:
+        settings["rejected"] = run.identity(other)
+    return settings | {"seed": run.config.seed}
 
 
 def judgment_settings(run: Round, judge: Judge) -> Settings:
@@ -167,7 +197,8 @@ def judgment_settings(run: Round, judge: Judge) -> Settings:
 def pair_settings(run: Round, _: Any) -> Settings:
     """The section pairs, and the votes; calibration looks at all verdicts, so that their numbers count."""
     weights = [judge.weight for judge in run.roles.judges]
-    return run.config.pairs.counted() | {"weights": weights, "sizes": training_sizes(run.sizes)}
+    settings = run.config.pairs.counted() | {"weights": weights, "sizes": training_sizes(run.sizes)}
+    return settings | ({"rejected": "initial"} if run.roles.rejected is not None else {})
 
 
 def training_sizes(sizes: Sizes) -> Sizes:
@@ -180,6 +211,10 @@ def train_settings(run: Round, _: Any) -> Settings:
     """The section train, the model and the seed; the given pairs, where there are such."""
     config = run.config
     settings = config.train.counted() | {"model": run.initial_identity(), "run_seed": config.seed}
+    if config.train.needs_reference and run.roles.reference.model != run.roles.initial.model:
+        settings["reference"] = run.weights_of(run.roles.reference)
+    if run.earlier and config.rounds.data == "all":
+        settings["earlier"] = [round_.stage("pairs").key for round_ in run.earlier]
     if config.pairs.imported is not None:  # the folder of the answers does not tell it apart
         settings["system"] = config.responses.system
     if own_pairs(config):

@@ -9,9 +9,10 @@ these functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from sao.config import Config
 from sao.config.judging import READERS
@@ -19,7 +20,6 @@ from sao.errors import DataError, DropError
 from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.step import Step, Work
-from sao.models.weights import is_whole
 from sao.pipeline.checkable import (
     base_logprob_settings,
     has_checkable,
@@ -43,13 +43,16 @@ from sao.pipeline.settings import (
     persona_ids,
     persona_settings,
     prompt_settings,
+    prompts_before,
     response_settings,
+    skipped,
     train_settings,
     writes_prompts,
     writing_settings,
 )
-from sao.pipeline.train_step import train
+from sao.pipeline.train_step import is_done, train
 from sao.records import (
+    KEPT_TEXT,
     Comparison,
     Drop,
     Judgment,
@@ -103,7 +106,10 @@ def make_personas(work: Work[Round]) -> Iterator[Persona | Drop]:
     """Read or drawn from the source, or written by the model."""
     refuse_import(work)
     config = work.config.personas
-    yield from _written(work) if config.source == "self" else personas.read_personas(config, work.config.seed)
+    if config.source == "self":
+        yield from _written(work)
+    else:
+        yield from personas.read_personas(config, work.config.seed, skipped(work.run))
 
 
 def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
@@ -112,8 +118,9 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
     Raises DropError where the last batch brought hardly any new ones.
     """
     config, runner = work.config.personas, work.runner
-    asked = (config.n, config.held_out)
-    chosen = personas.DistinctPersonas(config.writing.max_similarity)
+    asked = _wanted_personas(work.run)
+    before_these = [p for earlier in work.run.earlier for p in earlier.stage("personas").records(Persona)]
+    chosen = personas.DistinctPersonas(config.writing.max_similarity, before_these)
     before: Stage | None = None
     number = 0
     while chosen.counts(*asked) != asked:
@@ -136,6 +143,46 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
     yield from chosen.records(*asked)
 
 
+def judges_anew(config: Config) -> bool:
+    """Whether later rounds have another judge than those before, which is asked about their pairs too."""
+    own = config.judging.engine is None or config.judging.engine.model is None
+    own = own and config.judging.method in READERS
+    return own_pairs(config) and own and config.rounds.judge == "current"
+
+
+def judge_before(run: Round) -> Judge:
+    """The first judge of the round before."""
+    return run.roles.judges[0] if run.before is None else run.before.roles.judges[0]
+
+
+REJUDGED = 200
+"""Pairs of a round that the judge of the round before is asked about too."""
+
+
+def make_rejudged(work: Work[Round]) -> Iterator[Judgment | Drop]:
+    """The verdicts of the judge before on some of this round's pairs."""
+    judge = judge_before(work.run)
+    engine, pairs = work.engine(judge.role), _some_pairs(work)
+    yield from judging.judge(pairs, engine, judge.config, work.done, name=judge.name)
+
+
+def _some_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
+    judge = judge_before(work.run)
+    most = REJUDGED * judging.orders_of(judge.config)
+    return islice(training_pairs(replace(work, variant=judge)), most)
+
+
+def compares_rounds(config: Config) -> bool:
+    """Whether a judge says if a later round's model is better than the one before."""
+    return own_pairs(config) and judges_held_out(config)
+
+
+def _wanted_personas(run: Round) -> tuple[int, int]:
+    """Personas for training and held out; later rounds have none of the second kind of their own."""
+    config = run.config.personas
+    return config.n, config.held_out if run.before is None else 0
+
+
 def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kept: list[Persona]) -> Stage:
     """Batch `number` of the personas that the model writes, with `size` drafts, finished."""
     run, runner = work.run, work.runner
@@ -156,28 +203,61 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
 def make_prompts(work: Work[Round]) -> Iterator[Prompt | Drop]:
     """Each persona's prompt, or those given."""
     refuse_import(work)
-    config = work.config
+    config, run = work.config, work.run
     if config.prompts.source is not None:
-        yield from prompts.given_prompts(config.prompts, config.personas, config.seed, work.key)
+        past, later = skipped(run), run.before is not None
+        yield from prompts.given_prompts(config.prompts, config.personas, config.seed, work.key, past, later)
         return
-    engine, asking = work.engine(work.run.roles.policy), work.read("personas", Persona)
-    yield from prompts.write_prompts(asking, engine, config.prompts, work.key, work.done)
+    engine, compared = work.engine(run.roles.policy), _held_out_texts(run)
+    for made in prompts.write_prompts(_asking(work), engine, config.prompts, work.key, work.done):
+        if isinstance(made, Prompt) and _plain(made.conversation) in compared:
+            reason, text = "equals a held-out prompt", made.text[:KEPT_TEXT]
+            yield Drop(row=made.row, stage="prompts", record_id=made.id, reason=reason, text=text)
+        else:
+            yield made
+
+
+def _asking(work: Work[Round]) -> Iterator[Persona]:
+    """The personas that are asked: in later rounds none that are held out."""
+    everyone = work.read("personas", Persona)
+    if work.run.before is None:
+        return everyone
+    return (p for p in everyone if rows.within(_wanted_personas(work.run), p.row))
+
+
+def _held_out_texts(run: Round) -> set[str]:
+    """The prompts of the first round that a later one must not train on."""
+    if run.before is None:
+        return set()
+    return {_plain(prompt.conversation) for prompt in Reader(run.first).asked(held_out=True)}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def persona_rows(work: Work[Round]) -> Iterable[int]:
     """The rows of the personas."""
-    return (persona.row for persona in work.read("personas", Persona)) if writes_prompts(work.config) else ()
+    return (persona.row for persona in _asking(work)) if writes_prompts(work.config) else ()
 
 
 # Filters.
 
 
-def make_filtered(work: Work[Round]) -> Iterable[Prompt | Drop]:
+def make_filtered(work: Work[Round]) -> Iterator[Prompt | Drop]:
     """The prompts that pass the filters."""
     marker = "" if work.config.prompts.source is not None else work.config.prompts.marker  # others' have none
-    return filters.filter_prompts(
-        partial(_in_order_of_growth, work.run), work.config.filters, marker, work.done
-    )
+    before = {prompt.id for stage in prompts_before(work.run) for prompt in stage.records(Prompt)}
+    for kept in filters.filter_prompts(partial(_to_filter, work.run), work.config.filters, marker, work.done):
+        if isinstance(kept, Drop) or kept.id not in before:
+            yield kept
+
+
+def _to_filter(run: Round) -> Iterator[tuple[Prompt, str]]:
+    """The prompts with their personas; first those of earlier rounds, which these may not repeat."""
+    for stage in prompts_before(run):
+        yield from ((prompt, "") for prompt in stage.records(Prompt))
+    yield from _in_order_of_growth(run)
 
 
 def _in_order_of_growth(run: Round) -> Iterator[tuple[Prompt, str]]:
@@ -212,13 +292,16 @@ def some_are_left(work: Work[Round]) -> None:
 
 
 def make_responses(work: Work[Round]) -> Iterator[Response | Drop]:
-    """N answers to each training prompt."""
+    """N answers to each training prompt, by the policy or half of them by the model that it began with."""
     refuse_import(work)
-    asked, engine = Reader(work.run).asked(held_out=False), work.engine(work.run.roles.policy)
-    extra = work.config.chat.reasoning_tokens
-    yield from responses.answer_prompts(
-        asked, engine, work.config.responses, work.key, work.done, reasoning_tokens=extra
-    )
+    how, roles, extra = work.config.responses, work.run.roles, work.config.chat.reasoning_tokens
+    own = how.n if roles.rejected is None else rows.newer_answers(how.n)
+    for role, numbers in ((roles.policy, range(own)), (roles.rejected, range(own, how.n))):
+        if role is not None and numbers:
+            asked, engine = Reader(work.run).asked(held_out=False), work.engine(role)
+            yield from responses.answer_prompts(
+                asked, engine, how, work.key, work.done, reasoning_tokens=extra, numbers=numbers
+            )
 
 
 def response_rows(work: Work[Round]) -> Iterable[int]:
@@ -283,29 +366,43 @@ def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]
 
 def held_out_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
     """Base's and trained model's answers, in both orders."""
-    for prompt, base, tuned in Reader(work.run).held_out():
+    return pairs_of_two(work.key, Reader(work.run).held_out())
+
+
+def pairs_of_two(
+    key: str, answered: Iterable[tuple[Prompt, Response, Response]]
+) -> Iterator[judging.OrderedPair]:
+    """Two models' answers to the same prompts, in both orders."""
+    for prompt, base, tuned in answered:
         answers = [
             replace(base, row=rows.answer_row(prompt, 2, 0)),
             replace(tuned, row=rows.answer_row(prompt, 2, 1), index=1),
         ]
-        yield from judging.ordered_pairs([(prompt.id, prompt.conversation, answers)], 2, work.key, 2)
+        yield from judging.ordered_pairs([(prompt.id, prompt.conversation, answers)], 2, key, 2)
 
 
 def make_comparisons(work: Work[Round]) -> Iterator[Comparison | Drop]:
     """The judge on base against trained model."""
-    bases = {base.id for _, base, _ in Reader(work.run).held_out()}
+    return compared(work, lambda: Reader(work.run).held_out())
+
+
+def compared(
+    work: Work[Round], answered: Callable[[], Iterable[tuple[Prompt, Response, Response]]]
+) -> Iterator[Comparison | Drop]:
+    """The judge on two models' answers."""
+    bases = {base.id for _, base, _ in answered()}
     judge = work.run.roles.reader
-    engine = work.engine(judge.role)
-    for verdict in judging.judge(held_out_pairs(work), engine, judge.config, work.done, name=judge.name):
+    engine, pairs = work.engine(judge.role), pairs_of_two(work.key, answered())
+    for verdict in judging.judge(pairs, engine, judge.config, work.done, name=judge.name):
         if isinstance(verdict, Drop):
-            yield replace(verdict, stage="comparisons")
+            yield verdict
             continue
         base_id = verdict.first_id if verdict.first_id in bases else verdict.second_id
         yield compare.comparison_of(verdict, base_id)
 
 
 def _persona_total(work: Work[Round]) -> int:
-    return work.config.personas.n + work.config.personas.held_out
+    return sum(_wanted_personas(work.run))
 
 
 def _records_of(step: str, work: Work[Round]) -> int:
@@ -322,6 +419,11 @@ def _possible_pairs(work: Work[Round]) -> int:
 
 def _held_out_total(work: Work[Round]) -> int:
     return Reader(work.run).count_asked(held_out=True)
+
+
+def _held_out_key(run: Round) -> str | None:
+    """What made the held-out answers of the model before."""
+    return None if run.before is None else run.before.stage("heldout_tuned").key
 
 
 STEPS: tuple[Step[Round], ...] = (
@@ -375,33 +477,47 @@ STEPS: tuple[Step[Round], ...] = (
     Step(
         name="train", record=PreferencePair, reads=("pairs",),
         settings=train_settings, make=lambda work: (), build=train, product="model",
-        is_whole=is_whole,
+        is_whole=is_done,
     ),
     # Then both answer prompts that it was not trained on,
     Step(
         name="heldout_base", record=Response, reads=("checkable",),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=False), when=compares,
-        total=_held_out_total, in_funnel=False,
+        total=_held_out_total, in_funnel=False, held_out=True, once=True,
     ),
     Step(
         name="heldout_tuned", record=Response, reads=("train", "checkable"),
         settings=held_out_settings,
         make=partial(answer_held_out, tuned=True), when=compares,
-        total=_held_out_total, in_funnel=False,
+        total=_held_out_total, in_funnel=False, held_out=True,
     ),
     # the base says how probable it finds both answers,
     Step(
         name="base_logprobs", record=Likelihoods, reads=("heldout_tuned", "heldout_base"),
         settings=base_logprob_settings, make=make_base_logprobs, when=reads_answers, total=_held_out_total,
-        in_funnel=False,
+        in_funnel=False, held_out=True,
     ),
     # and the judge says whose answers are better.
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
         settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
         when=judges_held_out, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
-        total=lambda work: sum(1 for _ in held_out_pairs(work)), in_funnel=False,
+        total=lambda work: sum(1 for _ in held_out_pairs(work)), in_funnel=False, held_out=True,
+    ),
+    # In later rounds it also says whether they are better than those of the model before,
+    Step(
+        name="comparisons_before", record=Comparison, reads=("heldout_tuned",),
+        settings=lambda run, _: judgment_settings(run, run.roles.reader)
+        | {"before": _held_out_key(run)},
+        make=lambda work: compared(work, lambda: Reader(work.run).held_out(since="before")),
+        when=compares_rounds, in_funnel=False, held_out=True, later=True,
+    ),
+    # and the judge before is asked about some of the round's pairs where the judge is another one now.
+    Step(
+        name="rejudged", record=Judgment, reads=("filtered_responses",),
+        settings=lambda run, _: judgment_settings(run, judge_before(run)), make=make_rejudged,
+        when=judges_anew, total=lambda work: sum(1 for _ in _some_pairs(work)), in_funnel=False, later=True,
     ),
 )  # fmt: skip
 """The method, in order."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import yaml
 
 from sao.config import Config
 from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
+from sao.execution.session import Role
 from sao.execution.step import Work
+from sao.models.weights import is_whole
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.store.files import write_atomic
@@ -54,7 +57,7 @@ def train(work: Work[Round]) -> None:
     if config.train.processes == 1 or is_worker():
         train_here(work)
         return
-    status = launch(config, run.root, stage.path)
+    status = launch(run.recipe, run.root, stage.path)
     # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies
     # there.
     if not (stage.open().finished and run.is_trained):
@@ -71,15 +74,41 @@ def train_here(work: Work[Round]) -> None:
 
     config, run, stage, runner = work.config, work.run, work.stage, work.runner
     pairs = Reader(run).to_train_on()
-    counts = job.train_run(config, pairs, stage.path, runner.progress, runner.notify)
+    counts = job.train_run(
+        starting_from(config, run.roles.initial), pairs, stage.path, runner.progress, runner.notify,
+        starting_from(config, run.roles.reference),
+    )  # fmt: skip
     if not is_first():
         return
-    card = model_card(read_manifest(run.root), [*Reader(run).funnel(), counts])
+    made = replace(read_manifest(run.root), config=config.model_dump(mode="json"))
+    card = model_card(made, [*Reader(run).funnel(), counts], run.number)
     write_atomic(run.model_dir / "README.md", card)
     write_atomic(run.model_dir / "sao_manifest.json", (run.root / MANIFEST).read_text("utf-8"))
     stage.finish(counts)
     if config.train.push_to_hub is not None:
         runner.notify(f"uploaded: {push_model(run.model_dir, config.train.push_to_hub)}")
+
+
+REMOVED = "removed.json"
+"""In the folder of a model whose weights were deleted."""
+
+
+def remove_model(folder: Path) -> None:
+    """Delete a trained model's files; its card, its manifest and a note of the deletion stay."""
+    write_atomic(folder / REMOVED, '{"because": "rounds.keep"}\n')
+    for path in folder.iterdir():
+        if path.name not in ("README.md", "sao_manifest.json", REMOVED):
+            path.unlink()
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a trained model is whole, or was and is not kept."""
+    return is_whole(folder) or (folder / REMOVED).is_file()
+
+
+def starting_from(config: Config, role: Role) -> Config:
+    """The recipe with a role's model as the model."""
+    return config.model_copy(update={"model": role.model, "revision": role.revision})
 
 
 def launch(config: Config, root: Path, folder: Path) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from sao.results.base import Interval, Result, StageCounts
 from sao.results.checks import ChecksOutcome
+from sao.results.rounds import RoundResult
 
 
 class JudgeFigures(Result):
@@ -187,6 +188,12 @@ class Summary(Result):
     """The oracle's measure of the same answers; null outside the toy world."""
     checks: ChecksOutcome | None = None
     """Constraints kept before and after on held-out checkable prompts; null without such prompts."""
+    rounds: list[RoundResult] = []
+    """The rounds, where the recipe has several; the rest of the summary is about the best of them."""
+    best: int | None = None
+    """The round whose model is paths.model; null for a single round, and while the rounds are not over."""
+    stopped_by: list[str] = []
+    """What ended the run before its last round, a sentence for each rule."""
     examples: list[Example] = []
     """Held-out prompts, the first few on which the models differ."""
     usage: Spent | None = None

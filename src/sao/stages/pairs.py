@@ -131,11 +131,12 @@ def build_pairs(
     n: int,
     panel: Panel,
     balance: Balance | None = None,
+    newer: int | None = None,
 ) -> Iterator[PreferencePair | Drop]:
     """One pair or Drop for every two of a prompt's `n` answers, in order; `balance` says which pairs length
-    matching drops."""
+    matching drops, `newer` is for `pairs_of`."""
     for prompt, responses, judgments in groups:
-        outcomes = pairs_of(prompt, responses, judgments, config, key, panel)
+        outcomes = pairs_of(prompt, responses, judgments, config, key, panel, newer)
         for number, (i, j) in enumerate(combinations(range(n), 2)):
             row, pair_id = pair_row(index_of(prompt.row), n, number), make_id(key, prompt.id, i, j)
             outcome = outcomes.get((i, j), "an answer was dropped")
@@ -185,8 +186,10 @@ def pairs_of(
     config: PairsConfig,
     key: str,
     panel: Panel,
+    newer: int | None = None,
 ) -> dict[IndexPair, Duo | str]:
-    """For every two answers that are there: the pair that they make, or the reason why they make none."""
+    """For every two answers that are there: the pair that they make, or the reason why they make none. Where
+    the first `newer` ones are a newer model's, only those are chosen, and only others rejected."""
     by_index = {response.index: response for response in responses}
     outcomes: dict[IndexPair, Duo | str] = {**_unfit_pairs(responses, config)}
     candidates = [pair for pair in combinations(by_index, 2) if pair not in outcomes]
@@ -204,6 +207,8 @@ def pairs_of(
         if pair in chosen_first:
             chosen, rejected = (by_index[index] for index in chosen_first[pair])
             outcomes[pair] = _decide(chosen, rejected, opinions[pair], ranks, config)
+            if newer is not None and not chosen.index < newer <= rejected.index:
+                outcomes[pair] = "chosen is not the newer model's, rejected the older's"
         else:
             outcomes[pair] = f"not chosen by rule {config.rule}"
     return outcomes
@@ -430,11 +435,13 @@ class Balance:
         return pair.longer == self.side and int(pair_id, 16) > self.last
 
 
-def balance_lengths(groups: Iterable[Group], config: PairsConfig, key: str, panel: Panel) -> Balance:
+def balance_lengths(
+    groups: Iterable[Group], config: PairsConfig, key: str, panel: Panel, newer: int | None = None
+) -> Balance:
     """What length matching has to drop over a whole run; 8 bytes a pair."""
     ids_by_side = {-1: array("Q"), 0: array("Q"), 1: array("Q")}
     for prompt, responses, judgments in groups:
-        for (i, j), pair in pairs_of(prompt, responses, judgments, config, key, panel).items():
+        for (i, j), pair in pairs_of(prompt, responses, judgments, config, key, panel, newer).items():
             if isinstance(pair, Duo):
                 ids_by_side[pair.longer].append(int(make_id(key, prompt.id, i, j), 16))
     side = 1 if len(ids_by_side[1]) > len(ids_by_side[-1]) else -1

@@ -111,21 +111,25 @@ def non_commercial(licence: str) -> bool:
     return bool(re.search(r"(?<![a-z])nc(?![a-z])|non[\s_-]?commercial", licence, re.IGNORECASE))
 
 
-def read_personas(config: PersonasConfig, seed: int) -> Iterator[Persona]:
-    """`n` personas for training and `held_out` others, all distinct, in the source's order.
+def read_personas(config: PersonasConfig, seed: int, skipped: int = 0) -> Iterator[Persona]:
+    """`n` personas for training and `held_out` others, all distinct, in the source's order. Where the first
+    `skipped` of those for training went to earlier rounds, all others are for training.
 
     Raises DataError for a source that cannot be read (with file and line) or holds too few.
     """
-    wanted, n_found = config.n + config.held_out, 0
-    for index, held_out, text in _drawn(config, seed):
-        row = persona_row(index, held_out)
-        yield Persona(id=make_id("persona", text or row), row=row, text=text)
+    wanted, n_found = skipped + config.n + config.held_out, 0
+    for index, held_out, text in _drawn(config.model_copy(update={"n": skipped + config.n}), seed):
         n_found += 1
+        if index < skipped or (skipped and held_out):
+            continue
+        row = persona_row(index - skipped, held_out)
+        yield Persona(id=make_id("persona", text or persona_row(index, held_out)), row=row, text=text)
     if n_found < wanted:
         raise DataError(
             f"{config.source}: holds {n_found} distinct personas, but personas.n + personas.held_out = "
-            f"{config.n} + {config.held_out} are asked for. Lower them, take a larger source, or let the "
-            "model write them (--personas.source self)",
+            f"{config.n} + {config.held_out} are asked for"
+            + (f", and {skipped} went to earlier rounds (--rounds.personas same)" if skipped else "")
+            + ". Lower them, take a larger source, or let the model write them (--personas.source self)",
             key="personas.n",
         )
 
@@ -228,8 +232,10 @@ def write_drafts(
 class DistinctPersonas:
     """The distinct personas among the drafts so far: of similar ones the first is kept."""
 
-    def __init__(self, max_similarity: float) -> None:
-        self.kept: list[Persona] = []
+    def __init__(self, max_similarity: float, before: Sequence[Persona] = ()) -> None:
+        """`before`: the personas of earlier rounds, of which none comes again."""
+        self.kept: list[Persona] = list(before)
+        self._before = len(self.kept)
         self.dropped: list[Drop] = []
         self._max_similarity = max_similarity
 
@@ -252,14 +258,19 @@ class DistinctPersonas:
 
     def counts(self, n: int, held_out: int) -> tuple[int, int]:
         """How many of `n` personas for training and of `held_out` others there are."""
-        held = sum(_is_held_out(persona) for persona in self.kept)
-        return min(n, len(self.kept) - held), min(held_out, held)
+        held = sum(_is_held_out(persona) for persona in self.new)
+        return min(n, len(self.new) - held), min(held_out, held)
+
+    @property
+    def new(self) -> list[Persona]:
+        """Those kept that earlier rounds did not have."""
+        return self.kept[self._before :]
 
     def records(self, n: int, held_out: int) -> Iterator[Persona | Drop]:
         """The first `n` personas for training and `held_out` others, then Drops for all other drafts, with
         rows behind theirs. Which of the two a persona is for follows from its text."""
         taken, spare = [0, 0], list[Drop]()
-        for persona in self.kept:
+        for persona in self.new:
             held = _is_held_out(persona)
             if taken[held] < (n, held_out)[held]:
                 yield replace(persona, row=persona_row(taken[held], held))

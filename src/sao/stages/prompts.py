@@ -144,13 +144,21 @@ def read_turns(completion: Completion | Failure, marker: str, prefill: str = "")
     return turns, ""
 
 
-def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, key: str) -> Iterator[Prompt]:
+def given_prompts(
+    config: PromptsConfig,
+    personas: PersonasConfig,
+    seed: int,
+    key: str,
+    skipped: int = 0,
+    later: bool = False,
+) -> Iterator[Prompt]:
     """Prompts that others wrote, drawn by `seed` from `prompts.source`: personas.n for training, then
-    personas.held_out.
+    personas.held_out. `later`: a later round has none held out, and the first `skipped` for training went to
+    earlier rounds.
 
     Raises DataError for a source that cannot be read or holds too few.
     """
-    wanted, n_found = personas.n + personas.held_out, 0
+    n, n_found = skipped + personas.n, 0
     options: dict[str, Any] = {"revision": config.revision, "subset": config.subset, "split": config.split}
 
     def texts() -> Iterator[str]:
@@ -159,18 +167,21 @@ def given_prompts(config: PromptsConfig, personas: PersonasConfig, seed: int, ke
             source, config.column, what="prompts", section="prompts", read=first_request, **options
         )
 
-    for index, held_out, text in draw_texts(texts, personas.n, personas.held_out, seed):
+    for index, held_out, text in draw_texts(texts, n, personas.held_out, seed):
+        n_found += 1
+        if index < skipped or (later and held_out):
+            continue
         yield Prompt(
             id=make_id(key, text),
-            row=persona_row(index, held_out),
+            row=persona_row(index - skipped, held_out),
             persona_id=make_id("persona", "given", text),
             text=text,
         )
-        n_found += 1
-    if n_found < wanted:
+    if n_found < n + personas.held_out:
         raise DataError(
             f"{config.source}: holds {n_found} distinct prompts, but personas.n + personas.held_out = "
-            f"{personas.n} + {personas.held_out} are asked for. Lower them or take a larger source",
+            f"{n} + {personas.held_out} are asked for, all rounds together. Lower them or take a larger "
+            "source",
             key="personas.n",
         )
 

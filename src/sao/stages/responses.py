@@ -7,7 +7,7 @@ response.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from sao.config import ResponsesConfig
 from sao.data.messages import chat
@@ -24,8 +24,10 @@ def answer_prompts(
     done: Container[str],
     keep_cut: bool = False,
     reasoning_tokens: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Response | Drop]:
-    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`.
+    """Answers (or Drops) that are not `done`, in order of finishing; ids derive from `key`. Of the n answers
+    to a prompt those of these `numbers` are made (None: all).
 
     `reasoning_tokens` are for what the model thinks before an answer, beside the answer's own. `keep_cut`:
     keep truncated and empty answers (in an evaluation, where dropping them would flatter a model).
@@ -33,10 +35,11 @@ def answer_prompts(
     most = config.max_tokens + reasoning_tokens
     sampling = Sampling(most, config.temperature, config.top_p)
     waiting: dict[str, tuple[Prompt, int]] = {}
+    wanted = range(config.n) if numbers is None else numbers
 
     def requests() -> Iterator[Request]:
         for prompt in prompts:
-            answer_ids = {make_id(key, prompt.id, index): index for index in range(config.n)}
+            answer_ids = {make_id(key, prompt.id, index): index for index in wanted}
             missing = {i: index for i, index in answer_ids.items() if i not in done}
             if missing:
                 waiting.update({i: (prompt, index) for i, index in missing.items()})

@@ -45,6 +45,11 @@ def answer_row(prompt: Prompt, n: int, number: int) -> int:
     return index_of(prompt.row) * n + number
 
 
+def newer_answers(n: int) -> int:
+    """How many of a prompt's `n` answers the newer of two models writes; the older one writes the rest."""
+    return (n + 1) // 2
+
+
 def pairs_each(n: int) -> int:
     """Pairs of `n` answers."""
     return n * (n - 1) // 2

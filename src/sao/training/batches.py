@@ -88,6 +88,16 @@ def check_columns(pairs: Sequence[TokenPair], config: TrainConfig) -> None:
             )
 
 
+def batch_of(pairs: Sequence[TokenPair], rows: list[int], config: TrainConfig, pad_id: int) -> Batch:
+    """Rows of `pairs` as one batch; ~row is a filler of weight 0."""
+    weights = [float(row >= 0) for row in rows]
+    rows = [row if row >= 0 else ~row for row in rows]
+    chosen = [pairs[row] for row in rows]
+    if config.batches == "padded":
+        return pad(chosen, pad_id, rows, weights, config.nll_on_prompt)
+    return pack(chosen, rows, weights, config.share_prompt, config.nll_on_prompt)
+
+
 def split_pairs(pairs: Sequence[TokenPair], share: float) -> tuple[list[TokenPair], list[TokenPair]]:
     """Training and held-out pairs; the latter are those whose prompts' hashes come first, so a prompt is in
     one part only."""

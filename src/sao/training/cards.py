@@ -28,10 +28,11 @@ Fact = tuple[str, str]
 """What a thing is called, and what it is."""
 
 
-def model_card(made: Manifest, funnel: list[StageCounts]) -> str:
+def model_card(made: Manifest, funnel: list[StageCounts], round_number: int = 1) -> str:
     """Markdown with what the model was made from, by which recipe, and under which licences.
 
-    `made` is the run's manifest, `funnel` what each stage took in and let through.
+    `made` is the run's manifest, `funnel` what each stage took in and let through, `round_number` the round
+    that trained it.
     """
     config = made.recipe()
     return f"""---
@@ -45,7 +46,7 @@ tags: [sao, {config.train.loss}, self-alignment]
 {warning(made.licences, "model")}
 Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {_made_of(config)}.
 
-{facts_table(_facts(made, config))}
+{facts_table(_facts(made, config) + _round_facts(config, round_number))}
 
 The model keeps the licence of its base model; the data keep the licence of their source.
 
@@ -90,6 +91,21 @@ def _facts(made: Manifest, config: Config) -> list[Fact]:
         ("batch", f"{settings.batch_size} pairs"),
         ("seed", f"{config.seed}{training_seed}"),
         ("packages", packages(made)),
+    ]
+
+
+def _round_facts(config: Config, number: int) -> list[Fact]:
+    """What a card says of a model that is not the first round's."""
+    if number == 1:
+        return []
+    rounds = config.rounds
+    start = f"round {number - 1}'s model" if rounds.train_from == "current" else "the base model"
+    merged = "; each round's adapter is merged into the model before the next"
+    adapter = "" if config.train.method == "full" else merged
+    judge = {"initial": "the base model", "current": f"round {number - 1}'s model", "both": "both models"}
+    return [
+        ("round", f"{number}; training started from {start} on the {rounds.data} pairs{adapter}"),
+        ("its judge", judge[rounds.judge] if other_judge(config) is None else str(other_judge(config))),
     ]
 
 

@@ -23,8 +23,10 @@ from sao.results.base import StageCounts
 from sao.store.files import dumps, write_atomic
 from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
-from sao.training.batches import TokenPair, split_pairs
-from sao.training.run import train
+from sao.training.arguments import half_precision
+from sao.training.batches import Batch, TokenPair, batch_of, split_pairs
+from sao.training.reference import reference_sums
+from sao.training.run import choose_policy, train
 
 Labelled = tuple[Prompt, PreferencePair, Response, Response]
 """A prompt, its pair, the chosen and the rejected answer."""
@@ -38,9 +40,10 @@ def train_run(
     folder: Path,
     progress: Progress,
     notify: Notify,
+    reference: Config | None = None,
 ) -> StageCounts:
     """Train `config.model` on the pairs of `source`; the model arrives in folder/model. Returns the counts of
-    the stage.
+    the stage. `reference` names the model that losses compare with, where it is another one.
 
     A pair that cannot be trained on becomes a Drop (drops.jsonl), counted by its reason. Under torchrun every
     process makes this call. Raises TrainingError where no pair is left.
@@ -58,6 +61,9 @@ def train_run(
     pairs = at_most(pairs, config.train.max_pairs)
     if len(pairs) < n_encoded:
         reasons["more than train.max_pairs"] = n_encoded - len(pairs)
+    if reference is not None and reference.model != config.model and config.train.needs_reference:
+        notify(f"loading {reference.model}, the reference")
+        reference_run(reference, pairs, tokenizer, folder)
     for line in (f"loading {config.model}", *notices(find_model(config.model, config.revision))):
         notify(line)
     model = load_to_train(config)
@@ -78,6 +84,22 @@ def train_run(
         metrics=_rounded(result.metrics),
     )
     return counts.model_copy(update={"cut": n_cut}) if n_cut else counts
+
+
+def reference_run(config: Config, pairs: list[TokenPair], tokenizer: ChatTokenizer, folder: Path) -> None:
+    """Write folder/reference.jsonl by `config.model`, which is gone from memory afterwards; training finds
+    it there."""
+    group, model = parallel.processes(), load_to_train(config)
+    policy, train_config, _ = choose_policy(model, config.train, 0, pairs, group)
+    half = half_precision(train_config, model.device)
+
+    def collate(rows: Iterable[int]) -> Batch:
+        return batch_of(pairs, list(rows), train_config, tokenizer.pad_id)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    size = train_config.micro_batch_size
+    reference_sums(policy, pairs, collate, size, folder, half, group.world, group.rank)
+    group.wait()
 
 
 def _teller(progress: Progress, notify: Notify, steps: int) -> Callable[[dict[str, Any]], None]:

@@ -1,8 +1,9 @@
 """The reference model's log-probabilities: computed once, before training, and kept in reference.jsonl.
 
 One line for each pair: {"id", "chosen", "rejected"}, sums in nats. At that moment the policy is the reference
-(a fresh adapter changes nothing), so no second model is ever held. A killed pass goes on with the batches
-that are missing.
+(a fresh adapter changes nothing), so no second model is ever held; where another model is the reference, it
+makes the file before the policy is loaded (`sao.training.job.reference_run`). A killed pass goes on with the
+batches that are missing.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from sao.records import make_id, seed_of
 from sao.store.files import dumps, read_jsonl
 from sao.training import monitors, parallel
 from sao.training.arguments import half_precision, training_arguments
-from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, pack, pad, split_pairs
+from sao.training.batches import Batch, EpochOrder, MicroBatches, TokenPair, batch_of, split_pairs
 from sao.training.checkpoints import seal, writing
 from sao.training.losses import PairLogps, preference_loss
 from sao.training.measures import Measures, means
@@ -115,13 +115,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
 
     def batch_of(self, rows: Iterable[int]) -> Batch:
         """Rows of `pairs` as one batch; ~row is a filler of weight 0."""
-        rows = list(rows)
-        weights = [float(row >= 0) for row in rows]
-        rows = [row if row >= 0 else ~row for row in rows]
-        pairs = [self.pairs[row] for row in rows]
-        if self.config.batches == "padded":
-            return pad(pairs, self.pad_id, rows, weights, self.config.nll_on_prompt)
-        return pack(pairs, rows, weights, self.config.share_prompt, self.config.nll_on_prompt)
+        return batch_of(self.pairs, list(rows), self.config, self.pad_id)
 
     def collate(self, rows: list[int]) -> dict[str, Any]:
         """A micro-batch for `compute_loss`."""

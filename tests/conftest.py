@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
-from hypothesis import settings
 
 from sao.engines import client
 
-settings.register_profile("busy", deadline=None)  # a machine that does other work is slow now and then
-settings.load_profile("busy")
+if find_spec("hypothesis"):  # vLLM's environment is without
+    from hypothesis import settings
+
+    settings.register_profile("busy", deadline=None)  # a machine that does other work is slow now and then
+    settings.load_profile("busy")
 
 
 @pytest.fixture

@@ -62,6 +62,11 @@ def run(
     finished.
     """
     began, root = time.monotonic(), Path(out)
+    if number is not None and number > config.rounds.n:
+        raise ConfigError(
+            f"--round {number}: the recipe has rounds.n {config.rounds.n}. Give --rounds.n {number} with it",
+            key="--round",
+        )
     if engine is None:
         config = settle(config)[0]
     config = asking(config)

@@ -44,7 +44,8 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 RANGES: dict[str, tuple[int, float]] = {
     "seed": (0, 2**32 - 1), "n": (1, inf), "self_tests": (0, inf), "held_out": (0, inf), "limit": (1, inf),
-    "batch_size": (1, inf), "gpus": (1, inf), "prompt_tokens": (1, inf), "response_tokens": (1, inf),
+    "round": (1, inf), "batch_size": (1, inf), "gpus": (1, inf), "prompt_tokens": (1, inf),
+    "response_tokens": (1, inf),
 }  # fmt: skip
 """Least and greatest value of each option that is a whole number, whichever command it belongs to. Shares are
 checked where they are used."""
@@ -123,16 +124,26 @@ def read_target(target: str, overrides: dict[str, str]) -> Config:
     return load_recipe(target, overrides)  # an unknown name raises, and names the nearest recipe
 
 
-def run_folder(root: Path) -> Reader:
-    """A run folder with the recipe it was last used with, read as its manifest has it."""
+def add_round(command: argparse.ArgumentParser) -> None:
+    """The option --round, of commands that read one round of a run."""
+    command.add_argument(
+        "--round",
+        type=int,
+        metavar="K",
+        help="the run's round (default: the one whose model it gave back, or the first)",
+    )
+
+
+def run_folder(root: Path, number: int | None = None) -> Reader:
+    """A round of a run folder with the recipe it was last used with, read as its manifest has it."""
     from sao.pipeline.folder import recorded
 
-    return recorded(root)
+    return recorded(root, number)
 
 
-def own_pairs(root: Path) -> Reader:
+def own_pairs(root: Path, number: int | None = None) -> Reader:
     """The same. Raises ConfigError where the run made no pairs of its own."""
-    run = run_folder(root)
+    run = run_folder(root, number)
     if run.config.pairs.source is not None:
         raise ConfigError(
             f"{root}: trained on given pairs ({run.config.pairs.source}); it made none of its own. `sao "

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sao.cli.arguments import add_json, no_more, own_pairs, read_overrides, read_target
+from sao.cli.arguments import add_json, add_round, no_more, own_pairs, read_overrides, read_target
 
 if TYPE_CHECKING:
     from sao.cli.arguments import Commands
@@ -41,6 +41,7 @@ def _add_export(commands: Commands) -> None:
     )
     add_option("--no-audit", action="store_true", help="leave the judge's figures out of the card (quicker)")
     add_option("--push-to-hub", metavar="ID", help="upload the folder as a private data set (HF_TOKEN)")
+    add_round(command)
     add_json(command)
     command.set_defaults(call=_export)
 
@@ -69,7 +70,7 @@ def _export(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.training.cards import push_dataset
 
     no_more(extra)
-    run = own_pairs(args.run)
+    run = own_pairs(args.run, args.round)
     out = args.out or args.run / "export"
     judge = None if args.no_audit else audit(run)
     done = export(run, out, args.format, args.view, args.test_share, judge)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sao.cli.arguments import Renamed, add_json, no_more, own_pairs, quiet_libraries, run_folder
+from sao.cli.arguments import Renamed, add_json, add_round, no_more, own_pairs, quiet_libraries, run_folder
 from sao.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def _add_stats(commands: Commands) -> None:
     )
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="one run folder, or two")
     command.add_argument("--seed", type=int, default=0, help="another seed draws other samples")
+    add_round(command)
     add_json(command)
     command.set_defaults(call=_stats)
 
@@ -58,6 +59,7 @@ def _add_contamination(commands: Commands) -> None:
     add_option(
         "--out", type=Path, help="write the report with the pairs side by side into this Markdown file"
     )
+    add_round(command)
     add_json(command)
     command.set_defaults(call=_contamination)
 
@@ -72,6 +74,7 @@ def _add_audit(commands: Commands) -> None:
     add_option(
         "--self-tests", type=int, default=0, metavar="N", help="also ask the judge about N made-up pairs"
     )
+    add_round(command)
     add_json(command)
     command.set_defaults(call=_audit)
 
@@ -85,6 +88,7 @@ def _add_label(commands: Commands) -> None:
     add_option("--n", type=int, default=100, help="pairs to label (default: 100)")
     add_option("--by", default="me", help="who labels (default: me)")
     add_option("--seed", type=int, default=0, help="another seed draws other pairs")
+    add_round(command)
     command.set_defaults(call=_label)
 
 
@@ -108,7 +112,9 @@ def _stats(args: argparse.Namespace, extra: list[str]) -> int:
     no_more(extra)
     if len(args.runs) > 2:
         raise ConfigError("sao stats shows one run, or two side by side", key="run folder")
-    runs = RunStatistics(runs={str(root): stats(run_folder(root), args.seed) for root in args.runs})
+    runs = RunStatistics(
+        runs={str(root): stats(run_folder(root, args.round), args.seed) for root in args.runs}
+    )
     print(show_statistics(runs))
     if args.json:
         print(runs.model_dump_json())
@@ -122,7 +128,9 @@ def _contamination(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.store.files import write_atomic
 
     no_more(extra)
-    report = contamination_report(run_folder(args.run).texts, load_benchmarks(args.sets), args.max_overlap)
+    report = contamination_report(
+        run_folder(args.run, args.round).texts, load_benchmarks(args.sets), args.max_overlap
+    )
     text = show_contamination(report)
     if args.out:
         write_atomic(args.out, text + "\n")
@@ -140,7 +148,7 @@ def _audit(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.report.audit import show_audit
 
     no_more(extra)
-    run = own_pairs(args.run)
+    run = own_pairs(args.run, args.round)
     judge = audit(run, args.labels)
     if args.self_tests:
         quiet_libraries()
@@ -155,7 +163,7 @@ def _label(args: argparse.Namespace, extra: list[str]) -> int:
     from sao.analysis.label import label
 
     no_more(extra)
-    label(own_pairs(args.run), args.n, args.by, args.seed)
+    label(own_pairs(args.run, args.round), args.n, args.by, args.seed)
     return 0
 
 

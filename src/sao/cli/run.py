@@ -70,6 +70,13 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     )
     add_option("--out", type=Path, help="run folder (default: runs/<target>)")
     add_option("--seed", type=int, help="the run's seed (default: the recipe's)")
+    add_option(
+        "--round",
+        type=int,
+        metavar="K",
+        help="end in round K of a recipe with several (default: run and eval end after the last, others in "
+        "the first); with --tuned RUN, the round whose model is meant",
+    )
     add_json(command)
     add_option("--quiet", action="store_true", help="no progress")
     add_option("--help-config", action="store_true", help="list every key of a recipe and stop")
@@ -151,7 +158,7 @@ def _run(args: argparse.Namespace, extra: list[str]) -> int:
     bar = Progress(speaks and not args.quiet)
     until = "eval" if args.command == "run" else args.command
     try:
-        summary = run(config, out, until=until, progress=bar, notify=bar.say)
+        summary = run(config, out, until=until, number=args.round, progress=bar, notify=bar.say)
     finally:
         bar.close()
     if speaks:
@@ -207,7 +214,7 @@ def _asked(args: argparse.Namespace) -> Asked:
 
     return Asked(
         base=player("base", args.base),
-        tuned=player("tuned", args.tuned),
+        tuned=player("tuned", args.tuned, args.round),
         reference=player("reference", args.reference) if args.reference else None,
         questions=dict(_assigned(args.questions, "--questions")),
         templates=dict(_assigned(args.template, "--template")),

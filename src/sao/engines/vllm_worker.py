@@ -83,8 +83,10 @@ def load(arguments: dict[str, Any]) -> tuple[Any, Any]:
         # vLLM 0.32 stops with "CPU Generator does not use offset" where the prompt of a request with a seed
         # is split.
         arguments.setdefault("enable_chunked_prefill", False)
-        length = EngineArgs(**arguments | {"dtype": "float32"}).create_model_config().max_model_len
-        arguments.setdefault("max_num_batched_tokens", max(4096, length))
+        model = EngineArgs(**arguments | {"dtype": "float32"}).create_model_config()
+        arguments.setdefault("max_num_batched_tokens", max(4096, model.max_model_len))
+        if model.is_hybrid and not arguments["enable_chunked_prefill"]:
+            arguments["enable_prefix_caching"] = False  # vLLM keeps such states only where prompts are split
         arguments["dtype"] = arguments["dtype"] or "float32"
     arguments["dtype"] = arguments["dtype"] or "auto"
     _widen_head(arguments, EngineArgs(**arguments).create_model_config())

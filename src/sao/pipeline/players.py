@@ -39,9 +39,9 @@ class Player:
         return path.name if run is None else run.name
 
 
-def player(role: str, name: str) -> Player:
+def player(role: str, name: str, number: int | None = None) -> Player:
     """A player by what the user gives: a folder, `ID@REVISION`, a file of answers, or a run folder (its base
-    or trained model).
+    or the model that it gave back, or that of round `number`).
 
     Raises ConfigError for a run without the trained model that its recipe asks for.
     """
@@ -50,7 +50,7 @@ def player(role: str, name: str) -> Player:
         config = recipe_of(path)
         if role == "base":
             return Player(role=role, model=config.model, revision=config.revision, run=path)
-        model = recorded(path).round.model_dir
+        model = recorded(path, number).round.model_dir
         if not is_whole(model):
             trained = filter(is_whole, sorted(path.glob("round-*/train-*/model")))
             others = ", ".join(map(str, trained)) or "none"

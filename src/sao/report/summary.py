@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sao.report.checks import before_and_after, kinds_table
+from sao.report.rounds import rounds_lines
 from sao.results.base import Interval, StageCounts
 from sao.results.summary import Gain, HeldOut, OracleWins, Spent, Summary
 from sao.tables import Column, percent, plain_table
@@ -23,6 +24,7 @@ def show_summary(summary: Summary) -> str:
     lines += _judge_lines(summary)
     lines += _usage_lines(summary.usage) if summary.usage else []
     lines += _outcome_lines(summary)
+    lines += ["", *rounds_lines(summary)] if summary.rounds else []
     lines += ["", *(f"{name:12} {path}" for name, path in summary.paths.items())]
     return "\n".join(lines)
 

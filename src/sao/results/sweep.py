@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from sao.results.base import Interval, Rate, Result
+from sao.results.rounds import RoundResult
 
 MeasureName = Literal["checks", "checks_unseen", "oracle", "win_rate", "words"]
 Half = Literal["choice", "report"]
@@ -76,6 +77,12 @@ class Cell(Result):
     """All measures on both halves of the held-out prompts."""
     judge: str | None = None
     """Who judged the win rate; null where the cell failed."""
+    rounds: list[RoundResult] = []
+    """The rounds, where the cell has several; its figures are those of the best."""
+    best: int | None = None
+    """That round; null for a single one."""
+    stopped_by: list[str] = []
+    """What ended the run before its last round, a sentence for each rule."""
     kept_pairs: int | None = None
     """Pairs that it trained on; null where pairs were given."""
     kept_share: float | None = None

@@ -79,11 +79,14 @@ def run_cell(
     try:
         root = plan.root / cell.run
         summary = run(cell.config, root, engine=plan.given, progress=progress, notify=say)
-        reader = folder.reader(cell.config, root, plan.given)
+        reader = folder.reader(cell.config, root, plan.given, summary.best or 1)
         scores, labels = prompt_scores(reader), labels_of(reader)
         found = {
             "measures": measured(scores),
             "judge": None if summary.heldout is None else summary.heldout.label,
+            "rounds": summary.rounds,
+            "best": summary.best,
+            "stopped_by": summary.stopped_by,
             "kept_pairs": labels.trained,
             "kept_share": None if summary.kept is None else summary.kept.share,
             "label_accuracy": labels.label_accuracy,

@@ -260,11 +260,14 @@ def fingerprint_of(
 ) -> str:
     """Hash of all that a cell's records depend on: the fingerprints of its steps, and the run folder, whose
     name says the sizes."""
-    round_ = Round(asking(config), run, STEPS, given=given)
+    first = Round(asking(config), run, STEPS, given=given)
     if looks is not None:
         if run.name not in looks:
             has_run = (run / MANIFEST).is_file()
             looks[run.name] = Outside(read_manifest(run).outside if has_run else None)
-        round_.outside = looks[run.name]
-    stages = (stage for step in round_.steps if round_.has(step.name) for stage in round_.stages(step.name))
+        first.outside = looks[run.name]
+    rounds = [first]
+    while len(rounds) < config.rounds.n:
+        rounds.append(rounds[-1].next())
+    stages = (stage for r in rounds for step in r.steps if r.has(step.name) for stage in r.stages(step.name))
     return make_id(run.name, *(stage.fingerprint for stage in stages))

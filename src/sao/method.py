@@ -18,7 +18,7 @@ from sao.config import Config
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, NoPairsError
+from sao.errors import ConfigError, DropError, NoPairsError
 from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
@@ -62,11 +62,7 @@ def run(
     finished.
     """
     began, root = time.monotonic(), Path(out)
-    if number is not None and number > config.rounds.n:
-        raise ConfigError(
-            f"--round {number}: the recipe has rounds.n {config.rounds.n}. Give --rounds.n {number} with it",
-            key="--round",
-        )
+    check_number(config, number)
     if engine is None:
         config = settle(config)[0]
     config = asking(config)
@@ -89,12 +85,23 @@ def run(
     return summary
 
 
+def check_number(config: Config, number: int | None) -> None:
+    """Raise ConfigError for a round that the recipe does not have."""
+    if number is not None and number > config.rounds.n:
+        raise ConfigError(
+            f"--round {number}: the recipe has rounds.n {config.rounds.n}. Give --rounds.n {number} with it",
+            key="--round",
+        )
+
+
 @dataclass
 class Outcome:
     """The rounds that were run, and what came of those that are finished where there are several."""
 
     rounds: list[Round] = field(default_factory=list)
     results: list[RoundResult] = field(default_factory=list)
+    ended_by: str | None = None
+    """Why the round after these could not be finished; None where it could."""
 
     @property
     def best(self) -> Round:
@@ -110,7 +117,8 @@ class Outcome:
 def with_rounds(summary: Summary, outcome: Outcome) -> Summary:
     """The summary with what it says of the rounds."""
     best = outcome.best.number if len(outcome.results) == len(outcome.rounds) else None
-    stopped_by = outcome.results[-1].stopped_by
+    ended = [] if outcome.ended_by is None else [outcome.ended_by]
+    stopped_by = [*outcome.results[-1].stopped_by, *ended]
     return summary.model_copy(update={"rounds": outcome.results, "best": best, "stopped_by": stopped_by})
 
 
@@ -128,7 +136,14 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         names = wanted(round_, goal)
         restore(round_, runner, names)
         open_run(round_, runner, names)
-        run_round(round_, runner, names, until if is_worker() else goal)
+        try:
+            run_round(round_, runner, names, until if is_worker() else goal)
+        except (DropError, NoPairsError) as error:
+            if not outcome.results:
+                raise
+            outcome.ended_by = f"round {round_.number} could not be finished: {error}"
+            runner.notify(outcome.ended_by)
+            break
         outcome.rounds.append(round_)
         if n > 1 and goal == "eval" and not is_worker():
             add_result(outcome, round_, runner)

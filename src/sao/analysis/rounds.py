@@ -42,7 +42,7 @@ def measure(round_: Round) -> RoundResult:
     judged = round_.has("comparisons")
     return RoundResult(
         round=round_.number,
-        model=str(round_.model_dir),
+        model=str(round_.model_dir.relative_to(round_.root)),
         prompts=run.count_asked(held_out=False),
         pairs=len(pairs),
         kept_share=len(pairs) / possible if possible else None,
@@ -169,9 +169,9 @@ LONGER, MORE_REPETITION, MORE_CUT = 1.5, 0.1, 0.1
 """Times the length at the start; shares above those at the start."""
 FEWER_PAIRS, NARROWER = 0.5, 0.5
 """Shares of the first round's kept pairs, and of its margin."""
-AGREES, MORE_BIAS = 0.7, 0.2
-"""Least agreement with the judge before; how far the share of first-slot verdicts may move from the first
-round's."""
+AGREES, MORE_BIAS, MORE_FLIPS = 0.7, 0.2, 0.15
+"""Least agreement with the judge before; how much further from a half the share of first-slot verdicts may be
+than in the first round, and how much larger the share of flips."""
 
 
 def length(rounds: Sequence[RoundResult]) -> str | None:
@@ -221,21 +221,22 @@ def few_pairs(rounds: Sequence[RoundResult]) -> str | None:
 
 
 def judge_drifts(rounds: Sequence[RoundResult]) -> str | None:
-    """The judge names other answers than the one before, or looks at the slot more than in the first round
-    (CREAM, arXiv 2410.12735)."""
+    """The judge names other answers than the one before (CREAM, arXiv 2410.12735), or looks at the slot more
+    than in the first round."""
     first, now = rounds[0].judge, rounds[-1].judge
     if first is None or now is None:
         return None
-    if now.agreement is not None and now.agreement.rate is not None and now.agreement.rate < AGREES:
-        return f"the judge agrees with the one before on {now.agreement.rate:.0%} of the pairs"
-    if now.first_slot_rate is None or first.first_slot_rate is None:
-        return None
-    if abs(now.first_slot_rate - 0.5) - abs(first.first_slot_rate - 0.5) <= MORE_BIAS:
-        return None
-    return (
-        f"{now.first_slot_rate:.0%} of the verdicts are for the answer shown first, "
-        f"{first.first_slot_rate:.0%} in the first round"
-    )
+    agreed = None if now.agreement is None else now.agreement.rate
+    if agreed is not None and agreed < AGREES:
+        return f"the judge agrees with the one before on {agreed:.0%} of the pairs"
+    if (now.flip_rate or 0.0) - (first.flip_rate or 0.0) > MORE_FLIPS:
+        told = f"{first.flip_rate or 0.0:.0%} in the first round"
+        return f"{now.flip_rate:.0%} of the verdicts flip with the order, {told}"
+    slots = [0.5 if r is None else r for r in (first.first_slot_rate, now.first_slot_rate)]
+    if abs(slots[1] - 0.5) - abs(slots[0] - 0.5) > MORE_BIAS:
+        told = f"{slots[0]:.0%} in the first round"
+        return f"{slots[1]:.0%} of the verdicts are for the answer shown first, {told}"
+    return None
 
 
 def converged(rounds: Sequence[RoundResult]) -> str | None:

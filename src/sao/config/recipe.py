@@ -125,8 +125,6 @@ class Config(Section):
                 f"rounds.n {self.rounds.n}: rounds are compared on held-out prompts, and personas.held_out "
                 "is 0. Give some, such as 200"
             )
-        if self.rounds.rejected == "initial" and self.responses.n < 2:
-            raise ValueError("rounds.rejected initial needs responses.n of at least 2: one answer of each")
         return self
 
     @model_validator(mode="after")

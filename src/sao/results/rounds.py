@@ -69,7 +69,7 @@ class RoundResult(Result):
     round: int
     """Its number, from 1."""
     model: str
-    """Folder of the model that it trained."""
+    """Folder of the model that it trained, below the run folder."""
     prompts: int
     """Prompts that were answered for training."""
     pairs: int

@@ -11,11 +11,12 @@ from sao.execution.runner import Progress
 from sao.execution.session import Notify
 from sao.method import run
 from sao.pipeline import folder
+from sao.results.summary import Summary
 from sao.results.sweep import Cell, PromptScores
 from sao.store.manifest import git_revision, package_versions
 from sao.sweep.cells import Cells
 from sao.sweep.plan import Plan, Planned
-from sao.sweep.scores import labels_of, measured, prompt_scores
+from sao.sweep.scores import Labels, labels_of, measured, prompt_scores
 
 CHANGED = "changed since the last run here: "
 """Begins what a run says of a folder that it shares; in a sweep that is no news."""
@@ -64,6 +65,21 @@ def _left(cells: int, took: list[float]) -> str:
     return f"{cells} left, about {f'{minutes:.0f} min' if minutes >= 1 else 'a minute'}"
 
 
+def figures_of(summary: Summary, labels: Labels, scores: list[PromptScores]) -> dict[str, object]:
+    """What a finished run says, as the fields of its cell."""
+    return {
+        "measures": measured(scores),
+        "judge": None if summary.heldout is None else summary.heldout.label,
+        "rounds": summary.rounds,
+        "best": summary.best,
+        "stopped_by": summary.stopped_by,
+        "kept_pairs": labels.trained,
+        "kept_share": None if summary.kept is None else summary.kept.share,
+        "label_accuracy": labels.label_accuracy,
+        "judge_accuracy": labels.judge_accuracy,
+    }
+
+
 def run_cell(
     plan: Plan, cell: Planned, progress: Progress, notify: Notify
 ) -> tuple[Cell, list[PromptScores]]:
@@ -80,18 +96,8 @@ def run_cell(
         root = plan.root / cell.run
         summary = run(cell.config, root, engine=plan.given, progress=progress, notify=say)
         reader = folder.reader(cell.config, root, plan.given, summary.best or 1)
-        scores, labels = prompt_scores(reader), labels_of(reader)
-        found = {
-            "measures": measured(scores),
-            "judge": None if summary.heldout is None else summary.heldout.label,
-            "rounds": summary.rounds,
-            "best": summary.best,
-            "stopped_by": summary.stopped_by,
-            "kept_pairs": labels.trained,
-            "kept_share": None if summary.kept is None else summary.kept.share,
-            "label_accuracy": labels.label_accuracy,
-            "judge_accuracy": labels.judge_accuracy,
-        }
+        scores = prompt_scores(reader)
+        found = figures_of(summary, labels_of(reader), scores)
     except StoreError:
         raise
     except SAOError as error:

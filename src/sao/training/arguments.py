@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from sao.config import TrainConfig
+from sao.models.parts import has_experts
 from sao.training import parallel
 
 
@@ -24,18 +25,16 @@ def training_arguments(
     config: TrainConfig,
     group: parallel.Processes,
     out: Path,
-    device: torch.device,
+    model: PreTrainedModel,
     seed: int,
     evaluates: bool,
     from_start: bool,
-    experts: bool = False,
 ) -> TrainingArguments:
-    """The arguments of transformers.Trainer; `evaluates` says whether there is anything to measure, `experts`
-    whether some weights may take no part in a pass (experts without tokens, an index of keys): processes that
-    wait for the gradients of those would train on their own gradients alone.
+    """The arguments of transformers.Trainer; `evaluates` says whether there is anything to measure.
 
     The callback says when a checkpoint is saved (see `sao.training.monitors.SaveAndStop`).
     """
+    device = model.device
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"),
         num_train_epochs=config.epochs,
@@ -57,7 +56,9 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
         report_to=list(config.report_to) or "none",
-        ddp_find_unused_parameters=experts,
+        # Experts without tokens and an index of keys get no gradient: processes that wait for one would each
+        # train on their own gradients alone.
+        ddp_find_unused_parameters=has_experts(model),
         **_optimisation(config, device),
         **({"use_cpu": device.type == "cpu"} | parallel.arguments(config, group)),
     )

@@ -61,9 +61,7 @@ def train_run(
     pairs = at_most(pairs, config.train.max_pairs)
     if len(pairs) < n_encoded:
         reasons["more than train.max_pairs"] = n_encoded - len(pairs)
-    if reference is not None and reference.model != config.model and config.train.needs_reference:
-        notify(f"loading {reference.model}, the reference")
-        reference_run(reference, pairs, tokenizer, folder)
+    reference_run(config, reference, pairs, tokenizer, folder, notify)
     for line in (f"loading {config.model}", *notices(find_model(config.model, config.revision))):
         notify(line)
     model = load_to_train(config)
@@ -75,22 +73,33 @@ def train_run(
     progress("train", 0, steps)
     seed = config.seed if config.train.seed is None else config.train.seed
     result = train(pairs, model, tokenizer, folder, config.train, seed, _teller(progress, notify, steps))
+    metrics, dropped = _rounded(result.metrics), sum(reasons.values())
     counts = StageCounts(
         stage="train",
         records=len(pairs),
-        dropped=sum(reasons.values()),
+        dropped=dropped,
         reasons=reasons,
         steps=result.steps,
-        metrics=_rounded(result.metrics),
+        metrics=metrics,
     )
     return counts.model_copy(update={"cut": n_cut}) if n_cut else counts
 
 
-def reference_run(config: Config, pairs: list[TokenPair], tokenizer: ChatTokenizer, folder: Path) -> None:
-    """Write folder/reference.jsonl by `config.model`, which is gone from memory afterwards; training finds
-    it there."""
-    group, model = parallel.processes(), load_to_train(config)
-    policy, train_config, _ = choose_policy(model, config.train, 0, pairs, group)
+def reference_run(
+    trained: Config,
+    reference: Config | None,
+    pairs: list[TokenPair],
+    tokenizer: ChatTokenizer,
+    folder: Path,
+    notify: Notify,
+) -> None:
+    """Write folder/reference.jsonl by `reference.model` where the loss needs it and it is not the model that
+    is trained; it is gone from memory afterwards, and training finds the file."""
+    if reference is None or reference.model == trained.model or not trained.train.needs_reference:
+        return
+    notify(f"loading {reference.model}, the reference")
+    group, model = parallel.processes(), load_to_train(reference)
+    policy, train_config, _ = choose_policy(model, reference.train, 0, pairs, group)
     half = half_precision(train_config, model.device)
 
     def collate(rows: Iterable[int]) -> Batch:

@@ -25,7 +25,6 @@ from transformers import PreTrainedModel, PrinterCallback
 from sao.config import TrainConfig
 from sao.errors import Terminated, TrainingError
 from sao.models.chat import ChatTokenizer
-from sao.models.parts import has_experts
 from sao.records import make_id, seed_of
 from sao.store.files import dumps, read_jsonl
 from sao.training import monitors, parallel
@@ -78,9 +77,7 @@ class PreferenceTrainer(parallel.ParallelTrainer):
         # Without the tokenizer: Trainer would rewrite the model's own end-of-turn ids to match it.
         super().__init__(
             model=model,
-            args=training_arguments(
-                config, self.group, out, model.device, seed, evaluates, from_start, has_experts(model)
-            ),
+            args=training_arguments(config, self.group, out, model, seed, evaluates, from_start),
             data_collator=self.collate,
             eval_dataset=self.held_out or self.pairs,  # only so that Trainer calls `evaluate`
             **(stochastic if config.optimizer == "adamw_sr" else {}),

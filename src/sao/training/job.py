@@ -62,12 +62,7 @@ def train_run(
     if len(pairs) < n_encoded:
         reasons["more than train.max_pairs"] = n_encoded - len(pairs)
     reference_run(config, reference, pairs, tokenizer, folder, notify)
-    for line in (f"loading {config.model}", *notices(find_model(config.model, config.revision))):
-        notify(line)
-    model = load_to_train(config)
-    if warning := monitors.rate_warning(config.train, model.num_parameters()):
-        notify(f"warning: {warning}")
-
+    model = _loaded(config, notify)
     n_train = len(split_pairs(pairs, config.train.held_out_share)[0])
     steps = -(-n_train // config.train.batch_size) * config.train.epochs
     progress("train", 0, steps)
@@ -83,6 +78,16 @@ def train_run(
         metrics=metrics,
     )
     return counts.model_copy(update={"cut": n_cut}) if n_cut else counts
+
+
+def _loaded(config: Config, notify: Notify) -> PreTrainedModel:
+    """The model to train, with what its user should know of it."""
+    for line in (f"loading {config.model}", *notices(find_model(config.model, config.revision))):
+        notify(line)
+    model = load_to_train(config)
+    if warning := monitors.rate_warning(config.train, model.num_parameters()):
+        notify(f"warning: {warning}")
+    return model
 
 
 def reference_run(

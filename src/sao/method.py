@@ -132,7 +132,7 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         goal = until if round_.number == last else "eval"
         if is_worker() and round_.is_trained and round_.number < n:
             continue  # torchrun's processes train the first round that is not trained yet
-        runner.label = f"round {round_.number}: " if n > 1 else ""
+        runner.label = f"round {round_.number} of {n}: " if n > 1 else ""
         names = wanted(round_, goal)
         restore(round_, runner, names)
         open_run(round_, runner, names)

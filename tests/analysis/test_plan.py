@@ -66,6 +66,8 @@ PLANNED_FOR = {
     "external-judge": "H100-80",
     "self-made": "H100-80",
     "smollm2": "T4",
+    "demo-rounds": "T4",
+    "rounds-7b-9b": "H100-80",
 }
 # Linear maps of a layer: q 6·4, k and v 6·2 each, o 4·6, MLP 3·6·10: 252. Norms 2·6. Head 20·6.
 TOY = Shape(vocabulary=20, hidden=6, inner=10, layers=3, heads=2, kv_heads=1, head_dim=2, tied=False)
@@ -515,11 +517,12 @@ def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest
 def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\S+ --gpu [^`]+)` \|[^|]+\| (\d) \|(.+)\|$", text, re.MULTILINE)
-    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {"demo", "default", "smollm2"}
+    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {"demo", "demo-rounds", "default", "smollm2"}
     for command, gpus, figures in rows:
         assert main(["plan", *command.split(), "--json"]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
-        hours = {stage["name"]: stage["seconds"] / 3600 for stage in found["stages"]}
+        rounds = found["rounds"]
+        hours = {stage["name"]: rounds * stage["seconds"] / 3600 for stage in found["stages"]}
         data = hours.get("personas", 0.0) + hours["prompts"] + hours["responses"] + hours["verdicts"]
         wanted = [
             found["training_gib"]["total"],

@@ -2,7 +2,7 @@
 best. No rule looks at the toy world's oracle.
 
 Why rules: loops of self-judged training over-optimise after about two rounds. Chosen and rejected answers
-converge (arXiv 2508.06026), answers grow (arXiv 2401.10020: from 1,092 to 2,552 characters in three rounds),
+converge (arXiv 2508.06026), answers grow (arXiv 2401.10020),
 and a judge that is trained with the model drifts (arXiv 2410.12735).
 """
 

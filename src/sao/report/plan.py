@@ -76,7 +76,10 @@ def _stage_table(plan: Plan) -> list[str]:
         [s.name, f"{s.items:,}", f"{s.read / 1e6:.2f}", f"{s.written / 1e6:.2f}", f"{s.hours:.1f}"]
         for s in plan.stages
     ]
-    return plain_table(columns, [*rows, ["all", "", "", "", f"{plan.hours:.1f}"]])
+    if plan.rounds > 1:
+        rows.append(["a round", "", "", "", f"{plan.hours / plan.rounds:.1f}"])
+    all_ = "all" if plan.rounds == 1 else f"all {plan.rounds} rounds"
+    return plain_table(columns, [*rows, [all_, "", "", "", f"{plan.hours:.1f}"]])
 
 
 def _ways_table(plan: Plan) -> list[str]:

@@ -122,7 +122,9 @@ class Plan(Result):
     """Memory while generating."""
     stages: list[PlannedStage]
     """The stages in order."""
+    rounds: int = 1
+    """Rounds of the recipe; each takes its stages again."""
     hours: float
-    """Hours of all stages."""
+    """Hours of all stages, all rounds together."""
     ways: list[TrainingWay]
     """Ways of training, the recipe's own among them."""

@@ -99,7 +99,8 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
         training_gib=training.in_gib(),
         generation_gib=generation.in_gib(),
         stages=planned,
-        hours=sum(stage.seconds for stage in planned) / 3600,
+        rounds=config.rounds.n,
+        hours=config.rounds.n * sum(stage.seconds for stage in planned) / 3600,
         ways=list(_ways(shape, train, gpu, gpus, lengths)),
     )
 

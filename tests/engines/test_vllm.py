@@ -38,6 +38,8 @@ from sao.templates import load_template
 from sao.toy_world.language import sample_persona
 from support.checks import known
 from support.errors import raises
+from support.families import build
+from support.family_checks import train_briefly
 from support.run_files import records_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -359,6 +361,24 @@ def test_a_lora_adapter_is_put_on(tmp_path: Path, builtin: Engine) -> None:
         assert max(abs(a - b) for key in expected for a, b in zip(plain[key], expected[key])) > 0.1
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "mixtral", "olmo3", "falcon_h1"])
+def test_a_trained_model_of_a_family_is_read_back(model_type: str, tmp_path: Path) -> None:
+    """Windows, a mixture, other norms, and a hybrid, after a training step: the same greedy tokens."""
+    sizes = {"head_dim": 32, "hidden_size": 128, "num_attention_heads": 4}  # vLLM has kernels for few sizes
+    trained = train_briefly(build(model_type, tmp_path / "model", **sizes), tmp_path / "out").model_dir
+    requests = [
+        Request((Message("user", "hello world " * i + str(i)),), (Sample(str(i), i),), Sampling(8, 0.0))
+        for i in range(4)
+    ]
+    engine = VllmEngine(str(trained), EngineConfig(name="vllm", dtype="float32", threads=1))
+    try:
+        found = {done.id: done.token_ids for done in engine.generate(iter(requests))}
+    finally:
+        engine.close()
+    plain = TransformersEngine(str(trained), EngineConfig(device="cpu", threads=1))
+    assert found == {done.id: done.token_ids for done in plain.generate(iter(requests))}
 
 
 def test_a_model_that_vllm_cannot_run_is_a_clear_error(tmp_path: Path) -> None:

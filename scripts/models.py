@@ -40,8 +40,8 @@ random model from its own config class, float32, on a CPU. [models.json](models.
   whose weights lie in one tensor.
 - **saves**: a trained model has the same weight names as before and the same logits; towers for pictures
   and sound are kept, frozen, under the names they came with.
-  vLLM for the CPU (0.32) reads such models back with the same greedy tokens where it knows the family and fits
-  transformers 5.19: tried with llama, qwen3, qwen3_moe, mixtral, gemma3_text, olmo3 and falcon_h1.
+  vLLM for the CPU (0.32) reads such models back with the same greedy tokens where it knows the family and
+  fits transformers 5.19: tried with llama, qwen3, qwen3_moe, mixtral, gemma3_text, olmo3 and falcon_h1.
 - **shares**: two processes (DDP) find the loss and the gradient's norm of one to 1e-5.
 - **planned**: `sao plan` counts the weights, and the bytes that the cache keeps of a token.
 

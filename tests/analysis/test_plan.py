@@ -517,7 +517,12 @@ def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest
 def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\S+ --gpu [^`]+)` \|[^|]+\| (\d) \|(.+)\|$", text, re.MULTILINE)
-    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {"demo", "demo-rounds", "default", "smollm2"}
+    assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {
+        "demo",
+        "demo-rounds",
+        "default",
+        "smollm2",
+    }
     for command, gpus, figures in rows:
         assert main(["plan", *command.split(), "--json"]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -21,7 +21,7 @@ from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
 from sao.pipeline.settings import has_personas, prompt_templates
 from sao.records import Message
-from sao.stages import filters, personas
+from sao.stages import filters, personas, prompts
 from sao.stages.by_model import needs_logprobs, require_logprobs
 from sao.stages.functions import load_function
 from sao.stages.wordings import check_words
@@ -49,8 +49,26 @@ def check(run: Round, session: Session, trains: bool) -> None:
         check_judges(run)
     if run.given is None:
         check_engines(run, session, trains)
+    if run.before is None and run.has("prompts") and not run.stage("prompts").finished:
+        check_enough(run)
     if config.pairs.source is not None and run.has("train") and not run.is_trained:
         deque(itertools.islice(Reader(run).to_train_on(), 200), maxlen=0)  # raises where the set is none
+
+
+def check_enough(run: Round) -> None:
+    """Raise DataError where a source that is here holds too few personas (or given prompts) for all rounds.
+    One on the hub is not read twice."""
+    config, n = run.config, run.recipe.rounds.n
+    source = first_source(config)
+    is_here = source in personas.LICENCES or Path(source).expanduser().is_file()
+    if n == 1 or config.rounds.personas == "same" or not is_here:
+        return
+    skipped = (n - 1) * config.personas.n
+    if config.prompts.source is not None:
+        asked = prompts.given_prompts(config.prompts, config.personas, config.seed, "", skipped, True)
+    else:
+        asked = personas.read_personas(config.personas, config.seed, skipped)
+    deque(asked, maxlen=0)
 
 
 def check_judges(run: Round) -> None:

@@ -1,0 +1,167 @@
+"""Rounds in the toy world: what every round is worth on 3,000 prompts that nothing else looks at, and how
+near to the best one the controller comes.
+
+    sao sweep demo-rounds --rounds.stop '[]' --over rounds.judge=current --over rounds.personas=same \\
+        --over rounds.rejected=initial --over rounds.train_from=initial --over seed=0,1,2,3,4 --out SWEEP
+    python benchmarks/rounds.py SWEEP --out FILE
+
+SWEEP has all rounds of each cell, since no rule stops them. Each model of each cell answers 3,000 prompts,
+which the untrained model wrote for personas drawn by a seed of their own, and the toy world's oracle scores
+the answers; one line of FILE for each model, so that the same command goes on after a kill. Then the rules
+and the choice of the best round (`sao.analysis.rounds`) are applied to what the run itself measured on its
+own 600 held-out prompts. Regret is the score of the best round less that of the round chosen. Intervals are
+Student's, over seeds. The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sao.analysis.rounds import RULES, best_of, judged_by_rules
+from sao.config import load_recipe
+from sao.engines import open_engine
+from sao.method import run
+from sao.pipeline.folder import recorded
+from sao.pipeline.settings import one_answer
+from sao.records import Prompt, Response
+from sao.results.rounds import RoundResult
+from sao.results.sweep import Cell
+from sao.stages.responses import answer_prompts
+from sao.store.files import cut_torn_line, dumps, read_jsonl
+from sao.store.manifest import package_versions
+from sao.sweep.cells import Cells
+from sao.sweep.plan import label_of
+from sao.toy_world.oracle import score
+
+BASE = "builtin:world"
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
+Scores = dict[str, dict[str, Any]]
+
+
+def report_prompts(folder: Path, n: int, threads: int) -> list[Prompt]:
+    """Prompts by the untrained model, for personas that a seed of their own draws."""
+    sizes = {"personas.n": str(n), "personas.held_out": "1", "seed": "987654", "engine.threads": str(threads)}
+    run(load_recipe("demo", sizes), folder, until="prompts")
+    asked = recorded(folder).asked(held_out=False)
+    return [prompt for prompt in asked if score(prompt.conversation, "") is not None]
+
+
+def scored(model: str, prompts: Sequence[Prompt], threads: int) -> dict[str, Any]:
+    """The oracle's mean score of a model's answers, and what spread it has over the prompts."""
+    config = load_recipe("demo", {"engine.threads": str(threads), "model": model})
+    engine = open_engine(config.engine, model, None, lambda line: None, config.chat)
+    texts = {prompt.id: prompt.conversation for prompt in prompts}
+    marks = []
+    for answer in answer_prompts(prompts, engine, one_answer(config), "report", (), True):
+        mark = score(texts[answer.prompt_id], answer.text) if isinstance(answer, Response) else 0.0
+        marks.append(0.0 if mark is None else mark)
+    engine.close()
+    spread = statistics.stdev(marks) / len(marks) ** 0.5
+    return {
+        "model": model,
+        "score": round(statistics.fmean(marks), 5),
+        "se": round(spread, 5),
+        "n": len(marks),
+    }
+
+
+def models_of(root: Path, cells: Sequence[Cell]) -> Iterator[str]:
+    """Every model of the sweep's cells, by its folder below the sweep's; the untrained one first."""
+    yield BASE
+    seen = set()
+    for cell in cells:
+        for result in cell.rounds:
+            name = f"{cell.run}/{result.model}"
+            if name not in seen:
+                seen.add(name)
+                yield name
+
+
+def score_all(root: Path, cells: Sequence[Cell], options: argparse.Namespace) -> Scores:
+    """The line of each model, those that FILE has among them."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.out.is_file():
+        cut_torn_line(options.out)
+    found: Scores = {line["model"]: line for line in read_jsonl(options.out)} if options.out.is_file() else {}
+    prompts = report_prompts(root / "report", options.prompts, options.threads)
+    for name in models_of(root, cells):
+        if name not in found:
+            place = name if name == BASE else str(root / name)
+            found[name] = scored(place, prompts, options.threads) | {"model": name}
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(dumps(found[name]) + "\n")
+    return found
+
+
+def controlled(rounds: Sequence[RoundResult]) -> tuple[int, int, list[str]]:
+    """The round that the controller gives back, the last one that it would have run, and what stops it."""
+    seen: list[RoundResult] = []
+    for result in rounds:
+        seen.append(judged_by_rules([*seen, result], RULES))
+        if seen[-1].stopped_by:
+            break
+    return best_of(seen).round, seen[-1].round, seen[-1].stopped_by
+
+
+def outcomes(cells: Sequence[Cell], found: Scores) -> dict[str, list[dict[str, Any]]]:
+    """For each setting and seed the score of each round, the round chosen, and its regret."""
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        if cell.error is not None or not cell.rounds:
+            continue
+        scores = [found[f"{cell.run}/{result.model}"]["score"] for result in cell.rounds]
+        chosen, last, why = controlled(cell.rounds)
+        rows[label_of(cell.settings)].append(
+            {
+                "seed": cell.repeats.get("seed"), "scores": scores, "chosen": chosen, "last": last,
+                "stopped_by": why, "regret": round(max(scores) - scores[chosen - 1], 5),
+                "over_first": round(scores[chosen - 1] - scores[0], 5),
+            }
+        )  # fmt: skip
+    return dict(rows)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half of its 95 % interval, over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    return f"{mean:+.3f} ± {T95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="a line for each model")
+    parser.add_argument("--prompts", type=int, default=3000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    cells = list(Cells(options.sweep).read().values())
+    found = score_all(options.sweep, cells, options)
+    rows, base = outcomes(cells, found), found[BASE]["score"]
+    most = max((len(row["scores"]) for group in rows.values() for row in group), default=0)
+    print(f"untrained: {base:.3f}\n")
+    heads = " | ".join(f"gain, round {k}" for k in range(1, most + 1))
+    print(f"| setting | {heads} | chosen | regret | chosen less round 1 |\n|{'---|' * (most + 4)}")
+    for label, group in rows.items():
+        gains = [
+            interval([row["scores"][k] - base for row in group if k < len(row["scores"])])
+            for k in range(most)
+        ]
+        chosen = ", ".join(str(row["chosen"]) for row in group)
+        regret, over = (interval([row[key] for row in group]) for key in ("regret", "over_first"))
+        print(f"| {label} | {' | '.join(gains)} | {chosen} | {regret} | {over} |")
+    print(json.dumps({"benchmark": "rounds", "base": base, "settings": rows, "prompts": found[BASE]["n"],
+                      "versions": package_versions()}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

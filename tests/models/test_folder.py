@@ -45,7 +45,8 @@ def text_of(folder: Path) -> str:
     "name",
     [
         "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-        "added_tokens.json", "tokenizer.json",
+        "added_tokens.json", "tokenizer.json", "adapter_config.json", "model.safetensors.index.json",
+        "vocab.json",
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None:
@@ -53,6 +54,15 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None
     (folder / name).write_text(content, "utf-8")
     for load in (check_model, TransformersEngine):
         with raises(ModelError, key=name, match=f"{folder}/{name}: "):
+            load(str(folder), CONFIG)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "merges.txt", "vocab.txt"])
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, name: str) -> None:
+    folder = model(tmp_path)
+    (folder / name).write_bytes(b"\xff\xfe\x00 no text")
+    for load in (check_model, TransformersEngine):
+        with raises(ModelError, key=name, match=f"{folder}/{name}: cannot be read"):
             load(str(folder), CONFIG)
 
 

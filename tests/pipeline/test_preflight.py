@@ -1,5 +1,6 @@
 """What is refused before anything is written."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from sao.config import make_config
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import ConfigError, EngineError, ModelError
+from sao.errors import ConfigError, DataError, EngineError, ModelError
 from sao.method import run
 from support.errors import raises
 from support.tiny_models import gemma2
@@ -68,3 +69,24 @@ def test_a_template_that_cannot_is_refused_before_anything_is_written(tmp_path: 
     with raises(ModelError, key="prompts.method"):
         run(make_config(recipe), tmp_path / "run", until="prompts")
     assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_weights_that_cannot_be_trained_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = tmp_path / "m" / "config.json"
+    folder = gemma2(tmp_path / "m")
+    held = json.loads(config.read_text("utf-8")) | {"quantization_config": {"quant_method": "fp8"}}
+    config.write_text(json.dumps(held), "utf-8")
+    people = {"source": "builtin:general", "n": 4, "held_out": 2}
+    recipe = make_config({"model": folder, "engine": {"name": "transformers"}, "personas": people})
+    with raises(ModelError, key="quantization_config", match=r"quantised \(fp8\).*not trained here"):
+        run(recipe, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_too_few_personas_for_all_rounds_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    people = {"source": "builtin:general", "n": 800, "held_out": 20}
+    recipe = {"engine": {"name": "scripted"}, "personas": people, "rounds": {"n": 2}}
+    with raises(DataError, key="personas.n", match="800 went to earlier rounds"):
+        run(make_config(recipe), tmp_path, until="prompts")
+    assert not list(tmp_path.rglob("records.jsonl"))
+    run(make_config({**recipe, "rounds": {"n": 2, "personas": "same"}}), tmp_path, until="prompts")

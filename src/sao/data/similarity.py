@@ -339,7 +339,7 @@ def _sentence_encoder(model: str) -> Encode:
         ) from error
     try:
         encoder = SentenceTransformer(model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a SOCKS proxy without socksio
         raise ConfigError(
             f"filters.embeddings {model!r}: no sentence-transformers model ({error})",
             key="filters.embeddings",

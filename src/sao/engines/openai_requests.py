@@ -32,6 +32,21 @@ DEFAULTS: Body = {"top_p": 1.0, "temperature": 1.0, "stream": False}
 """Settings that may be left out where they have these values."""
 
 
+_CONTROL = re.compile(
+    r"<\|[A-Za-z_]+\|>|<｜[^<>｜\s]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>|\[/?INST\]"
+)
+"""How families write the tokens by which their templates mark turns."""
+
+
+def without_control_text(text: str) -> str:
+    """`text` without what opens or ends a turn in the usual families: a server whose tokenizer is not here may
+    read it as such."""
+    before = None
+    while before != text:  # taking one out may join the halves of another
+        before, text = text, _CONTROL.sub("", text)
+    return text
+
+
 @dataclass(slots=True)
 class RequestWriter:
     """Writes requests for `model`. `chat` is the model's own tokenizer, where it is here; `neutral` are
@@ -50,7 +65,7 @@ class RequestWriter:
 
     def body(self, messages: tuple[Message, ...], sampling: Sampling, seed: int, **more: Any) -> Body:
         """A chat to continue, for POST /v1/chat/completions."""
-        clean = self.chat.clean if self.chat else str
+        clean = self.chat.clean if self.chat else without_control_text
         body: Body = {
             "model": self.model,
             "messages": [{"role": m.role, "content": clean(m.content)} for m in messages],

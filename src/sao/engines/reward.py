@@ -19,6 +19,7 @@ from torch import nn
 from sao.config import EngineConfig
 from sao.errors import ModelError
 from sao.models import vocabulary
+from sao.models.folder import without_adapter
 from sao.models.load import pick_device
 from sao.models.locate import LOAD_ERRORS, find_model
 from sao.models.template import ChatTemplate
@@ -185,15 +186,16 @@ def _load(path: Path, config: EngineConfig) -> tuple[Any, dict[str, Any]]:
     settings = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     # SDPA leaves out soft-capping without a word (Gemma-2).
     soft_capped = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
-    network, report = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        dtype=dtype,
-        trust_remote_code=config.trust_remote_code,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are refused by `_check_weights`, which names them
-        **({"attn_implementation": "eager"} if soft_capped else {}),
-        **({"device_map": "meta"} if device == "meta" else {}),
-    )
+    with without_adapter(path) as folder:
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by `_check_weights`, which names them
+            **({"attn_implementation": "eager"} if soft_capped else {}),
+            **({"device_map": "meta"} if device == "meta" else {}),
+        )
     _widen_head(network)
     return network.to(device), report
 

@@ -184,7 +184,8 @@ def _inner(settings: Any) -> int:
     dense = _number(settings, "intermediate_size")
     expert = _number(settings, "moe_intermediate_size")
     chosen = _number(settings, "num_experts_per_tok") or 1
-    return max(dense, expert * (chosen + _number(settings, "n_shared_experts"))) or 1
+    other = _number(settings, "ffn_dim") or _number(settings, "n_inner") or 4 * settings.hidden_size
+    return max(dense, expert * (chosen + _number(settings, "n_shared_experts"))) or other
 
 
 def _cached(text: Any, settings: Any) -> int:

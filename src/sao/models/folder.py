@@ -17,8 +17,9 @@ from sao.errors import ModelError
 
 _SETTINGS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "model.safetensors.index.json", "adapter_config.json",
+    "added_tokens.json", "model.safetensors.index.json", "adapter_config.json", "vocab.json",
 )  # fmt: skip
+_TEXTS = ("chat_template.jinja", "merges.txt", "vocab.txt")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -27,6 +28,8 @@ def check_folder(folder: Path) -> None:
     for name in _SETTINGS:
         if (folder / name).is_file():
             read_settings(folder / name)
+    for name in _TEXTS:
+        _check_text(folder / name)
     _check_architectures(folder / "config.json")
     _check_tokenizer(folder / "tokenizer.json")
     _check_ends(folder / "generation_config.json")
@@ -43,6 +46,17 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{file}: no JSON object. Copy it from the model's source", key=file.name)
     return found
+
+
+def _check_text(file: Path) -> None:
+    """Raise ModelError where a file is there and no text."""
+    try:
+        if file.is_file():
+            file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{file}: cannot be read ({error}). Copy it from the model's source", key=file.name
+        ) from error
 
 
 def _check_tokenizer(file: Path) -> None:
@@ -116,7 +130,9 @@ def without_adapter(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def check_quantisation(folder: Path, settings: Mapping[str, Any], trains: bool = False) -> None:
+def check_quantisation(
+    folder: Path, settings: Mapping[str, Any], trains: bool = False, by_vllm: bool = False
+) -> None:
     """Raise ModelError where weights are held in a way that transformers does not know, or that cannot be
     trained as asked.
 
@@ -124,6 +140,7 @@ def check_quantisation(folder: Path, settings: Mapping[str, Any], trains: bool =
         folder: The model's, for the message.
         settings: Its config.json.
         trains: Whether the model is to be trained.
+        by_vllm: Whether vLLM reads the weights, which has ways of its own.
 
     """
     inner = settings.get("text_config")
@@ -134,7 +151,7 @@ def check_quantisation(folder: Path, settings: Mapping[str, Any], trains: bool =
 
     method = held.get("quant_method") if isinstance(held, Mapping) else None
     known = sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
-    if not any(method in (name, name.partition("_")[0]) for name in known):
+    if not by_vllm and not any(method in (name, name.partition("_")[0]) for name in known):
         raise ModelError(
             f"{folder}/config.json: quantization_config has the quant_method {method!r}, which transformers "
             "does not know, so the weights would be read wrongly. Take a model that is not quantised, or one "

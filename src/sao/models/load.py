@@ -141,7 +141,7 @@ def check_model(
     path = find_model(model, revision)
     written = read_settings(path / "config.json")
     _refuse_classifier(path, written.get("architectures"))
-    check_quantisation(path, written)
+    check_quantisation(path, written, by_vllm=config.name == "vllm")
     if config.name != "vllm":  # which knows more kinds of models than transformers
         read_config(path, config)
     if _is_known(path, config):
@@ -152,6 +152,12 @@ def check_model(
         tokenizer.user_turn_ids(as_user)
     if config.name == "vllm" and config.vllm.lora is not None:
         check_adapter(Path(config.vllm.lora), path)
+
+
+def check_trainable(model: str, revision: str | None = None) -> None:
+    """Raise ModelError where a model's weights are held in a way in which they cannot be trained."""
+    path = find_model(model, revision)
+    check_quantisation(path, read_settings(path / "config.json"), trains=True)
 
 
 def _is_known(path: Path, config: EngineConfig) -> bool:

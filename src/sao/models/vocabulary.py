@@ -31,6 +31,7 @@ _READERS = {
     "tokenizer.model": ("sentencepiece", "sentencepiece"),
     "spiece.model": ("sentencepiece", "sentencepiece"),
     "sentencepiece.bpe.model": ("sentencepiece", "sentencepiece"),
+    "*.tiktoken": ("tiktoken", "tiktoken"),
 }
 """Module and package that read a file where no tokenizer.json is beside it."""
 

@@ -14,7 +14,7 @@ from sao.engines import require_prefill
 from sao.errors import ConfigError
 from sao.execution.session import Notify, Role, Session
 from sao.models import gguf
-from sao.models.load import check_model
+from sao.models.load import check_model, check_trainable
 from sao.models.locate import is_local
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
@@ -131,8 +131,10 @@ def check_engines(run: Round, session: Session, trains: bool) -> None:
             as_user = opening if use.as_user else None
             check_model(role.model, role.engine, role.revision, as_user, role.chat)
     initial = run.roles.initial
-    if trains and initial.engine.name == "openai" and not run.is_trained:
-        check_model(initial.model, initial.engine, initial.revision, chat=initial.chat)
+    if trains and not run.is_trained and initial.engine.name != "scripted":
+        check_trainable(initial.model, initial.revision)
+        if initial.engine.name == "openai":
+            check_model(initial.model, initial.engine, initial.revision, chat=initial.chat)
 
 
 def _anonymous(role: Role, begun: bool) -> Role:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from sao.config import TrainConfig
 from sao.errors import ConfigError, TrainingError
+from sao.models.folder import without_adapter
 from sao.models.parts import linear_layers
 from sao.training.optimizer import rounded
 
@@ -83,7 +84,8 @@ def merged(adapted: Any, adapter: Path, dtype: torch.dtype, noise: torch.Generat
 
     model = adapted.get_base_model()
     if getattr(model, "quantization_method", None) is not None:
-        base = type(model).from_pretrained(model.name_or_path, dtype=dtype)
+        with without_adapter(Path(model.name_or_path)) as folder:
+            base = type(model).from_pretrained(folder, dtype=dtype)
         base.generation_config = model.generation_config
         adapted = PeftModel.from_pretrained(base, adapter)
     with torch.no_grad():

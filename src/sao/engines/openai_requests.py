@@ -39,8 +39,8 @@ _CONTROL = re.compile(
 
 
 def without_control_text(text: str) -> str:
-    """`text` without what opens or ends a turn in the usual families: a server whose tokenizer is not here may
-    read it as such."""
+    """`text` without what opens or ends a turn in the usual families: a server whose tokenizer is not here
+    may read it as such."""
     before = None
     while before != text:  # taking one out may join the halves of another
         before, text = text, _CONTROL.sub("", text)

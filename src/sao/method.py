@@ -12,22 +12,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sao.analysis.rounds import best_of, judged_by_rules, measure
+from sao.analysis.rounds import NEEDED, best_of, judged_by_rules, measure
 from sao.analysis.summary import summarise, worth_of_judge
 from sao.config import Config
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, DropError, NoPairsError
+from sao.errors import ConfigError, DropError, ModelError, NoPairsError, TrainingError
 from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import preflight
+from sao.pipeline.kept_models import is_done, keep_only, restore
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
 from sao.pipeline.settings import asking, own_pairs
 from sao.pipeline.steps import STEPS
-from sao.pipeline.train_step import REMOVED, is_first, is_worker, remove_model
+from sao.pipeline.train_step import is_first, is_worker, push
 from sao.results.rounds import RoundResult
 from sao.results.summary import Summary
 from sao.store import manifest
@@ -62,7 +63,7 @@ def run(
     finished.
     """
     began, root = time.monotonic(), Path(out)
-    check_number(config, number)
+    check_rounds(config, number, steps)
     if engine is None:
         config = settle(config)[0]
     config = asking(config)
@@ -78,15 +79,22 @@ def run(
         summary = summarise(Reader(shown), wanted(shown, until), runner.worked)
         if outcome.results:
             summary = with_rounds(summary, outcome)
-            keep_models(outcome, runner)
+            end_rounds(outcome, runner)
+        check_reached(outcome, number)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     if until == "eval":
         keep_summary(root / "summary.json", summary)
     return summary
 
 
-def check_number(config: Config, number: int | None) -> None:
-    """Raise ConfigError for a round that the recipe does not have."""
+def check_rounds(config: Config, number: int | None, steps: Sequence[Step[Round]]) -> None:
+    """Raise ConfigError for a round that the recipe does not have, and for a table of steps without those
+    that rounds are measured by."""
+    missing = [name for name in NEEDED if name not in {step.name for step in steps}]
+    if config.rounds.n > 1 and missing:
+        raise ConfigError(
+            f"rounds.n {config.rounds.n}: the table of steps has no {', '.join(missing)}", key="rounds.n"
+        )
     if number is not None and number > config.rounds.n:
         raise ConfigError(
             f"--round {number}: the recipe has rounds.n {config.rounds.n}. Give --rounds.n {number} with it",
@@ -109,14 +117,22 @@ class Outcome:
         return self.rounds[best_of(self.results).round - 1]
 
     @property
+    def is_over(self) -> bool:
+        """Whether no round is to come: the last one is finished, or a rule or a round ended the run."""
+        if not self.results or len(self.results) < len(self.rounds):
+            return False
+        is_last = self.rounds[-1].number == self.rounds[-1].recipe.rounds.n
+        return is_last or bool(self.results[-1].stopped_by) or self.ended_by is not None
+
+    @property
     def shown(self) -> Round:
         """The round that the summary is about: the best, once the rounds are over, else the last."""
-        return self.best if len(self.results) == len(self.rounds) else self.rounds[-1]
+        return self.best if self.is_over else self.rounds[-1]
 
 
 def with_rounds(summary: Summary, outcome: Outcome) -> Summary:
     """The summary with what it says of the rounds."""
-    best = outcome.best.number if len(outcome.results) == len(outcome.rounds) else None
+    best = outcome.best.number if outcome.is_over else None
     ended = [] if outcome.ended_by is None else [outcome.ended_by]
     stopped_by = [*outcome.results[-1].stopped_by, *ended]
     return summary.model_copy(update={"rounds": outcome.results, "best": best, "stopped_by": stopped_by})
@@ -130,16 +146,17 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         n = round_.recipe.rounds.n
         last = number or (n if until == "eval" else 1)
         goal = until if round_.number == last else "eval"
-        if is_worker() and round_.is_trained and round_.number < n:
-            continue  # torchrun's processes train the first round that is not trained yet
+        if is_worker() and not is_workers(round_, number):
+            continue
         runner.label = f"round {round_.number} of {n}: " if n > 1 else ""
         names = wanted(round_, goal)
-        restore(round_, runner, names)
+        if not is_worker():
+            restore(round_, runner, names)
         open_run(round_, runner, names)
         try:
             run_round(round_, runner, names, until if is_worker() else goal)
-        except (DropError, NoPairsError) as error:
-            if not outcome.results:
+        except (DropError, TrainingError, ModelError) as error:
+            if not outcome.results or (isinstance(error, TrainingError) and error.key not in COLLAPSED):
                 raise
             outcome.ended_by = f"round {round_.number} could not be finished: {error}"
             runner.notify(outcome.ended_by)
@@ -150,6 +167,30 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         if round_.number == last or is_worker() or (outcome.results and outcome.results[-1].stopped_by):
             break
     return outcome
+
+
+COLLAPSED = ("pairs", "loss", "alarm", "train.max_length")
+"""What a TrainingError is about where the model, not the recipe or the machine, is the reason."""
+
+
+def is_workers(round_: Round, number: int | None) -> bool:
+    """Whether torchrun's processes train this round: the one they are told, else the first without a
+    model."""
+    if number is not None:
+        return round_.number == number
+    return round_.number == round_.recipe.rounds.n or not is_done(round_.model_dir)
+
+
+def check_reached(outcome: Outcome, number: int | None) -> None:
+    """Raise ConfigError where the run ended before the round that was asked for."""
+    if number is None or outcome.rounds[-1].number >= number or is_worker():
+        return
+    why = outcome.ended_by or "; ".join(outcome.results[-1].stopped_by)
+    raise ConfigError(
+        f"--round {number}: the run ended after round {outcome.rounds[-1].number}: {why}. For all rounds: "
+        "--rounds.stop '[]'",
+        key="--round",
+    )
 
 
 def add_result(outcome: Outcome, round_: Round, runner: Runner) -> None:
@@ -164,28 +205,18 @@ def add_result(outcome: Outcome, round_: Round, runner: Runner) -> None:
         runner.notify(f"stopped after round {round_.number}: {sentence}")
 
 
-def restore(round_: Round, runner: Runner, names: Sequence[str]) -> None:
-    """Train the model of the round before again where it was deleted (rounds.keep) and is needed now."""
-    before = round_.before
-    if before is None or before.is_trained or is_worker():
+def end_rounds(outcome: Outcome, runner: Runner) -> None:
+    """When the rounds are over: upload the best model where the recipe says so, and delete those that
+    rounds.keep does not keep. A round that could not be finished may be tried again, so nothing goes then."""
+    last = outcome.rounds[-1]
+    rounds = last.recipe.rounds
+    if not outcome.is_over or outcome.ended_by is not None:
         return
-    if all(stage.finished for name in names for stage in round_.stages(name)):
-        return
-    runner.notify(f"round {before.number}'s model was deleted (rounds.keep): it is trained again")
-    (before.model_dir / REMOVED).unlink(missing_ok=True)
-    runner.run(before.table["train"], before)
-
-
-def keep_models(outcome: Outcome, runner: Runner) -> None:
-    """Delete the trained models that rounds.keep does not keep."""
-    keep = outcome.rounds[-1].recipe.rounds.keep
-    if keep == "all" or len(outcome.results) < len(outcome.rounds):
-        return
-    kept = {outcome.best.number} | ({outcome.rounds[-1].number} if keep == "last" else set())
-    for round_ in outcome.rounds:
-        if round_.number not in kept and round_.is_trained:
-            runner.notify(f"rounds.keep {keep}: the model of round {round_.number} is deleted")
-            remove_model(round_.model_dir)
+    if runner.worked:
+        push(outcome.best, runner.notify)
+    if rounds.keep != "all":
+        kept = {outcome.best.number} | ({last.number} if rounds.keep == "last" else set())
+        keep_only(outcome.rounds, kept, runner.notify)
 
 
 def keep_summary(path: Path, summary: Summary) -> None:

@@ -52,6 +52,19 @@ def test_the_first_round_is_the_same_whatever_stands_in_rounds() -> None:
         assert folders(rounds(1, rounds={key: value})[0]) == alone, key
 
 
+def test_later_prompts_hang_on_the_number_of_held_out_ones_that_they_may_not_repeat() -> None:
+    few, more = (rounds(2, personas={"n": 10, "held_out": n})[1] for n in (4, 8))
+    assert few.stage("prompts").path != more.stage("prompts").path
+    assert few.stage("heldout_tuned").settings["step"] != more.stage("heldout_tuned").settings["step"]
+
+
+def test_given_prompts_that_are_answered_again_are_records_of_their_own(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "p.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n')
+    given = {"prompts": {"source": str(tmp_path / "p.jsonl")}, "rounds": {"personas": "same"}}
+    first, second = rounds(2, **given)
+    assert first.stage("prompts").key != second.stage("prompts").key
+
+
 @pytest.mark.parametrize(
     ("key", "value", "moved"),
     [
@@ -158,6 +171,12 @@ def test_both_judges_have_names_of_their_own_and_a_named_one_stays() -> None:
         ({"pairs": {"source": "pairs.jsonl"}}, "the pairs are given"),
         ({"personas": {"held_out": 0}}, "Give some, such as 200"),
         ({"rounds": {"n": 2, "lr": []}}, "a value above 0"),
+        ({"evaluation": {"judged": False}}, "nothing tells the best round"),
+        ({"evaluation": {"engine": {"name": "openai"}}}, "cannot be given a round's weights"),
+        (
+            {"rounds": {"n": 2, "judge": "current"}, "judging": {"engine": {"name": "openai"}}},
+            "judging.engine is a server",
+        ),
         ({"rounds": {"n": 2, "lr": [1e-6, 0.0]}}, "a value above 0"),
         ({"rounds": {"n": 2, "lr": [1e-6], "lr_decay": 0.5}}, "both given"),
     ],

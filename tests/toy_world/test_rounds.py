@@ -15,6 +15,7 @@ import torch
 
 from sao.analysis.audit import audit
 from sao.config import load_recipe
+from sao.errors import ConfigError
 from sao.method import run
 from sao.models.chat import ChatTokenizer
 from sao.models.load import load_model
@@ -31,6 +32,7 @@ SMALL = {
     "personas.n": "150", "personas.held_out": "40", "engine.threads": "1", "rounds.n": "3",
     "evaluation.bootstrap": "500", "seed": "3", "rounds.stop": "[]",
 }  # fmt: skip
+RECORDS = ("records.jsonl", "drops.jsonl", "stage.json")
 KEPT = ("records.jsonl", "drops.jsonl", "stage.json", "metrics.jsonl", "model.safetensors", "round.json")
 
 
@@ -179,17 +181,33 @@ def test_a_round_that_cannot_be_finished_ends_the_run_with_what_came_before(tmp_
 def test_models_that_are_not_kept_are_made_again_where_they_are_needed(whole: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(whole, root)
-    summary = rounds(root, rounds__n=2, rounds__keep="best")
-    best, other = known(summary.best), 3 - known(summary.best)
+    best = known(rounds(root, rounds__keep="best").best)
+    others = [number for number in (1, 2, 3) if number != best]
     assert recorded(root, best).round.is_trained
-    gone = recorded(root, other).round.model_dir
-    assert sorted(path.name for path in gone.iterdir()) == ["README.md", "removed.json", "sao_manifest.json"]
-    assert not rounds(root, rounds__n=2, rounds__keep="best").worked
-    assert len(list(recorded(root, other).labelled())) > 20  # records stay
-    if other == 2:
-        shutil.rmtree(root / "round-3")
-        rounds(root)
-        assert files(root, KEPT) == files(whole, KEPT)
+    for other in others:
+        gone = recorded(root, other).round.model_dir
+        assert sorted(p.name for p in gone.iterdir()) == ["README.md", "removed.json", "sao_manifest.json"]
+        assert len(list(recorded(root, other).labelled())) > 20  # records stay
+        with pytest.raises(ConfigError, match="was deleted"):
+            player("tuned", str(root), other)
+    assert not rounds(root, rounds__keep="best").worked
+    longer = rounds(root, rounds__n=4, train__processes=2, train__micro_batch_size=16)
+    assert [result.round for result in longer.rounds] == [1, 2, 3, 4]
+    rounds(tmp_path / "undisturbed", rounds__n=4)
+    first, second = (
+        of_rounds(files(place, RECORDS), (1, 2, 3)) for place in (root, tmp_path / "undisturbed")
+    )
+    assert first == second
+
+
+def test_more_held_out_prompts_are_held_out_of_all_rounds(tmp_path: Path) -> None:
+    rounds(tmp_path, rounds__n=2)
+    summary = rounds(tmp_path, rounds__n=2, personas__held_out=60)
+    first, second = (recorded(tmp_path, number) for number in (1, 2))
+    held_out = {prompt.conversation for prompt in first.asked(held_out=True)}
+    assert len(list(second.held_out())) == len(list(first.held_out())) > 50
+    assert not held_out & {prompt.conversation for prompt in second.asked(held_out=False)}
+    assert len(summary.rounds) == 2
 
 
 def test_every_choice_of_who_writes_judges_and_is_trained(tmp_path: Path) -> None:

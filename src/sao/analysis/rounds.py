@@ -13,46 +13,61 @@ from itertools import pairwise
 from statistics import fmean
 
 from sao import checks
-from sao.analysis.audit import possible_pairs
 from sao.analysis.audit.tally import Tally
 from sao.config import Config
 from sao.evaluation import compare
 from sao.evaluation.compare import Oracle
-from sao.pipeline.reader import Reader
+from sao.pipeline.reader import Reader, Since
+from sao.pipeline.roles import AT_FIRST, NOW
 from sao.pipeline.rounds import Round
-from sao.records import Comparison, Judgment, PreferencePair, Prompt, Response
+from sao.records import Judgment, PreferencePair, Prompt, Response
 from sao.results.base import Rate
 from sao.results.rounds import Against, Answers, Gold, RoundJudge, RoundResult
 from sao.stages.calibration import Calibration
-from sao.stages.pairs import repetition
+from sao.stages.pairs import NOT_NEWER, repetition
+from sao.stages.rows import pairs_each
 from sao.statistics import bootstrap_ci, mean
 
 HeldOut = tuple[Prompt, Response, Response]
 """A held-out prompt, an earlier model's answer, this round's model's."""
 
 
-def measure(round_: Round) -> RoundResult:
-    """What a finished round came to."""
-    run = Reader(round_)
-    held_out, since = list(run.held_out()), list(run.held_out(since="before"))
-    pairs = list(run.stage("pairs").records(PreferencePair))
+Among = Callable[[Prompt], bool]
+"""Whether a held-out prompt is looked at."""
+NEEDED = ("pairs", "train", "heldout_base", "heldout_tuned")
+"""The steps of a round that is measured."""
+
+
+def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
+    """What a finished round came to, on those held-out prompts that no round trained on and that are
+    `among` those to look at."""
+    run, seen = Reader(round_), Reader(round_.first).trained_texts()
+    held_out, since = (
+        [row for row in run.held_out(which) if row[0].conversation not in seen and among(row[0])]
+        for which in ("base", "before")
+    )
+    pairs, counts = list(run.stage("pairs").records(PreferencePair)), run.stage("pairs").counts
     margins = [pair.margin for pair in pairs if pair.margin is not None]
-    possible = possible_pairs(run)
+    asked = run.count_asked(held_out=False)
+    possible, clear = (
+        asked * pairs_each(run.config.responses.n),
+        len(pairs) + counts.reasons.get(NOT_NEWER, 0),
+    )
     metrics = run.stage("train").counts.metrics or {}
     judged = round_.has("comparisons")
     return RoundResult(
         round=round_.number,
         model=str(round_.model_dir.relative_to(round_.root)),
-        prompts=run.count_asked(held_out=False),
+        prompts=asked,
         pairs=len(pairs),
-        kept_share=len(pairs) / possible if possible else None,
+        kept_share=clear / possible if possible else None,
         margin=fmean(margins) if margins else None,
         chosen_logp=metrics.get("logps/chosen"),
         rejected_logp=metrics.get("logps/rejected"),
         base=answers_of([base for _, base, _ in held_out]),
         answers=answers_of([tuned for _, _, tuned in held_out]),
-        initial=against(run, run.compared(), held_out) if judged else None,
-        previous=against(run, run.compared(since="before"), since) if judged else None,
+        initial=against(run, "base", held_out) if judged else None,
+        previous=against(run, "before", since) if judged else None,
         checks=_on_checks(run, held_out, since),
         oracle=None if run.oracle is None else gold(run.config, held_out, since, run.oracle),
         judge=_judge(run),
@@ -77,9 +92,11 @@ def _mean(numbers: Iterable[float]) -> float:
     return fmean(found) if found else 0.0
 
 
-def against(run: Reader, verdicts: Iterable[Comparison], held_out: Sequence[HeldOut]) -> Against:
+def against(run: Reader, since: Since, held_out: Sequence[HeldOut]) -> Against:
     """The win rate of this round's model; equal answers are ties."""
     same = sum(before.text == after.text for _, before, after in held_out)
+    looked_at = {prompt.id for prompt, _, _ in held_out}
+    verdicts = [verdict for verdict in run.compared(since) if verdict.prompt_id in looked_at]
     wins = compare.win_summary(verdicts, same, run.config.evaluation.bootstrap, run.config.seed)
     return Against(n=wins.n, win_rate=wins.win_rate, ci95=wins.ci95)
 
@@ -119,9 +136,9 @@ def _judge(run: Reader) -> RoundJudge | None:
     """The first judge on this round's pairs, and how far it agrees with the one before."""
     if not run.round.has("judgments"):
         return None
-    tally, first = Tally(Calibration(), explains=False), run.judges[0].name
+    tally, ours = Tally(Calibration(), explains=False), newest_judge(run)
     for _, answers, judgments in run.judged():
-        tally.see(answers, [j for j in judgments if j.judge == first], {})
+        tally.see(answers, [j for j in judgments if j.judge == ours], {})
     return RoundJudge(
         first_slot_rate=tally.rate("first_slot_rate").rate,
         flip_rate=tally.rate("flip_rate").rate,
@@ -129,20 +146,29 @@ def _judge(run: Reader) -> RoundJudge | None:
     )
 
 
+def newest_judge(run: Reader) -> str:
+    """The name of the first judge; of two (rounds.judge both) that of the round's own model."""
+    names = [judge.name for judge in run.judges]
+    first = names[0]
+    now = f"{first.removesuffix(AT_FIRST)}{NOW}"
+    return now if first.endswith(AT_FIRST) and now in names else first
+
+
 def agreement(run: Reader) -> Rate | None:
-    """How often two judges that differ by a round name the same answer: both orders of a pair summed."""
+    """How often the judge names the same answer as that of the round before; with rounds.judge both, as the
+    model that the run began with. Both orders of a pair are summed."""
+    ours, theirs = newest_judge(run), run.judges[0].name
+    said: Iterable[tuple[list[Judgment], list[Judgment]]]
     if run.round.has("rejudged"):
-        ours, theirs = run.judges[0].name, None
         said = run.rejudged()
-    elif len(run.judges) > 1 and run.round.before is not None and run.config.rounds.judge == "both":
-        ours, theirs = run.judges[1].name, run.judges[0].name
+    elif ours != theirs:
         said = ((judgments, judgments) for _, _, judgments in run.judged())
     else:
         return None
     same: list[float] = []
     for now, then in said:
         one = winners(j for j in now if j.judge == ours)
-        two = winners(j for j in then if theirs is None or j.judge == theirs)
+        two = winners(j for j in then if then is not now or j.judge == theirs)
         same += [float(one[pair] == two[pair]) for pair in one.keys() & two.keys()]
     low, high = bootstrap_ci(same, run.config.evaluation.bootstrap, run.config.seed) if same else (0.0, 1.0)
     return Rate(rate=mean(same) if same else None, ci95=(low, high), n=len(same))
@@ -226,9 +252,8 @@ def judge_drifts(rounds: Sequence[RoundResult]) -> str | None:
     first, now = rounds[0].judge, rounds[-1].judge
     if first is None or now is None:
         return None
-    agreed = None if now.agreement is None else now.agreement.rate
-    if agreed is not None and agreed < AGREES:
-        return f"the judge agrees with the one before on {agreed:.0%} of the pairs"
+    if (agreed := now.agreement) is not None and agreed.rate is not None and agreed.ci95[1] < AGREES:
+        return f"the judge agrees with the one before on {agreed.rate:.0%} of the pairs"
     if (now.flip_rate or 0.0) - (first.flip_rate or 0.0) > MORE_FLIPS:
         told = f"{first.flip_rate or 0.0:.0%} in the first round"
         return f"{now.flip_rate:.0%} of the verdicts flip with the order, {told}"

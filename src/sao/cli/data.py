@@ -24,7 +24,11 @@ def _add_export(commands: Commands) -> None:
     )
     add_option = command.add_argument
     add_option("run", type=Path, metavar="RUN", help="run folder")
-    add_option("--out", type=Path, help="folder of the data set (default: RUN/export)")
+    add_option(
+        "--out",
+        type=Path,
+        help="folder of the data set (default: RUN/export; of a later round RUN/export-round-K)",
+    )
     add_option(
         "--format",
         default="trl",
@@ -71,7 +75,8 @@ def _export(args: argparse.Namespace, extra: list[str]) -> int:
 
     no_more(extra)
     run = own_pairs(args.run, args.round)
-    out = args.out or args.run / "export"
+    number = run.round.number
+    out = args.out or args.run / ("export" if number == 1 else f"export-round-{number}")
     judge = None if args.no_audit else audit(run)
     done = export(run, out, args.format, args.view, args.test_share, judge)
     print(f"{done.train} rows for training, {done.test} for testing ({args.format}, {args.view}) in {out}")

@@ -125,6 +125,33 @@ class Config(Section):
                 f"rounds.n {self.rounds.n}: rounds are compared on held-out prompts, and personas.held_out "
                 "is 0. Give some, such as 200"
             )
+        if not self.evaluation.judged and self.evaluation.checkable == 0:
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: nothing tells the best round. Give evaluation.judged true, "
+                "or evaluation.checkable, the share of held-out prompts whose answers a program checks"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_servers_of_rounds(self) -> Config:
+        """No server can be given a round's model, to judge with it or to be compared."""
+        if self.rounds.n == 1:
+            return self
+        if self.evaluation.engine is not None and self.evaluation.engine.name == "openai":
+            raise ValueError(
+                f"rounds.n {self.rounds.n}: evaluation.engine.name openai cannot be given a round's weights. "
+                "Take vllm or transformers"
+            )
+        panel = {f"judging.panel.{i}.engine": one.engine for i, one in enumerate(self.judging.panel)}
+        for key, engine in {"judging.engine": self.judging.engine, **panel}.items():
+            if engine is None or engine.model is not None or self.rounds.judge == "initial":
+                continue
+            if engine.name == "openai" or engine.vllm.lora is not None:
+                what = "a server" if engine.name == "openai" else "an adapter made for the first model"
+                raise ValueError(
+                    f"rounds.judge {self.rounds.judge}: {key} is {what}, which cannot judge as a round's own "
+                    "model. Take rounds.judge initial, or another engine"
+                )
         return self
 
     @model_validator(mode="after")

@@ -40,17 +40,22 @@ def recorded(root: Path, number: int | None = None) -> Reader:
             f"--rounds.n {number}",
             key="--round",
         )
-    return Reader(_round(config, root, number or min(n, best_round(root)), None, manifest.outside))
+    best, model = best_round(root)
+    found = _round(config, root, number or min(n, best), None, manifest.outside)
+    if number is None and best > 1 and str(found.model_dir.relative_to(root)) != model:
+        found = found.first  # the summary is of another recipe
+    return Reader(found)
 
 
-def best_round(root: Path) -> int:
-    """The round whose model a finished run gave back, by its summary; 1 where it does not say."""
+def best_round(root: Path) -> tuple[int, str]:
+    """The round whose model a finished run gave back, by its summary, and that model's folder below the
+    run's; 1 where it does not say."""
     try:
         found = json.loads((root / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return 1
-    best = found.get("best") if isinstance(found, dict) else None
-    return best if isinstance(best, int) and best > 0 else 1
+        best = int(found["best"])
+        return best, str(found["rounds"][best - 1]["model"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 1, ""
 
 
 def _round(

@@ -11,6 +11,7 @@ from sao.errors import ConfigError
 from sao.models.gguf import is_gguf
 from sao.models.weights import is_whole
 from sao.pipeline.folder import recorded
+from sao.pipeline.kept_models import is_done
 from sao.store.manifest import read_manifest
 
 
@@ -54,12 +55,20 @@ def player(role: str, name: str, number: int | None = None) -> Player:
         if not is_whole(model):
             trained = filter(is_whole, sorted(path.glob("round-*/train-*/model")))
             others = ", ".join(map(str, trained)) or "none"
+            if is_done(model):
+                raise ConfigError(
+                    f"{name}: the model of this round was deleted (rounds.keep). Name one of these folders: "
+                    f"{others}",
+                    key="model",
+                )
             raise ConfigError(
                 f"{name}: a run without a trained model of its recipe. Train it (sao run … --out {name}), or "
                 f"name one of these folders: {others}",
                 key="model",
             )
         return Player(role=role, model=str(model), run=path)
+    if number is not None:
+        raise ConfigError(f"--round {number}: {name} is no run folder, so it has no rounds", key="--round")
     model_id, _, revision = name.partition("@") if not path.exists() else (name, "", "")
     return Player(role=role, model=model_id, revision=revision or None)
 

@@ -16,6 +16,7 @@ from sao.execution.session import Notify, Role, Session
 from sao.models import gguf
 from sao.models.load import check_model, check_trainable
 from sao.models.locate import is_local
+from sao.pipeline.kept_models import is_done
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
@@ -41,7 +42,7 @@ def check(run: Round, session: Session, trains: bool) -> None:
     readers = [run.roles.reader] if run.has("comparisons") else []
     for judge in (*run.roles.judges, *readers):
         check_words(judge.config)
-    if trains and not run.is_trained:
+    if trains and not is_done(run.model_dir):
         manifest.check_packages(config)
     if run.has("filtered") and not all(run.stage(name).finished for name in FILTERS if name in run.table):
         filters.check_filters(config.filters)
@@ -49,9 +50,9 @@ def check(run: Round, session: Session, trains: bool) -> None:
         check_judges(run)
     if run.given is None:
         check_engines(run, session, trains)
-    if run.before is None and run.has("prompts") and not run.stage("prompts").finished:
+    if run.before is None and run.has("prompts"):
         check_enough(run)
-    if config.pairs.source is not None and run.has("train") and not run.is_trained:
+    if config.pairs.source is not None and run.has("train") and not is_done(run.model_dir):
         deque(itertools.islice(Reader(run).to_train_on(), 200), maxlen=0)  # raises where the set is none
 
 
@@ -63,12 +64,18 @@ def check_enough(run: Round) -> None:
     is_here = source in personas.LICENCES or Path(source).expanduser().is_file()
     if n == 1 or config.rounds.personas == "same" or not is_here:
         return
+    rounds = [run]
+    while len(rounds) < n:
+        rounds.append(rounds[-1].next())
+    if all(round_.stage("prompts").finished for round_ in rounds):
+        return
     skipped = (n - 1) * config.personas.n
     if config.prompts.source is not None:
-        asked = prompts.given_prompts(config.prompts, config.personas, config.seed, "", skipped, True)
+        deque(
+            prompts.given_prompts(config.prompts, config.personas, config.seed, "", skipped, True), maxlen=0
+        )
     else:
-        asked = personas.read_personas(config.personas, config.seed, skipped)
-    deque(asked, maxlen=0)
+        deque(personas.read_personas(config.personas, config.seed, skipped), maxlen=0)
 
 
 def check_judges(run: Round) -> None:
@@ -131,7 +138,7 @@ def check_engines(run: Round, session: Session, trains: bool) -> None:
             as_user = opening if use.as_user else None
             check_model(role.model, role.engine, role.revision, as_user, role.chat)
     initial = run.roles.initial
-    if trains and not run.is_trained and initial.engine.name != "scripted":
+    if trains and not is_done(run.model_dir) and initial.engine.name != "scripted":
         check_trainable(initial.model, initial.revision)
         if initial.engine.name == "openai":
             check_model(initial.model, initial.engine, initial.revision, chat=initial.chat)

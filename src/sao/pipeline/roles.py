@@ -93,11 +93,22 @@ def _judges(config: Config, current: str | None) -> tuple[Judge, ...]:
 def _who(config: Config, how: JudgingConfig, current: str | None) -> list[tuple[str, Role]]:
     """What runs a judge, with what its name says of it."""
     first = judge_role(config, how)
-    if current is None or how.method not in READERS or first.model != config.model:
+    if current is None or not judges_itself(how):
         return [("", first)]
     now = replace(first, name="current", model=current, revision=None)
     known = {"initial": [("", first)], "current": [("", now)]}
-    return known.get(config.rounds.judge, [(" at first", first), (" now", now)])
+    return known.get(config.rounds.judge, [(AT_FIRST, first), (NOW, now)])
+
+
+AT_FIRST, NOW = " at first", " now"
+"""Ends of the names of two judges of rounds.judge both: the model that the run began with, and the round's
+own."""
+
+
+def judges_itself(judging: JudgingConfig) -> bool:
+    """Whether the model that writes also judges."""
+    named = judging.engine is not None and judging.engine.model is not None
+    return judging.method in READERS and not named
 
 
 def judge_name(judging: JudgingConfig) -> str:

@@ -195,7 +195,7 @@ class Round:
         ids = None if step.ids is None else {**step.ids(self, variant), **chain}
         if step.build is not None:
             return Stage(self.place, step.name, settings, ids, holds_records=False)
-        size = self.sizes[-1]
+        size = (self.first if step.held_out else self).sizes[-1]
         # Stages that grow, of which a size may be given up; where sizes name the folder there is another one.
         grows = step.record in (Persona, Prompt) and "sizes" not in settings
         keeps = partial(rows.within, size) if grows and self.config.pairs.imported is None else None

@@ -94,6 +94,8 @@ def prompt_settings(run: Round, _: Any) -> Settings:
     if config.pairs.imported is not None:
         return {}
     settings = _without_checkable(asked.counted()) | {"seed": config.seed} | dict.fromkeys(TEMPLATES)
+    if run.earlier:  # none may repeat a held-out prompt; given ones that are answered again are other records
+        settings |= {"held_out": run.first.sizes[-1][1], "round": run.number}
     if asked.source is not None:
         return settings | _fresh(run) | {"mix": None, "source": run.outside.source(asked.source)}
     settings["mix"] = [asked.mix.get(name) for name in prompt_templates(config)]
@@ -140,10 +142,10 @@ def filter_settings(run: Round, _: Any) -> Settings:
 
 
 def prompts_before(run: Round) -> list[Stage]:
-    """The prompts that a later round's may not repeat: the first round's, of which some are held out, and
-    those of the rounds between, unless the same personas ask."""
-    between = run.earlier[1:] if run.config.rounds.personas == "fresh" else ()
-    return [round_.stage("filtered") for round_ in (*run.earlier[:1], *between)]
+    """Where the prompts lie that a later round's may not repeat: the held-out ones of the first round and,
+    unless the same personas ask, those that earlier rounds trained on."""
+    rounds = run.earlier if run.config.rounds.personas == "fresh" else run.earlier[:1]
+    return [round_.stage("filtered") for round_ in rounds]
 
 
 def filter_ids(run: Round, _: Any) -> Settings:

@@ -27,8 +27,9 @@ from sao.pipeline.checkable import (
     make_checkable,
     reads_answers,
 )
+from sao.pipeline.kept_models import is_done
 from sao.pipeline.reader import Reader
-from sao.pipeline.roles import Judge
+from sao.pipeline.roles import Judge, judges_itself
 from sao.pipeline.rounds import Round
 from sao.pipeline.settings import (
     answer_filter_settings,
@@ -50,7 +51,7 @@ from sao.pipeline.settings import (
     writes_prompts,
     writing_settings,
 )
-from sao.pipeline.train_step import is_done, train
+from sao.pipeline.train_step import train
 from sao.records import (
     KEPT_TEXT,
     Comparison,
@@ -145,9 +146,7 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
 
 def judges_anew(config: Config) -> bool:
     """Whether later rounds have another judge than those before, which is asked about their pairs too."""
-    own = config.judging.engine is None or config.judging.engine.model is None
-    own = own and config.judging.method in READERS
-    return own_pairs(config) and own and config.rounds.judge == "current"
+    return own_pairs(config) and judges_itself(config.judging) and config.rounds.judge == "current"
 
 
 def judge_before(run: Round) -> Judge:
@@ -206,10 +205,14 @@ def make_prompts(work: Work[Round]) -> Iterator[Prompt | Drop]:
     config, run = work.config, work.run
     if config.prompts.source is not None:
         past, later = skipped(run), run.before is not None
-        yield from prompts.given_prompts(config.prompts, config.personas, config.seed, work.key, past, later)
-        return
-    engine, compared = work.engine(run.roles.policy), _held_out_texts(run)
-    for made in prompts.write_prompts(_asking(work), engine, config.prompts, work.key, work.done):
+        made_: Iterable[Prompt | Drop] = prompts.given_prompts(
+            config.prompts, config.personas, config.seed, work.key, past, later
+        )
+    else:
+        engine = work.engine(run.roles.policy)
+        made_ = prompts.write_prompts(_asking(work), engine, config.prompts, work.key, work.done)
+    compared = _held_out_texts(run)
+    for made in made_:
         if isinstance(made, Prompt) and _plain(made.conversation) in compared:
             reason, text = "equals a held-out prompt", made.text[:KEPT_TEXT]
             yield Drop(row=made.row, stage="prompts", record_id=made.id, reason=reason, text=text)
@@ -226,10 +229,11 @@ def _asking(work: Work[Round]) -> Iterator[Persona]:
 
 
 def _held_out_texts(run: Round) -> set[str]:
-    """The prompts of the first round that a later one must not train on."""
+    """The prompts of the first round that a later one must not train on, without their constraints."""
     if run.before is None:
         return set()
-    return {_plain(prompt.conversation) for prompt in Reader(run.first).asked(held_out=True)}
+    prompts_of = run.first.stage("filtered").records(Prompt)
+    return {_plain(prompt.conversation) for prompt in prompts_of if rows.is_held_out(prompt.row)}
 
 
 def _plain(text: str) -> str:
@@ -247,7 +251,7 @@ def persona_rows(work: Work[Round]) -> Iterable[int]:
 def make_filtered(work: Work[Round]) -> Iterator[Prompt | Drop]:
     """The prompts that pass the filters."""
     marker = "" if work.config.prompts.source is not None else work.config.prompts.marker  # others' have none
-    before = {prompt.id for stage in prompts_before(work.run) for prompt in stage.records(Prompt)}
+    before = {prompt.id for prompt in _asked_before(work.run)}
     for kept in filters.filter_prompts(partial(_to_filter, work.run), work.config.filters, marker, work.done):
         if isinstance(kept, Drop) or kept.id not in before:
             yield kept
@@ -255,9 +259,16 @@ def make_filtered(work: Work[Round]) -> Iterator[Prompt | Drop]:
 
 def _to_filter(run: Round) -> Iterator[tuple[Prompt, str]]:
     """The prompts with their personas; first those of earlier rounds, which these may not repeat."""
-    for stage in prompts_before(run):
-        yield from ((prompt, "") for prompt in stage.records(Prompt))
+    yield from ((prompt, "") for prompt in _asked_before(run))
     yield from _in_order_of_growth(run)
+
+
+def _asked_before(run: Round) -> Iterator[Prompt]:
+    """The prompts that a later round's may not repeat."""
+    only_held_out = run.config.rounds.personas == "same"
+    for stage in prompts_before(run):
+        prompts_of = stage.records(Prompt)
+        yield from (p for p in prompts_of if not only_held_out or rows.is_held_out(p.row))
 
 
 def _in_order_of_growth(run: Round) -> Iterator[tuple[Prompt, str]]:

@@ -15,9 +15,8 @@ import yaml
 
 from sao.config import Config
 from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
-from sao.execution.session import Role
+from sao.execution.session import Notify, Role
 from sao.execution.step import Work
-from sao.models.weights import is_whole
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.store.files import write_atomic
@@ -57,7 +56,7 @@ def train(work: Work[Round]) -> None:
     if config.train.processes == 1 or is_worker():
         train_here(work)
         return
-    status = launch(run.recipe, run.root, stage.path)
+    status = launch(run, stage.path)
     # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies
     # there.
     if not (stage.open().finished and run.is_trained):
@@ -85,25 +84,14 @@ def train_here(work: Work[Round]) -> None:
     write_atomic(run.model_dir / "README.md", card)
     write_atomic(run.model_dir / "sao_manifest.json", (run.root / MANIFEST).read_text("utf-8"))
     stage.finish(counts)
-    if config.train.push_to_hub is not None:
-        runner.notify(f"uploaded: {push_model(run.model_dir, config.train.push_to_hub)}")
+    if run.recipe.rounds.n == 1:
+        push(run, runner.notify)
 
 
-REMOVED = "removed.json"
-"""In the folder of a model whose weights were deleted."""
-
-
-def remove_model(folder: Path) -> None:
-    """Delete a trained model's files; its card, its manifest and a note of the deletion stay."""
-    write_atomic(folder / REMOVED, '{"because": "rounds.keep"}\n')
-    for path in folder.iterdir():
-        if path.name not in ("README.md", "sao_manifest.json", REMOVED):
-            path.unlink()
-
-
-def is_done(folder: Path) -> bool:
-    """Whether a trained model is whole, or was and is not kept."""
-    return is_whole(folder) or (folder / REMOVED).is_file()
+def push(run: Round, notify: Notify) -> None:
+    """Upload a round's model where the recipe says so; of several rounds the best one's, once."""
+    if (repository := run.config.train.push_to_hub) is not None and run.is_trained:
+        notify(f"uploaded: {push_model(run.model_dir, repository)}")
 
 
 def starting_from(config: Config, role: Role) -> Config:
@@ -111,19 +99,19 @@ def starting_from(config: Config, role: Role) -> Config:
     return config.model_copy(update={"model": role.model, "revision": role.revision})
 
 
-def launch(config: Config, root: Path, folder: Path) -> int:
-    """Train in `config.train.processes` processes on this machine, by torchrun; its status. SIGTERM and
+def launch(run: Round, folder: Path) -> int:
+    """Train a round in `train.processes` processes on this machine, by torchrun; its status. SIGTERM and
     Ctrl-C reach them.
 
     Raises Terminated where SIGTERM came.
     """
     from sao.training.monitors import LAUNCHER
 
-    recipe = folder / "recipe.yaml"
+    config, recipe = run.recipe, folder / "recipe.yaml"
     write_atomic(recipe, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(config.train.processes)]
-    command += ["-m", "sao", "train", str(recipe), "--out", str(root)]
+    command += ["-m", "sao", "train", str(recipe), "--out", str(run.root), "--round", str(run.number)]
     # torchrun gives its processes half a minute to end, too little for a large model's checkpoint.
     given = {"OMP_NUM_THREADS": str(config.engine.threads or 1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
     given[LAUNCHER] = str(os.getpid())  # they end when this process is gone

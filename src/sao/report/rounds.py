@@ -12,7 +12,8 @@ from sao.tables import Column, percent, plain_table
 def rounds_lines(summary: Summary) -> Iterator[str]:
     """The table of rounds, what ended the run, and which round is the best."""
     yield from rounds_table(summary.rounds)
-    yield "win rates are CIRCULAR: by the judge that the run began with, in both orders"
+    if any(result.initial is not None for result in summary.rounds):
+        yield "win rates are CIRCULAR: by the judge that the run began with, in both orders"
     last = summary.rounds[-1].round
     yield from (f"stopped after round {last}: {sentence}" for sentence in summary.stopped_by)
     if summary.best is not None:

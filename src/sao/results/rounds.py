@@ -52,7 +52,7 @@ class Gold(Result):
 
 
 class RoundJudge(Result):
-    """The first judge on the round's own pairs of answers."""
+    """The first judge on the round's own pairs of answers; with rounds.judge both, the round's own model."""
 
     first_slot_rate: float | None
     """Share of the decided verdicts for the answer shown first; 0.5 is fair."""
@@ -60,7 +60,7 @@ class RoundJudge(Result):
     """Share of the pairs decided in both orders whose winner changes with the order."""
     agreement: Rate | None
     """Pairs on which it names the answer that the judge of the round before names (rank consistency, arXiv
-    2410.12735); null where both are the same."""
+    2410.12735), or with rounds.judge both the model that the run began with; null where both are the same."""
 
 
 class RoundResult(Result):
@@ -75,7 +75,8 @@ class RoundResult(Result):
     pairs: int
     """Pairs that it made."""
     kept_share: float | None
-    """Those over the pairs that were possible."""
+    """Clear pairs over the possible ones of these prompts; clear ones that are left out since the rejected
+    answer is no older model's (rounds.rejected initial) are among them."""
     margin: float | None
     """Mean margin of the pairs, in nats; null where the judge gives no numbers."""
     chosen_logp: float | None

@@ -78,9 +78,9 @@ class Cell(Result):
     judge: str | None = None
     """Who judged the win rate; null where the cell failed."""
     rounds: list[RoundResult] = []
-    """The rounds, where the cell has several; its figures are those of the best."""
+    """The rounds, where the cell has several; its figures are those of the best by the choice half."""
     best: int | None = None
-    """That round; null for a single one."""
+    """The best by all held-out prompts, whose model the run gave back; null for a single round."""
     stopped_by: list[str] = []
     """What ended the run before its last round, a sentence for each rule."""
     kept_pairs: int | None = None

@@ -63,12 +63,18 @@ class Exported:
     options: str
 
 
-def data_card(made: Manifest, funnel: list[StageCounts], done: Exported, audit: Audit | None = None) -> str:
+def data_card(
+    made: Manifest,
+    funnel: list[StageCounts],
+    done: Exported,
+    audit: Audit | None = None,
+    round_number: int = 1,
+) -> str:
     """Markdown with YAML for the hub: what the data are, how to load them, what made them, and under which
     licences.
 
     `made` is the run's manifest, `funnel` what each stage took in and let through, `audit` the result of
-    `sao.analysis.audit.audit`.
+    `sao.analysis.audit.audit`, `round_number` the round whose pairs these are.
     """
     config = made.recipe()
     return f"""{_what_they_are(made, config, done)}
@@ -83,7 +89,7 @@ data = load_dataset("DIR")
 
 {done.usage}
 
-{_how(made, config, done)}
+{_how(made, config, done, round_number)}
 ## What went in and what was dropped
 
 {counts_table(row for row in funnel if row.stage != "train")}
@@ -201,17 +207,21 @@ def _size(rows: int) -> str:
     return next((name for bound, name in bounds if rows < bound), "10M<n<100M")
 
 
-def _how(made: Manifest, config: Config, done: Exported) -> str:
+def _how(made: Manifest, config: Config, done: Exported, round_number: int) -> str:
     """The section that says how the data can be made again."""
     pairs = config.pairs
-    making = "import DATASET" if is_given(config) else f"pairs recipe.yaml --seed {config.seed}"
+    later = f" --round {round_number}" if round_number > 1 else ""
+    making = "import DATASET" if is_given(config) else f"pairs recipe.yaml --seed {config.seed}{later}"
+    wrote = (
+        f"\n| round | {round_number}: by the model that round {round_number - 1} trained |" if later else ""
+    )
     return f"""## How it was made
 
 | | |
 |---|---|
 {_model_row(made, config)}{origin_rows(made, config)}
 | pairs | rule {pairs.rule}, keep {pairs.keep}, p of at least {pairs.min_p:g} |
-| seed | {config.seed} |
+| seed | {config.seed} |{wrote}
 | packages | {packages(made)} |
 
 The commands, where recipe.yaml holds the recipe below and RUN is any folder:
@@ -222,7 +232,7 @@ sao export RUN {done.options}
 ```
 
 ```yaml
-{_recipe(config)}```
+{_recipe(config, round_number)}```
 """
 
 
@@ -233,10 +243,11 @@ def _model_row(made: Manifest, config: Config) -> str:
     return f"| model | {name_of(config.model)} ({identity}) |\n"
 
 
-def _recipe(config: Config) -> str:
+def _recipe(config: Config, round_number: int) -> str:
     """What of the recipe differs from the defaults and bears on the data, without what belongs to this place
-    only."""
-    found = config.model_dump(mode="json", exclude_defaults=True, exclude={"train", "evaluation", "seed"})
+    only. Data of a later round hang on the training before it."""
+    aside = {"seed"} if round_number > 1 else {"train", "evaluation", "rounds", "seed"}
+    found = config.model_dump(mode="json", exclude_defaults=True, exclude=aside)
     return yaml.safe_dump(_public({"model": config.model, **found}), sort_keys=False, allow_unicode=True)
 
 

@@ -67,8 +67,9 @@ def export(
     with arriving(out, SUFFIX[form]) as sinks:
         left_out = write_rows(joined(run), split, sinks, form, view, run.config.responses.system)
         options = f"--format {form} --view {view} --test-share {test_share:g}"
+        options += f" --round {run.round.number}" if run.round.number > 1 else ""
         done = _exported(sinks, form, view, left_out, options)
-        card = data_card(read_manifest(run.root), run.funnel(), done, audit)
+        card = data_card(read_manifest(run.root), run.funnel(), done, audit, run.round.number)
         for name, text in (side_files(form, view, done.files) | {"README.md": card}).items():
             sinks[name] = Sink(out / name)
             sinks[name].write_text(text)

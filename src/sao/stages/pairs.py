@@ -30,6 +30,8 @@ Scores = dict[int, float]
 """The score of each answer that has one, by its index, in nats."""
 IndexPair = tuple[int, int]
 """Two answers of a prompt, by their indices."""
+NOT_NEWER = "chosen is not the newer model's, rejected the older's"
+"""Why a clear pair is dropped where the rejected answers are an older model's."""
 GRAMS = 4
 TINY = 1e-9
 """Nats below which a margin is rounding."""
@@ -208,7 +210,7 @@ def pairs_of(
             chosen, rejected = (by_index[index] for index in chosen_first[pair])
             outcomes[pair] = _decide(chosen, rejected, opinions[pair], ranks, config)
             if newer is not None and not chosen.index < newer <= rejected.index:
-                outcomes[pair] = "chosen is not the newer model's, rejected the older's"
+                outcomes[pair] = NOT_NEWER
         else:
             outcomes[pair] = f"not chosen by rule {config.rule}"
     return outcomes

@@ -6,17 +6,19 @@ import time
 from datetime import UTC, datetime
 from statistics import median
 
+from sao.analysis.rounds import best_of, measure
 from sao.errors import SAOError, StoreError
 from sao.execution.runner import Progress
 from sao.execution.session import Notify
 from sao.method import run
 from sao.pipeline import folder
+from sao.results.rounds import RoundResult
 from sao.results.summary import Summary
 from sao.results.sweep import Cell, PromptScores
 from sao.store.manifest import git_revision, package_versions
 from sao.sweep.cells import Cells
 from sao.sweep.plan import Plan, Planned
-from sao.sweep.scores import Labels, labels_of, measured, prompt_scores
+from sao.sweep.scores import Labels, half_of, labels_of, measured, prompt_scores
 
 CHANGED = "changed since the last run here: "
 """Begins what a run says of a folder that it shares; in a sweep that is no news."""
@@ -65,6 +67,17 @@ def _left(cells: int, took: list[float]) -> str:
     return f"{cells} left, about {f'{minutes:.0f} min' if minutes >= 1 else 'a minute'}"
 
 
+def best_by_choice(plan: Plan, cell: Planned, summary: Summary) -> int:
+    """The round whose figures are a cell's: the best by the choice half of the held-out prompts, so that the
+    report half has no part in it."""
+    results: list[RoundResult] = []
+    for result in summary.rounds:
+        run = folder.reader(cell.config, plan.root / cell.run, plan.given, result.round).round
+        found = measure(run, lambda prompt: half_of(prompt) == "choice")
+        results.append(found.model_copy(update={"stopped_by": result.stopped_by}))
+    return best_of(results).round if results else 1
+
+
 def figures_of(summary: Summary, labels: Labels, scores: list[PromptScores]) -> dict[str, object]:
     """What a finished run says, as the fields of its cell."""
     return {
@@ -95,7 +108,7 @@ def run_cell(
     try:
         root = plan.root / cell.run
         summary = run(cell.config, root, engine=plan.given, progress=progress, notify=say)
-        reader = folder.reader(cell.config, root, plan.given, summary.best or 1)
+        reader = folder.reader(cell.config, root, plan.given, best_by_choice(plan, cell, summary))
         scores = prompt_scores(reader)
         found = figures_of(summary, labels_of(reader), scores)
     except StoreError:

@@ -270,4 +270,5 @@ def fingerprint_of(
     while len(rounds) < config.rounds.n:
         rounds.append(rounds[-1].next())
     stages = (stage for r in rounds for step in r.steps if r.has(step.name) for stage in r.stages(step.name))
-    return make_id(run.name, *(stage.fingerprint for stage in stages))
+    ends = [",".join(config.rounds.stop)] if config.rounds.n > 1 else []  # which rounds there are
+    return make_id(run.name, *(stage.fingerprint for stage in stages), *ends)

@@ -44,7 +44,7 @@ tags: [sao, {config.train.loss}, self-alignment]
 
 # {config.model}, aligned with {_whose_preferences(config)} preferences
 {warning(made.licences, "model")}
-Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {_made_of(config)}.
+Trained with SAO (Self-Alignment Optimization, arXiv 2510.06652) {_made_of(config, round_number)}.
 
 {facts_table(_facts(made, config) + _round_facts(config, round_number))}
 
@@ -62,16 +62,19 @@ def _whose_preferences(config: Config) -> str:
     return "its own" if other_judge(config) is None else "other"
 
 
-def _made_of(config: Config) -> str:
+def _made_of(config: Config, round_number: int) -> str:
     """What the model was trained on."""
     if is_given(config):
         return "on a data set of preferences that others made"
-    judge = other_judge(config)
+    judge, is_later = other_judge(config), round_number > 1
+    if judge is None and is_later and config.rounds.judge != "current":
+        judge = "the base model" if config.rounds.judge == "initial" else "the base model and its own"
     wrote = ["answers"] if config.prompts.source else ["prompts", "answers"]
     *first, last = [*wrote, "verdicts"] if judge is None else wrote
     listed = " and ".join([", ".join(first), last] if first else [last])
     by = "" if judge is None else f",\nwith the verdicts of {judge}"
-    return f"on {listed} that the base model itself wrote{by}"
+    who = f"round {round_number - 1}'s model" if is_later else "the base model itself"
+    return f"on {listed} that {who} wrote{by}"
 
 
 def _facts(made: Manifest, config: Config) -> list[Fact]:
@@ -103,8 +106,12 @@ def _round_facts(config: Config, number: int) -> list[Fact]:
     merged = "; each round's adapter is merged into the model before the next"
     adapter = "" if config.train.method == "full" else merged
     judge = {"initial": "the base model", "current": f"round {number - 1}'s model", "both": "both models"}
+    told = "on its own pairs" if rounds.data == "newest" else "on the pairs of all rounds so far"
+    told += ", of which the base model wrote the rejected answers" if rounds.rejected == "initial" else ""
+    if config.train.needs_reference and rounds.reference == "initial":
+        told += "; the reference is the base model"
     return [
-        ("round", f"{number}; training started from {start} on the {rounds.data} pairs{adapter}"),
+        ("round", f"{number}; training started from {start} {told}{adapter}"),
         ("its judge", judge[rounds.judge] if other_judge(config) is None else str(other_judge(config))),
     ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from sao.config import Config, TrainConfig
@@ -25,7 +27,7 @@ from sao.training import monitors, parallel
 from sao.training.adapters import quantisation
 from sao.training.arguments import half_precision
 from sao.training.batches import Batch, TokenPair, batch_of, split_pairs
-from sao.training.reference import reference_sums
+from sao.training.reference import reference_sums, stored_ids
 from sao.training.run import choose_policy, train
 
 Labelled = tuple[Prompt, PreferencePair, Response, Response]
@@ -102,6 +104,8 @@ def reference_run(
     is trained; it is gone from memory afterwards, and training finds the file."""
     if reference is None or reference.model == trained.model or not trained.train.needs_reference:
         return
+    if {pair.id for pair in pairs} <= stored_ids(folder):
+        return
     notify(f"loading {reference.model}, the reference")
     group, model = parallel.processes(), load_to_train(reference)
     policy, train_config, _ = choose_policy(model, reference.train, 0, pairs, group)
@@ -113,6 +117,10 @@ def reference_run(
     folder.mkdir(parents=True, exist_ok=True)
     size = train_config.micro_batch_size
     reference_sums(policy, pairs, collate, size, folder, half, group.world, group.rank)
+    del policy, model  # they hold each other: only the collector frees them
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     group.wait()
 
 

@@ -67,6 +67,11 @@ def reference_sums(
     return torch.tensor([stored[pair.id] for pair in pairs], dtype=torch.float32).view(len(pairs), 2)
 
 
+def stored_ids(out: Path) -> set[str]:
+    """The pairs whose sums are in the file already."""
+    return {line["id"] for line in read_jsonl(out / FILE)} if (out / FILE).is_file() else set()
+
+
 def _lines(ids: list[str], chosen: list[float], rejected: list[float]) -> list[dict[str, Any]]:
     return [
         {"id": pair_id, "chosen": chosen_sum, "rejected": rejected_sum}

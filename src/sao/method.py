@@ -42,6 +42,8 @@ COMMANDS = {
 """The last step of each command of the command line."""
 GIVEN_FOR = ("policy", "judge", "initial", "base")
 """The roles that a given engine plays: all but the trained model."""
+COLLAPSED = ("pairs", "loss", "alarm", "train.max_length")
+"""What a TrainingError is about where the model, not the recipe or the machine, is the reason."""
 
 
 def run(
@@ -167,10 +169,6 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         if round_.number == last or is_worker() or (outcome.results and outcome.results[-1].stopped_by):
             break
     return outcome
-
-
-COLLAPSED = ("pairs", "loss", "alarm", "train.max_length")
-"""What a TrainingError is about where the model, not the recipe or the machine, is the reason."""
 
 
 def is_workers(round_: Round, number: int | None) -> bool:

@@ -202,22 +202,22 @@ def _drafts(work: Work[Round], before: Stage | None, number: int, size: int, kep
 def make_prompts(work: Work[Round]) -> Iterator[Prompt | Drop]:
     """Each persona's prompt, or those given."""
     refuse_import(work)
-    config, run = work.config, work.run
-    if config.prompts.source is not None:
-        past, later = skipped(run), run.before is not None
-        made_: Iterable[Prompt | Drop] = prompts.given_prompts(
-            config.prompts, config.personas, config.seed, work.key, past, later
-        )
-    else:
-        engine = work.engine(run.roles.policy)
-        made_ = prompts.write_prompts(_asking(work), engine, config.prompts, work.key, work.done)
-    compared = _held_out_texts(run)
-    for made in made_:
-        if isinstance(made, Prompt) and _plain(made.conversation) in compared:
+    held_out = _held_out_texts(work.run)
+    for made in _given_or_written(work):
+        if isinstance(made, Prompt) and _plain(made.conversation) in held_out:
             reason, text = "equals a held-out prompt", made.text[:KEPT_TEXT]
             yield Drop(row=made.row, stage="prompts", record_id=made.id, reason=reason, text=text)
         else:
             yield made
+
+
+def _given_or_written(work: Work[Round]) -> Iterable[Prompt | Drop]:
+    config, run = work.config, work.run
+    if config.prompts.source is not None:
+        past, later = skipped(run), run.before is not None
+        return prompts.given_prompts(config.prompts, config.personas, config.seed, work.key, past, later)
+    engine = work.engine(run.roles.policy)
+    return prompts.write_prompts(_asking(work), engine, config.prompts, work.key, work.done)
 
 
 def _asking(work: Work[Round]) -> Iterator[Persona]:

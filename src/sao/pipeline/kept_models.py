@@ -44,7 +44,7 @@ def restore(round_: Round, runner: Runner, names: Sequence[str]) -> None:
         return
     for earlier in _opened_by(round_):
         _train_again(earlier, runner)
-    if "train" not in open_ and round_.has("heldout_tuned") and not round_.stage("heldout_tuned").finished:
+    if "heldout_tuned" in open_ and "train" not in open_:
         _train_again(round_, runner)
 
 

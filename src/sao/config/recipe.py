@@ -294,7 +294,7 @@ def nearest(dotted: str) -> str:
         if dotted == old or dotted.startswith(f"{old}."):
             return f" It is called {new}{dotted.removeprefix(old)} now."
     names = list(field_names(Config))
-    by_last = {name.rsplit(".", 1)[-1]: name for name in names}
+    by_last = {name.rsplit(".", 1)[-1]: name for name in reversed(names)}  # of equal ones the first section's
     near = difflib.get_close_matches(dotted, [*names, *{n.split(".")[0] for n in names}], 1, 0.6)
     if not near:
         near = [by_last[n] for n in difflib.get_close_matches(dotted.rsplit(".", 1)[-1], by_last, 1, 0.6)]

@@ -78,7 +78,7 @@ def best_by_choice(plan: Plan, cell: Planned, summary: Summary) -> int:
     return best_of(results).round if results else 1
 
 
-def figures_of(summary: Summary, labels: Labels, scores: list[PromptScores]) -> dict[str, object]:
+def _figures(summary: Summary, labels: Labels, scores: list[PromptScores]) -> dict[str, object]:
     """What a finished run says, as the fields of its cell."""
     return {
         "measures": measured(scores),
@@ -110,7 +110,7 @@ def run_cell(
         summary = run(cell.config, root, engine=plan.given, progress=progress, notify=say)
         reader = folder.reader(cell.config, root, plan.given, best_by_choice(plan, cell, summary))
         scores = prompt_scores(reader)
-        found = figures_of(summary, labels_of(reader), scores)
+        found = _figures(summary, labels_of(reader), scores)
     except StoreError:
         raise
     except SAOError as error:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sao.config import Config, EngineConfig, TrainConfig
-from sao.engines import Request, Sample, Sampling
+from sao.engines import Completion, Request, Sample, Sampling
 from sao.engines.transformers import TransformersEngine
 from sao.errors import ModelError
 from sao.models.folder import notices
-from sao.models.load import check_model, load_model
+from sao.models.load import check_model, check_trainable, load_model
 from sao.records import Message
 from sao.training.job import load_to_train
 from support import families, tiny_models
@@ -152,6 +153,30 @@ def test_weights_held_in_an_unknown_way_are_refused(tmp_path: Path, method: obje
     for load in (check_model, load_model):
         with raises(ModelError, key="quantization_config", match="quant_method"):
             load(str(folder), CONFIG)
+
+
+def test_weights_in_four_bits_write_and_are_not_trained(tmp_path: Path) -> None:
+    """bitsandbytes, by transformers' own loader: greedy tokens as `generate`'s."""
+    pytest.importorskip("bitsandbytes")
+    plain = families.build("qwen3", tmp_path / "plain", hidden_size=128, head_dim=32, intermediate_size=128)
+    held: Any = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    folder = tmp_path / "quantised"
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=held).save_pretrained(folder)
+    for file in Path(plain).iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    engine = TransformersEngine(str(folder), CONFIG)
+    (done,) = engine.generate([Request((Message("user", "hello"),), (Sample("a", 1),), Sampling(12, 0.0))])
+    assert isinstance(done, Completion)
+    ids = torch.tensor([engine.chat.prompt_ids((Message("user", "hello"),))])
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12,
+        eos_token_id=sorted(engine.chat.end_ids), pad_token_id=engine.chat.pad_id,
+    )  # fmt: skip
+    assert done.token_ids == tuple(expected[0, ids.shape[1] :].tolist())
+    with raises(ModelError, key="quantization_config", match="not trained here"):
+        check_trainable(str(folder))
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

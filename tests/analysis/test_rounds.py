@@ -18,6 +18,7 @@ def a_round(number: int = 1, win: float = 0.6, **changes: Any) -> RoundResult:
     against = Against(n=500, win_rate=win, ci95=(win - 0.04, win + 0.04))
     figures: dict[str, Any] = {
         "round": number, "model": f"round-{number}", "prompts": 1000, "pairs": 500, "kept_share": 0.5,
+        "identical": 0.1,
         "margin": 3.0, "chosen_logp": -1.0, "rejected_logp": -2.0, "base": START, "answers": START,
         "initial": against, "previous": against, "checks": None, "oracle": None,
         "judge": RoundJudge(first_slot_rate=0.55, flip_rate=0.2, agreement=None),

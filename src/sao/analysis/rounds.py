@@ -24,7 +24,7 @@ from sao.records import Judgment, PreferencePair, Prompt, Response
 from sao.results.base import Rate
 from sao.results.rounds import Against, Answers, Gold, RoundJudge, RoundResult
 from sao.stages.calibration import Calibration
-from sao.stages.pairs import NOT_NEWER, repetition
+from sao.stages.pairs import IDENTICAL, NOT_NEWER, repetition
 from sao.stages.rows import pairs_each
 from sao.statistics import bootstrap_ci, mean
 
@@ -49,10 +49,8 @@ def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
     pairs, counts = list(run.stage("pairs").records(PreferencePair)), run.stage("pairs").counts
     margins = [pair.margin for pair in pairs if pair.margin is not None]
     asked = run.count_asked(held_out=False)
-    possible, clear = (
-        asked * pairs_each(run.config.responses.n),
-        len(pairs) + counts.reasons.get(NOT_NEWER, 0),
-    )
+    every = asked * pairs_each(run.config.responses.n)
+    same, clear = counts.reasons.get(IDENTICAL, 0), len(pairs) + counts.reasons.get(NOT_NEWER, 0)
     metrics = run.stage("train").counts.metrics or {}
     judged = round_.has("comparisons")
     return RoundResult(
@@ -60,7 +58,8 @@ def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
         model=str(round_.model_dir.relative_to(round_.root)),
         prompts=asked,
         pairs=len(pairs),
-        kept_share=clear / possible if possible else None,
+        kept_share=clear / (every - same) if every > same else None,
+        identical=same / every if every else None,
         margin=fmean(margins) if margins else None,
         chosen_logp=metrics.get("logps/chosen"),
         rejected_logp=metrics.get("logps/rejected"),

@@ -75,8 +75,10 @@ class RoundResult(Result):
     pairs: int
     """Pairs that it made."""
     kept_share: float | None
-    """Clear pairs over the possible ones of these prompts; clear ones that are left out since the rejected
-    answer is no older model's (rounds.rejected initial) are among them."""
+    """Clear pairs over those of these prompts whose answers differ; clear ones that are left out since the
+    rejected answer is no older model's (rounds.rejected initial) are among them."""
+    identical: float | None
+    """Share of the pairs whose two answers are the same text: it rises where a policy becomes sure."""
     margin: float | None
     """Mean margin of the pairs, in nats; null where the judge gives no numbers."""
     chosen_logp: float | None

@@ -30,6 +30,8 @@ Scores = dict[int, float]
 """The score of each answer that has one, by its index, in nats."""
 IndexPair = tuple[int, int]
 """Two answers of a prompt, by their indices."""
+IDENTICAL = "identical answers"
+"""Why two equal answers make no pair."""
 NOT_NEWER = "chosen is not the newer model's, rejected the older's"
 """Why a clear pair is dropped where the rejected answers are an older model's."""
 GRAMS = 4
@@ -225,7 +227,7 @@ def _unfit_pairs(responses: list[Response], config: PairsConfig) -> dict[IndexPa
     for a, b in combinations(responses, 2):
         pair = a.index, b.index
         if not repeated.isdisjoint(pair):  # of equal answers the first stays, to be compared with others
-            reasons[pair] = "identical answers"
+            reasons[pair] = IDENTICAL
         elif not looping.isdisjoint(pair):
             reasons[pair] = "an answer repeats itself"
     return reasons

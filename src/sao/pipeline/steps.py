@@ -253,7 +253,7 @@ def make_filtered(work: Work[Round]) -> Iterator[Prompt | Drop]:
     marker = "" if work.config.prompts.source is not None else work.config.prompts.marker  # others' have none
     before = {prompt.id for prompt in _asked_before(work.run)}
     for kept in filters.filter_prompts(partial(_to_filter, work.run), work.config.filters, marker, work.done):
-        if isinstance(kept, Drop) or kept.id not in before:
+        if (kept.record_id if isinstance(kept, Drop) else kept.id) not in before:
             yield kept
 
 

@@ -139,6 +139,21 @@ def write_plain(chat: Any, model: Any, requests: list[Any], batch: int) -> int:
     return tokens
 
 
+def write_continuous(chat: Any, model: Any, requests: list[Any]) -> int:
+    """Tokens written by transformers' own continuous batching; without a limit its cache takes nearly all
+    memory."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    rows = [chat.prompt_ids(r.messages) for r in requests for _ in r.samples]
+    how = GenerationConfig(
+        max_new_tokens=MAX_TOKENS, do_sample=True, temperature=TEMPERATURE, top_k=0,
+        eos_token_id=sorted(chat.end_ids), pad_token_id=chat.pad_id,
+    )  # fmt: skip
+    cache = ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=1024, max_memory_percent=0.3)
+    out = model.generate_batch(rows, how, continuous_batching_config=cache, warmup=False)
+    return sum(len(done.generated_tokens) for done in out.values())
+
+
 def judge_plain(chat: Any, model: Any, requests: list[Any], batch: int) -> int:
     """Verdicts by one forward pass each, in batches of `batch`, sorted by length."""
     import torch
@@ -250,6 +265,13 @@ def against_plain(options: argparse.Namespace, texts: list[str]) -> dict[str, An
             "plain": lambda: judge_plain(chat, plain, requests, batch),
         }
         result["verdicts"] = {**compare("verdicts", sides, options.repeats), "batch": batch}
+    if options.continuous:  # last: it changes the model's attention
+        for name, requests in workloads(options, texts).items():
+            sides = {
+                "ours": lambda r=requests: write_ours(engine, r),
+                "generate_batch": lambda r=requests: write_continuous(chat, plain, r),
+            }
+            result[f"{name} generate_batch"] = compare(name, sides, options.repeats)
     return result
 
 
@@ -325,6 +347,7 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", default=["80x2", "16x2", "1x1"], help="prompts x samples")
     parser.add_argument("--verdicts", type=int, default=40, help="pairs to judge in both orders")
     parser.add_argument("--set", nargs="*", default=[], help="keys of the engine, such as dtype=bfloat16")
+    parser.add_argument("--continuous", action="store_true", help="also against generate_batch")
     parser.add_argument("--vllm", action="store_true", help="our engine over vLLM against raw vLLM")
     options = parser.parse_args()
     texts = questions(options.questions)

@@ -9,15 +9,11 @@ these functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 
 from sao.config import Config
-from sao.config.judging import READERS
 from sao.errors import DataError, DropError
-from sao.evaluation import compare
 from sao.execution.drops import check_readable
 from sao.execution.step import Step, Work
 from sao.pipeline.checkable import (
@@ -29,7 +25,6 @@ from sao.pipeline.checkable import (
 )
 from sao.pipeline.kept_models import is_done
 from sao.pipeline.reader import Reader
-from sao.pipeline.roles import Judge, judges_itself
 from sao.pipeline.rounds import Round
 from sao.pipeline.settings import (
     answer_filter_settings,
@@ -52,6 +47,22 @@ from sao.pipeline.settings import (
     writing_settings,
 )
 from sao.pipeline.train_step import train
+from sao.pipeline.verdicts import (
+    compares,
+    compares_rounds,
+    comparison_settings,
+    comparison_total,
+    held_out_pairs,
+    judge_before,
+    judges_anew,
+    judges_held_out,
+    judgment_total,
+    make_comparisons,
+    make_judgments,
+    make_rejudged,
+    rejudged_total,
+    training_pairs,
+)
 from sao.records import (
     KEPT_TEXT,
     Comparison,
@@ -63,7 +74,7 @@ from sao.records import (
     Prompt,
     Response,
 )
-from sao.stages import filters, judging, personas, prompts, responses, rows
+from sao.stages import filters, personas, prompts, responses, rows
 from sao.store.stage import Stage
 
 # Which steps a recipe has.
@@ -77,16 +88,6 @@ def filters_prompts(config: Config) -> bool:
 def filters_answers(config: Config) -> bool:
     """Whether answers are searched for evaluation items."""
     return own_pairs(config) and bool(config.filters.decontaminate) and config.pairs.imported is None
-
-
-def compares(config: Config) -> bool:
-    """Whether there are held-out prompts to compare on."""
-    return config.personas.held_out > 0
-
-
-def judges_held_out(config: Config) -> bool:
-    """Whether the judge says which of the two models answers them better."""
-    return compares(config) and config.evaluation.judged
 
 
 def refuse_import(work: Work[Round]) -> None:
@@ -142,38 +143,6 @@ def _written(work: Work[Round]) -> Iterator[Persona | Drop]:
                 key="personas.writing.min_new",
             )
     yield from chosen.records(*asked)
-
-
-def judges_anew(config: Config) -> bool:
-    """Whether later rounds have another judge than those before, which is asked about their pairs too."""
-    return own_pairs(config) and judges_itself(config.judging) and config.rounds.judge == "current"
-
-
-def judge_before(run: Round) -> Judge:
-    """The first judge of the round before."""
-    return run.roles.judges[0] if run.before is None else run.before.roles.judges[0]
-
-
-REJUDGED = 200
-"""Pairs of a round that the judge of the round before is asked about too."""
-
-
-def make_rejudged(work: Work[Round]) -> Iterator[Judgment | Drop]:
-    """The verdicts of the judge before on some of this round's pairs."""
-    judge = judge_before(work.run)
-    engine, pairs = work.engine(judge.role), _some_pairs(work)
-    yield from judging.judge(pairs, engine, judge.config, work.done, name=judge.name)
-
-
-def _some_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
-    judge = judge_before(work.run)
-    most = REJUDGED * judging.orders_of(judge.config)
-    return islice(training_pairs(replace(work, variant=judge)), most)
-
-
-def compares_rounds(config: Config) -> bool:
-    """Whether a judge says if a later round's model is better than the one before."""
-    return own_pairs(config) and judges_held_out(config)
 
 
 def _wanted_personas(run: Round) -> tuple[int, int]:
@@ -326,36 +295,6 @@ def make_filtered_responses(work: Work[Round]) -> Iterator[Response | Drop]:
     return filters.filter_responses(work.read("responses", Response), work.config.filters, work.done)
 
 
-def training_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
-    """The pairs of answers that a judge is shown."""
-    judge: Judge = work.variant
-    groups = ((p.id, p.conversation, answers) for p, answers in Reader(work.run).answered())
-    n, orders = work.config.responses.n, judging.orders_of(judge.config)
-    return judging.ordered_pairs(groups, orders, work.key, n, judge.config.comparisons_per_answer)
-
-
-def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:
-    """A judge's verdicts."""
-    judge: Judge = work.variant
-    how, pairs = judge.config, training_pairs(work)
-    if how.method == "reward":
-        with work.runner.session.reward_model(judge.role) as scorer:
-            yield from judging.judge(pairs, None, how, work.done, scorer=scorer, name=judge.name)
-        return
-    engine = work.engine(judge.role) if how.method in READERS else None
-    reader = Reader(work.run)
-    gold = reader.checks if how.method == "checks" else reader.oracle
-    yield from judging.judge(pairs, engine, how, work.done, gold, name=judge.name)
-
-
-def judgment_total(work: Work[Round]) -> int:
-    """The verdicts on the answers that exist: none on those that were lost, nor on identical ones."""
-    how = work.variant.config
-    groups = (answers for _, answers in Reader(work.run).answered())
-    shown = sum(judging.shown_pairs(answers, how.comparisons_per_answer) for answers in groups)
-    return shown * judging.orders_of(how)
-
-
 def make_pairs(work: Work[Round]) -> Iterator[PreferencePair | Drop]:
     """The preferences that are learnt from."""
     yield from Reader(work.run).chosen(work.key)
@@ -373,43 +312,6 @@ def answer_held_out(work: Work[Round], tuned: bool) -> Iterator[Response | Drop]
     yield from responses.answer_prompts(
         asked, work.engine(role), one_answer(work.config), work.key, work.done, True, extra
     )
-
-
-def held_out_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
-    """Base's and trained model's answers, in both orders."""
-    return pairs_of_two(work.key, Reader(work.run).held_out())
-
-
-def pairs_of_two(
-    key: str, answered: Iterable[tuple[Prompt, Response, Response]]
-) -> Iterator[judging.OrderedPair]:
-    """Two models' answers to the same prompts, in both orders."""
-    for prompt, base, tuned in answered:
-        answers = [
-            replace(base, row=rows.answer_row(prompt, 2, 0)),
-            replace(tuned, row=rows.answer_row(prompt, 2, 1), index=1),
-        ]
-        yield from judging.ordered_pairs([(prompt.id, prompt.conversation, answers)], 2, key, 2)
-
-
-def make_comparisons(work: Work[Round]) -> Iterator[Comparison | Drop]:
-    """The judge on base against trained model."""
-    return compared(work, lambda: Reader(work.run).held_out())
-
-
-def compared(
-    work: Work[Round], answered: Callable[[], Iterable[tuple[Prompt, Response, Response]]]
-) -> Iterator[Comparison | Drop]:
-    """The judge on two models' answers."""
-    bases = {base.id for _, base, _ in answered()}
-    judge = work.run.roles.reader
-    engine, pairs = work.engine(judge.role), pairs_of_two(work.key, answered())
-    for verdict in judging.judge(pairs, engine, judge.config, work.done, name=judge.name):
-        if isinstance(verdict, Drop):
-            yield verdict
-            continue
-        base_id = verdict.first_id if verdict.first_id in bases else verdict.second_id
-        yield compare.comparison_of(verdict, base_id)
 
 
 def _persona_total(work: Work[Round]) -> int:
@@ -430,11 +332,6 @@ def _possible_pairs(work: Work[Round]) -> int:
 
 def _held_out_total(work: Work[Round]) -> int:
     return Reader(work.run).count_asked(held_out=True)
-
-
-def _held_out_key(run: Round) -> str | None:
-    """What made the held-out answers of the model before."""
-    return None if run.before is None else run.before.stage("heldout_tuned").key
 
 
 STEPS: tuple[Step[Round], ...] = (
@@ -512,23 +409,22 @@ STEPS: tuple[Step[Round], ...] = (
     # and the judge says whose answers are better.
     Step(
         name="comparisons", record=Comparison, reads=("heldout_tuned", "heldout_base"),
-        settings=lambda run, _: judgment_settings(run, run.roles.reader), make=make_comparisons,
+        settings=lambda run, _: comparison_settings(run), make=make_comparisons,
         when=judges_held_out, rows=lambda work: (pair.row for pair in held_out_pairs(work)),
-        total=lambda work: sum(1 for _ in held_out_pairs(work)), in_funnel=False, held_out=True,
+        total=comparison_total, in_funnel=False, held_out=True,
     ),
     # In later rounds it also says whether they are better than those of the model before,
     Step(
         name="comparisons_before", record=Comparison, reads=("heldout_tuned",),
-        settings=lambda run, _: judgment_settings(run, run.roles.reader)
-        | {"before": _held_out_key(run)},
-        make=lambda work: compared(work, lambda: Reader(work.run).held_out(since="before")),
+        settings=lambda run, _: comparison_settings(run, "before"),
+        make=partial(make_comparisons, since="before"), total=partial(comparison_total, since="before"),
         when=compares_rounds, in_funnel=False, held_out=True, later=True,
     ),
     # and the judge before is asked about some of the round's pairs where the judge is another one now.
     Step(
         name="rejudged", record=Judgment, reads=("filtered_responses",),
         settings=lambda run, _: judgment_settings(run, judge_before(run)), make=make_rejudged,
-        when=judges_anew, total=lambda work: sum(1 for _ in _some_pairs(work)), in_funnel=False, later=True,
+        when=judges_anew, total=rejudged_total, in_funnel=False, later=True,
     ),
 )  # fmt: skip
 """The method, in order."""

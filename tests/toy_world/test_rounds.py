@@ -24,6 +24,9 @@ from sao.pipeline.players import player
 from sao.pipeline.reader import Reader
 from sao.report.summary import show_summary
 from sao.results.summary import Summary
+from sao.sweep.cells import Cells
+from sao.sweep.loop import run_cells
+from sao.sweep.plan import make_plan
 from support.checks import known
 from support.run_files import files, json_rows
 
@@ -103,6 +106,23 @@ def test_another_rate_in_the_third_round_changes_that_round_alone(whole: Path, t
     assert new
     assert all(name.startswith("round-3/") for name in new)
     assert of_rounds(after, (1, 2)) == of_rounds(before, (1, 2))
+
+
+def test_a_sweep_keeps_the_rounds_of_each_cell_and_shares_the_first(tmp_path: Path) -> None:
+    config = load_recipe("demo-rounds", {**SMALL, "rounds.n": "2"})
+    plan = make_plan(config, ["rounds.judge=current", "seed=3"], tmp_path)
+    run_cells(plan)
+    cells = list(Cells(tmp_path).read().values())
+    assert [cell.error for cell in cells] == [None, None]
+    for cell in cells:
+        assert [result.round for result in cell.rounds] == [1, 2]
+        assert cell.best in (1, 2)
+        assert cell.measures
+    assert cells[0].rounds[0] == cells[1].rounds[0]
+    assert [known(cell.rounds[1].judge).agreement is None for cell in cells] == [True, False]
+    assert len(list((tmp_path / cells[0].run).glob("round-1/train-*"))) == 1
+    stopped = make_plan(config, ["rounds.stop=[],[length]", "seed=3"], tmp_path)
+    assert len(stopped.cells) == 2  # which rounds there are counts, too
 
 
 def bytes_in(folder: Path) -> int:

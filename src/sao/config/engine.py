@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sao.config.section import Section, setting
 
@@ -115,6 +115,12 @@ class EngineConfig(Section):
     restart; null: on a CPU, not on a GPU."""
     threads: int = setting(default=0, ge=0, affects_records=False, because="rounding only")
     """CPU threads of torch; 0 leaves torch's own choice. Byte-for-byte reruns need the same number."""
+    replicas: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = setting(
+        default=None, affects_records=False, because="speed"
+    )
+    """Copies of the engine that work side by side, run by Ray: a number, or auto (one to each GPU or group of
+    vllm.tensor_parallel_size GPUs of one machine; without GPUs one to each machine). null: auto where
+    ray.address is given, else the one in this process. (Not openai's.)"""
     trust_remote_code: bool = setting(
         default=False, affects_records=False, because="permission to run the model's own code"
     )
@@ -123,6 +129,15 @@ class EngineConfig(Section):
     """Settings of vLLM."""
     openai: OpenAIConfig = OpenAIConfig()
     """Settings of a server."""
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> EngineConfig:
+        if self.name == "openai" and self.replicas is not None:
+            raise ValueError(
+                "replicas: a server is asked by one engine, however many GPUs it has. Take the key out; "
+                "several servers can stand behind one address (a load balancer)"
+            )
+        return self
 
 
 class JudgeConfig(EngineConfig):

@@ -19,6 +19,7 @@ from sao.config.judging import JudgingConfig
 from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig
 from sao.config.prompts import PromptsConfig
+from sao.config.ray import RayConfig
 from sao.config.responses import ResponsesConfig
 from sao.config.rounds import RoundsConfig
 from sao.config.section import Section, field_names, section_of, setting
@@ -61,6 +62,8 @@ class Config(Section):
     """How the result is measured."""
     rounds: RoundsConfig = RoundsConfig()
     """The loop again, with the trained model."""
+    ray: RayConfig = setting(default=RayConfig(), affects_records=False, because="where work is done")
+    """The machines that it runs on."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from sao.errors import EngineError
 from sao.records import KEPT_TEXT, Drop, FinishReason, Message
 
 if TYPE_CHECKING:
-    from sao.config import ChatConfig, EngineConfig
+    from sao.config import ChatConfig, EngineConfig, RayConfig
     from sao.models.chat import ChatTokenizer
 
 
@@ -214,6 +214,19 @@ class ContinuationEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class FedEngine(Protocol):
+    """An engine that can be fed while it works: where `is_fed`, None among the requests of `generate` says
+    that there is none for now. The engine goes on with what it has and asks again; the caller lets it wait
+    for the next request only when it has nothing left to do."""
+
+    is_fed: bool
+
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion | Failure]:
+        """As `Engine.generate`."""
+        ...
+
+
 def require_continuations(engine: Engine) -> ContinuationEngine:
     """The engine, as one that says how probable texts are. Raises EngineError where it is none."""
     if not isinstance(engine, ContinuationEngine):
@@ -236,16 +249,31 @@ def require_prefill(engine: Engine, where: str) -> None:
         )
 
 
+def replicas_of(config: EngineConfig, ray: RayConfig | None) -> int | Literal["auto"]:
+    """How many engines work side by side: where a cluster is named, as many as it has room for. A server is
+    asked by one."""
+    if config.replicas is None and ray is not None and ray.address is not None and config.name != "openai":
+        return "auto"
+    return config.replicas or 1
+
+
 def open_engine(
     config: EngineConfig,
     model: str,
     revision: str | None = None,
     notify: Callable[[str], None] = lambda line: None,
     chat: ChatConfig | None = None,
+    ray: RayConfig | None = None,
 ) -> Engine:
-    """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded.
-    `notify` gets what its user should know while it works; `chat` says how chats with this model are
-    written."""
+    """The engine that `config` names, with `model` (a hub id, a folder, or a name on a server) loaded; with
+    `engine.replicas` many of them. `notify` gets what its user should know while it works; `chat` says how
+    chats with this model are written, `ray` where replicas run."""
+    replicas = replicas_of(config, ray)
+    if replicas != 1:
+        from sao.engines.pool import pool_of
+
+        config = config.model_copy(update={"replicas": replicas})
+        return pool_of(config, model, revision, notify, chat, ray)
     if config.name == "auto":
         from sao.engines.auto import choose
 

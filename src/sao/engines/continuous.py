@@ -15,7 +15,7 @@ from sao.engines import ChoiceRequest, Choices, ContinuationRequest, Continuatio
 from sao.engines.caches import BLOCK, Group, Pass, Prefixes, Text, group_size
 from sao.engines.continuations import score_continuations
 from sao.engines.network import Network
-from sao.engines.samples import SampleState, T, TokenPrompt, samples_of
+from sao.engines.samples import SampleState, T, TokenPrompt, samples_of, taken
 from sao.engines.sampling import draw_for
 
 if TYPE_CHECKING:
@@ -42,19 +42,23 @@ class Continuous:
         """Drop what is kept of prompts for later ones that begin alike."""
         self.prefixes = Prefixes()
 
-    def generate(self, prompts: Iterator[TokenPrompt[Request]]) -> Iterator[list[SampleState]]:
+    def generate(self, prompts: Iterator[TokenPrompt[Request] | None]) -> Iterator[list[SampleState]]:
         """The samples of the prompts in order of ending; those of a prompt as long as the model's context
-        have no tokens."""
+        have no tokens. None: no prompt for now."""
         writing = _Writing(self.network, self.prefixes, self.slots)
-        while True:
-            while writing.wants() and (prompt := next(prompts, None)) is not None:
+        has_more = True
+        while writing.busy or has_more:
+            while has_more and writing.wants():
+                new, has_more = taken(prompts, 1)
+                if not new:
+                    break
+                (prompt,) = new
                 if len(prompt.ids) < self.network.context:
                     writing.add(prompt)
                 else:
                     yield samples_of(prompt, self.network.chat, self.network.context)
-            if not writing.busy:
-                return
-            yield writing.step()
+            if writing.busy:
+                yield writing.step()
 
     def choice_logprobs(self, prompts: Iterator[TokenPrompt[ChoiceRequest]]) -> Iterator[Choices]:
         """Each prompt is read once, many to a forward pass. A prompt longer than the model's context gives

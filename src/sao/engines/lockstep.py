@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -29,7 +28,7 @@ from transformers import (
 
 from sao.engines import ChoiceRequest, Choices, ContinuationRequest, Continuations, Failure, Request
 from sao.engines.network import context_length, float32_head, head_input, plain_forward
-from sao.engines.samples import SampleState, TokenPrompt, samples_of
+from sao.engines.samples import SampleState, TokenPrompt, samples_of, taken
 from sao.engines.sampling import draw_for
 from sao.errors import ModelError
 from sao.models.linear import quicken
@@ -73,19 +72,27 @@ class Lockstep:
 
     # Writing
 
-    def generate(self, prompts: Iterable[TokenPrompt[Request]]) -> Iterator[list[SampleState]]:
+    def generate(self, prompts: Iterable[TokenPrompt[Request] | None]) -> Iterator[list[SampleState]]:
         """The samples of the prompts, a batch at a time, all of them ended; those of a prompt as long as the
-        model's context have no tokens."""
-        texts = (
-            (prompt.ids, sample)
-            for prompt in prompts
-            for sample in samples_of(prompt, self.chat, self.context)
-        )
-        for batch in equal_lengths(texts, lambda text: len(text[0]), self.rows, self.rows * _READ_AHEAD):
+        model's context have no tokens. None: no prompt for now."""
+        for batch in equal_lengths(
+            self._texts(prompts), lambda text: len(text[0]), self.rows, self.rows * _READ_AHEAD
+        ):
             samples = [sample for _, sample in batch]
             if samples[0].limit > 0:
                 self._write([ids for ids, _ in batch], _Drawing(self.chat, samples))
             yield samples
+
+    def _texts(
+        self, prompts: Iterable[TokenPrompt[Request] | None]
+    ) -> Iterator[tuple[list[int], SampleState] | None]:
+        """Each sample, with its prompt's ids."""
+        for prompt in prompts:
+            if prompt is None:
+                yield None
+                continue
+            for sample in samples_of(prompt, self.chat, self.context):
+                yield prompt.ids, sample
 
     @torch.inference_mode()
     def _write(self, texts: list[list[int]], chooser: _Chooser) -> None:
@@ -259,18 +266,20 @@ class _AllOver(StoppingCriteria):
 
 
 def equal_lengths(
-    items: Iterable[Item], length: Callable[[Item], int], most: int, ahead: int
+    items: Iterable[Item | None], length: Callable[[Item], int], most: int, ahead: int
 ) -> Iterator[list[Item]]:
     """Lists of at most `most` items of the same length. Always `ahead` items are looked at, where there are
-    so many, and the length that most of them have is taken."""
+    so many, and the length that most of them have is taken. None: no item for now."""
     waiting: dict[int, deque[Item]] = {}
-    source, n_waiting = iter(items), 0
-    while True:
-        for item in islice(source, ahead - n_waiting):
-            waiting.setdefault(length(item), deque()).append(item)
-            n_waiting += 1
+    source, n_waiting, has_more = iter(items), 0, True
+    while waiting or has_more:
+        if has_more:
+            new, has_more = taken(source, ahead - n_waiting)
+            n_waiting += len(new)
+            for item in new:
+                waiting.setdefault(length(item), deque()).append(item)
         if not waiting:
-            return
+            continue
         commonest = max(waiting, key=lambda n: (len(waiting[n]), -n))
         batch = [waiting[commonest].popleft() for _ in range(min(most, len(waiting[commonest])))]
         n_waiting -= len(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -18,6 +19,7 @@ _STOP_SLACK = 8
 characters)."""
 
 T = TypeVar("T", Request, ChoiceRequest)
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -58,6 +60,19 @@ class SampleState:
         tail = max(len(stop.encode()) for stop in stops) + _STOP_SLACK
         text = chat.decode(self.tokens[-tail:])
         return any(stop in text for stop in stops)
+
+
+def taken(source: Iterator[Item | None], most: int) -> tuple[list[Item], bool]:
+    """Up to `most` items, as many as there are until the first None ("none for now"), and whether more may
+    come."""
+    items: list[Item] = []
+    for item in source:
+        if item is None:
+            return items, True
+        items.append(item)
+        if len(items) == most:
+            return items, True
+    return items, False
 
 
 def samples_of(prompt: TokenPrompt[Request], chat: ChatTokenizer, context: int) -> list[SampleState]:

@@ -49,6 +49,7 @@ class TransformersEngine:
     name = "transformers"
     has_logprobs = True
     has_prefill = True
+    is_fed = True
     usage: Usage | None = None
 
     def __init__(
@@ -83,14 +84,15 @@ class TransformersEngine:
             notify(f"{error}. So texts of equal length are written together, which is {how}")
             return batches
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Completions in order of finishing.
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Completions in order of finishing. None: no request for now (see `FedEngine`).
 
         A prompt that leaves no room in the model's context gives an empty completion without tokens that
         finished by length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
         with self._enough_memory():
-            for ended in self.batches.generate(map(self._prompt, requests)):
+            prompts = (None if request is None else self._prompt(request) for request in requests)
+            for ended in self.batches.generate(prompts):
                 yield from map(self._completion, ended)
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:

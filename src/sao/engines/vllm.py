@@ -20,13 +20,13 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
 from sao.config import ChatConfig, EngineConfig
 from sao.engines import ChoiceRequest, Choices, Completion, Request, Sample, Usage, completed
+from sao.engines.samples import taken
 from sao.engines.vllm_worker import Answer, Question
 from sao.errors import EngineError
 from sao.models.chat import ChatTokenizer
@@ -47,6 +47,7 @@ class VllmEngine:
     name = "vllm"
     has_logprobs = True
     has_prefill = True
+    is_fed = True
 
     def __init__(
         self,
@@ -79,15 +80,18 @@ class VllmEngine:
             self.close()
             raise
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Completions in order of finishing.
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """Completions in order of finishing. None: no request for now (see `FedEngine`).
 
         A prompt that leaves no room in the model's context gives an empty completion without tokens that
         finished by length; one that leaves little room gets fewer tokens than `max_tokens`.
         """
 
-        def questions() -> Iterator[tuple[Any, Question | None]]:
+        def questions() -> Iterator[tuple[Any, Question | None] | None]:
             for request in requests:
+                if request is None:
+                    yield None
+                    continue
                 if request.as_user:
                     ids, (ends, stops) = self.chat.user_turn_ids(request.messages), self.chat.user_ends
                     request = replace(
@@ -160,16 +164,19 @@ class VllmEngine:
         }
         return Question(ids, params, [])
 
-    def _ask(self, questions: Iterator[tuple[Any, Question | None]]) -> Iterator[tuple[Any, Answer | None]]:
-        """(key, answer) in order of finishing; questions that are None are answered by None at once."""
+    def _ask(
+        self, questions: Iterator[tuple[Any, Question | None] | None]
+    ) -> Iterator[tuple[Any, Answer | None]]:
+        """(key, answer) in order of finishing; questions that are None are answered by None at once. None in
+        place of key and question: none for now."""
         self._round += 1
         waiting: dict[int, Any] = {}  # keys by the numbers of the questions that are not answered yet
         number, has_more = 0, True
         try:
-            while True:
+            while waiting or has_more:
                 while has_more and len(waiting) < self._queue:
-                    chunk = list(islice(questions, min(CHUNK, self._queue - len(waiting))))
-                    has_more = bool(chunk)
+                    most = min(CHUNK, self._queue - len(waiting))
+                    chunk, has_more = taken(questions, most)
                     to_send = []
                     for key, question in chunk:
                         if question is None:
@@ -180,8 +187,10 @@ class VllmEngine:
                         to_send.append((number, question))
                     if to_send:
                         self._send((self._round, to_send))
+                    if len(chunk) < most:
+                        break
                 if not waiting:
-                    return
+                    continue
                 in_round, answers = self._receive()
                 if in_round == self._round:
                     yield from ((waiting.pop(answered), answer) for answered, answer in answers)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from sao.config import ChatConfig, EngineConfig
+from sao.config import ChatConfig, EngineConfig, RayConfig
 from sao.engines import Engine, Usage, open_engine
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Role:
     model: str
     revision: str | None = None
     chat: ChatConfig = field(default_factory=ChatConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,9 @@ class Session:
             self.close()
             server = role.engine.openai.base_url
             self.notify(f"asking {server}" if role.engine.name == "openai" else f"loading {role.model}")
-            self._engine = open_engine(role.engine, role.model, role.revision, self.notify, role.chat)
+            self._engine = open_engine(
+                role.engine, role.model, role.revision, self.notify, role.chat, role.ray
+            )
             self._role = role
         return self._engine
 

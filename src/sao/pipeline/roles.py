@@ -51,8 +51,9 @@ def roles_of(config: Config, current: str | None = None) -> Roles:
     """The roles of a round. `current` is the model that the round before trained, a folder; None in the
     first round, which begins with the recipe's model."""
     first = Role(
-        name="policy", engine=config.engine, model=config.model, revision=config.revision, chat=config.chat
-    )
+        name="policy", engine=config.engine, model=config.model, revision=config.revision, chat=config.chat,
+        ray=config.ray,
+    )  # fmt: skip
     rounds, later = config.rounds, current is not None
     policy = first if current is None else replace(first, name="current", model=current, revision=None)
     initial = policy if rounds.train_from == "current" else first
@@ -125,7 +126,7 @@ def judge_role(config: Config, judging: JudgingConfig) -> Role:
     if judging.engine is not None and judging.engine.model is not None:
         model, revision = judging.engine.model, judging.engine.revision
     chat = config.chat if model == config.model else ChatConfig()
-    return Role(name="judge", engine=engine, model=model, revision=revision, chat=chat)
+    return Role(name="judge", engine=engine, model=model, revision=revision, chat=chat, ray=config.ray)
 
 
 def _evaluation_engine(config: Config) -> EngineConfig:

@@ -104,7 +104,10 @@ class TwoModels:
         another model."""
         chat = self.config.chat if player.role in ("base", "tuned") else ChatConfig()
         engine = self.own_engine(player)
-        return Role(name=player.role, engine=engine, model=player.model, revision=player.revision, chat=chat)
+        return Role(
+            name=player.role, engine=engine, model=player.model, revision=player.revision, chat=chat,
+            ray=self.config.ray,
+        )  # fmt: skip
 
     def own_engine(self, player: Player) -> EngineConfig:
         """What runs a model that is evaluated: evaluation.engine, or the recipe's, or the built-in one where

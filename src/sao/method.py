@@ -7,6 +7,7 @@ beside the old ones, and everything before is reused. The steps themselves: `sao
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import preflight
 from sao.pipeline.kept_models import is_done, keep_only, restore
+from sao.pipeline.ray_training import RAY_WORKER
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
 from sao.pipeline.settings import asking, own_pairs
@@ -70,7 +72,8 @@ def run(
         config = settle(config)[0]
     config = asking(config)
     session = Session(given=dict.fromkeys(GIVEN_FOR, engine) if engine is not None else None)
-    runner = Runner(root, session, config.max_drop_share, progress, notify, is_first())
+    writes_status = is_first() and RAY_WORKER not in os.environ  # there the process that asked Ray writes it
+    runner = Runner(root, session, config.max_drop_share, progress, notify, writes_status)
     session.notify = runner.notify
     sizes = manifest.grown(root, config)
     with watched(runner):

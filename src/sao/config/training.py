@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -113,9 +113,17 @@ class TrainConfig(Section):
     gradient_checkpointing: bool = setting(default=False, affects_records=False, because="memory")
     """Keep only each layer's input and compute the rest again in the backward pass: less memory, a third more
     time."""
-    processes: int = setting(default=1, ge=1, affects_records=False, because="rounding only")
-    """Processes that train together on this machine, one to a GPU (for several machines call `sao train` by
-    torchrun)."""
+    processes: Annotated[int, Field(ge=1)] | None = setting(
+        default=None, affects_records=False, because="rounding only"
+    )
+    """Processes that train together, one to a GPU: on this machine by torchrun, on a cluster (ray.address) by
+    Ray. null: 1; on a cluster as many as it has GPUs (machines, where it has none) and as divide the batch.
+    (Without Ray, for several machines call `sao train` by torchrun.)"""
+    nodes: Annotated[int, Field(ge=1)] | None = setting(
+        default=None, affects_records=False, because="where work is done"
+    )
+    """Machines of the cluster over which the processes are spread, as many on each; null: wherever there is
+    room. More than 1 needs Ray."""
     parallel: Literal["ddp", "fsdp2", "zero3"] = "ddp"
     """How several processes share the work: copies of the model, or its weights, gradients and states
     split."""
@@ -157,8 +165,9 @@ class TrainConfig(Section):
             )
         if self.loss != "simpo" and (self.gamma or self.gamma_beta_ratio):
             raise ValueError(f"gamma and gamma_beta_ratio belong to simpo, not to {self.loss}; take them out")
-        if self.batch_size % (self.micro_batch_size * self.processes):
-            each = f" times processes {self.processes}" if self.processes > 1 else ""
+        processes = self.processes or 1
+        if self.batch_size % (self.micro_batch_size * processes):
+            each = f" times processes {processes}" if processes > 1 else ""
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size}{each} does not divide batch_size {self.batch_size}"
             )

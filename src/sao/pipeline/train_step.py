@@ -17,6 +17,7 @@ from sao.config import Config
 from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
 from sao.execution.session import Notify, Role
 from sao.execution.step import Work
+from sao.pipeline.ray_training import RAY_WORKER, train_on_ray, uses_ray
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.store.files import write_atomic
@@ -25,8 +26,8 @@ from sao.training.cards import model_card, push_model
 
 
 def is_worker() -> bool:
-    """Whether this is one of several processes that torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this is one of several processes that torchrun started, or one that Ray started."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or RAY_WORKER in os.environ
 
 
 def is_first() -> bool:
@@ -53,7 +54,13 @@ def train(work: Work[Round]) -> None:
             "the scripted engine has no model to train; stop before with `sao pairs`", key="engine.name"
         )
     work.runner.session.close()
-    if config.train.processes == 1 or is_worker():
+    if is_worker():
+        train_here(work)
+        return
+    if uses_ray(config):
+        train_on_ray(work)
+        return
+    if (config.train.processes or 1) == 1:
         train_here(work)
         return
     status = launch(run, stage.path)
@@ -110,7 +117,7 @@ def launch(run: Round, folder: Path) -> int:
     config, recipe = run.recipe, folder / "recipe.yaml"
     write_atomic(recipe, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(config.train.processes)]
+    command += ["--nproc-per-node", str(config.train.processes or 1)]
     command += ["-m", "sao", "train", str(recipe), "--out", str(run.root), "--round", str(run.number)]
     # torchrun gives its processes half a minute to end, too little for a large model's checkpoint.
     given = {"OMP_NUM_THREADS": str(config.engine.threads or 1), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}

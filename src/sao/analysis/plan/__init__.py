@@ -69,7 +69,7 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     Raises ConfigError where the batch does not divide among the GPUs.
     """
     shape, train, lengths = read_shape(config.model, config.revision), config.train, lengths or Lengths()
-    gpus = train.processes if gpus is None else gpus
+    gpus = (train.processes or 1) if gpus is None else gpus
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
         raise ConfigError(
             f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "

@@ -1,0 +1,203 @@
+"""Training on a cluster: the same training in many processes, on as many machines as there are, by Ray Train.
+
+Every process runs `sao train` on the run folder, which must lie on a disk that all machines share: they read
+the pairs there, and each writes its piece of a checkpoint there. Where a process or a machine dies, all begin
+again from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import ModuleType
+from typing import Any
+
+from sao.config import Config
+from sao.engines import cluster
+from sao.errors import EngineError, SAOError, TrainingError
+from sao.execution.runner import Runner
+from sao.execution.step import Work
+from sao.pipeline.rounds import Round
+
+TRIES = 4
+"""Times that a training is begun whose processes die, without one further checkpoint between two of them."""
+PATIENCE = 120.0
+"""Seconds for which GPUs are waited for."""
+LOOK_EVERY = 1.0
+RAY_WORKER = "SAO_RAY_WORKER"
+"""Is in the environment of a process that Ray trains in."""
+
+Said = str | tuple[str, int, int]
+"""A line for the user, or progress: what, steps done, steps in all."""
+
+
+def uses_ray(config: Config) -> bool:
+    """Whether the recipe trains on a cluster."""
+    return config.ray.address is not None or (config.train.nodes or 1) > 1
+
+
+def train_on_ray(work: Work[Round]) -> None:
+    """Train a round on the cluster, into the stage's folder.
+
+    Raises EngineError where the cluster has no room, and TrainingError where the training failed or its
+    processes died too often.
+    """
+    config, run, stage = work.config, work.run, work.stage
+    ray = cluster.connect(config.ray)
+    tries, seen = 0, None
+    while tries < TRIES:
+        processes = processes_of(config, ray)
+        wait_for_room(config, ray, processes)
+        work.runner.notify(f"training in {processes} processes on {len(cluster.nodes(ray))} machines")
+        died = attempt(ray, run, processes, work.runner)
+        if stage.open().finished and run.is_trained:
+            return
+        newest = max((path.name for path in stage.path.glob("checkpoints/*")), default=None)
+        tries = 1 if newest != seen else tries + 1
+        seen = newest
+        work.runner.notify(f"training: {died}; it goes on from the newest checkpoint")
+    raise TrainingError(
+        f"training on the cluster ended {TRIES} times without a further checkpoint: {died}. Checkpoints are "
+        "kept, and the same command goes on from them",
+        key="ray",
+    )
+
+
+def processes_of(config: Config, ray: ModuleType) -> int:
+    """How many processes train: train.processes, or as many as the cluster has places and as divide the
+    batch."""
+    train = config.train
+    if train.processes is not None:
+        return train.processes
+    found = cluster.nodes(ray)
+    places = cluster.places(found, config.engine.model_copy(update={"name": "transformers"}))
+    fits = [n for n in range(1, max(1, places) + 1) if train.batch_size % (train.micro_batch_size * n) == 0]
+    return max([n for n in fits if n % (train.nodes or 1) == 0], default=train.nodes or 1)
+
+
+def wait_for_room(config: Config, ray: ModuleType, processes: int) -> None:
+    """Until the cluster has room for them: replicas that were just ended give back their GPUs in a moment.
+
+    Raises EngineError where that does not come.
+    """
+    gpus = cluster.uses_gpus(cluster.nodes(ray), config.engine)
+    what = "GPU" if gpus else "CPU"
+    until = time.monotonic() + PATIENCE
+    while (free := ray.available_resources().get(what, 0)) < processes:
+        if time.monotonic() > until:
+            raise EngineError(
+                f"training in {processes} processes needs {processes} {what}s, and the cluster has {free:g} "
+                f"free of {ray.cluster_resources().get(what, 0):g}. Give --train.processes {int(free) or 1}, "
+                "or wait for those that are in use (`ray status`)",
+                key="train.processes",
+            )
+        time.sleep(1)
+
+
+def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
+    """Train in `processes` processes until they end; why they did, where it was no error of SAO's."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    config = run.recipe
+    gpus = cluster.uses_gpus(cluster.nodes(ray), config.engine)
+    nodes = config.train.nodes or 1
+    given = {
+        "recipe": config.model_dump(mode="json"), "out": str(run.root.resolve()), "round": run.number,
+        "world": processes, "nodes": config.train.nodes, "threads": config.engine.threads or 1,
+    }  # fmt: skip
+    told = ray.remote(num_cpus=0)(Told).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=given | {"told": told},
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=3 * 3600),
+        scaling_config=ScalingConfig(
+            num_workers=processes,
+            use_gpu=gpus,
+            resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": 1},
+            placement_strategy="SPREAD" if nodes > 1 else "PACK",
+        ),
+        run_config=RunConfig(
+            name=f"round-{run.number}",
+            storage_path=str(run.root.resolve() / "ray"),
+            failure_config=FailureConfig(max_failures=0),  # train_on_ray tries again where that helps
+        ),
+    )
+    over = threading.Event()
+    follower = threading.Thread(target=follow, args=(ray, told, runner, over), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        ours = [one for one in getattr(error, "worker_failures", {}).values() if isinstance(one, SAOError)]
+        if ours:
+            raise TrainingError(str(ours[0]), key=ours[0].key) from error
+        return " ".join(str(error).split())[:500]
+    finally:
+        over.set()
+        follower.join()
+    return "its processes ended without a model"
+
+
+class Told:
+    """What the first process says, until somebody takes it (a Ray actor)."""
+
+    def __init__(self) -> None:
+        self._said: list[Said] = []
+
+    def say(self, said: Said) -> None:
+        """Keep it."""
+        self._said.append(said)
+
+    def take(self) -> list[Said]:
+        """All that was said since the last call."""
+        said, self._said = self._said, []
+        return said
+
+
+def follow(ray: ModuleType, told: Any, runner: Runner, over: threading.Event) -> None:
+    """Show what the first process says, until the training is over."""
+    is_last = False
+    while not is_last:
+        is_last = over.wait(LOOK_EVERY)
+        try:
+            said = ray.get(told.take.remote(), timeout=10)
+        except ray.exceptions.RayError:
+            continue  # the machine is gone, and with it the training
+        for one in said:
+            if isinstance(one, str):
+                runner.notify(one)
+            else:
+                runner.progress(*one)
+
+
+def train_worker(given: dict[str, Any]) -> None:
+    """What each process does. Raises TrainingError where there are not as many as asked, or not on as many
+    machines."""
+    import ray
+    import torch
+
+    from sao.config import make_config
+    from sao.method import run
+
+    os.environ[RAY_WORKER] = "1"
+    torch.set_num_threads(given["threads"])
+    context = ray.train.get_context()
+    world = context.get_world_size()
+    hosts = context.get_world_size() // context.get_local_world_size()
+    if world != given["world"] or (given["nodes"] not in (None, hosts)):
+        raise TrainingError(
+            f"training: {world} processes on {hosts} machines found each other, but train.processes is "
+            f"{given['world']} and train.nodes {given['nodes']}",
+            key="train.processes",
+        )
+    told, is_first = given["told"], context.get_world_rank() == 0
+    run(
+        make_config(given["recipe"]),
+        given["out"],
+        until="train",
+        number=given["round"],
+        progress=lambda what, done, total: told.say.remote((what, done, total)) if is_first else None,
+        notify=lambda line: told.say.remote(line) if is_first else None,
+    )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ class Planted(ScriptedEngine):
     cut: bool = False
     writes_as_user: bool = True
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Any]) -> Iterator[Completion]:
         for request in requests:
             for sample in request.samples:
                 self.calls += 1

@@ -12,7 +12,7 @@ import pytest
 
 from sao.analysis.audit import audit
 from sao.config import JudgingConfig, make_config
-from sao.engines import ChoiceRequest, Choices, Completion, Failure, Request
+from sao.engines import ChoiceRequest, Choices, Completion, Failure
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError
 from sao.method import run
@@ -214,7 +214,7 @@ def test_pointwise_by_several_wordings_and_after_a_kill(tmp_path: Path) -> None:
 class Talking(ScriptedEngine):
     """Samples by seed, finished in another order."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Any]) -> Iterator[Completion]:
         for request in requests:
             for sample in reversed(request.samples):
                 text = ("1 > 2", "2 > 1", "1 = 2", "hm")[sample.seed % 4]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sao.config import JudgingConfig, make_config
-from sao.engines import ChoiceRequest, Choices, Completion, Request
+from sao.engines import ChoiceRequest, Choices, Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError
 from sao.method import run
@@ -404,7 +404,7 @@ def test_the_judges_prefill_reaches_the_engine(method: str) -> None:
     seen: list[str] = []
 
     class Watching(ScriptedEngine):
-        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        def generate(self, requests: Iterable[Any]) -> Iterator[Completion]:
             for request in requests:
                 seen.append(request.prefill)
                 yield from super().generate([request])

@@ -1,9 +1,10 @@
 """Answers: each with its own seed, empty ones dropped."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from sao.config import ResponsesConfig
-from sao.engines import Completion, Request
+from sao.engines import Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.records import Drop, Message, Prompt, Response, from_dict, to_dict
 from sao.stages.responses import answer_prompts, read_response
@@ -28,7 +29,7 @@ def test_reasoning_has_tokens_of_its_own() -> None:
     limits = []
 
     class Asked(ScriptedEngine):
-        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        def generate(self, requests: Iterable[Any]) -> Iterator[Completion]:
             for request in requests:
                 limits.append(request.sampling.max_tokens)
                 yield from (Completion(sample.id, "4", None, "stop") for sample in request.samples)

@@ -4,8 +4,10 @@ for."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -28,8 +30,9 @@ class Node:
     gpus: float
 
 
-def connect(config: RayConfig | None) -> ModuleType:
-    """The module `ray`, connected as `ray.address` says. Raises EngineError where that cannot be."""
+def connect(config: RayConfig | None, cpus: int | None = None) -> ModuleType:
+    """The module `ray`, connected as `ray.address` says. `cpus`: how many Ray gives away where it is started
+    here (default: all). Raises EngineError where that cannot be."""
     if find_spec("ray") is None:
         raise EngineError(
             "engine.replicas, train.nodes and ray.address need the package ray: pip install 'sao[ray]'",
@@ -39,7 +42,7 @@ def connect(config: RayConfig | None) -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Else Ray would show no GPU to a process that asked for none of its own.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address == "local":
+    if address == "local" and "ray" not in sys.modules:  # Ray reads these when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Ray then takes this machine's own address 127.0.0.1, and listens there only, as it does on Windows.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -47,20 +50,29 @@ def connect(config: RayConfig | None) -> ModuleType:
 
     if not ray.is_initialized():
         try:
-            ray.init(**_options(address))
+            ray.init(**_options(address, cpus))
         except Exception as error:  # Ray raises many kinds
             raise EngineError(_why(address, error), key="ray.address") from error
+        _silence()
     return ray
 
 
-def _options(address: str) -> dict[str, Any]:
+def _silence() -> None:
+    """Keep Ray's messages about processes that died off stdout, where `--json` prints; who runs replicas or
+    trains says it."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *given, **named: None
+
+
+def _options(address: str, cpus: int | None) -> dict[str, Any]:
     """The arguments of ray.init."""
     options: dict[str, Any] = {
         "address": address, "namespace": "sao", "log_to_driver": False, "logging_level": logging.ERROR,
     }  # fmt: skip
     if address == "local":
         options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-        options |= {"object_store_memory": STORE_BYTES}
+        options |= {"object_store_memory": STORE_BYTES, "num_cpus": cpus}
     return options
 
 

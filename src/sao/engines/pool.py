@@ -37,6 +37,9 @@ from sao.models.locate import identity_of
 
 MOST_DEATHS = 4
 """Starts of a replica, one after the other, that end without an answer, after which it is given up."""
+MOST_TOGETHER = 4
+"""Deaths of replicas in a row without any answer, in multiples of their number (at least two), after which
+the run ends."""
 KILLS = 2
 """Deaths of replicas after which a request that was there each time is suspected of being the reason."""
 STAGGER = 2.0
@@ -147,7 +150,7 @@ class PoolEngine:
         self._round, self._looked, self._started = 0, 0.0, 0.0
         self._alone_since = time.monotonic()
         self._workers: list[_Worker] = []
-        self._given_up = 0
+        self._given_up, self._deaths = 0, 0
         self._about: About | None = None
         self._slots = slots_of(config)
         self._wanted = self._places()
@@ -162,8 +165,10 @@ class PoolEngine:
                 f"the replicas have another model than this machine ({about.identity}, not {identity}). Put "
                 "the same files on all machines, best on a shared disk"
             )
-        self.name, self.identity = about.name, about.identity
-        self.has_logprobs, self.has_prefill = about.has_logprobs, about.has_prefill
+        self.name: str = about.name
+        self.identity: str = about.identity
+        self.has_logprobs: bool = about.has_logprobs
+        self.has_prefill: bool = about.has_prefill
         for line in about.said:
             notify(line)
 
@@ -299,7 +304,7 @@ class PoolEngine:
         for answer in answers:
             asked = worker.asked.pop(answer.id)
             asked.open.discard(answer.id)
-            worker.done, worker.starts = worker.done + 1, 0
+            worker.done, worker.starts, self._deaths = worker.done + 1, 0, 0
             yield answer
 
     def _loaded(self, worker: _Worker, about: About) -> None:
@@ -321,6 +326,7 @@ class PoolEngine:
     def _lost(self, worker: _Worker, why: Broken, work: _Work) -> Iterator[Failure]:
         """A replica died: what it owes is asked again, or is given up where it was the reason."""
         self._kill(worker)
+        self._deaths += 1
         owed = list({id(asked): asked for asked in worker.asked.values()}.values())
         worker.asked.clear()
         was_alone = len(owed) == 1 and owed[0].deaths + 1 >= KILLS
@@ -344,10 +350,10 @@ class PoolEngine:
             self._notify(
                 f"replica {worker.number} is given up: it ended {MOST_DEATHS} times without an answer"
             )
-        if not self._wanted:
+        if not self._wanted or self._deaths >= MOST_TOGETHER * max(2, self._wanted):
             raise self._ended(
-                f"no replica of the engine is left; the last one said: {why.reason}. All that was finished "
-                "is kept: the same command goes on",
+                f"the engine's replicas end one after the other without an answer; the last one said: "
+                f"{why.reason}. All that was finished is kept: the same command goes on",
                 why.key,
             )
 

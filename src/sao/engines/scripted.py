@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,10 +22,12 @@ from sao.engines import (
     ContinuationRequest,
     Continuations,
     Request,
+    Sample,
     Sampling,
     Usage,
     cut_at,
 )
+from sao.engines.samples import taken
 from sao.records import Message
 
 _ANSWERS = re.compile(
@@ -89,28 +92,37 @@ def _worth(text: str) -> float:
 
 @dataclass
 class ScriptedEngine:
-    """An engine whose words come from functions. `delay` seconds pass before each completion."""
+    """An engine whose words come from functions. Each completion takes `delay` seconds; `slots` of them are
+    under way at once."""
 
     identity: str = "scripted"
     reply: Callable[[tuple[Message, ...], int, Sampling], str] = default_reply
     choose: Callable[[tuple[Message, ...], tuple[str, ...]], tuple[float, ...]] = default_choice
     go_on: Callable[[str, tuple[str, ...]], tuple[float, ...]] = default_continue
     delay: float = 0.0
+    slots: int = 1
     name: str = "scripted"
     has_logprobs: bool = True
     has_prefill: bool = True
+    is_fed: bool = True
     usage: Usage | None = None
     calls: int = field(default=0, init=False)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """See `sao.engines.Engine.generate`."""
-        for request in requests:
-            for sample in request.samples:
-                self._wait()
-                text = self.reply(request.messages, sample.seed, request.sampling).removeprefix(
-                    request.prefill
-                )
-                yield Completion(sample.id, text[: cut_at(text, request.sampling.stop)], None, "stop")
+    def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
+        """See `sao.engines.Engine.generate` and `sao.engines.FedEngine`."""
+        source, has_more = iter(requests), True
+        running: deque[tuple[float, Request, Sample]] = deque()
+        """With the time at which each ends."""
+        while running or has_more:
+            while has_more and len(running) < self.slots:
+                new, has_more = taken(source, 1)
+                if not new:
+                    break
+                ends = time.monotonic() + self.delay
+                running += [(ends, request, sample) for request in new for sample in request.samples]
+            if running:
+                ends, request, sample = running.popleft()
+                yield self._ended(request, sample, ends)
 
     def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
         """See `sao.engines.Engine.choice_logprobs`."""
@@ -130,6 +142,14 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _ended(self, request: Request, sample: Sample, ends: float) -> Completion:
+        """A sample, when its time has come."""
+        self.calls += 1
+        if (left := ends - time.monotonic()) > 0:
+            time.sleep(left)
+        text = self.reply(request.messages, sample.seed, request.sampling).removeprefix(request.prefill)
+        return Completion(sample.id, text[: cut_at(text, request.sampling.stop)], None, "stop")
 
     def _wait(self) -> None:
         self.calls += 1

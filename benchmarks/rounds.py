@@ -3,9 +3,11 @@ near to the best one the controller comes.
 
     sao sweep demo-rounds --rounds.stop '[]' --over rounds.judge=current --over rounds.personas=same \\
         --over rounds.rejected=initial --over rounds.train_from=initial --over seed=0,1,2,3,4 --out SWEEP
-    python benchmarks/rounds.py SWEEP --out FILE
+    sao sweep demo --over seed=0,1,2,3,4 --out ONE
+    python benchmarks/rounds.py SWEEP ONE --out FILE
 
-SWEEP has all rounds of each cell, since no rule stops them. Each model of each cell answers 3,000 prompts,
+SWEEP has all rounds of each cell, since no rule stops them; ONE has as many generated answers in a single
+round. Each model of each cell answers 3,000 prompts,
 which the untrained model wrote for personas drawn by a seed of their own, and the toy world's oracle scores
 the answers; one line of FILE for each model, so that the same command goes on after a kill. Then the rules
 and the choice of the best round (`sao.analysis.rounds`) are applied to what the run itself measured on its
@@ -19,7 +21,7 @@ import argparse
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +73,26 @@ def scored(model: str, prompts: Sequence[Prompt], threads: int) -> dict[str, Any
     }
 
 
-def models_of(root: Path, cells: Sequence[Cell]) -> Iterator[str]:
-    """Every model of the sweep's cells, by its folder below the sweep's; the untrained one first."""
-    yield BASE
-    seen = set()
-    for cell in cells:
-        for result in cell.rounds:
-            name = f"{cell.run}/{result.model}"
-            if name not in seen:
-                seen.add(name)
-                yield name
+def models_of(root: Path, cell: Cell) -> list[str]:
+    """A cell's models, by their folders below the sweep's: one of each round, or the only one."""
+    if cell.rounds:
+        return [f"{cell.run}/{result.model}" for result in cell.rounds]
+    (model,) = (root / cell.run).glob("round-1/train-*/model")
+    return [str(model.relative_to(root))]
 
 
-def score_all(root: Path, cells: Sequence[Cell], options: argparse.Namespace) -> Scores:
-    """The line of each model, those that FILE has among them."""
+def score_all(sweeps: dict[Path, list[Cell]], options: argparse.Namespace) -> Scores:
+    """The line of each model, those that FILE has among them; the untrained one first."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.out.is_file():
         cut_torn_line(options.out)
     found: Scores = {line["model"]: line for line in read_jsonl(options.out)} if options.out.is_file() else {}
-    prompts = report_prompts(root / "report", options.prompts, options.threads)
-    for name in models_of(root, cells):
+    prompts = report_prompts(next(iter(sweeps)) / "report", options.prompts, options.threads)
+    places = {
+        name: str(root / name) for root in sweeps for cell in sweeps[root] for name in models_of(root, cell)
+    }
+    for name, place in {BASE: BASE, **places}.items():
         if name not in found:
-            place = name if name == BASE else str(root / name)
             found[name] = scored(place, prompts, options.threads) | {"model": name}
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(dumps(found[name]) + "\n")
@@ -109,15 +109,13 @@ def controlled(rounds: Sequence[RoundResult]) -> tuple[int, int, list[str]]:
     return best_of(seen).round, seen[-1].round, seen[-1].stopped_by
 
 
-def outcomes(cells: Sequence[Cell], found: Scores) -> dict[str, list[dict[str, Any]]]:
+def outcomes(sweeps: dict[Path, list[Cell]], found: Scores) -> dict[str, list[dict[str, Any]]]:
     """For each setting and seed the score of each round, the round chosen, and its regret."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        if cell.error is not None or not cell.rounds:
-            continue
-        scores = [found[f"{cell.run}/{result.model}"]["score"] for result in cell.rounds]
-        chosen, last, why = controlled(cell.rounds)
-        rows[label_of(cell.settings)].append(
+    for root, cell in [(folder, cell) for folder in sweeps for cell in sweeps[folder]]:
+        scores = [found[name]["score"] for name in models_of(root, cell)]
+        chosen, last, why = controlled(cell.rounds) if cell.rounds else (1, 1, [])
+        rows[f"{root.name}: {label_of(cell.settings)}"].append(
             {
                 "seed": cell.repeats.get("seed"), "scores": scores, "chosen": chosen, "last": last,
                 "stopped_by": why, "regret": round(max(scores) - scores[chosen - 1], 5),
@@ -139,14 +137,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", type=Path)
+    parser.add_argument("sweeps", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="a line for each model")
     parser.add_argument("--prompts", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    cells = list(Cells(options.sweep).read().values())
-    found = score_all(options.sweep, cells, options)
-    rows, base = outcomes(cells, found), found[BASE]["score"]
+    sweeps = {
+        root: [cell for cell in Cells(root).read().values() if cell.error is None] for root in options.sweeps
+    }
+    found = score_all(sweeps, options)
+    rows, base = outcomes(sweeps, found), found[BASE]["score"]
     most = max((len(row["scores"]) for group in rows.values() for row in group), default=0)
     print(f"untrained: {base:.3f}\n")
     heads = " | ".join(f"gain, round {k}" for k in range(1, most + 1))

@@ -227,6 +227,32 @@ class FedEngine(Protocol):
         ...
 
 
+Phase = Literal["waiting", "loading", "working"]
+"""A replica waits for room on a machine, loads its model, works."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """A replica of an engine: its number, what it does, where it runs (None: nowhere yet), the answers that
+    it gave, and how many a second."""
+
+    number: int
+    phase: Phase
+    address: str | None
+    pid: int | None
+    done: int
+    rate: float
+
+
+@runtime_checkable
+class ReplicatedEngine(Protocol):
+    """An engine that is many."""
+
+    def replicas(self) -> list[ReplicaState]:
+        """What each of them does."""
+        ...
+
+
 def require_continuations(engine: Engine) -> ContinuationEngine:
     """The engine, as one that says how probable texts are. Raises EngineError where it is none."""
     if not isinstance(engine, ContinuationEngine):

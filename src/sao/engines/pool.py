@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from sao import __version__
 from sao.config import ChatConfig, EngineConfig, RayConfig
 from sao.engines import (
     ChoiceRequest,
@@ -25,13 +24,15 @@ from sao.engines import (
     Continuations,
     Engine,
     Failure,
+    Phase,
+    ReplicaState,
     Request,
     Usage,
     cluster,
     open_engine,
 )
 from sao.engines.auto import settled
-from sao.engines.replica import About, Answer, AnyRequest, Broken, Ended, Kind, Place, Replica
+from sao.engines.replica import VERSION, About, Answer, AnyRequest, Broken, Ended, Kind, Place, Replica
 from sao.errors import EngineError
 from sao.models.locate import identity_of
 
@@ -52,7 +53,6 @@ ALONE = "it ended the replica that worked on it"
 
 Opener = Callable[[Callable[[str], None]], Engine]
 """Opens one engine, given what takes a line for its user."""
-Phase = Literal["waiting", "loading", "working"]
 
 
 @dataclass(eq=False, slots=True)
@@ -95,18 +95,6 @@ class _Worker:
     @property
     def is_idle(self) -> bool:
         return self.phase == "working" and self.call is None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaState:
-    """A replica: its number, what it does, where, and answers so far with their number a second."""
-
-    number: int
-    phase: Phase
-    address: str | None
-    pid: int | None
-    done: int
-    rate: float
 
 
 @dataclass(slots=True)
@@ -309,9 +297,9 @@ class PoolEngine:
 
     def _loaded(self, worker: _Worker, about: About) -> None:
         """A replica is ready to work."""
-        if about.version != __version__:
+        if about.version != VERSION:
             raise self._ended(
-                f"SAO {about.version} is installed on {_where(worker)}, and {__version__} here. Install the "
+                f"SAO {about.version} is installed on {_where(worker)}, and {VERSION} here. Install the "
                 "same version on all machines"
             )
         if self._about is not None and about.identity != self._about.identity:

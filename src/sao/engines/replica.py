@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
-from sao import __version__
 from sao.engines import (
     ChoiceRequest,
     Choices,
@@ -32,6 +32,7 @@ from sao.engines import (
 )
 from sao.errors import SAOError
 
+VERSION = version("sao")
 Kind = Literal["generate", "choices", "continuations"]
 AnyRequest = Request | ChoiceRequest | ContinuationRequest
 Answer = Completion | Choices | Continuations | Failure
@@ -220,7 +221,7 @@ class Replica:
     def _describe(self, engine: Engine, said: list[str]) -> About:
         return About(
             engine.name, engine.identity, engine.has_logprobs, engine.has_prefill,
-            isinstance(engine, ContinuationEngine), self._slots, __version__, tuple(said),
+            isinstance(engine, ContinuationEngine), self._slots, VERSION, tuple(said),
         )  # fmt: skip
 
     def _next_feed(self) -> Feed | None:

@@ -39,7 +39,7 @@ class Runner:
     ) -> None:
         """`limit` is max_drop_share; `writes_status`: see StatusFile."""
         self.root, self.session, self.limit = root, session, limit
-        self.status = StatusFile(root, writes_status)
+        self.status = StatusFile(root, writes_status, replicas=session.replicas)
         self.worked = False
         """Whether there was anything to do."""
         self.label = ""

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sao.config import ChatConfig, EngineConfig, RayConfig
-from sao.engines import Engine, Usage, open_engine
+from sao.engines import Engine, ReplicatedEngine, Usage, open_engine
+from sao.results.status import ReplicaStatus
 
 if TYPE_CHECKING:
     from sao.engines.reward import RewardModel
@@ -83,6 +84,15 @@ class Session:
             yield scorer
         finally:
             scorer.close()
+
+    def replicas(self) -> list[ReplicaStatus]:
+        """What each replica of the open engine does; empty where there is one engine."""
+        if self._role is None or not isinstance(self._engine, ReplicatedEngine):
+            return []
+        return [
+            ReplicaStatus(role=self._role.name, **asdict(state) | {"rate": round(state.rate, 2)})
+            for state in self._engine.replicas()
+        ]
 
     def spent(self) -> list[Spent]:
         """What engines were asked since the last call, where they count that; closed ones too."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from sao.errors import StoreError
-from sao.results.status import State, Status
+from sao.results.status import ReplicaStatus, State, Status
 from sao.store.files import write_atomic
 from sao.store.manifest import MANIFEST, read_manifest
 
@@ -32,8 +32,16 @@ class StatusFile:
     `start` on in any. A run that is refused by its checks leaves the folder as it was. Errors of the disk are
     left to the stages, which report them."""
 
-    def __init__(self, root: Path, writes: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
-        """`writes`: false in all but one of several processes."""
+    def __init__(
+        self,
+        root: Path,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        replicas: Callable[[], list[ReplicaStatus]] = list,
+    ) -> None:
+        """`writes`: false in all but one of several processes. `replicas`: says what engines that work side
+        by side do."""
+        self._replicas = replicas
         self.path = root / NAME
         self._writes, self._clock, self._is_kept = writes, clock, False
         self._is_checked = False
@@ -147,6 +155,7 @@ class StatusFile:
             rate=round(rate, 1) or None,
             eta_s=60 * left / rate if rate > 0 and self._planned else None,
             drops=dict(self._drops),
+            replicas=self._replicas() if self._state == "running" else [],
             doing=self._doing,
             said=self._said,
             error=self._error,

@@ -7,7 +7,9 @@ again from the newest checkpoint.
 
 from __future__ import annotations
 
+import importlib
 import os
+import shutil
 import threading
 import time
 from types import ModuleType
@@ -45,7 +47,7 @@ def train_on_ray(work: Work[Round]) -> None:
     """
     config, run, stage = work.config, work.run, work.stage
     ray = cluster.connect(config.ray)
-    tries, seen = 0, None
+    tries, seen, died = 0, None, ""
     while tries < TRIES:
         processes = processes_of(config, ray)
         wait_for_room(config, ray, processes)
@@ -107,6 +109,7 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
         "recipe": config.model_dump(mode="json"), "out": str(run.root.resolve()), "round": run.number,
         "world": processes, "nodes": config.train.nodes, "threads": config.engine.threads or 1,
     }  # fmt: skip
+    scratch = run.root.resolve() / ".ray"  # Ray Train wants a folder that all machines share
     told = ray.remote(num_cpus=0)(Told).remote()
     trainer = TorchTrainer(
         train_worker,
@@ -119,11 +122,12 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
             placement_strategy="SPREAD" if nodes > 1 else "PACK",
         ),
         run_config=RunConfig(
-            name=f"round-{run.number}",
-            storage_path=str(run.root.resolve() / "ray"),
+            name=f"round-{run.number}-{time.time_ns()}",  # under an old name Ray would go on with its state
+            storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=0),  # train_on_ray tries again where that helps
         ),
     )
+    scratch.mkdir(exist_ok=True)
     over = threading.Event()
     follower = threading.Thread(target=follow, args=(ray, told, runner, over), daemon=True)
     follower.start()
@@ -137,6 +141,7 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
     finally:
         over.set()
         follower.join()
+        shutil.rmtree(scratch, ignore_errors=True)
     return "its processes ended without a model"
 
 
@@ -179,8 +184,9 @@ def train_worker(given: dict[str, Any]) -> None:
     import torch
 
     from sao.config import make_config
-    from sao.method import run
 
+    # As torchrun's processes do: this module is below the method.
+    method: Any = importlib.import_module("sao.method")
     os.environ[RAY_WORKER] = "1"
     torch.set_num_threads(given["threads"])
     context = ray.train.get_context()
@@ -193,7 +199,7 @@ def train_worker(given: dict[str, Any]) -> None:
             key="train.processes",
         )
     told, is_first = given["told"], context.get_world_rank() == 0
-    run(
+    method.run(
         make_config(given["recipe"]),
         given["out"],
         until="train",

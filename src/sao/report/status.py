@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from sao.results.status import Status
+from sao.results.status import ReplicaStatus, Status
 from sao.tables import Column, plain_table
 
 
@@ -26,6 +26,8 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
         yield "rate", f"{status.rate:,g} a minute{left}"
     if status.drops:
         yield "dropped", ", ".join(f"{reason} {n:,}" for reason, n in status.drops.items())
+    for number, one in enumerate(status.replicas):
+        yield "" if number else "replicas", _replica(one)
     if status.doing is not None:
         yield "doing", " ".join(status.doing.split())
     elif status.said is not None and status.state != "finished":
@@ -35,6 +37,13 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
     if status.state == "running":
         yield "process", f"{status.pid}{_host(status)}, for {duration(status.updated - status.started)}"
     yield "updated", f"{duration(now - status.updated)} ago"
+
+
+def _replica(one: ReplicaStatus) -> str:
+    """What a replica does, where, and how fast."""
+    where = f" on {one.address} (process {one.pid})" if one.address else " for room on a machine"
+    rate = f", {one.done:,} answers, {one.rate:g} a second" if one.phase == "working" else ""
+    return f"{one.number} ({one.role}) {one.phase}{where}{rate}"
 
 
 def _planned(status: Status) -> str:

@@ -9,6 +9,25 @@ from sao.results.base import Result
 State = Literal["running", "finished", "failed", "stopped"]
 
 
+class ReplicaStatus(Result):
+    """One of the engines that work side by side (engine.replicas)."""
+
+    number: int
+    """Its number, from 1."""
+    role: str
+    """For whom it works: policy, judge, base, tuned …"""
+    phase: Literal["waiting", "loading", "working"]
+    """waiting for room on a machine, loading its model, or working."""
+    address: str | None = None
+    """The machine; null while it waits."""
+    pid: int | None = None
+    """The process there."""
+    done: int
+    """Answers since it was loaded."""
+    rate: float
+    """Answers a second since then."""
+
+
 class Status(Result):
     """What a run is doing. Times are UNIX seconds."""
 
@@ -30,6 +49,8 @@ class Status(Result):
     """Seconds to the end of this step at that rate."""
     drops: dict[str, int] = {}
     """Rows of this step that were lost, by reason."""
+    replicas: list[ReplicaStatus] = []
+    """The engines at work, where there are several; empty with one."""
     doing: str | None = None
     """What is under way while no row comes: loading a model, asking a server."""
     said: str | None = None

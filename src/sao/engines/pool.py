@@ -43,7 +43,7 @@ MOST_TOGETHER = 4
 the run ends."""
 KILLS = 2
 """Deaths of replicas after which a request that was there each time is suspected of being the reason."""
-STAGGER = 2.0
+STAGGER = 0.5
 """Seconds between the starts of two replicas: compile caches and ports are not taken at the same time."""
 PATIENCE = 120.0
 """Seconds for which a run waits for room in the cluster where no replica has any."""

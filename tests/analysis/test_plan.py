@@ -68,6 +68,8 @@ PLANNED_FOR = {
     "smollm2": "T4",
     "demo-rounds": "T4",
     "rounds-7b-9b": "H100-80",
+    "8-gpu-node": "H100-80",
+    "4-nodes": "H100-80",
 }
 # Linear maps of a layer: q 6·4, k and v 6·2 each, o 4·6, MLP 3·6·10: 252. Norms 2·6. Head 20·6.
 TOY = Shape(vocabulary=20, hidden=6, inner=10, layers=3, heads=2, kv_heads=1, head_dim=2, tied=False)
@@ -505,7 +507,9 @@ def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest
     plan = make_plan(load_recipe(name), gpu)
     assert plan.fits
     assert plan.training_gib.total < 0.97 * gpu.memory
-    assert plan.gpus == (4 if plan.parallel != "ddp" else 1)
+    assert plan.gpus == {"8-gpu-node": 8, "4-nodes": 32}.get(name, 4 if plan.parallel != "ddp" else 1)
+    on_cluster = name in ("8-gpu-node", "4-nodes")
+    assert plan.replicas == (plan.gpus if on_cluster else 1)
     if plan.gpus == 4:  # said to be for 4 to 8
         assert make_plan(load_recipe(name), gpu, 8).fits
     assert all(way.one_pair_gib <= way.micro_batch_gib for way in plan.ways)
@@ -516,7 +520,7 @@ def test_every_recipe_fits_what_it_is_planned_for(name: str, monkeypatch: pytest
 
 def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     text = (ROOT / "docs" / "recipes.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\S+ --gpu [^`]+)` \|[^|]+\| (\d) \|(.+)\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\S+ --gpu [^`]+)` \|[^|]+\| (\d+) \|(.+)\|$", text, re.MULTILINE)
     assert {row[0].split()[0] for row in rows} == {*recipe_names()} - {
         "demo",
         "demo-rounds",
@@ -606,6 +610,36 @@ def test_too_little_memory_is_said_in_the_first_line(capsys: pytest.CaptureFixtu
         assert advice in out
 
 
+def test_replicas_share_the_work_and_a_model_stays_on_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu, given = find_gpu("H100-80"), {"personas.n": "60000", "personas.held_out": "0"}
+    recipe = load_recipe("7b-9b-80gb", given)
+
+    def hours(replicas: str, gpus: int, nodes: int | None = None) -> dict[str, float]:
+        config = load_recipe("7b-9b-80gb", given | {"engine.replicas": replicas})
+        return {one.name: one.seconds for one in make_plan(config, gpu, gpus, nodes=nodes).stages}
+
+    alone = {one.name: one.seconds for one in make_plan(recipe, gpu, 1).stages}
+    for name in ("prompts", "responses", "verdicts"):
+        assert hours("4", 4)[name] == pytest.approx(alone[name] / 4)
+        assert hours("auto", 8)[name] == pytest.approx(alone[name] / 8)
+        assert (
+            hours("null", 8)[name] == alone[name]
+        )  # one machine: only one GPU writes unless it is asked for
+        assert hours("null", 32, 4)[name] == pytest.approx(alone[name] / 32)
+    assert main(["plan", "4-nodes", "--gpu", "H100-80", "--gpus", "32", "--nodes", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "32 × H100-80 (79.6 GiB each) in 4 machines" in out
+    assert "the rest on 32 engines side by side" in out
+    two = ["--engine.vllm.tensor_parallel_size", "2"]
+    assert main(["plan", "4-nodes", *two]) == 0
+    assert "the rest on 16 engines side by side" in capsys.readouterr().out
+    too_many = ["--engine.vllm.tensor_parallel_size", "16"]
+    assert main(["plan", "4-nodes", *too_many]) == 1
+    assert "never shared by two machines" in capsys.readouterr().err
+    assert main(["plan", "4-nodes", "--nodes", "3"]) == 1
+    assert "32 GPUs are not as many on each of 3 machines" in capsys.readouterr().err
+
+
 def test_an_unknown_gpu_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "default", "--gpu", "H300"]) == 1
     assert "Did you mean" in capsys.readouterr().err
@@ -635,6 +669,8 @@ TINY = {
     "train.max_length": "128",
     "train.parallel": "ddp",
     "train.processes": "1",
+    "train.nodes": "null",
+    "ray.address": "null",
 }
 
 

@@ -111,10 +111,18 @@ def test_a_prompt_as_long_as_the_context_gives_nothing(
     assert isinstance(failed, Failure)
 
 
+def test_requests_that_come_one_by_one_give_the_same(engine: TransformersEngine) -> None:
+    requests = [request(i) for i in range(6)]
+    slowly = [one for pair in zip(requests, [None] * 6, strict=True) for one in pair]
+    assert {one.id: one for one in engine.generate(slowly)} == run(engine, requests)
+
+
 def test_equal_lengths_takes_the_commonest_of_what_it_sees() -> None:
     words = ["a", "bb", "cc", "d", "ee", "fff", "gg"]
     assert list(equal_lengths(words, len, 2, 5)) == [["bb", "cc"], ["a", "d"], ["ee", "gg"], ["fff"]]
     assert list(equal_lengths([], len, 2, 5)) == []
+    paused = ["a", "b", None, "cc", None, None, "d"]
+    assert list(equal_lengths(paused, len, 2, 5)) == [["a", "b"], ["cc"], ["d"]]
     seen: list[int] = []
     source = (seen.append(i) or "a" for i in range(100))  # type: ignore[func-returns-value]
     next(equal_lengths(source, len, 4, 8))

@@ -103,6 +103,19 @@ def test_sample_is_the_same_alone_in_company_and_after_a_restart(
         torch.set_num_threads(1)
 
 
+def test_requests_that_come_one_by_one_give_the_same(engine: TransformersEngine) -> None:
+    """None says that there is no request for now; the engine goes on with what it has."""
+    requests = [request(i, max_tokens=20) for i in range(12)]
+
+    def slowly() -> Iterator[Request | None]:
+        for number, one in enumerate(requests):
+            yield one
+            yield from [None] * (1 + number % 3)
+
+    found = {one.id: one for one in engine.generate(slowly())}
+    assert found == run(engine, requests)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_greedy_equals_generate(engines: dict[str, TransformersEngine], name: str) -> None:
     """Over several groups (64, 96, 128, 192) and, for Gemma-2 and Mistral, far beyond the window of 16."""

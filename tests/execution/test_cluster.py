@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.start(OTHER)
     yield cluster
     cluster.stop()
+    shutil.rmtree(cluster.home, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,40 @@ def test_too_few_machines_are_named(two: Cluster, alone: Path, tmp_path: Path) -
     assert process.wait(300) == 1
     said = (tmp_path / "out.log").read_text("utf-8")
     assert "needs 4 CPUs, and the cluster has 2" in said
+
+
+STAND_INS = {
+    "scontrol": "printf '127.0.0.4\\n127.0.0.5\\n'",
+    "hostname": 'echo "$NODE"',
+    "srun": """while [[ "$1" == --* ]]; do [[ "$1" == --nodelist=* ]] && export NODE="${1#*=}"; shift; done
+if [ "$1 $2" = "ray start" ]; then set -- "$@" --num-cpus=1 --num-gpus=0 --object-store-memory=100000000; fi
+case "$*" in *--head*) ;; ray*) set -- "$@" --node-ip-address="$NODE";; esac
+exec "$@" """,
+}
+"""What stands in for Slurm's commands: a machine is an address of the loopback device."""
+
+
+def test_the_script_for_slurm(alone: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    out = tmp_path / "out"
+    given = {
+        "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "machines[4-5]", "RECIPE": "demo", "OUT": str(out), "RAY_PORT": "22379",
+    }  # fmt: skip
+    script = Path(__file__).parents[2] / "docs/cluster/slurm.sbatch"
+    log = tmp_path / "log"
+    with log.open("wb") as said:
+        command = ["bash", str(script), *RECIPE[1:], *TRAINING, "--train.processes", "2"]
+        status = subprocess.run(command, env=os.environ | given, stdout=said, stderr=said, timeout=400)
+    text = log.read_text("utf-8", "replace")
+    assert status.returncode == 0, text[-3000:]
+    assert "training in 2 processes on 2 machines" in text
+    assert records(out) | records(alone) == records(out)
+    assert apart(out, alone) < 1e-5
 
 
 def copy_of(alone: Path, out: Path) -> None:

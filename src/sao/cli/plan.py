@@ -23,6 +23,7 @@ def add(commands: Commands) -> None:
     add_option("target", nargs="?", default="demo", metavar="TARGET", help="recipe, recipe file or model")
     add_option("--gpu", default="H100-80", help="the card to plan for (default: H100-80)")
     add_option("--gpus", type=int, help="how many (default: train.processes)")
+    add_option("--nodes", type=int, help="machines that they are in (default: train.nodes)")
     add_option("--prompt-tokens", type=int, default=60, help="assumed mean length of a prompt (default: 60)")
     add_option("--response-tokens", type=int, default=400, help="… of an answer (default: 400)")
     add_option("--mfu", type=float, default=0.40, help="assumed share of the GPU's peak rate (default: 0.40)")
@@ -37,7 +38,7 @@ def _plan(args: argparse.Namespace, extra: list[str]) -> int:
 
     config = read_target(args.target, read_overrides(extra))
     lengths = Lengths(prompt=args.prompt_tokens, response=args.response_tokens, mfu=args.mfu)
-    plan = make_plan(config, find_gpu(args.gpu), args.gpus, lengths)
+    plan = make_plan(config, find_gpu(args.gpu), args.gpus, lengths, args.nodes)
     print(show_plan(plan))
     if args.json:
         print(plan.model_dump_json())

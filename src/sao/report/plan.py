@@ -15,8 +15,8 @@ def show_plan(plan: Plan) -> str:
     """The plan as text."""
     checkpointing = ", gradient checkpointing" if plan.gradient_checkpointing else ""
     lines = [
-        f"{plan.model}: {plan.parameters:,} weights; {plan.gpus} × {plan.gpu} ({plan.gpu_gib:g} GiB each): "
-        f"{_fit(plan)}",
+        f"{plan.model}: {plan.parameters:,} weights; {plan.gpus} × {plan.gpu} ({plan.gpu_gib:g} GiB each)"
+        f"{f' in {plan.nodes} machines' if plan.nodes > 1 else ''}: {_fit(plan)}",
         _assumptions(plan),
         *([AUTO] if plan.engine == "auto" else []),
         "",
@@ -25,7 +25,8 @@ def show_plan(plan: Plan) -> str:
         f"longest micro-batch: {plan.micro_batch_size} pairs, {plan.micro_batch_tokens:,} tokens",
         "",
         *_stage_table(plan),
-        "training on all GPUs, the rest on one",
+        "training on all GPUs, the rest on "
+        + ("one" if plan.replicas == 1 else f"{plan.replicas} engines side by side"),
         "",
         *_ways_table(plan),
     ]

@@ -59,7 +59,7 @@ class PlannedStage(Result):
     written: int
     """Tokens written."""
     seconds: float
-    """Seconds; training on all GPUs, the rest on one."""
+    """Seconds; training on all GPUs, the rest on the plan's `replicas`."""
     hours: float
     """The same in hours."""
 
@@ -94,6 +94,10 @@ class Plan(Result):
     """The GPU that is planned for."""
     gpus: int
     """How many of them."""
+    nodes: int = 1
+    """Machines that they are in, as many in each."""
+    replicas: int = 1
+    """Engines that write and judge side by side."""
     gpu_gib: float
     """Memory of one, in GiB."""
     fits: bool

@@ -29,6 +29,7 @@ from sao.analysis.plan.memory import (
     training_memory,
 )
 from sao.config import Config, TrainConfig
+from sao.engines import replicas_of
 from sao.errors import ConfigError
 from sao.models.counting import read_shape
 from sao.models.shapes import GPU, Shape
@@ -63,13 +64,23 @@ LARGEST = 1024
 """Pairs of the largest micro-batch that is looked at."""
 
 
-def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Lengths | None = None) -> Plan:
-    """The plan of a config; `gpus` is train.processes, if not given.
+def make_plan(
+    config: Config,
+    gpu: GPU,
+    gpus: int | None = None,
+    lengths: Lengths | None = None,
+    nodes: int | None = None,
+) -> Plan:
+    """The plan of a config. `gpus` is train.processes, if not given; `nodes` is the machines that they are
+    in, train.nodes if not given.
 
-    Raises ConfigError where the batch does not divide among the GPUs.
+    Raises ConfigError where the batch does not divide among the GPUs, or the GPUs among the machines.
     """
     shape, train, lengths = read_shape(config.model, config.revision), config.train, lengths or Lengths()
     gpus = (train.processes or 1) if gpus is None else gpus
+    nodes = (train.nodes or 1) if nodes is None else nodes
+    if nodes < 1 or gpus % nodes:
+        raise ConfigError(f"{gpus} GPUs are not as many on each of {nodes} machines", key="--nodes")
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
         raise ConfigError(
             f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
@@ -79,12 +90,15 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
     longest = lengths.worst(train, train.micro_batch_size)
     training = training_memory(shape, train, longest, gpus)
     generation = generation_memory(shape, config, lengths, gpu)
-    planned = stages(config, shape, gpu, gpus, lengths)
+    replicas = planned_replicas(config, gpus, nodes)
+    planned = stages(config, shape, gpu, gpus, lengths, replicas)
     return Plan(
         model=config.model,
         parameters=shape.parameters,
         gpu=gpu.name,
         gpus=gpus,
+        nodes=nodes,
+        replicas=replicas,
         gpu_gib=gpu.memory,
         fits=max(training.total, generation.total) <= gpu.memory * GIB,
         assumed=Assumptions(**dataclasses.asdict(lengths), longest_pair=PEAK, kept=KEPT[config.pairs.keep]),
@@ -103,6 +117,25 @@ def make_plan(config: Config, gpu: GPU, gpus: int | None = None, lengths: Length
         hours=config.rounds.n * sum(stage.seconds for stage in planned) / 3600,
         ways=list(_ways(shape, train, gpu, gpus, lengths)),
     )
+
+
+def planned_replicas(config: Config, gpus: int, nodes: int) -> int:
+    """Engines that write and judge side by side: those that the recipe names, or as many as the GPUs hold, a
+    model never spanning two machines.
+
+    Raises ConfigError where the GPUs of a machine are too few for one.
+    """
+    each = config.engine.vllm.tensor_parallel_size if config.engine.name == "vllm" else 1
+    on_cluster = config.ray if nodes == 1 else config.ray.model_copy(update={"address": "auto"})
+    asked = replicas_of(config.engine, on_cluster)
+    room = nodes * (gpus // nodes // each)
+    if asked != 1 and room < 1:
+        raise ConfigError(
+            f"engine.vllm.tensor_parallel_size {each}: each machine has {gpus // nodes} GPUs, and a model is "
+            f"never shared by two machines. Give at most {gpus // nodes}",
+            key="engine.vllm.tensor_parallel_size",
+        )
+    return room if asked == "auto" else min(asked, max(1, room))
 
 
 def _ways(shape: Shape, train: TrainConfig, gpu: GPU, gpus: int, lengths: Lengths) -> Iterator[TrainingWay]:

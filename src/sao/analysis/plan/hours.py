@@ -40,14 +40,17 @@ class _Asked:
     written: int
 
 
-def stages(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> list[PlannedStage]:
-    """Tokens and seconds by stage. All but the training run on one GPU. Of a given data set (pairs.source),
+def stages(
+    config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths, replicas: int = 1
+) -> list[PlannedStage]:
+    """Tokens and seconds by stage. Training runs on all GPUs, the rest on `replicas` engines, which share the
+    work evenly. Of a given data set (pairs.source),
     whose size is not known here, personas.n pairs are assumed."""
     before, after = _asked_before_training(config, lengths), _asked_for_evaluation(config, lengths)
     return [
-        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in before),
+        *(_asked_stage(asked, config, shape, gpu, lengths, replicas) for asked in before),
         _training_stage(config, shape, gpu, gpus, lengths),
-        *(_asked_stage(asked, config, shape, gpu, lengths) for asked in after),
+        *(_asked_stage(asked, config, shape, gpu, lengths, replicas) for asked in after),
     ]
 
 
@@ -98,7 +101,9 @@ def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
     ]
 
 
-def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths) -> PlannedStage:
+def _asked_stage(
+    asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths: Lengths, replicas: int
+) -> PlannedStage:
     written = asked.items * asked.written
     reading = 2 * asked.items * (asked.read * shape.used + shape.head) / _rate(gpu, lengths)
     length = int(max(asked.read, lengths.prompt)) + asked.written
@@ -107,7 +112,7 @@ def _asked_stage(asked: _Asked, config: Config, shape: Shape, gpu: GPU, lengths:
     else:
         writing = writing_seconds(shape, config.engine.slots, written, length, gpu)
     is_elsewhere = "verdicts" in asked.name and config.judging.engine is not None  # another model's work
-    seconds = 0.0 if is_elsewhere else reading + writing
+    seconds = 0.0 if is_elsewhere else (reading + writing) / replicas
     return _planned(asked.name, asked.items, int(asked.items * asked.read), written, seconds)
 
 

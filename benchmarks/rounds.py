@@ -126,7 +126,9 @@ def outcomes(sweeps: dict[Path, list[Cell]], found: Scores) -> dict[str, list[di
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and half of its 95 % interval, over seeds."""
+    """Mean and half of its 95 % interval, over seeds; empty without values."""
+    if not values:  # a single round
+        return ""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:+.3f}"

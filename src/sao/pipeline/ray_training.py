@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -100,27 +101,49 @@ def wait_for_room(config: Config, ray: ModuleType, processes: int) -> None:
 
 def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
     """Train in `processes` processes until they end; why they did, where it was no error of SAO's."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+
+    scratch = run.root.resolve() / ".ray"  # Ray Train wants a folder that all machines share
+    scratch.mkdir(exist_ok=True)
+    told = ray.remote(num_cpus=0)(Told).remote()
+    trainer = trainer_of(ray, run, processes, scratch, told)
+    over = threading.Event()
+    follower = threading.Thread(target=follow, args=(ray, told, runner, over), daemon=True)
+    follower.start()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if (ours := error_of_sao(failure)) is not None:
+                raise ours from error
+        return " ".join(str(error).split())[:500]
+    finally:
+        over.set()
+        follower.join()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return "its processes ended without a model"
+
+
+def trainer_of(ray: ModuleType, run: Round, processes: int, scratch: Path, told: Any) -> Any:
+    """Ray's trainer of so many processes, of which the first speaks to `told`."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = run.recipe
     gpus = cluster.uses_gpus(cluster.nodes(ray), config.engine)
-    nodes = config.train.nodes or 1
     given = {
         "recipe": config.model_dump(mode="json"), "out": str(run.root.resolve()), "round": run.number,
-        "world": processes, "nodes": config.train.nodes, "threads": config.engine.threads or 1,
+        "world": processes, "nodes": config.train.nodes, "threads": config.engine.threads or 1, "told": told,
     }  # fmt: skip
-    scratch = run.root.resolve() / ".ray"  # Ray Train wants a folder that all machines share
-    told = ray.remote(num_cpus=0)(Told).remote()
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
-        train_loop_config=given | {"told": told},
+        train_loop_config=given,
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=3 * 3600),
         scaling_config=ScalingConfig(
             num_workers=processes,
             use_gpu=gpus,
             resources_per_worker={"GPU": 1, "CPU": 0} if gpus else {"CPU": 1},
-            placement_strategy="SPREAD" if nodes > 1 else "PACK",
+            placement_strategy="SPREAD" if (config.train.nodes or 1) > 1 else "PACK",
         ),
         run_config=RunConfig(
             name=f"round-{run.number}-{time.time_ns()}",  # under an old name Ray would go on with its state
@@ -128,22 +151,13 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
             failure_config=FailureConfig(max_failures=0),  # train_on_ray tries again where that helps
         ),
     )
-    scratch.mkdir(exist_ok=True)
-    over = threading.Event()
-    follower = threading.Thread(target=follow, args=(ray, told, runner, over), daemon=True)
-    follower.start()
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        ours = [one for one in getattr(error, "worker_failures", {}).values() if isinstance(one, SAOError)]
-        if ours:
-            raise TrainingError(str(ours[0]), key=ours[0].key) from error
-        return " ".join(str(error).split())[:500]
-    finally:
-        over.set()
-        follower.join()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return "its processes ended without a model"
+
+
+def error_of_sao(failure: BaseException | None) -> SAOError | None:
+    """The error of SAO's that a process ended with, however Ray wraps it."""
+    while failure is not None and not isinstance(failure, SAOError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure
 
 
 class Told:

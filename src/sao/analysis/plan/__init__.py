@@ -79,14 +79,7 @@ def make_plan(
     shape, train, lengths = read_shape(config.model, config.revision), config.train, lengths or Lengths()
     gpus = (train.processes or 1) if gpus is None else gpus
     nodes = (train.nodes or 1) if nodes is None else nodes
-    if nodes < 1 or gpus % nodes:
-        raise ConfigError(f"{gpus} GPUs are not as many on each of {nodes} machines", key="--nodes")
-    if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
-        raise ConfigError(
-            f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
-            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus",
-            key="train.batch_size",
-        )
+    _check_gpus(train, gpus, nodes)
     longest = lengths.worst(train, train.micro_batch_size)
     training = training_memory(shape, train, longest, gpus)
     generation = generation_memory(shape, config, lengths, gpu)
@@ -117,6 +110,18 @@ def make_plan(
         hours=config.rounds.n * sum(stage.seconds for stage in planned) / 3600,
         ways=list(_ways(shape, train, gpu, gpus, lengths)),
     )
+
+
+def _check_gpus(train: TrainConfig, gpus: int, nodes: int) -> None:
+    """Raise ConfigError where GPUs, machines and batch do not go together."""
+    if nodes < 1 or gpus % nodes:
+        raise ConfigError(f"{gpus} GPUs are not as many on each of {nodes} machines", key="--nodes")
+    if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
+        raise ConfigError(
+            f"train.batch_size {train.batch_size} is no multiple of {gpus} GPUs times train.micro_batch_size "
+            f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus",
+            key="train.batch_size",
+        )
 
 
 def planned_replicas(config: Config, gpus: int, nodes: int) -> int:

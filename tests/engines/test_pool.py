@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sao.config import EngineConfig, RayConfig
@@ -144,7 +145,9 @@ def test_nobody_else_can_reach_it() -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert [node.address for node in cluster.nodes(cluster.connect(None))] == ["127.0.0.1"]
     found = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
-    places = [line.split()[3] for line in found.splitlines() if "raylet" in line or "gcs_server" in line]
+    ours = {f"pid={child.pid}," for child in psutil.Process().children(recursive=True)}
+    lines = [line for line in found.splitlines() if any(pid in line for pid in ours)]
+    places = [line.split()[3] for line in lines if "raylet" in line or "gcs_server" in line]
     assert places
     assert all("127.0.0.1" in place for place in places), places
 

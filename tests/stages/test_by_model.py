@@ -40,7 +40,7 @@ class Watched(ScriptedEngine):
         self.odds, self.window, self.prob = odds, window, prob
         self.asked: list[ChoiceRequest] = []
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+    def choice_logprobs(self, requests: Iterable[Any]) -> Iterator[Choices]:
         incoming, rng = iter(requests), random.Random(1)
         while batch := list(islice(incoming, self.window)):
             self.asked += batch

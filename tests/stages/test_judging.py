@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sao.config import JudgingConfig, make_config
-from sao.engines import ChoiceRequest, Choices, Completion
+from sao.engines import Choices, Completion
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, DropError
 from sao.method import run
@@ -34,7 +34,7 @@ from support.run_files import records_of
 class FairJudge(ScriptedEngine):
     """Prefers the answer with the greater number in it, wherever it stands."""
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+    def choice_logprobs(self, requests: Iterable[Any]) -> Iterator[Choices]:
         for request in requests:
             words = [float(w) for w in request.messages[0].content.split() if w.replace(".", "").isdigit()]
             p = 1 / (1 + math.exp(words[1] - words[0]))
@@ -409,7 +409,7 @@ def test_the_judges_prefill_reaches_the_engine(method: str) -> None:
                 seen.append(request.prefill)
                 yield from super().generate([request])
 
-        def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+        def choice_logprobs(self, requests: Iterable[Any]) -> Iterator[Choices]:
             for request in requests:
                 seen.append(request.prefill)
                 yield from super().choice_logprobs([request])

@@ -16,7 +16,16 @@ from sao.config.pairs import PairsConfig
 from sao.config.personas import PersonasConfig, WritingConfig
 from sao.config.prompts import PromptsConfig
 from sao.config.ray import RayConfig
-from sao.config.recipe import Config, is_text, load_recipe, make_config, nearest, overridden, recipe_names
+from sao.config.recipe import (
+    Config,
+    is_text,
+    load_recipe,
+    make_config,
+    nearest,
+    overridden,
+    recipe_names,
+    uses_ray,
+)
 from sao.config.responses import ResponsesConfig
 from sao.config.rounds import RoundsConfig
 from sao.config.section import Section, affects_records, field_names, section_of
@@ -54,4 +63,5 @@ __all__ = [
     "overridden",
     "recipe_names",
     "section_of",
+    "uses_ray",
 ]

@@ -178,6 +178,11 @@ class Config(Section):
         return self
 
 
+def uses_ray(config: Config) -> bool:
+    """Whether training runs on a cluster."""
+    return config.ray.address is not None or (config.train.nodes or 1) > 1
+
+
 def recipe_names() -> list[str]:
     """The recipes that ship with the package."""
     return sorted(

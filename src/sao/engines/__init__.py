@@ -216,14 +216,18 @@ class ContinuationEngine(Protocol):
 
 @runtime_checkable
 class FedEngine(Protocol):
-    """An engine that can be fed while it works: where `is_fed`, None among the requests of `generate` says
-    that there is none for now. The engine goes on with what it has and asks again; the caller lets it wait
-    for the next request only when it has nothing left to do."""
+    """An engine that can be fed while it works: where `is_fed`, None among its requests says that there is
+    none for now. The engine goes on with what it has and asks again; the caller lets it wait for the next
+    request only when it has nothing left to do."""
 
     is_fed: bool
 
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion | Failure]:
         """As `Engine.generate`."""
+        ...
+
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest | None]) -> Iterator[Choices | Failure]:
+        """As `Engine.choice_logprobs`."""
         ...
 
 

@@ -7,7 +7,10 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -39,9 +42,13 @@ def connect(config: RayConfig | None, cpus: int | None = None) -> ModuleType:
             key="ray",
         )
     address = (config.address if config else None) or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise EngineError(
+            "RAY_ADDRESS ray://… is a connection from outside the cluster, which is not supported. Start sao "
+            "on a machine of the cluster, without RAY_ADDRESS and with --ray.address auto",
+            key="ray.address",
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Else Ray would show no GPU to a process that asked for none of its own.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address == "local" and "ray" not in sys.modules:  # Ray reads these when it is imported
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Ray then takes this machine's own address 127.0.0.1, and listens there only, as it does on Windows.
@@ -49,12 +56,39 @@ def connect(config: RayConfig | None, cpus: int | None = None) -> ModuleType:
     import ray
 
     if not ray.is_initialized():
-        try:
-            ray.init(**_options(address, cpus))
-        except Exception as error:  # Ray raises many kinds
-            raise EngineError(_why(address, error), key="ray.address") from error
+        with _own_signals():
+            try:
+                ray.init(**_options(address, cpus))
+            except Exception as error:  # Ray raises many kinds
+                raise EngineError(_why(address, error), key="ray.address") from error
         _silence()
     return ray
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray would end the process on SIGTERM by itself: what SAO does then stays."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def errors(ray: ModuleType) -> Iterator[None]:
+    """Turns an error of Ray's own (its head is gone, say) into an EngineError."""
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise EngineError(
+            f"Ray failed ({type(error).__name__}: {' '.join(str(error).split())[:300]}). All that was "
+            "finished is kept: when the cluster is up again, the same command goes on",
+            key="ray",
+        ) from error
 
 
 def _silence() -> None:

@@ -60,17 +60,18 @@ class Continuous:
             if writing.busy:
                 yield writing.step()
 
-    def choice_logprobs(self, prompts: Iterator[TokenPrompt[ChoiceRequest]]) -> Iterator[Choices]:
+    def choice_logprobs(self, prompts: Iterator[TokenPrompt[ChoiceRequest] | None]) -> Iterator[Choices]:
         """Each prompt is read once, many to a forward pass. A prompt longer than the model's context gives
         NaN."""
         reader: _Reader[ChoiceRequest] = _Reader(self.prefixes)
-        waiting = True
-        while waiting or len(reader):
-            while waiting and len(reader) < self.slots:
-                prompt = next(prompts, None)
-                if prompt is None:
-                    waiting = False
-                elif len(prompt.ids) <= self.network.context:
+        has_more = True
+        while has_more or len(reader):
+            while has_more and len(reader) < self.slots:
+                new, has_more = taken(prompts, 1)
+                if not new:
+                    break
+                (prompt,) = new
+                if len(prompt.ids) <= self.network.context:
                     reader.add(prompt, prompt.ids)
                 else:
                     yield prompt.choices_of(None)

@@ -116,7 +116,7 @@ class Lockstep:
 
     # Reading
 
-    def choice_logprobs(self, prompts: Iterable[TokenPrompt[ChoiceRequest]]) -> Iterator[Choices]:
+    def choice_logprobs(self, prompts: Iterable[TokenPrompt[ChoiceRequest] | None]) -> Iterator[Choices]:
         """The choices' log-probabilities as the next token of each prompt."""
         ahead = self.rows * _READ_AHEAD
         for batch in equal_lengths(prompts, lambda prompt: len(prompt.ids), self.rows, ahead):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sao.config import ChatConfig, EngineConfig, RayConfig
@@ -42,9 +43,12 @@ MOST_TOGETHER = 4
 """Deaths of replicas in a row without any answer, in multiples of their number (at least two), after which
 the run ends."""
 KILLS = 2
-"""Deaths of replicas after which a request that was there each time is suspected of being the reason."""
+"""Deaths of replicas after which a request that was there each time is suspected, and asked apart."""
 STAGGER = 0.5
 """Seconds between the starts of two replicas: compile caches and ports are not taken at the same time."""
+SECONDS_TO_END = 120
+"""Seconds for which replicas are waited for when the pool closes: their memory is then free. One that still
+loads ends when it has."""
 PATIENCE = 120.0
 """Seconds for which a run waits for room in the cluster where no replica has any."""
 LOOK_EVERY = 10.0
@@ -87,10 +91,12 @@ class _Worker:
     place: Place | None = None
     asked: dict[str, _Asked] = field(default_factory=dict)
     """By the ids of the answers that it owes."""
+    suspects: list[_Asked] = field(default_factory=list)
+    """The group of suspects that it was given; nothing else is then."""
     done: int = 0
     since: float = 0.0
     starts: int = 0
-    """Starts since its last answer."""
+    """Starts in a row that ended before it had given as many answers as it has slots."""
 
     @property
     def is_idle(self) -> bool:
@@ -99,13 +105,13 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Work:
-    """The requests of one call: what is still to be taken, what is to be asked again, and what is to be asked
-    with nothing beside it."""
+    """The requests of one call: what is still to be taken, and what is to be asked again."""
 
     kind: Kind
     source: Iterator[AnyRequest]
     again: deque[_Asked] = field(default_factory=deque)
-    alone: deque[_Asked] = field(default_factory=deque)
+    suspects: deque[list[_Asked]] = field(default_factory=deque)
+    """Groups of requests that were there when replicas died; each is asked with nothing beside it."""
     has_more: bool = True
 
     def next(self) -> _Asked | None:
@@ -115,6 +121,19 @@ class _Work:
         request = next(self.source, None) if self.has_more else None
         self.has_more = request is not None
         return None if request is None else _Asked.of(request)
+
+    def return_(self, owed: list[_Asked], split: bool) -> None:
+        """Take back what a dead replica owed. What was there at several deaths is suspected of being the
+        reason, and asked apart; a group of suspects that ended a replica is `split` into eight."""
+        for asked in owed:
+            asked.deaths += 1
+        if split:
+            each = -(-len(owed) // 8)
+            self.suspects.extend(owed[start : start + each] for start in range(0, len(owed), each))
+            return
+        self.again.extend(asked for asked in owed if asked.deaths < KILLS)
+        if suspected := [asked for asked in owed if asked.deaths >= KILLS]:
+            self.suspects.append(suspected)
 
 
 class PoolEngine:
@@ -138,16 +157,15 @@ class PoolEngine:
         self._round, self._looked, self._started = 0, 0.0, 0.0
         self._alone_since = time.monotonic()
         self._workers: list[_Worker] = []
-        self._given_up, self._deaths = 0, 0
+        self._wanted, self._given_up, self._deaths = 0, 0, 0
         self._about: About | None = None
         self._slots = slots_of(config)
-        self._wanted = self._places()
-        self._check_size()
-        self._grow()
-        while self._about is None:
-            for _ in self._events(_Work("generate", iter(()))):
-                pass
-        about = self._about
+        try:
+            with cluster.errors(self._ray):
+                about = self._first_loaded()
+        except BaseException:
+            self.close()
+            raise
         if identity is not None and about.identity != identity:
             raise self._ended(
                 f"the replicas have another model than this machine ({about.identity}, not {identity}). Put "
@@ -159,6 +177,15 @@ class PoolEngine:
         self.has_prefill: bool = about.has_prefill
         for line in about.said:
             notify(line)
+
+    def _first_loaded(self) -> About:
+        """Start the replicas, and wait until the first has loaded its model."""
+        self._wanted = self._places()
+        self._check_size()
+        while self._about is None:
+            for _ in self._events(_Work("generate", iter(()))):
+                pass
+        return self._about
 
     # What an engine does
 
@@ -178,15 +205,14 @@ class PoolEngine:
 
     def close(self) -> None:
         """End the replicas in order."""
-        for worker in self._workers:
-            if worker.phase == "working" and worker.actor is not None:
-                worker.call = worker.actor.close.remote()
-        calls = [worker.call for worker in self._workers if worker.call is not None]
-        if calls:
-            self._ray.wait(calls, num_returns=len(calls), timeout=60)
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            started = [worker for worker in self._workers if worker.actor and worker.phase != "waiting"]
+            calls = [worker.actor.close.remote() for worker in started]
+            if calls:
+                self._ray.wait(calls, num_returns=len(calls), timeout=SECONDS_TO_END)
         for worker in self._workers:
             self._kill(worker)
-        self._workers = []
+        self._workers, self._deaths = [], 0
 
     def replicas(self) -> list[ReplicaState]:
         """What each replica does."""
@@ -210,47 +236,50 @@ class PoolEngine:
         work = _Work(kind, iter(requests))
         for worker in self._workers:
             worker.asked.clear()
+            worker.suspects = []
         while True:
             self._hand_out(work)
-            if not (work.has_more or work.again or work.alone or self._are_busy):
+            if not (work.has_more or work.again or work.suspects or self._are_busy):
                 return
-            yield from self._events(work)
+            with cluster.errors(self._ray):
+                events = list(self._events(work))
+            yield from events
 
     @property
     def _are_busy(self) -> bool:
         return any(worker.asked for worker in self._workers)
 
     def _hand_out(self, work: _Work) -> None:
-        """Give every replica that waits for a message what it has room for, the emptiest first."""
+        """Give every replica that waits for a message what it has room for."""
         idle = [worker for worker in self._workers if worker.is_idle]
         new: dict[int, list[AnyRequest]] = {worker.number: [] for worker in idle}
         for worker in idle:
-            if work.alone and not worker.asked:
-                self._give(worker, work.alone.popleft(), new)
-        open_to = [worker for worker in idle if not self._is_apart(worker)]
-        while open_to:
-            worker = min(open_to, key=lambda one: len(one.asked))
-            until = min(2 * self._slots, len(worker.asked) + max(1, self._slots // 4))
-            if len(worker.asked) >= 2 * self._slots:
-                break
-            while len(worker.asked) < until:
-                asked = work.next()
-                if asked is None:
-                    open_to = []
-                    break
-                self._give(worker, asked, new)
+            if not worker.asked:
+                worker.suspects = work.suspects.popleft() if work.suspects else []
+                self._give(worker, worker.suspects, new)
+        self._fill([worker for worker in idle if not worker.suspects], work, new)
         for worker in idle:
             if worker.asked:
                 worker.call = worker.actor.exchange.remote(self._round, work.kind, new[worker.number])
 
-    def _give(self, worker: _Worker, asked: _Asked, new: dict[int, list[AnyRequest]]) -> None:
-        worker.asked |= dict.fromkeys(asked.open, asked)
-        new[worker.number].append(asked.rest())
+    def _fill(self, open_to: list[_Worker], work: _Work, new: dict[int, list[AnyRequest]]) -> None:
+        """Share the next requests out, always to the emptiest replica, until all are full."""
+        full, portion = 2 * self._slots, max(1, self._slots // 4)
+        while open_to:
+            worker = min(open_to, key=lambda other: len(other.asked))
+            until = min(full, len(worker.asked) + portion)
+            if len(worker.asked) >= full:
+                return
+            while len(worker.asked) < until:
+                asked = work.next()
+                if asked is None:
+                    return
+                self._give(worker, [asked], new)
 
-    @staticmethod
-    def _is_apart(worker: _Worker) -> bool:
-        """Whether the replica works on a request that must have nothing beside it."""
-        return any(asked.deaths >= KILLS for asked in worker.asked.values())
+    def _give(self, worker: _Worker, requests: list[_Asked], new: dict[int, list[AnyRequest]]) -> None:
+        for asked in requests:
+            worker.asked |= dict.fromkeys(asked.open, asked)
+            new[worker.number].append(asked.rest())
 
     # Replicas
 
@@ -292,7 +321,9 @@ class PoolEngine:
         for answer in answers:
             asked = worker.asked.pop(answer.id)
             asked.open.discard(answer.id)
-            worker.done, worker.starts, self._deaths = worker.done + 1, 0, 0
+            worker.done += 1
+            if worker.done >= self._slots:
+                worker.starts = self._deaths = 0
             yield answer
 
     def _loaded(self, worker: _Worker, about: About) -> None:
@@ -315,30 +346,31 @@ class PoolEngine:
         """A replica died: what it owes is asked again, or is given up where it was the reason."""
         self._kill(worker)
         self._deaths += 1
-        owed = list({id(asked): asked for asked in worker.asked.values()}.values())
-        worker.asked.clear()
-        was_alone = len(owed) == 1 and owed[0].deaths + 1 >= KILLS
-        for asked in owed:
-            asked.deaths += 1
-            if was_alone:
-                yield from (Failure(sample, f"{ALONE} ({why.reason[:200]})") for sample in sorted(asked.open))
-            elif asked.deaths >= KILLS:
-                work.alone.append(asked)
-            else:
-                work.again.append(asked)
-        if was_alone:
-            worker.starts = 0
         self._notify(f"replica {worker.number} on {_where(worker)} ended: {why.reason[:300]}")
-        if self._about is None and why.is_ours:
-            raise self._ended(why.reason, why.key)
+        owed = list({id(asked): asked for asked in worker.asked.values()}.values())
+        suspects, worker.suspects = worker.suspects, []
+        worker.asked.clear()
+        if len(suspects) == 1:
+            worker.starts = 0  # not its fault
+            samples = sorted(suspects[0].open)
+            yield from (Failure(sample, f"{ALONE} ({why.reason[:200]})") for sample in samples)
+        else:
+            work.return_(owed, split=bool(suspects))
+        self._check_deaths(worker, why)
+
+    def _check_deaths(self, worker: _Worker, why: Broken) -> None:
+        """Give up a replica that died too often in a row. Raises EngineError where the first one cannot load,
+        and where all end one after the other."""
+        is_first = self._about is None
         if worker.starts >= MOST_DEATHS:
             self._workers.remove(worker)
             self._given_up += 1
             self._wanted -= 1
-            self._notify(
-                f"replica {worker.number} is given up: it ended {MOST_DEATHS} times without an answer"
-            )
-        if not self._wanted or self._deaths >= MOST_TOGETHER * max(2, self._wanted):
+            self._notify(f"replica {worker.number} is given up: it ended {MOST_DEATHS} times in a row")
+        too_often = not self._wanted or self._deaths >= MOST_TOGETHER * max(2, self._wanted)
+        if is_first and (why.is_ours or worker.starts >= MOST_DEATHS):
+            raise self._ended(why.reason, why.key)
+        if too_often:
             raise self._ended(
                 f"the engine's replicas end one after the other without an answer; the last one said: "
                 f"{why.reason}. All that was finished is kept: the same command goes on",
@@ -359,7 +391,7 @@ class PoolEngine:
             self._looked = now
             self._wanted = max(self._wanted, self._places() - self._given_up)
         for worker in self._workers:
-            if worker.actor is None and now - self._started >= min(STAGGER, worker.starts):
+            if worker.actor is None and now - self._started >= STAGGER * worker.starts:
                 self._start(worker)
         may_start = not self._workers or (self._about is not None and now - self._started >= STAGGER)
         if may_start and len(self._workers) < max(1, self._wanted):
@@ -373,7 +405,7 @@ class PoolEngine:
         needs = cluster.share(found, self._config, max(1, self._wanted))
         # An actor that is lost is started by this class, which knows what it owes.
         made = self._ray.remote(**needs, max_restarts=0, scheduling_strategy="SPREAD")(Replica)
-        worker.actor = made.remote(self._open_one, self._slots)
+        worker.actor = made.remote(self._open_one, self._slots, str(Path.cwd()))
         worker.call, worker.phase, worker.place = worker.actor.place.remote(), "waiting", None
         worker.starts += 1
         self._started = time.monotonic()
@@ -439,7 +471,9 @@ def pool_of(
     if config.name == "auto":
         config = settled(config, model, revision)
     one = config.model_copy(update={"replicas": None})
-    open_one = partial(open_replica, one, model, revision, chat)
+    # Replicas begin in a folder of their own.
+    path = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+    open_one = partial(open_replica, one, path, revision, chat)
     return PoolEngine(open_one, config, identity_of(config, model, revision, chat), notify, ray)
 
 

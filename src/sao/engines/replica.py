@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 from sao.engines import (
@@ -150,7 +151,12 @@ class Replica:
     """An engine and the thread that runs it. `open_one` opens it and is given a function that takes a line
     for its user."""
 
-    def __init__(self, open_one: Callable[[Callable[[str], None]], Engine], slots: int) -> None:
+    def __init__(
+        self, open_one: Callable[[Callable[[str], None]], Engine], slots: int, folder: str | None = None
+    ) -> None:
+        """`folder`: the one in which the pool's process works, so that relative paths are the same here."""
+        if folder is not None and Path(folder).is_dir():
+            os.chdir(folder)
         self._open_one, self._slots = open_one, slots
         self._about: Future[About | Broken] = Future()
         self._broken: Broken | None = None
@@ -232,8 +238,9 @@ class Replica:
 
     def _serve(self, engine: Engine, feed: Feed) -> None:
         """Answer the requests of one round until it is over."""
-        if feed.kind == "generate" and isinstance(engine, FedEngine) and engine.is_fed:
-            self._answer(feed, engine.generate(feed.fed()))
+        if feed.kind != "continuations" and isinstance(engine, FedEngine) and engine.is_fed:
+            fed = engine.generate if feed.kind == "generate" else engine.choice_logprobs
+            self._answer(feed, fed(feed.fed()))
             return
         asked = {
             "generate": engine.generate, "choices": engine.choice_logprobs,

@@ -124,9 +124,11 @@ class ScriptedEngine:
                 ends, request, sample = running.popleft()
                 yield self._ended(request, sample, ends)
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
-        """See `sao.engines.Engine.choice_logprobs`."""
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest | None]) -> Iterator[Choices]:
+        """See `sao.engines.Engine.choice_logprobs` and `sao.engines.FedEngine`."""
         for request in requests:
+            if request is None:
+                continue
             self._wait()
             yield Choices(request.id, self.choose(request.messages, request.choices))
 

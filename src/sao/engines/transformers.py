@@ -95,11 +95,12 @@ class TransformersEngine:
             for ended in self.batches.generate(prompts):
                 yield from map(self._completion, ended)
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest | None]) -> Iterator[Choices]:
         """Each prompt is read once, many to a forward pass. A prompt longer than the model's context gives
         NaN."""
         with self._enough_memory():
-            yield from self.batches.choice_logprobs(map(self._choice_prompt, requests))
+            prompts = (None if request is None else self._choice_prompt(request) for request in requests)
+            yield from self.batches.choice_logprobs(prompts)
 
     def continuation_logprobs(
         self, requests: Iterable[ContinuationRequest]

@@ -105,11 +105,14 @@ class VllmEngine:
         for (request, sample), answer in self._ask(questions()):
             yield self._completion(request, sample, answer)
 
-    def choice_logprobs(self, requests: Iterable[ChoiceRequest]) -> Iterator[Choices]:
+    def choice_logprobs(self, requests: Iterable[ChoiceRequest | None]) -> Iterator[Choices]:
         """One forward pass for each request. A prompt as long as the model's context gives NaN."""
 
-        def questions() -> Iterator[tuple[ChoiceRequest, Question | None]]:
+        def questions() -> Iterator[tuple[ChoiceRequest, Question | None] | None]:
             for request in requests:
+                if request is None:
+                    yield None
+                    continue
                 ids, choices = self.chat.choice_ids(request.messages, request.choices, request.prefill)
                 wanted = list(choices)
                 params = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from copy import copy
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def _read(pipe: Connection, inbox: queue.SimpleQueue[Any], loaded: threading.Eve
             inbox.put(pipe.recv())
     except (EOFError, OSError):
         if not loaded.is_set():
-            os._exit(1)  # nobody waits for the model any more
+            os.killpg(0, signal.SIGKILL)  # nobody waits for the model any more, nor for its processes
         inbox.put(None)
 
 

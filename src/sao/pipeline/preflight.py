@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sao.config import Config, JudgingConfig
+from sao.config import Config, JudgingConfig, uses_ray
 from sao.config.judging import READERS
 from sao.engines import require_prefill
 from sao.errors import ConfigError
@@ -17,6 +18,7 @@ from sao.models import gguf
 from sao.models.load import check_model, check_trainable
 from sao.models.locate import is_local
 from sao.pipeline.kept_models import is_done
+from sao.pipeline.ray_training import RAY_WORKER, check_cluster
 from sao.pipeline.reader import Reader
 from sao.pipeline.roles import Judge
 from sao.pipeline.rounds import Round
@@ -44,6 +46,8 @@ def check(run: Round, session: Session, trains: bool) -> None:
         check_words(judge.config)
     if trains and not is_done(run.model_dir):
         manifest.check_packages(config)
+        if uses_ray(config) and RAY_WORKER not in os.environ:
+            check_cluster(config)
     if run.has("filtered") and not all(run.stage(name).finished for name in FILTERS if name in run.table):
         filters.check_filters(config.filters)
     if run.has("judgments"):

@@ -7,18 +7,21 @@ again from the newest checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sao.config import Config
 from sao.engines import cluster
-from sao.errors import EngineError, SAOError, TrainingError
+from sao.errors import EngineError, SAOError, Terminated, TrainingError
 from sao.execution.runner import Runner
 from sao.execution.step import Work
 from sao.pipeline.rounds import Round
@@ -28,6 +31,7 @@ TRIES = 4
 PATIENCE = 120.0
 """Seconds for which GPUs are waited for."""
 LOOK_EVERY = 1.0
+CHECKPOINTS = "checkpoints/checkpoint-*"
 RAY_WORKER = "SAO_RAY_WORKER"
 """Is in the environment of a process that Ray trains in."""
 
@@ -35,9 +39,21 @@ Said = str | tuple[str, int, int]
 """A line for the user, or progress: what, steps done, steps in all."""
 
 
-def uses_ray(config: Config) -> bool:
-    """Whether the recipe trains on a cluster."""
-    return config.ray.address is not None or (config.train.nodes or 1) > 1
+def check_cluster(config: Config) -> None:
+    """Raise EngineError where the cluster cannot train as the recipe says: before hours of other work."""
+    ray = cluster.connect(config.ray)
+    with cluster.errors(ray):
+        processes = processes_of(config, ray)
+        n_nodes, wanted = len(cluster.nodes(ray)), config.train.nodes or 1
+        if n_nodes < wanted or processes % wanted:
+            raise EngineError(
+                f"train.nodes {wanted}: the cluster has {n_nodes} machines, and {processes} processes train. "
+                "Give as many as there are, by which the processes divide",
+                key="train.nodes",
+            )
+        what, there = _resource(config, ray)
+        if there < processes:
+            raise EngineError(_too_few(processes, what, there), key="train.processes")
 
 
 def train_on_ray(work: Work[Round]) -> None:
@@ -48,16 +64,17 @@ def train_on_ray(work: Work[Round]) -> None:
     """
     config, run, stage = work.config, work.run, work.stage
     ray = cluster.connect(config.ray)
-    tries, seen, died = 0, None, ""
+    tries, seen, died = 0, -1, ""
     while tries < TRIES:
-        processes = processes_of(config, ray)
-        wait_for_room(config, ray, processes)
-        work.runner.notify(f"training in {processes} processes on {len(cluster.nodes(ray))} machines")
-        died = attempt(ray, run, processes, work.runner)
+        with cluster.errors(ray):
+            processes = processes_of(config, ray)
+            wait_for_room(config, ray, processes)
+            work.runner.notify(f"training in {processes} processes on {len(cluster.nodes(ray))} machines")
+            died = attempt(ray, run, processes, work.runner)
         if stage.open().finished and run.is_trained:
             return
-        newest = max((path.name for path in stage.path.glob("checkpoints/*")), default=None)
-        tries = 1 if newest != seen else tries + 1
+        newest = max((int(path.name.rpartition("-")[2]) for path in stage.path.glob(CHECKPOINTS)), default=-1)
+        tries = 1 if newest > seen else tries + 1
         seen = newest
         work.runner.notify(f"training: {died}; it goes on from the newest checkpoint")
     raise TrainingError(
@@ -80,48 +97,100 @@ def processes_of(config: Config, ray: ModuleType) -> int:
 
 
 def wait_for_room(config: Config, ray: ModuleType, processes: int) -> None:
-    """Until the cluster has room for them: replicas that were just ended give back their GPUs in a moment.
+    """Until the cluster has room for them: replicas that were just ended give back their GPUs in a moment,
+    and a machine that was lost may come back.
 
     Raises EngineError where that does not come.
     """
-    gpus = cluster.uses_gpus(cluster.nodes(ray), config.engine)
-    what = "GPU" if gpus else "CPU"
+    what, there = _resource(config, ray)
     until = time.monotonic() + PATIENCE
-    while (free := ray.available_resources().get(what, 0)) < processes:
-        there = ray.cluster_resources().get(what, 0)
-        if time.monotonic() > until or there < processes:
-            raise EngineError(
-                f"training in {processes} processes needs {processes} {what}s, and the cluster has {there:g}"
-                f" ({free:g} free). Give --train.processes {int(there) or 1}, or wait for those "
-                "that are in use (`ray status`)",
-                key="train.processes",
-            )
+    while ray.available_resources().get(what, 0) < processes:
+        if time.monotonic() > until:
+            what, there = _resource(config, ray)
+            raise EngineError(_too_few(processes, what, there), key="train.processes")
         time.sleep(1)
 
 
-def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
-    """Train in `processes` processes until they end; why they did, where it was no error of SAO's."""
-    from ray.train import TrainingFailedError
+def _resource(config: Config, ray: ModuleType) -> tuple[str, float]:
+    """What each process needs one of, and how many the cluster has."""
+    what = "GPU" if cluster.uses_gpus(cluster.nodes(ray), config.engine) else "CPU"
+    return what, float(ray.cluster_resources().get(what, 0))
 
+
+def _too_few(processes: int, what: str, there: float) -> str:
+    return (
+        f"training in {processes} processes needs {processes} {what}s, and the cluster has {there:g}, "
+        f"which others may use (`ray status`). Give --train.processes {int(there) or 1}, or wait"
+    )
+
+
+def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
+    """Train in `processes` processes until they end; why they did, where it was no error of SAO's.
+
+    Raises Terminated after SIGTERM, when the processes have saved a checkpoint and ended.
+    """
     scratch = run.root.resolve() / ".ray"  # Ray Train wants a folder that all machines share
     scratch.mkdir(exist_ok=True)
     told = ray.remote(num_cpus=0)(Told).remote()
     trainer = trainer_of(ray, run, processes, scratch, told)
-    over = threading.Event()
-    follower = threading.Thread(target=follow, args=(ray, told, runner, over), daemon=True)
-    follower.start()
+    failures: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # whatever it is, the other thread raises it
+            failures.append(error)
+
+    # In a thread of its own Ray leaves Ctrl-C to this one.
+    training = threading.Thread(target=fit, daemon=True)
+    training.start()
     try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            if (ours := error_of_sao(failure)) is not None:
-                raise ours from error
-        return " ".join(str(error).split())[:500]
+        with _sigterm() as signals:
+            while training.is_alive():
+                training.join(LOOK_EVERY)
+                follow(ray, told, runner)
+                if signals:
+                    told.stop.remote()
     finally:
-        over.set()
-        follower.join()
         shutil.rmtree(scratch, ignore_errors=True)
-    return "its processes ended without a model"
+    if signals:
+        raise Terminated("training: ended by SIGTERM; what was saved is kept")
+    return _why(ray, failures[0]) if failures else "its processes ended without a model"
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """Notes SIGTERM in a list instead of obeying at once."""
+    signals: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _why(ray: ModuleType, error: Exception) -> str:
+    """Why a training ended, where another try may help: a process or a machine died. Raises the error of
+    SAO's that it ended with otherwise."""
+    failed: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    causes = [cause for failure in failed.values() for cause in chain_of(failure)]
+    died = [cause for cause in causes if isinstance(cause, ray.exceptions.RayActorError)]
+    if not died:  # else what the others say follows from that
+        for cause in causes:
+            if isinstance(cause, SAOError):
+                raise cause from error
+    lines = str(died[0] if died else error).strip().splitlines()
+    return " ".join((lines[0] if died else lines[-1]).split())[:300]
+
+
+def chain_of(failure: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of, however Ray wraps it."""
+    while failure is not None:
+        yield failure
+        failure = getattr(failure, "cause", None) or failure.__cause__
 
 
 def trainer_of(ray: ModuleType, run: Round, processes: int, scratch: Path, told: Any) -> Any:
@@ -134,6 +203,7 @@ def trainer_of(ray: ModuleType, run: Round, processes: int, scratch: Path, told:
     given = {
         "recipe": config.model_dump(mode="json"), "out": str(run.root.resolve()), "round": run.number,
         "world": processes, "nodes": config.train.nodes, "threads": config.engine.threads or 1, "told": told,
+        "folder": str(Path.cwd()),
     }  # fmt: skip
     return TorchTrainer(
         train_worker,
@@ -148,23 +218,18 @@ def trainer_of(ray: ModuleType, run: Round, processes: int, scratch: Path, told:
         run_config=RunConfig(
             name=f"round-{run.number}-{time.time_ns()}",  # under an old name Ray would go on with its state
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=0),  # train_on_ray tries again where that helps
+            # train_on_ray tries again where that helps.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=TRIES),  # type: ignore[call-arg]
         ),
     )
 
 
-def error_of_sao(failure: BaseException | None) -> SAOError | None:
-    """The error of SAO's that a process ended with, however Ray wraps it."""
-    while failure is not None and not isinstance(failure, SAOError):
-        failure = getattr(failure, "cause", None) or failure.__cause__
-    return failure
-
-
 class Told:
-    """What the first process says, until somebody takes it (a Ray actor)."""
+    """What the first process says, until somebody takes it, and whether all are to end (a Ray actor)."""
 
     def __init__(self) -> None:
         self._said: list[Said] = []
+        self._is_over = False
 
     def say(self, said: Said) -> None:
         """Keep it."""
@@ -175,21 +240,26 @@ class Told:
         said, self._said = self._said, []
         return said
 
+    def stop(self) -> None:
+        """The processes are to save a checkpoint and end."""
+        self._is_over = True
 
-def follow(ray: ModuleType, told: Any, runner: Runner, over: threading.Event) -> None:
-    """Show what the first process says, until the training is over."""
-    is_last = False
-    while not is_last:
-        is_last = over.wait(LOOK_EVERY)
-        try:
-            said = ray.get(told.take.remote(), timeout=10)
-        except ray.exceptions.RayError:
-            continue  # the machine is gone, and with it the training
-        for one in said:
-            if isinstance(one, str):
-                runner.notify(one)
-            else:
-                runner.progress(*one)
+    def is_over(self) -> bool:
+        """Whether they are."""
+        return self._is_over
+
+
+def follow(ray: ModuleType, told: Any, runner: Runner) -> None:
+    """Show what the first process said."""
+    try:
+        said = ray.get(told.take.remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return  # its machine is gone, and with it the training
+    for line in said:
+        if isinstance(line, str):
+            runner.notify(line)
+        else:
+            runner.progress(*line)
 
 
 def train_worker(given: dict[str, Any]) -> None:
@@ -203,6 +273,8 @@ def train_worker(given: dict[str, Any]) -> None:
     # As torchrun's processes do: this module is below the method.
     method: Any = importlib.import_module("sao.method")
     os.environ[RAY_WORKER] = "1"
+    if Path(given["folder"]).is_dir():
+        os.chdir(given["folder"])  # relative paths are those of the command
     torch.set_num_threads(given["threads"])
     context = ray.train.get_context()
     world = context.get_world_size()
@@ -214,11 +286,19 @@ def train_worker(given: dict[str, Any]) -> None:
             key="train.processes",
         )
     told, is_first = given["told"], context.get_world_rank() == 0
+    threading.Thread(target=_listen, args=(ray, told), daemon=True).start()
     method.run(
         make_config(given["recipe"]),
         given["out"],
         until="train",
         number=given["round"],
-        progress=lambda what, done, total: told.say.remote((what, done, total)) if is_first else None,
+        progress=lambda what, done, total: told.say.remote(("train", done, total)) if is_first else None,
         notify=lambda line: told.say.remote(line) if is_first else None,
     )
+
+
+def _listen(ray: Any, told: Any) -> None:
+    """Pass on that the training is to end: no signal reaches a process on another machine."""
+    while not ray.get(told.is_over.remote()):
+        time.sleep(LOOK_EVERY)
+    importlib.import_module("sao.training.monitors").STOP.set()

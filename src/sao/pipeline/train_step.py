@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from sao.config import Config
+from sao.config import Config, uses_ray
 from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
 from sao.execution.session import Notify, Role
 from sao.execution.step import Work
-from sao.pipeline.ray_training import RAY_WORKER, train_on_ray, uses_ray
+from sao.pipeline.ray_training import RAY_WORKER, train_on_ray
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.store.files import write_atomic

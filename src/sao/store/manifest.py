@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sao.config import Config
+from sao.config import Config, uses_ray
 from sao.errors import ConfigError, StoreError
 from sao.store.files import dumps, read_jsonl, store_error, write_atomic
 from sao.store.stage import read_stage_info
@@ -94,6 +94,10 @@ def check_packages(config: Config) -> None:
             "'sao[qlora]'",
             t.method == "qlora" or t.optimizer == "adamw_8bit",
         ),
+        **{
+            name: ("engine.replicas, train.nodes or ray.address", "'sao[ray]'", uses_ray(config))
+            for name in ("ray", "pandas")  # without pandas Ray cannot train
+        },
         "deepspeed": ("train.parallel zero3", "'sao[zero3]'", t.parallel == "zero3"),
         **{name: (f"train.report_to {name}", name, name in t.report_to) for name in ("wandb", "tensorboard")},
     }

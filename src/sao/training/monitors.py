@@ -33,6 +33,8 @@ LENGTH = 1.5
 """Factor by which samples may get longer than at the start."""
 REPETITION = 0.15
 """By how much the share of repeated 4-grams in samples may grow."""
+STOP = threading.Event()
+"""Set where training is to save a checkpoint and end, as by SIGTERM (processes that Ray started)."""
 LAUNCHER = "SAO_LAUNCHER"
 """The environment's name for the id of the process that started torchrun; training does not outlive it."""
 SPAN = 8
@@ -209,7 +211,7 @@ class SaveAndStop(TrainerCallback):
     ) -> None:
         """Save and stop in all processes at the same step, whichever got the signal first, or lost its
         launcher."""
-        self.terminated |= self._launcher > 0 and not _alive(self._launcher)
+        self.terminated |= STOP.is_set() or (self._launcher > 0 and not _alive(self._launcher))
         due = self._rank == 0 and self._clock() - self._saved_at > 60 * self.save_minutes
         if self._world > 1:
             flags = torch.tensor([float(self.terminated), float(due)], device=args.device)

@@ -103,12 +103,14 @@ def memory(n: int) -> tuple[float, float]:
     return round(early, 1), round(late, 1)
 
 
-def middle(values: list[float]) -> dict[str, Any]:
-    """Median and spread."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "spread": [round(min(values), 4), round(max(values), 4)],
-    }
+def middle(values: list[float]) -> float:
+    """The median."""
+    return round(statistics.median(values), 4)
+
+
+def spread(values: list[float]) -> list[float]:
+    """The smallest and the largest."""
+    return [round(min(values), 4), round(max(values), 4)]
 
 
 def main() -> None:
@@ -131,22 +133,26 @@ def main() -> None:
     print("overhead", extra, flush=True)
     mb = memory(options.many) if options.many else None
     driver = found.get(4) or next(iter(found.values()))
-    print(
-        json.dumps(
-            {
-                "benchmark": "pool",
-                "efficiency": {
-                    str(n): middle([one["efficiency"] for one in turns]) for n, turns in found.items()
-                },
-                "cpu": {str(n): round(max(one["cpu"] for one in turns), 1) for n, turns in found.items()},
-                "driver_ms": middle([one["driver_ms"] for one in driver]),
-                "overhead": middle(extra),
-                "memory": mb,
-                "sizes": {"slots": SLOTS, "delay": DELAY, "seconds": options.seconds, "many": options.many},
-                "versions": package_versions(),
-            }
-        )
-    )
+    ratios = {str(n): [one["efficiency"] for one in turns] for n, turns in found.items()}
+    cpu = {str(n): round(max(one["cpu"] for one in turns), 1) for n, turns in found.items()}
+    costs = [one["driver_ms"] for one in driver]
+    sizes = {"slots": SLOTS, "delay": DELAY, "seconds": options.seconds, "many": options.many}
+    result: dict[str, Any] = {
+        "benchmark": "pool",
+        "efficiency": {n: middle(values) for n, values in ratios.items()},
+        "driver_ms": middle(costs),
+        "overhead": middle(extra),
+        "spread": {
+            "efficiency": {n: spread(values) for n, values in ratios.items()},
+            "driver_ms": spread(costs),
+            "overhead": spread(extra),
+        },
+        "cpu": cpu,
+        "memory": mb,
+        "sizes": sizes,
+        "versions": package_versions(),
+    }
+    print(json.dumps(result))
     cluster.leave()
 
 

@@ -45,7 +45,7 @@ def add_json(command: argparse.ArgumentParser) -> None:
 
 RANGES: dict[str, tuple[int, float]] = {
     "seed": (0, 2**32 - 1), "n": (1, inf), "self_tests": (0, inf), "held_out": (0, inf), "limit": (1, inf),
-    "round": (1, inf), "batch_size": (1, inf), "gpus": (1, inf), "prompt_tokens": (1, inf),
+    "round": (1, inf), "batch_size": (1, inf), "gpus": (1, inf), "nodes": (1, inf), "prompt_tokens": (1, inf),
     "response_tokens": (1, inf),
 }  # fmt: skip
 """Least and greatest value of each option that is a whole number, whichever command it belongs to. Shares are

@@ -132,7 +132,7 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
     scratch = run.root.resolve() / ".ray"  # Ray Train wants a folder that all machines share
     scratch.mkdir(exist_ok=True)
     told = ray.remote(num_cpus=0)(Told).remote()
-    trainer = trainer_of(ray, run, processes, scratch, told)
+    trainer = _trainer(ray, run, processes, scratch, told)
     failures: list[Exception] = []
 
     def fit() -> None:
@@ -193,7 +193,7 @@ def chain_of(failure: BaseException | None) -> Iterator[BaseException]:
         failure = getattr(failure, "cause", None) or failure.__cause__
 
 
-def trainer_of(ray: ModuleType, run: Round, processes: int, scratch: Path, told: Any) -> Any:
+def _trainer(ray: ModuleType, run: Round, processes: int, scratch: Path, told: Any) -> Any:
     """Ray's trainer of so many processes, of which the first speaks to `told`."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

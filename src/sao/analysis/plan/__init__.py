@@ -77,9 +77,7 @@ def make_plan(
     Raises ConfigError where the batch does not divide among the GPUs, or the GPUs among the machines.
     """
     shape, train, lengths = read_shape(config.model, config.revision), config.train, lengths or Lengths()
-    gpus = (train.processes or 1) if gpus is None else gpus
-    nodes = (train.nodes or 1) if nodes is None else nodes
-    _check_gpus(train, gpus, nodes)
+    gpus, nodes = _sizes(train, gpus, nodes)
     longest = lengths.worst(train, train.micro_batch_size)
     training = training_memory(shape, train, longest, gpus)
     generation = generation_memory(shape, config, lengths, gpu)
@@ -112,8 +110,11 @@ def make_plan(
     )
 
 
-def _check_gpus(train: TrainConfig, gpus: int, nodes: int) -> None:
-    """Raise ConfigError where GPUs, machines and batch do not go together."""
+def _sizes(train: TrainConfig, gpus: int | None, nodes: int | None) -> tuple[int, int]:
+    """GPUs and machines, the recipe's where none are given. Raises ConfigError where they and the batch do
+    not go together."""
+    gpus = (train.processes or 1) if gpus is None else gpus
+    nodes = (train.nodes or 1) if nodes is None else nodes
     if nodes < 1 or gpus % nodes:
         raise ConfigError(f"{gpus} GPUs are not as many on each of {nodes} machines", key="--nodes")
     if gpus < 1 or train.batch_size % (train.micro_batch_size * gpus):
@@ -122,6 +123,7 @@ def _check_gpus(train: TrainConfig, gpus: int, nodes: int) -> None:
             f"{train.micro_batch_size}. Set --train.micro_batch_size or --gpus",
             key="train.batch_size",
         )
+    return gpus, nodes
 
 
 def planned_replicas(config: Config, gpus: int, nodes: int) -> int:

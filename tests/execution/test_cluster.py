@@ -28,8 +28,8 @@ pytestmark = [
 ]
 OTHER = "127.0.0.3"
 KILLS = 10
-RECIPE = ["demo", "--personas.n", "700", "--personas.held_out", "50", "--engine.threads", "1"]
-TRAINING = ["--train.micro_batch_size", "8", "--train.save_steps", "3"]
+RECIPE = ["demo", "--personas.n", "600", "--personas.held_out", "50", "--engine.threads", "1"]
+TRAINING = ["--train.micro_batch_size", "8", "--train.save_steps", "3", "--train.max_pairs", "256"]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_training_on_the_cluster_gives_the_weights_of_one_process(
     two: Cluster, alone: Path, tmp_path: Path, how: str
 ) -> None:
     """A process on each machine; and one alone, where no more divide the batch."""
-    out, more = tmp_path / "out", ["--train.micro_batch_size", "32"]
+    out, more = tmp_path / "out", ["--train.micro_batch_size", "32", "--train.max_pairs", "256"]
     copy_of(alone, out)
     if how != "one":
         more = [*TRAINING, "--train.nodes", "2", "--train.parallel", "fsdp2"]
@@ -156,7 +156,7 @@ def test_a_killed_process_of_a_training_costs_no_more_than_a_checkpoint(
 def test_a_training_that_is_terminated_goes_on_from_a_checkpoint(
     two: Cluster, alone: Path, tmp_path: Path
 ) -> None:
-    out, more = tmp_path / "out", ["--train.micro_batch_size", "8", "--train.processes", "2"]
+    out, more = tmp_path / "out", [*TRAINING[:2], *TRAINING[4:], "--train.processes", "2"]
     copy_of(alone, out)
     process = started(two, "train", out, *more)
     until = time.monotonic() + 200

@@ -7,7 +7,7 @@
                                         compared on one machine only, in build/golden-toy.json)
 
 A hash stands for each records.jsonl, drops.jsonl and stage.json of a run folder, by the names of its stage
-folder and file. Fractions count to six digits: the last ones depend on the processor.
+folder and file. Fractions count to twelve digits: numpy rounds the last ones by the processor's instructions.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def hashes(root: Path) -> dict[str, str]:
 
 
 def _rounded(path: Path) -> str:
-    """The file's text with fractions of six digits."""
+    """The file's text with fractions of twelve digits."""
     text = path.read_text("utf-8")
     parts = text.splitlines() if path.suffix == ".jsonl" else [text]
     return "\n".join(
-        json.dumps(json.loads(part, parse_float=lambda number: float(f"{float(number):.6g}")))
+        json.dumps(json.loads(part, parse_float=lambda number: float(f"{float(number):.12g}")))
         for part in parts
     )
 

@@ -3,15 +3,17 @@ tests are not installed."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sao.engines import Engine
+from sao.engines import Engine, Usage, cluster
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ModelError
 from sao.records import Message
@@ -23,6 +25,14 @@ def by_value() -> None:
     """Have Ray send this module's functions themselves."""
     cloudpickle: Any = importlib.import_module("ray.cloudpickle")
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def end_ray() -> None:
+    """End Ray that was started here, without the warnings that it does not wait for its processes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cluster.leave()
+        gc.collect()
 
 
 def reply(messages: tuple[Message, ...], seed: int, sampling: object) -> str:
@@ -53,6 +63,26 @@ def dying(notify: Callable[[str], None]) -> Engine:
     engine = ScriptedEngine("dying")
     engine.reply = lambda messages, seed, sampling: os._exit(3)
     return engine
+
+
+class Bare:
+    """An engine that only writes, as a server or vLLM: of a scripted one what every engine has."""
+
+    name, identity, has_logprobs, has_prefill = "bare", "bare", True, True
+    usage: Usage | None = None
+
+    def __init__(self) -> None:
+        engine = ScriptedEngine("bare")
+        self.generate, self.choice_logprobs, self.close = (
+            engine.generate,
+            engine.choice_logprobs,
+            engine.close,
+        )
+
+
+def without_continuations(notify: Callable[[str], None]) -> Engine:
+    """An engine that cannot say how probable a text is, and is not fed."""
+    return Bare()
 
 
 class Numbered:

@@ -260,11 +260,16 @@ class ReplicatedEngine(Protocol):
 def require_continuations(engine: Engine) -> ContinuationEngine:
     """The engine, as one that says how probable texts are. Raises EngineError where it is none."""
     if not isinstance(engine, ContinuationEngine):
-        raise EngineError(
-            f"engine {engine.name} cannot say how probable a text is: give --engine.name transformers",
-            key="engine.name",
-        )
+        raise no_continuations(engine.name)
     return engine
+
+
+def no_continuations(name: str) -> EngineError:
+    """The error of an engine that is no ContinuationEngine."""
+    return EngineError(
+        f"engine {name} cannot say how probable a text is: give --engine.name transformers",
+        key="engine.name",
+    )
 
 
 def require_prefill(engine: Engine, where: str) -> None:

@@ -34,8 +34,9 @@ class Node:
 
 
 def connect(config: RayConfig | None, cpus: int | None = None) -> ModuleType:
-    """The module `ray`, connected as `ray.address` says. `cpus`: how many Ray gives away where it is started
-    here (default: all). Raises EngineError where that cannot be."""
+    """The module `ray`, connected as `ray.address` says; a process that is connected already stays so.
+    `cpus`: how many Ray gives away where it is started here (default: all). Raises EngineError where that
+    cannot be."""
     if find_spec("ray") is None:
         raise EngineError(
             "engine.replicas, train.nodes and ray.address need the package ray: pip install 'sao[ray]'",

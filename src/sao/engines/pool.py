@@ -30,6 +30,7 @@ from sao.engines import (
     Request,
     Usage,
     cluster,
+    no_continuations,
     open_engine,
 )
 from sao.engines.auto import settled
@@ -40,8 +41,8 @@ from sao.models.locate import identity_of
 MOST_DEATHS = 4
 """Starts of a replica, one after the other, that end without an answer, after which it is given up."""
 MOST_TOGETHER = 4
-"""Deaths of replicas in a row without any answer, in multiples of their number (at least two), after which
-the run ends."""
+"""The run ends after this many deaths for each replica (and for two at least), unless one of them has given
+as many answers as it has slots in between."""
 KILLS = 2
 """Deaths of replicas after which a request that was there each time is suspected, and asked apart."""
 STAGGER = 0.5
@@ -175,6 +176,7 @@ class PoolEngine:
         self.identity: str = about.identity
         self.has_logprobs: bool = about.has_logprobs
         self.has_prefill: bool = about.has_prefill
+        self._has_continuations = about.has_continuations
         for line in about.said:
             notify(line)
 
@@ -200,7 +202,9 @@ class PoolEngine:
     def continuation_logprobs(
         self, requests: Iterable[ContinuationRequest]
     ) -> Iterator[Continuations | Failure]:
-        """See `sao.engines.ContinuationEngine`."""
+        """See `sao.engines.ContinuationEngine`. Raises EngineError where the replicas cannot."""
+        if not self._has_continuations:
+            raise no_continuations(self.name)
         return self._ask("continuations", requests)
 
     def close(self) -> None:
@@ -473,16 +477,5 @@ def pool_of(
     one = config.model_copy(update={"replicas": None})
     # Replicas begin in a folder of their own.
     path = str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
-    open_one = partial(open_replica, one, path, revision, chat)
+    open_one = partial(open_engine, one, path, revision, chat=chat)
     return PoolEngine(open_one, config, identity_of(config, model, revision, chat), notify, ray)
-
-
-def open_replica(
-    config: EngineConfig,
-    model: str,
-    revision: str | None,
-    chat: ChatConfig | None,
-    notify: Callable[[str], None],
-) -> Engine:
-    """One engine, in the process that it runs in."""
-    return open_engine(config, model, revision, notify, chat)

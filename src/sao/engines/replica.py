@@ -2,7 +2,7 @@
 
 A thread loads the engine and runs it (the number of CPU threads belongs to the thread that sets it). It is
 fed from a queue that the pool fills by `exchange`, which brings back what has ended since; so both directions
-go in one call, and the engine never waits for the pool between two requests.
+go in one call, and an engine that can be fed never waits for the pool between two requests.
 """
 
 from __future__ import annotations
@@ -46,24 +46,21 @@ answers in one message. The pool keeps as many requests waiting here as there ar
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a replica runs: Ray's id of the machine, its address, the process."""
+    """Where a replica runs: the machine's address, the process."""
 
-    node: str
     address: str
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an engine is, once it is loaded. `slots`: samples that it works on at once; `said`: what its user
-    should know."""
+    """What an engine is, once it is loaded. `said`: what its user should know."""
 
     name: str
     identity: str
     has_logprobs: bool
     has_prefill: bool
     has_continuations: bool
-    slots: int
     version: str
     said: tuple[str, ...]
 
@@ -173,7 +170,7 @@ class Replica:
         context = ray.get_runtime_context()
         node = context.get_node_id()
         address = next(one["NodeManagerAddress"] for one in ray.nodes() if one["NodeID"] == node)
-        return Place(node, address, os.getpid())
+        return Place(address, os.getpid())
 
     def load(self) -> About | Broken:
         """Load the engine."""
@@ -227,7 +224,7 @@ class Replica:
     def _describe(self, engine: Engine, said: list[str]) -> About:
         return About(
             engine.name, engine.identity, engine.has_logprobs, engine.has_prefill,
-            isinstance(engine, ContinuationEngine), self._slots, VERSION, tuple(said),
+            isinstance(engine, ContinuationEngine), VERSION, tuple(said),
         )  # fmt: skip
 
     def _next_feed(self) -> Feed | None:

@@ -111,8 +111,7 @@ class ScriptedEngine:
     def generate(self, requests: Iterable[Request | None]) -> Iterator[Completion]:
         """See `sao.engines.Engine.generate` and `sao.engines.FedEngine`."""
         source, has_more = iter(requests), True
-        running: deque[tuple[float, Request, Sample]] = deque()
-        """With the time at which each ends."""
+        running: deque[tuple[float, Request, Sample]] = deque()  # with the time at which each ends
         while running or has_more:
             while has_more and len(running) < self.slots:
                 new, has_more = taken(source, 1)

@@ -151,6 +151,9 @@ def attempt(ray: ModuleType, run: Round, processes: int, runner: Runner) -> str:
                 follow(ray, told, runner)
                 if signals:
                     told.stop.remote()
+    except BaseException:
+        told.stop.remote()  # where this process lives on, no training does
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if signals:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +25,7 @@ from support.pool_engines import (
     Numbered,
     by_value,
     dying,
+    end_ray,
     quick,
     refusing,
     slow,
@@ -46,10 +45,7 @@ def started() -> Iterator[None]:
     cluster.connect(RayConfig(address="local"), cpus=4)
     by_value()
     yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray does not wait for the processes that it ends
-        cluster.leave()
-        gc.collect()
+    end_ray()
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from support.checks import known
 from support.errors import raises
 from support.families import build
 from support.family_checks import train_briefly
+from support.pool_engines import end_ray
 from support.run_files import records_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -424,7 +425,7 @@ def test_the_head_is_widened_where_it_can_be(
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_pool_outlives_the_child_of_a_replica() -> None:
     """Two engines of vLLM behind Ray; the process that holds the model of one is killed."""
-    ray = cluster.connect(RayConfig(address="local"), cpus=2)
+    cluster.connect(RayConfig(address="local"), cpus=2)
     config = EngineConfig(name="vllm", threads=1, replicas=2, vllm=VllmConfig(max_num_seqs=4))
     said: list[str] = []
     pool = pool_of(config, WORLD_MODEL, None, said.append, None, None)
@@ -440,7 +441,7 @@ def test_a_pool_outlives_the_child_of_a_replica() -> None:
             child.kill()
             killed = True
     pool.close()
-    ray.shutdown()
+    end_ray()
     assert len(answers) == 60
     assert any("vLLM ended with status -9" in line for line in said), said
     alone = VllmEngine(WORLD_MODEL, config.model_copy(update={"replicas": None}))

@@ -16,10 +16,13 @@ demo: $(STAMP)
 real: $(STAMP) $(SMOLLM2)
 	$(BIN)/sao run smollm2 --model $(SMOLLM2) --out runs/smollm2
 
+# Tests run side by side, each in one thread; the slow ones of a file stay together, since they share what they start.
+JOBS ?= 2
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP) $(SMOLLM2)
-	$(BIN)/pytest -m "not slow" --cov --cov-report=
+	$(BIN)/pytest -m "not slow" -n $(JOBS) --cov --cov-report=
 	$(MAKE) $(ZERO3)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile
 	$(MAKE) $(VLLM)
 	build/vllm/bin/pytest tests/engines/test_vllm.py
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import pytest
 
 from sao.engines import client
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub
 
 if find_spec("hypothesis"):  # vLLM's environment is without
     from hypothesis import settings

@@ -23,6 +23,7 @@ from support.errors import raises
 from support.pool_engines import (
     POISON,
     Numbered,
+    Sparing,
     by_value,
     dying,
     end_ray,
@@ -120,6 +121,14 @@ def test_a_request_that_kills_is_given_up(pool: PoolEngine) -> None:
     assert failed.id == "poison"
     assert failed.reason.startswith(ALONE)
     assert texts([one for one in answers if one is not failed]) == EXPECTED
+
+
+def test_four_machines_that_go_away_cost_the_last_request_nothing(tmp_path: Path) -> None:
+    """At two deaths it is one of the last requests, at two more nothing else is asked of the replica."""
+    engine = PoolEngine(Sparing(tmp_path, 4), CONFIG, None)
+    poison = Request((Message("user", POISON),), (Sample("poison", 1),), Sampling(max_tokens=8))
+    assert texts(list(engine.generate([*requests(60), poison]))) == EXPECTED | {"poison": "spared"}
+    engine.close()
 
 
 def test_an_error_of_the_first_replica_is_the_pools() -> None:

@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -156,11 +157,18 @@ def folders(config: Config) -> dict[str, str]:
     return found
 
 
+@cache
+def unchanged(base: int, folder: Path) -> tuple[dict[str, Any], Config, dict[str, str]]:
+    """One of BASES, its configuration and its folders."""
+    data = placed(BASES[base], folder)
+    config = make_config(data)
+    return data, config, folders(config)
+
+
 def changes_something(dotted: str, folder: Path) -> bool:
     section, name = field_of(dotted)
-    for base in BASES:
-        data = placed(base, folder)
-        before = make_config(data)
+    for base in range(len(BASES)):
+        data, before, places = unchanged(base, folder)
         value = value_of(before, dotted)
         if "." in dotted and value_of(before, dotted.rpartition(".")[0]) is None:
             continue  # to set it would add its whole section
@@ -169,7 +177,7 @@ def changes_something(dotted: str, folder: Path) -> bool:
                 after = make_config(with_key(data, dotted, placed(other, folder)))
             except ConfigError:
                 continue
-            if value_of(after, dotted) != value and folders(after) != folders(before):
+            if value_of(after, dotted) != value and folders(after) != places:
                 return True
     return False
 

@@ -95,3 +95,21 @@ class Numbered:
         number = len(list(self.folder.iterdir()))
         (self.folder / str(number)).touch()
         return ScriptedEngine(f"model {number}", delay=0.2)
+
+
+class Sparing:
+    """Opens engines that POISON kills some times, counted by files in a folder; then it is answered."""
+
+    def __init__(self, folder: Path, deaths: int) -> None:
+        self.folder, self.deaths = folder, deaths
+
+    def __call__(self, notify: Callable[[str], None]) -> Engine:
+        return ScriptedEngine("sparing", reply=self.reply, delay=0.01, slots=4)
+
+    def reply(self, messages: tuple[Message, ...], seed: int, sampling: object) -> str:
+        """As `reply` above, but for the deaths that are over."""
+        if messages[-1].content == POISON:
+            if len(list(self.folder.iterdir())) == self.deaths:
+                return "spared"
+            (self.folder / str(os.getpid())).touch()
+        return reply(messages, seed, sampling)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,10 @@ def test_every_choice_of_who_writes_judges_and_is_trained(tmp_path: Path) -> Non
         assert (chosen.index, rejected.index) == (0, 1)
     pairs = [run.stage("pairs").counts.records for run in (first, second)]
     assert second.stage("train").counts.records == sum(pairs)
+    card = (second.round.model_dir / "README.md").read_text("utf-8")
+    for number, n in enumerate(pairs, 1):
+        assert re.search(rf"\| round {number}: pairs +\| +{n} +\|", card), card
+    assert "that the base model and the models of the rounds before it wrote" in " ".join(card.split())
     assert second.stage("personas").path == first.stage("personas").path
     _same_as_the_first_models(second)
 

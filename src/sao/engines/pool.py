@@ -41,10 +41,13 @@ from sao.models.locate import identity_of
 MOST_DEATHS = 4
 """Starts of a replica, one after the other, that end without an answer, after which it is given up."""
 MOST_TOGETHER = 4
-"""The run ends after this many deaths for each replica (and for two at least), unless one of them has given
-as many answers as it has slots in between."""
+"""The run ends after this many deaths for each replica (and for two at least), unless as many answers as one
+has slots came in between."""
 KILLS = 2
 """Deaths of replicas after which a request that was there each time is suspected, and asked apart."""
+KILLS_ALONE = 3
+"""Deaths of replicas of which nothing else was asked, after which a request gets no answer. Whatever else
+ends replicas (a machine taken away) may hit one request more than once, the last ones of a step above all."""
 STAGGER = 0.5
 """Seconds between the starts of two replicas: compile caches and ports are not taken at the same time."""
 SECONDS_TO_END = 120
@@ -54,7 +57,7 @@ PATIENCE = 120.0
 """Seconds for which a run waits for room in the cluster where no replica has any."""
 LOOK_EVERY = 10.0
 """Seconds after which the cluster is looked at again."""
-ALONE = "it ended the replica that worked on it"
+ALONE = f"it ended {KILLS_ALONE} replicas that worked on nothing else"
 
 Opener = Callable[[Callable[[str], None]], Engine]
 """Opens one engine, given what takes a line for its user."""
@@ -62,11 +65,13 @@ Opener = Callable[[Callable[[str], None]], Engine]
 
 @dataclass(eq=False, slots=True)
 class _Asked:
-    """A request, the ids of its answers that have not come, and how many replicas died while it was there."""
+    """A request, the ids of its answers that have not come, and how many replicas died while it was there,
+    and while nothing else was."""
 
     request: AnyRequest
     open: set[str]
     deaths: int = 0
+    deaths_alone: int = 0
 
     @classmethod
     def of(cls, request: AnyRequest) -> _Asked:
@@ -123,18 +128,23 @@ class _Work:
         self.has_more = request is not None
         return None if request is None else _Asked.of(request)
 
-    def return_(self, owed: list[_Asked], split: bool) -> None:
+    def return_(self, owed: list[_Asked], split: bool) -> _Asked | None:
         """Take back what a dead replica owed. What was there at several deaths is suspected of being the
-        reason, and asked apart; a group of suspects that ended a replica is `split` into eight."""
+        reason, and asked apart; a group of suspects that ended a replica is `split` into eight. Returned is
+        the request that is given up."""
         for asked in owed:
             asked.deaths += 1
+            asked.deaths_alone += split and len(owed) == 1
+        if split and owed[0].deaths_alone >= KILLS_ALONE:
+            return owed[0]
         if split:
             each = -(-len(owed) // 8)
             self.suspects.extend(owed[start : start + each] for start in range(0, len(owed), each))
-            return
+            return None
         self.again.extend(asked for asked in owed if asked.deaths < KILLS)
         if suspected := [asked for asked in owed if asked.deaths >= KILLS]:
             self.suspects.append(suspected)
+        return None
 
 
 class PoolEngine:
@@ -158,7 +168,8 @@ class PoolEngine:
         self._round, self._looked, self._started = 0, 0.0, 0.0
         self._alone_since = time.monotonic()
         self._workers: list[_Worker] = []
-        self._wanted, self._given_up, self._deaths = 0, 0, 0
+        self._wanted, self._given_up = 0, 0
+        self._deaths, self._answers = 0, 0  # answers since the last death
         self._about: About | None = None
         self._slots = slots_of(config)
         try:
@@ -327,7 +338,10 @@ class PoolEngine:
             asked.open.discard(answer.id)
             worker.done += 1
             if worker.done >= self._slots:
-                worker.starts = self._deaths = 0
+                worker.starts = 0
+            self._answers += 1
+            if self._answers >= self._slots:
+                self._deaths = 0
             yield answer
 
     def _loaded(self, worker: _Worker, about: About) -> None:
@@ -349,17 +363,15 @@ class PoolEngine:
     def _lost(self, worker: _Worker, why: Broken, work: _Work) -> Iterator[Failure]:
         """A replica died: what it owes is asked again, or is given up where it was the reason."""
         self._kill(worker)
-        self._deaths += 1
+        self._deaths, self._answers = self._deaths + 1, 0
         self._notify(f"replica {worker.number} on {_where(worker)} ended: {why.reason[:300]}")
         owed = list({id(asked): asked for asked in worker.asked.values()}.values())
         suspects, worker.suspects = worker.suspects, []
         worker.asked.clear()
-        if len(suspects) == 1:
+        given_up = work.return_(owed, split=bool(suspects and owed))
+        if given_up is not None:
             worker.starts = 0  # not its fault
-            samples = sorted(suspects[0].open)
-            yield from (Failure(sample, f"{ALONE} ({why.reason[:200]})") for sample in samples)
-        else:
-            work.return_(owed, split=bool(suspects))
+            yield from (Failure(one, f"{ALONE} ({why.reason[:200]})") for one in sorted(given_up.open))
         self._check_deaths(worker, why)
 
     def _check_deaths(self, worker: _Worker, why: Broken) -> None:

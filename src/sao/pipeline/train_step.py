@@ -20,6 +20,7 @@ from sao.execution.step import Work
 from sao.pipeline.ray_training import RAY_WORKER, train_on_ray
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
+from sao.results import StageCounts
 from sao.store.files import write_atomic
 from sao.store.manifest import MANIFEST, read_manifest
 from sao.training.cards import model_card, push_model
@@ -87,12 +88,24 @@ def train_here(work: Work[Round]) -> None:
     if not is_first():
         return
     made = replace(read_manifest(run.root), config=config.model_dump(mode="json"))
-    card = model_card(made, [*Reader(run).funnel(), counts], run.number)
+    card = model_card(made, [*went_in(run), counts], run.number)
     write_atomic(run.model_dir / "README.md", card)
     write_atomic(run.model_dir / "sao_manifest.json", (run.root / MANIFEST).read_text("utf-8"))
     stage.finish(counts)
     if run.recipe.rounds.n == 1:
         push(run, runner.notify)
+
+
+def went_in(run: Round) -> list[StageCounts]:
+    """What the steps let through of the rounds whose pairs a round trains on."""
+    if run.before is None or run.config.rounds.data == "newest":
+        return Reader(run).funnel()
+    return [
+        count.model_copy(update={"stage": f"round {one.number}: {count.stage}"})
+        for one in (*run.earlier, run)
+        for count in Reader(one).funnel()
+        if count.stage != "train"
+    ]
 
 
 def push(run: Round, notify: Notify) -> None:

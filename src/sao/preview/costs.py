@@ -27,8 +27,9 @@ def run_cost(
     """What a run of the recipe will take: `way` and `answers` were measured, `judge` is the step of the
     verdicts by the recipe's way."""
     known = RunCost(
-        tokens_per_second=notebook.tokens_per_second(), seconds_per_verdict=notebook.seconds_each(judge)
-    )
+        rounds=config.rounds.n, tokens_per_second=notebook.tokens_per_second(),
+        seconds_per_verdict=notebook.seconds_each(judge),
+    )  # fmt: skip
 
     def unknown(why: str) -> RunCost:
         return known.model_copy(update={"unknown": why})
@@ -47,7 +48,7 @@ def run_cost(
         for stage in _planned(config, way.share, shape, lengths)
     ]
     each = [stage.seconds for stage in found]
-    total = sum(s for s in each if s is not None) if None not in each else None
+    total = config.rounds.n * sum(s for s in each if s is not None) if None not in each else None
     return known.model_copy(update={"stages": found, "seconds": total})
 
 

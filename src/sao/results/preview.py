@@ -159,9 +159,11 @@ class RunCost(Result):
     """What the whole run will take on this machine."""
 
     stages: list[RunStage] = []
-    """Its stages."""
+    """Its stages, in each round."""
+    rounds: int = 1
+    """Rounds of the recipe; a rule may end the run before the last."""
     seconds: float | None = None
-    """Seconds of all; null where one is not known."""
+    """Seconds of all stages in all rounds; null where one is not known."""
     tokens_per_second: float | None = None
     """Tokens written in a second, in the fastest step."""
     seconds_per_verdict: float | None = None

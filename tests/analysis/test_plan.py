@@ -476,6 +476,31 @@ def test_tokens_by_stage_by_hand() -> None:
     assert (verdicts.items, verdicts.written) == (1000, 5000)
 
 
+def test_the_stages_of_later_rounds_by_hand() -> None:
+    def items(number: int, **rounds: str) -> dict[str, int]:
+        sizes = {"personas.n": "10", "personas.held_out": "4", "pairs.keep": "all", "rounds.n": "3"}
+        config = load_recipe("default", sizes | {f"rounds.{key}": value for key, value in rounds.items()})
+        return {s.name: s.items for s in stages(config, TOY, CARD, 1, Lengths(), number=number)}
+
+    first = {
+        "prompts": 14, "responses": 20, "verdicts": 20, "training": 10,
+        "held-out answers": 8, "held-out verdicts": 8,
+    }  # fmt: skip
+    # No held-out prompt is new; the new model's answers are compared with the base's and with the last one's.
+    later = first | {"prompts": 10, "held-out answers": 4, "held-out verdicts": 16}
+    assert items(1) == first
+    assert items(3) == later
+    assert items(3, data="all") == later | {"training": 30}
+    assert items(3, judge="both") == later | {"verdicts": 40}
+    assert items(3, judge="current") == later | {"verdicts of the judge before": 20}
+    plan = make_plan(load_recipe("default", {"rounds.n": "3", "rounds.data": "all"}), CARD, 1)
+    assert plan.rounds == len(plan.hours_by_round) == 3
+    training = next(stage.hours for stage in plan.stages if stage.name == "training")  # of 1 + 2 + 3 rounds
+    assert plan.hours_by_round[2] - plan.hours_by_round[1] == pytest.approx(training / 6)
+    assert sum(plan.hours_by_round) == pytest.approx(plan.hours)
+    assert sum(stage.hours for stage in plan.stages) == pytest.approx(plan.hours)
+
+
 @pytest.mark.parametrize(
     ("way", "items", "read", "written"),
     [
@@ -530,8 +555,7 @@ def test_the_table_in_the_docs_is_what_the_command_prints(capsys: pytest.Capture
     for command, gpus, figures in rows:
         assert main(["plan", *command.split(), "--json"]) == 0
         found = json.loads(capsys.readouterr().out.splitlines()[-1])
-        rounds = found["rounds"]
-        hours = {stage["name"]: rounds * stage["seconds"] / 3600 for stage in found["stages"]}
+        hours = {stage["name"]: stage["seconds"] / 3600 for stage in found["stages"]}
         data = hours.get("personas", 0.0) + hours["prompts"] + hours["responses"] + hours["verdicts"]
         wanted = [
             found["training_gib"]["total"],

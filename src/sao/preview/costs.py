@@ -3,7 +3,7 @@ share of usable prompts and the speed that the preview measured."""
 
 from __future__ import annotations
 
-from sao.analysis.plan import Lengths, stages, training_seconds
+from sao.analysis.plan import Lengths, stages, together, training_seconds
 from sao.config import Config
 from sao.errors import SAOError
 from sao.models.counting import read_shape
@@ -48,7 +48,7 @@ def run_cost(
         for stage in _planned(config, way.share, shape, lengths)
     ]
     each = [stage.seconds for stage in found]
-    total = config.rounds.n * sum(s for s in each if s is not None) if None not in each else None
+    total = sum(s for s in each if s is not None) if None not in each else None
     return known.model_copy(update={"stages": found, "seconds": total})
 
 
@@ -57,11 +57,14 @@ def _prompt_tokens(notebook: Notebook, way: PromptWay) -> int:
 
 
 def _planned(config: Config, share: float, shape: Shape, lengths: Lengths) -> list[PlannedStage]:
-    """The stages by `sao plan`: all personas write, and the usable prompts are answered."""
+    """The stages of all rounds by `sao plan`: all personas write, and the usable prompts are answered."""
     people = config.personas
     kept = {"n": max(1, round(share * people.n)), "held_out": round(share * people.held_out)}
     usable = config.model_copy(update={"personas": people.model_copy(update=kept)})
-    all_, later = (stages(c, shape, GPUS[0], 1, lengths) for c in (config, usable))
+    all_, later = (
+        together(stages(c, shape, GPUS[0], 1, lengths, number=n) for n in range(1, c.rounds.n + 1))
+        for c in (config, usable)
+    )
     return [a if a.name in ("personas", "prompts") else b for a, b in zip(all_, later, strict=True)]
 
 

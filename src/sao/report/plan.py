@@ -78,7 +78,7 @@ def _stage_table(plan: Plan) -> list[str]:
         for s in plan.stages
     ]
     if plan.rounds > 1:
-        rows.append(["a round", "", "", "", f"{plan.hours / plan.rounds:.1f}"])
+        rows += [[f"round {n}", "", "", "", f"{hours:.1f}"] for n, hours in enumerate(plan.hours_by_round, 1)]
     all_ = "all" if plan.rounds == 1 else f"all {plan.rounds} rounds"
     return plain_table(columns, [*rows, [all_, "", "", "", f"{plan.hours:.1f}"]])
 

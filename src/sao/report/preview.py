@@ -170,7 +170,7 @@ def _run_cost(preview: Preview, columns: Sequence[Column]) -> Iterator[str]:
     verdict = f"{number(cost.seconds_per_verdict)} s a verdict"
     is_short = answers is not None and answers.max_tokens < answers.recipe_max_tokens
     limit = f" Answers count with {answers.max_tokens} tokens at most." if answers and is_short else ""
-    rounds = f", {cost.rounds} rounds of these stages" if cost.rounds > 1 else ""
+    rounds = f", all {cost.rounds} rounds" if cost.rounds > 1 else ""
     yield from _wrap(
         f"The whole run of the recipe here{rounds}, at {speed} and {verdict}: about {total}. A run's larger "
         f"batches may be faster. Training is computed from the speed of reading.{limit}"

@@ -125,9 +125,11 @@ class Plan(Result):
     generation_gib: MemoryParts
     """Memory while generating."""
     stages: list[PlannedStage]
-    """The stages in order."""
+    """The stages in order, all rounds together."""
     rounds: int = 1
-    """Rounds of the recipe; each takes its stages again."""
+    """Rounds of the recipe."""
+    hours_by_round: list[float]
+    """Hours of each round. A later one writes no held-out prompts; with rounds.data all it trains on more."""
     hours: float
     """Hours of all stages, all rounds together."""
     ways: list[TrainingWay]

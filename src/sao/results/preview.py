@@ -159,7 +159,7 @@ class RunCost(Result):
     """What the whole run will take on this machine."""
 
     stages: list[RunStage] = []
-    """Its stages, in each round."""
+    """Its stages, all rounds together."""
     rounds: int = 1
     """Rounds of the recipe; a rule may end the run before the last."""
     seconds: float | None = None

@@ -14,6 +14,7 @@ from sao.analysis.plan.hours import (
     KEPT,
     flops_per_token,
     stages,
+    together,
     training_seconds,
     vllm_seconds,
     writing_seconds,
@@ -46,6 +47,7 @@ __all__ = [
     "layer_bytes",
     "make_plan",
     "stages",
+    "together",
     "training_memory",
     "training_seconds",
     "vllm_seconds",
@@ -82,7 +84,9 @@ def make_plan(
     training = training_memory(shape, train, longest, gpus)
     generation = generation_memory(shape, config, lengths, gpu)
     replicas = planned_replicas(config, gpus, nodes)
-    planned = stages(config, shape, gpu, gpus, lengths, replicas)
+    numbers = range(1, config.rounds.n + 1)
+    planned = [stages(config, shape, gpu, gpus, lengths, replicas, number) for number in numbers]
+    hours = [sum(stage.seconds for stage in round_) / 3600 for round_ in planned]
     return Plan(
         model=config.model,
         parameters=shape.parameters,
@@ -103,9 +107,10 @@ def make_plan(
         micro_batch_tokens=longest,
         training_gib=training.in_gib(),
         generation_gib=generation.in_gib(),
-        stages=planned,
+        stages=together(planned),
         rounds=config.rounds.n,
-        hours=config.rounds.n * sum(stage.seconds for stage in planned) / 3600,
+        hours_by_round=hours,
+        hours=sum(hours),
         ways=list(_ways(shape, train, gpu, gpus, lengths)),
     )
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from sao.analysis.plan.lengths import Lengths
 from sao.analysis.plan.memory import group_size, vllm_room
 from sao.config import Config, JudgingConfig, TrainConfig
 from sao.models.shapes import GPU, Shape
+from sao.pipeline.roles import judges_itself
+from sao.pipeline.settings import own_pairs
+from sao.pipeline.verdicts import REJUDGED, judges_anew
 from sao.results.plan import PlannedStage
 from sao.stages.by_model import CONTENT_FREE
 from sao.stages.judging import compared_pairs, orders_of, reading_judge
@@ -41,17 +46,30 @@ class _Asked:
 
 
 def stages(
-    config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths, replicas: int = 1
+    config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths, replicas: int = 1, number: int = 1
 ) -> list[PlannedStage]:
-    """Tokens and seconds by stage. Training runs on all GPUs, the rest on `replicas` engines, which share the
-    work evenly. Of a given data set (pairs.source),
-    whose size is not known here, personas.n pairs are assumed."""
-    before, after = _asked_before_training(config, lengths), _asked_for_evaluation(config, lengths)
+    """Tokens and seconds by stage of round `number`. Training runs on all GPUs, the rest on `replicas`
+    engines, which share the work evenly. Of a given data set (pairs.source), whose size is not known here,
+    personas.n pairs are assumed."""
+    before = _asked_before_training(config, lengths, number)
+    after = _asked_for_evaluation(config, lengths, number)
     return [
         *(_asked_stage(asked, config, shape, gpu, lengths, replicas) for asked in before),
-        _training_stage(config, shape, gpu, gpus, lengths),
+        _training_stage(config, shape, gpu, gpus, lengths, number),
         *(_asked_stage(asked, config, shape, gpu, lengths, replicas) for asked in after),
     ]
+
+
+def together(rounds: Iterable[list[PlannedStage]]) -> list[PlannedStage]:
+    """The stages of all rounds, each summed over them."""
+    found: dict[str, PlannedStage] = {}
+    for stage in chain.from_iterable(rounds):
+        one = found.get(stage.name)
+        if one is not None:
+            read, written = one.read + stage.read, one.written + stage.written
+            stage = _planned(stage.name, one.items + stage.items, read, written, one.seconds + stage.seconds)
+        found[stage.name] = stage
+    return list(found.values())
 
 
 # What the stages ask of a model.
@@ -62,23 +80,29 @@ def _people(config: Config) -> int:
     return 0 if config.pairs.source is not None else config.personas.n
 
 
-def _asked_before_training(config: Config, lengths: Lengths) -> list[_Asked]:
-    people, n = _people(config), config.responses.n
-    writers = people + config.personas.held_out if config.prompts.source is None else 0
-    drafts = int(DRAFTS_EACH * writers) if config.personas.source == "self" else 0
+def _asked_before_training(config: Config, lengths: Lengths, number: int) -> list[_Asked]:
+    """The held-out prompts are those of the first round."""
+    people, n, is_later = _people(config), config.responses.n, number > 1
+    writers = people + (0 if is_later else config.personas.held_out) if config.prompts.source is None else 0
+    has_new = config.personas.source == "self" and not (is_later and config.rounds.personas == "same")
+    drafts = int(DRAFTS_EACH * writers) if has_new else 0
+    both = is_later and config.rounds.judge == "both" and judges_itself(config.judging)
     asked = [
         _Asked(name="personas", items=drafts, read=PERSONA_FRAME, written=PERSONA),
         _Asked(name="prompts", items=writers, read=PERSONA_FRAME, written=lengths.prompt),
         # A prompt is read once for all its answers.
         _Asked(name="responses", items=people * n, read=lengths.prompt / n, written=lengths.response),
-        _asked_of_judges("verdicts", config.judging, people, n, lengths),
+        _asked_of_judges("verdicts", config.judging, people, n, lengths, models=2 if both else 1),
     ]
     return asked if drafts else asked[1:]
 
 
-def _asked_of_judges(name: str, how: JudgingConfig, prompts: int, n: int, lengths: Lengths) -> _Asked:
-    """The requests to all judges about n answers to each prompt; none by a rule that asks no model."""
-    wordings, judges = len(how.templates), 1 + len(how.panel)
+def _asked_of_judges(
+    name: str, how: JudgingConfig, prompts: int, n: int, lengths: Lengths, models: int = 1
+) -> _Asked:
+    """The requests to all judges about n answers to each prompt; none by a rule that asks no model. Each
+    judge is run by `models` models."""
+    wordings, judges = len(how.templates), models * (1 + len(how.panel))
     frame = JUDGE_FRAME + lengths.prompt
     if how.method == "pointwise":  # each answer once, in however many pairs and orders it stands
         items = prompts * n * wordings * judges
@@ -93,12 +117,21 @@ def _asked_of_judges(name: str, how: JudgingConfig, prompts: int, n: int, length
     )
 
 
-def _asked_for_evaluation(config: Config, lengths: Lengths) -> list[_Asked]:
-    prompts, how = config.personas.held_out, reading_judge(config.judging)
-    return [
-        _Asked(name="held-out answers", items=2 * prompts, read=lengths.prompt, written=lengths.response),
-        _asked_of_judges("held-out verdicts", how, prompts, 2, lengths),
+def _asked_for_evaluation(config: Config, lengths: Lengths, number: int) -> list[_Asked]:
+    """Held-out answers are those of the first round's base and of each round's model, which from the second
+    round on is compared with the base and with the model before. A judge that changes with the rounds is
+    then checked by the one before."""
+    prompts, how, is_later = config.personas.held_out, reading_judge(config.judging), number > 1
+    answers = prompts if is_later else 2 * prompts
+    compared = 2 * prompts if is_later and own_pairs(config) else prompts
+    again = is_later and judges_anew(config)
+    checked = min(REJUDGED, config.personas.n) if again else 0
+    asked = [
+        _Asked(name="held-out answers", items=answers, read=lengths.prompt, written=lengths.response),
+        _asked_of_judges("held-out verdicts", how, compared, 2, lengths),
+        _asked_of_judges("verdicts of the judge before", config.judging, checked, 2, lengths),
     ]
+    return asked if again else asked[:-1]
 
 
 def _asked_stage(
@@ -137,20 +170,23 @@ def vllm_seconds(shape: Shape, config: Config, tokens: int, length: int, gpu: GP
 # Training.
 
 
-def _training_stage(config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths) -> PlannedStage:
-    train, pairs = config.train, _pairs(config)
+def _training_stage(
+    config: Config, shape: Shape, gpu: GPU, gpus: int, lengths: Lengths, number: int
+) -> PlannedStage:
+    train, pairs = config.train, _pairs(config, number)
     tokens = pairs * lengths.pair(train) * train.epochs
     seconds = training_seconds(shape, train, tokens, lengths, _rate(gpu, lengths) * gpus)
     return _planned("training", pairs, tokens, 0, seconds)
 
 
-def _pairs(config: Config) -> int:
-    """Pairs to train on."""
+def _pairs(config: Config, number: int) -> int:
+    """Pairs to train on; with rounds.data all those of the rounds before too."""
     if config.pairs.source is not None:
         return config.personas.n
     people, n = config.personas.n, config.responses.n
     by_rule = {"all": people * n * (n - 1) // 2, "adjacent": people * (n - 1)}
-    kept = int(by_rule.get(config.pairs.rule, people) * KEPT[config.pairs.keep])
+    rounds = number if config.rounds.data == "all" else 1
+    kept = rounds * int(by_rule.get(config.pairs.rule, people) * KEPT[config.pairs.keep])
     return kept if config.train.max_pairs is None else min(kept, config.train.max_pairs)
 
 

@@ -19,18 +19,18 @@ from sao.config import Config
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, DropError, ModelError, NoPairsError, TrainingError
+from sao.errors import ConfigError, DropError, ModelError, NoPairsError, SAOError, TrainingError
 from sao.execution.runner import Progress, Runner, watched
 from sao.execution.session import Notify, Session
 from sao.execution.step import Step
 from sao.pipeline import preflight
-from sao.pipeline.kept_models import is_done, keep_only, restore
+from sao.pipeline.kept_models import is_done, keep_only, restore_earlier, restore_own, train_again
 from sao.pipeline.ray_training import RAY_WORKER
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round, rounds_of
 from sao.pipeline.settings import asking, own_pairs
 from sao.pipeline.steps import STEPS
-from sao.pipeline.train_step import is_first, is_worker, push
+from sao.pipeline.train_step import is_first, is_launched, is_worker, push
 from sao.results.rounds import RoundResult
 from sao.results.summary import Summary
 from sao.store import manifest
@@ -46,6 +46,8 @@ GIVEN_FOR = ("policy", "judge", "initial", "base")
 """The roles that a given engine plays: all but the trained model."""
 COLLAPSED = ("pairs", "loss", "alarm", "train.max_length")
 """What a TrainingError is about where the model, not the recipe or the machine, is the reason."""
+BROKEN = ("weights",)
+"""The same of a ModelError: weights that are NaN or infinite."""
 
 
 def run(
@@ -88,7 +90,8 @@ def run(
         check_reached(outcome, number)
     summary = summary.model_copy(update={"seconds": round(time.monotonic() - began, 1)})
     if until == "eval":
-        keep_summary(root / "summary.json", summary)
+        keep_summary(root / "summary.json", summary, number)
+    upload(outcome, until, runner.notify)
     return summary
 
 
@@ -156,12 +159,12 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         runner.label = f"round {round_.number} of {n}: " if n > 1 else ""
         names = wanted(round_, goal)
         if not is_worker():
-            restore(round_, runner, names)
+            restore_earlier(round_, runner, names)
         open_run(round_, runner, names)
         try:
             run_round(round_, runner, names, until if is_worker() else goal)
         except (DropError, TrainingError, ModelError) as error:
-            if not outcome.results or (isinstance(error, TrainingError) and error.key not in COLLAPSED):
+            if not outcome.results or not is_models_fault(error):
                 raise
             outcome.ended_by = f"round {round_.number} could not be finished: {error}"
             runner.notify(outcome.ended_by)
@@ -172,6 +175,13 @@ def run_rounds(rounds: Iterable[Round], runner: Runner, until: str, number: int 
         if round_.number == last or is_worker() or (outcome.results and outcome.results[-1].stopped_by):
             break
     return outcome
+
+
+def is_models_fault(error: SAOError) -> bool:
+    """Whether a round could not be finished because of what the rounds before made of the model."""
+    if isinstance(error, TrainingError):
+        return error.key in COLLAPSED
+    return error.key in BROKEN if isinstance(error, ModelError) else isinstance(error, DropError)
 
 
 def is_workers(round_: Round, number: int | None) -> bool:
@@ -207,22 +217,40 @@ def add_result(outcome: Outcome, round_: Round, runner: Runner) -> None:
 
 
 def end_rounds(outcome: Outcome, runner: Runner) -> None:
-    """When the rounds are over: upload the best model where the recipe says so, and delete those that
-    rounds.keep does not keep. A round that could not be finished may be tried again, so nothing goes then."""
+    """When the rounds are over: make the best model again where it was deleted (another round was the best
+    then), and delete those that rounds.keep does not keep. A round that could not be finished may be tried
+    again, so nothing goes then."""
+    if not outcome.is_over:
+        return
+    train_again(outcome.best, runner)
     last = outcome.rounds[-1]
     rounds = last.recipe.rounds
-    if not outcome.is_over or outcome.ended_by is not None:
-        return
-    if runner.worked:
-        push(outcome.best, runner.notify)
-    if rounds.keep != "all":
+    if outcome.ended_by is None and rounds.keep != "all":
         kept = {outcome.best.number} | ({last.number} if rounds.keep == "last" else set())
         keep_only(outcome.rounds, kept, runner.notify)
 
 
-def keep_summary(path: Path, summary: Summary) -> None:
-    """Write the summary, unless nothing new came of this call: then the seconds of the work stay."""
+def upload(outcome: Outcome, until: str, notify: Notify) -> None:
+    """Upload the model where the recipe says so: the only one, or the best round's once the rounds are over.
+    What a rule stopped is not uploaded."""
+    if until not in ("train", "eval") or not is_first() or is_launched():
+        return
+    if outcome.rounds[-1].recipe.rounds.n == 1:
+        push(outcome.rounds[-1], notify)
+    elif outcome.is_over and not is_worker():
+        if outcome.results[outcome.best.number - 1].stopped_by and outcome.best.config.train.push_to_hub:
+            notify("train.push_to_hub: nothing is uploaded, since a rule stopped every round")
+        else:
+            push(outcome.best, notify)
+
+
+def keep_summary(path: Path, summary: Summary, number: int | None = None) -> None:
+    """Write the summary, unless nothing new came of this call: then the seconds of the work stay. Where a
+    round was asked for (`number`) and is as it was, what stands there of all rounds stays."""
     before = read_summary(path)
+    is_part = number is not None and summary.best is None and before is not None and before.best is not None
+    if before is not None and is_part and before.rounds[: len(summary.rounds)] == summary.rounds:
+        return
     same = {"worked": summary.worked, "seconds": summary.seconds}
     if summary.worked or before is None or before.model_copy(update=same) != summary:
         write_atomic(path, summary.model_dump_json(indent=1) + "\n")
@@ -243,6 +271,7 @@ def run_round(round_: Round, runner: Runner, names: Sequence[str], until: str) -
         names = ["train"]
     for name in names:
         try:
+            restore_own(round_, runner, name)
             runner.run(round_.table[name], round_)
         except NoPairsError as error:
             worth = worth_of_judge(Reader(round_))

@@ -1,29 +1,20 @@
 """Rounds measured, stopped and chosen among, on made-up figures."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sao.analysis.rounds import RULES, answers_of, best_of, judged_by_rules, winners
-from sao.config import RoundsConfig
+from sao.analysis.rounds import RULES, answers_of, best_of, judged_by_rules, logp_at_the_end, winners
+from sao.config import RoundsConfig, make_config
+from sao.errors import DropError, EngineError, ModelError, SAOError, TrainingError
+from sao.method import is_models_fault
+from sao.pipeline.rounds import Round
+from sao.pipeline.steps import STEPS
 from sao.results.base import Rate
-from sao.results.rounds import Against, Answers, Gold, RoundJudge, RoundResult
-from support.made_up import A, B, answers, said
-
-START = Answers(words=40.0, distinct_2=0.5, repetition=0.05, cut_off=0.02)
-
-
-def a_round(number: int = 1, win: float = 0.6, **changes: Any) -> RoundResult:
-    """A round in which nothing is wrong, with some figures changed."""
-    against = Against(n=500, win_rate=win, ci95=(win - 0.04, win + 0.04))
-    figures: dict[str, Any] = {
-        "round": number, "model": f"round-{number}", "prompts": 1000, "pairs": 500, "kept_share": 0.5,
-        "identical": 0.1,
-        "margin": 3.0, "chosen_logp": -1.0, "rejected_logp": -2.0, "base": START, "answers": START,
-        "initial": against, "previous": against, "checks": None, "oracle": None,
-        "judge": RoundJudge(first_slot_rate=0.55, flip_rate=0.2, agreement=None),
-    }  # fmt: skip
-    return RoundResult(**figures | changes)
+from sao.results.rounds import Against, Answers, Gold, RoundJudge
+from support.made_up import START, A, B, a_round, answers, said
 
 
 def texts(**changes: float) -> Answers:
@@ -60,7 +51,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         {"judge": judge(agreement=agreed(0.6))},
         "the judge agrees with the one before on 60% of the pairs",
     ),
-    "converged": ({"margin": 1.0}, "the mean margin of the pairs is 1.00 nats, 3.00 in the first round"),
+    "converged": ({"margin": 1.0}, "the mean margin of two answers is 1.00 nats, 3.00 in the first round"),
 }
 
 
@@ -77,18 +68,21 @@ def test_a_rule_stops_the_round_in_which_it_happens_and_no_other(name: str) -> N
     assert judged_by_rules([*sound, a_round(3, **changes)], []).stopped_by == []
 
 
-def test_a_judge_that_begins_to_look_at_the_slot_is_noticed() -> None:
-    for rate in (0.2, 0.8):
-        last = a_round(2, judge=judge(first_slot_rate=rate))
-        (sentence,) = judged_by_rules([a_round(1), last], RULES).stopped_by
-        assert (
-            sentence == f"{rate:.0%} of the verdicts are for the answer shown first, 55% in the first round"
-        )
+FOR_THE_SLOT = [
+    ({"first_slot_rate": 0.2}, "20% of the verdicts are for the answer shown first, 55% in the first round"),
+    ({"first_slot_rate": 0.8}, "80% of the verdicts are for the answer shown first, 55% in the first round"),
+    ({"flip_rate": 0.4}, "40% of the verdicts flip with the order, 20% in the first round"),
+]
 
 
-def test_a_judge_whose_verdicts_begin_to_flip_is_noticed() -> None:
-    (sentence,) = judged_by_rules([a_round(1), a_round(2, judge=judge(flip_rate=0.4))], RULES).stopped_by
-    assert sentence == "40% of the verdicts flip with the order, 20% in the first round"
+@pytest.mark.parametrize(("changes", "sentence"), FOR_THE_SLOT)
+def test_verdicts_that_begin_to_hang_on_the_slot_are_noticed(changes: dict[str, Any], sentence: str) -> None:
+    """A judge that moves with the model drifts; to one that stays the answers have become alike."""
+    frozen, moving = (judge(**changes, agreement=rate) for rate in (None, agreed(0.9)))
+    for now, rule, other in ((frozen, "converged", "judge"), (moving, "judge", "converged")):
+        sound = [a_round(1), a_round(2, judge=now)]
+        assert judged_by_rules(sound, [rule]).stopped_by == [sentence]
+        assert judged_by_rules(sound, [other]).stopped_by == []
 
 
 def test_a_step_within_its_interval_stops_nothing() -> None:
@@ -116,6 +110,32 @@ def test_the_best_round_is_the_soundest_that_wins_most_and_constraints_count_mor
     assert best_of([stopped.model_copy(update={"round": 1})]).round == 1
     kept = [a_round(1, 0.6, checks=gold(0.5, 0.2)), a_round(2, 0.7, checks=gold(0.45, -0.05))]
     assert best_of(kept).round == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_models"),
+    [
+        (TrainingError("NaN", key="loss"), True),
+        (TrainingError("no room", key="train.processes"), False),
+        (ModelError("NaN", key="weights"), True),
+        (ModelError("out of memory", key="engine.device"), False),
+        (DropError("too many"), True),
+        (EngineError("gone"), False),
+    ],
+)
+def test_what_ends_the_rounds_and_what_ends_the_run(error: SAOError, is_models: bool) -> None:
+    assert is_models_fault(error) == is_models
+
+
+def test_log_probabilities_are_those_of_the_last_quarter(tmp_path: Path) -> None:
+    run = Round(make_config({"model": "builtin:world"}), tmp_path, STEPS)
+    assert logp_at_the_end(run, "chosen") is None
+    rows: list[dict[str, float | None]] = [{"step": i, "logps/chosen": -float(i)} for i in range(1, 9)]
+    rows.insert(8, {"step": 8, "logps/chosen": None})
+    path = run.stage("train").path / "metrics.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert logp_at_the_end(run, "chosen") == -7.5
 
 
 def test_what_answers_are_as_texts() -> None:

@@ -6,18 +6,21 @@ from typing import Any
 import pytest
 
 from sao.config import Config, PersonasConfig, PromptsConfig, make_config
-from sao.errors import ConfigError, DataError
+from sao.errors import ConfigError, DataError, StoreError, TrainingError
+from sao.method import Outcome, keep_summary, read_summary, upload
 from sao.pipeline.roles import roles_of
 from sao.pipeline.rounds import Round
 from sao.pipeline.steps import STEPS
+from sao.pipeline.train_step import raise_told, told
 from sao.records import Persona, Prompt
-from sao.stages.pairs import Duo, Panel, pairs_of
+from sao.results import Summary
+from sao.stages.pairs import NOT_NEWER, Duo, Panel, pairs_of
 from sao.stages.personas import DistinctPersonas, read_personas
 from sao.stages.prompts import given_prompts
 from sao.stages.rows import is_held_out
 from sao.store.files import write_atomic
 from support.errors import raises
-from support.made_up import answers, said
+from support.made_up import a_round, answers, said
 
 
 def config(**sections: Any) -> Config:
@@ -239,3 +242,73 @@ def test_where_the_first_model_writes_the_rejected_answers_no_other_pair_is_kept
         verdicts = [said(texts[i], texts[j], p_first) for i in range(4) for j in range(i + 1, 4)]
         found = pairs_of(prompt, texts, verdicts, how, "k", panel, newer=2)
         assert {pair for pair, outcome in found.items() if isinstance(outcome, Duo)} == expected
+
+
+def test_an_unclear_pair_keeps_its_own_reason_where_the_first_model_writes_too() -> None:
+    """Else it would count as a clear preference (`kept_share`)."""
+    prompt, texts = Prompt(id="prompt0", row=0, persona_id="x", text="q"), answers(["new", "old"])
+    how, panel = make_config({}).pairs, Panel(calibrations={}, weights={})
+    for p_first, reason in ((0.51, "p too small"), (0.01, NOT_NEWER)):
+        verdicts = [said(texts[0], texts[1], p_first), said(texts[1], texts[0], 1 - p_first)]
+        assert pairs_of(prompt, texts, verdicts, how, "k", panel, newer=1) == {(0, 1): reason}
+
+
+# What a run gives back.
+
+
+def summary_of(best: int | None, *worth: float) -> Summary:
+    results = [a_round(n, win) for n, win in enumerate(worth, 1)]
+    return Summary(
+        model="m", seed=0, judging="logprob", worked=True, funnel=[], oracle=None, paths={},
+        rounds=results, best=best,
+    )  # fmt: skip
+
+
+def test_to_look_at_one_round_forgets_none(tmp_path: Path) -> None:
+    path, whole = tmp_path / "summary.json", summary_of(3, 0.5, 0.6, 0.7)
+    keep_summary(path, whole)
+    keep_summary(path, summary_of(None, 0.5, 0.6), number=2)
+    assert read_summary(path) == whole
+    changed = summary_of(None, 0.5, 0.4)
+    keep_summary(path, changed, number=2)
+    assert read_summary(path) == changed
+
+
+def test_a_model_is_uploaded_once_and_the_same_command_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Path] = []
+
+    def push_model(folder: Path, repository: str) -> str:
+        sent.append(folder)
+        if len(sent) == 1:
+            raise StoreError("the hub is away", key="train.push_to_hub")
+        return repository
+
+    monkeypatch.setattr("sao.pipeline.train_step.push_model", push_model)
+    monkeypatch.setattr(Round, "is_trained", True)
+    runs = rounds(3, train={"push_to_hub": "me/x"}, rounds={"n": 3})
+    runs = [Round(runs[0].config, tmp_path, STEPS)]
+    runs += [runs[0].next()]
+    outcome = Outcome(runs, [a_round(1, 0.6), a_round(2, 0.5)], ended_by="round 3 could not be finished")
+    said: list[str] = []
+    with pytest.raises(StoreError):
+        upload(outcome, "eval", said.append)
+    for _ in range(2):
+        upload(outcome, "eval", said.append)
+    assert sent == 2 * [runs[0].model_dir]
+    outcome.results = [a_round(1, 0.6, stopped_by=["too long"])]
+    outcome.rounds = runs[:1]
+    upload(outcome, "eval", said.append)
+    assert said[0] == "uploaded: me/x"
+    assert said[1:] == ["train.push_to_hub: nothing is uploaded, since a rule stopped every round"]
+    assert len(sent) == 2
+
+
+def test_the_error_of_a_process_is_the_error_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "failed.json"
+    raise_told(path)
+    with pytest.raises(TrainingError), told(path):
+        raise TrainingError("the loss is nan", key="loss")
+    with raises(TrainingError, key="loss", match="the loss is nan"):
+        raise_told(path)

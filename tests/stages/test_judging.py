@@ -112,6 +112,15 @@ def test_in_one_order_each_slot_comes_first_about_as_often() -> None:
     assert len({d.row for d in ordered_pairs(groups, 1, "key", 2)}) == 1000
 
 
+def test_two_judges_can_be_shown_the_same_order() -> None:
+    groups = [(f"prompt{i}", "q", [response(0, "a", i), response(1, "b", i)]) for i in range(99)]
+    keys = (("k", None), ("l", None), ("l", "k"))
+    one, two, same = (list(ordered_pairs(groups, 1, key, 2, None, order)) for key, order in keys)
+    firsts = [[pair.first.index for pair in pairs] for pairs in (one, two, same)]
+    assert firsts[0] == firsts[2] != firsts[1]
+    assert {pair.id for pair in same}.isdisjoint(pair.id for pair in one)
+
+
 def test_rows_of_three_answers_are_distinct() -> None:
     answers = [replace(response(i, str(i)), row=3 + i) for i in range(3)]
     found = list(ordered_pairs([("p", "q", answers)], 2, "key", 3))

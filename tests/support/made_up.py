@@ -13,6 +13,7 @@ from sao.data.contamination_sets import Benchmark
 from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.records import Judgment, Message, Persona, Response, make_id
+from sao.results.rounds import Against, Answers, RoundJudge, RoundResult
 
 
 def response(index: int, text: str, row: int = 0) -> Response:
@@ -100,3 +101,19 @@ def writer(kinds: int) -> ScriptedEngine:
 
 def people(n: int) -> list[Persona]:
     return [Persona(id=f"{i:016x}", row=i, text=f"a baker number {i}") for i in range(n)]
+
+
+START = Answers(words=40.0, distinct_2=0.5, repetition=0.05, cut_off=0.02)
+"""What the first model's held-out answers are like."""
+
+
+def a_round(number: int = 1, win: float = 0.6, **changes: Any) -> RoundResult:
+    """A round in which nothing is wrong, with some figures changed."""
+    against = Against(n=500, win_rate=win, ci95=(win - 0.04, win + 0.04))
+    figures: dict[str, Any] = {
+        "round": number, "model": f"round-{number}", "prompts": 1000, "pairs": 500, "kept_share": 0.5,
+        "identical": 0.1, "margin": 3.0, "chosen_logp": -1.0, "rejected_logp": -2.0, "gap": 1.0,
+        "base": START, "answers": START, "initial": against, "previous": against, "checks": None,
+        "oracle": None, "judge": RoundJudge(first_slot_rate=0.55, flip_rate=0.2, agreement=None),
+    }  # fmt: skip
+    return RoundResult(**figures | changes)

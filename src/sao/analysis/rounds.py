@@ -8,6 +8,7 @@ and a judge that is trained with the model drifts (arXiv 2410.12735).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -47,11 +48,10 @@ def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
         for which in ("base", "before")
     )
     pairs, counts = list(run.stage("pairs").records(PreferencePair)), run.stage("pairs").counts
-    margins = [pair.margin for pair in pairs if pair.margin is not None]
     asked = run.count_asked(held_out=False)
     every = asked * pairs_each(run.config.responses.n)
     same, clear = counts.reasons.get(IDENTICAL, 0), len(pairs) + counts.reasons.get(NOT_NEWER, 0)
-    metrics = run.stage("train").counts.metrics or {}
+    chosen, rejected = (logp_at_the_end(round_, which) for which in ("chosen", "rejected"))
     judged = round_.has("comparisons")
     return RoundResult(
         round=round_.number,
@@ -60,9 +60,10 @@ def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
         pairs=len(pairs),
         kept_share=clear / (every - same) if every > same else None,
         identical=same / every if every else None,
-        margin=fmean(margins) if margins else None,
-        chosen_logp=metrics.get("logps/chosen"),
-        rejected_logp=metrics.get("logps/rejected"),
+        margin=mean(margins) if (margins := list(run.margins())) else None,
+        chosen_logp=chosen,
+        rejected_logp=rejected,
+        gap=None if chosen is None or rejected is None else chosen - rejected,
         base=answers_of([base for _, base, _ in held_out]),
         answers=answers_of([tuned for _, _, tuned in held_out]),
         initial=against(run, "base", held_out) if judged else None,
@@ -71,6 +72,16 @@ def measure(round_: Round, among: Among = lambda prompt: True) -> RoundResult:
         oracle=None if run.oracle is None else gold(run.config, held_out, since, run.oracle),
         judge=_judge(run),
     )
+
+
+def logp_at_the_end(round_: Round, which: str) -> float | None:
+    """The mean log-probability of the chosen or rejected answers over the last quarter of the training."""
+    path, key = round_.stage("train").path / "metrics.jsonl", f"logps/{which}"
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as lines:
+        found = [row[key] for row in map(json.loads, lines) if row.get(key) is not None]
+    return fmean(found[-max(1, len(found) // 4) :]) if found else None
 
 
 def answers_of(answers: Sequence[Response]) -> Answers:
@@ -193,7 +204,7 @@ def winners(judgments: Iterable[Judgment]) -> dict[frozenset[str], str]:
 LONGER, MORE_REPETITION, MORE_CUT = 1.5, 0.1, 0.1
 """Times the length at the start; shares above those at the start."""
 FEWER_PAIRS, NARROWER = 0.5, 0.5
-"""Shares of the first round's kept pairs, and of its margin."""
+"""Shares of the first round's clear pairs, and of its margin."""
 AGREES, MORE_BIAS, MORE_FLIPS = 0.7, 0.2, 0.15
 """Least agreement with the judge before; how much further from a half the share of first-slot verdicts may be
 than in the first round, and how much larger the share of flips."""
@@ -246,13 +257,33 @@ def few_pairs(rounds: Sequence[RoundResult]) -> str | None:
 
 
 def judge_drifts(rounds: Sequence[RoundResult]) -> str | None:
-    """The judge names other answers than the one before (CREAM, arXiv 2410.12735), or looks at the slot more
-    than in the first round."""
+    """A judge that changes with the rounds names other answers than the one before (CREAM, arXiv 2410.12735),
+    or looks at the slot more than in the first round."""
+    now = rounds[-1].judge
+    if now is None or now.agreement is None:
+        return None
+    if (agreed := now.agreement).rate is not None and agreed.ci95[1] < AGREES:
+        return f"the judge agrees with the one before on {agreed.rate:.0%} of the pairs"
+    return less_sure(rounds)
+
+
+def converged(rounds: Sequence[RoundResult]) -> str | None:
+    """The answers to a prompt have become alike (arXiv 2508.06026): the same judge tells them apart less than
+    in the first round."""
+    judge = rounds[-1].judge
+    if judge is None or judge.agreement is not None:
+        return None
+    first, now = rounds[0].margin, rounds[-1].margin
+    if first and now is not None and now < NARROWER * first:
+        return f"the mean margin of two answers is {now:.2f} nats, {first:.2f} in the first round"
+    return less_sure(rounds)
+
+
+def less_sure(rounds: Sequence[RoundResult]) -> str | None:
+    """More verdicts than in the first round hang on the order in which the answers are shown."""
     first, now = rounds[0].judge, rounds[-1].judge
     if first is None or now is None:
         return None
-    if (agreed := now.agreement) is not None and agreed.rate is not None and agreed.ci95[1] < AGREES:
-        return f"the judge agrees with the one before on {agreed.rate:.0%} of the pairs"
     if (now.flip_rate or 0.0) - (first.flip_rate or 0.0) > MORE_FLIPS:
         told = f"{first.flip_rate or 0.0:.0%} in the first round"
         return f"{now.flip_rate:.0%} of the verdicts flip with the order, {told}"
@@ -261,14 +292,6 @@ def judge_drifts(rounds: Sequence[RoundResult]) -> str | None:
         told = f"{slots[0]:.0%} in the first round"
         return f"{slots[1]:.0%} of the verdicts are for the answer shown first, {told}"
     return None
-
-
-def converged(rounds: Sequence[RoundResult]) -> str | None:
-    """Chosen and rejected answers have become alike (arXiv 2508.06026)."""
-    first, now = rounds[0].margin, rounds[-1].margin
-    if not first or now is None or now >= NARROWER * first:
-        return None
-    return f"the mean margin of the pairs is {now:.2f} nats, {first:.2f} in the first round"
 
 
 RULES: dict[str, Callable[[Sequence[RoundResult]], str | None]] = {

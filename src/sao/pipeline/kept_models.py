@@ -37,15 +37,21 @@ def keep_only(rounds: Sequence[Round], kept: Collection[int], notify: Notify) ->
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def restore(round_: Round, runner: Runner, names: Sequence[str]) -> None:
-    """Train the deleted models again that the unfinished ones of these steps of a round may open."""
-    open_ = [name for name in names if not all(stage.finished for stage in round_.stages(name))]
-    if not open_:
-        return
-    for earlier in _opened_by(round_):
-        _train_again(earlier, runner)
-    if "heldout_tuned" in open_ and "train" not in open_:
-        _train_again(round_, runner)
+def restore_earlier(round_: Round, runner: Runner, names: Sequence[str]) -> None:
+    """Train the deleted models of earlier rounds again that the unfinished ones of these steps may open."""
+    if any(not _is_finished(round_, name) for name in names):
+        for earlier in _opened_by(round_):
+            train_again(earlier, runner)
+
+
+def restore_own(round_: Round, runner: Runner, name: str) -> None:
+    """Train a round's own deleted model again if this step is about to open it."""
+    if name == "heldout_tuned" and not _is_finished(round_, name):
+        train_again(round_, runner)
+
+
+def _is_finished(round_: Round, name: str) -> bool:
+    return all(stage.finished for stage in round_.stages(name))
 
 
 def _opened_by(round_: Round) -> Iterator[Round]:
@@ -57,15 +63,15 @@ def _opened_by(round_: Round) -> Iterator[Round]:
     return (earlier for earlier in round_.earlier if str(earlier.model_dir) in used)
 
 
-def _train_again(round_: Round, runner: Runner) -> None:
-    """Make a round's deleted model from its pairs."""
+def train_again(round_: Round, runner: Runner) -> None:
+    """Make a round's model from its pairs, if it was deleted."""
     stage = round_.stage("train")
     if round_.is_trained or not stage.finished or not (round_.model_dir / REMOVED).is_file():
         return
     starts = {round_.roles.initial.model, round_.roles.reference.model}
     for earlier in round_.earlier:
         if str(earlier.model_dir) in starts:
-            _train_again(earlier, runner)
+            train_again(earlier, runner)
     runner.notify(f"round {round_.number}'s model was deleted (rounds.keep): it is trained again")
     # The model that it starts from may have been made again itself, on a GPU with other last digits.
     for name in ("training.json", "reference.jsonl"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -196,6 +196,18 @@ class Reader:
             pairs.balance_lengths(self.judged(), config, key, panel, newer) if config.length_matched else None
         )
         return pairs.build_pairs(self.judged(), config, key, n, panel, balance, newer)
+
+    def margins(self) -> Iterator[float]:
+        """How sure the judges are of every two answers that differ, kept as a pair or not: their log-odds
+        (nats) without the sign. None where they give no numbers or make no verdicts here."""
+        if not self.round.has("judgments"):
+            return
+        panel, how = self.panel(), self.config.pairs.model_copy(update={"keep": "all"})
+        for _, answers, judgments in self.judged():
+            for a, b in combinations(answers, 2):
+                margin = pairs.opinion_on([a, b], judgments, how, panel).margin
+                if margin is not None:
+                    yield abs(margin)
 
     def labelled(self) -> Iterator[tuple[Prompt, PreferencePair, Response, Response]]:
         """The finished data set: prompt, pair, chosen, rejected."""

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sao import errors
 from sao.config import Config, uses_ray
-from sao.errors import ConfigError, NoPairsError, Terminated, TrainingError
+from sao.errors import ConfigError, NoPairsError, SAOError, Terminated, TrainingError
 from sao.execution.session import Notify, Role
 from sao.execution.step import Work
 from sao.pipeline.ray_training import RAY_WORKER, train_on_ray
 from sao.pipeline.reader import Reader
 from sao.pipeline.rounds import Round
 from sao.results import StageCounts
-from sao.store.files import write_atomic
+from sao.store.files import dumps, write_atomic
 from sao.store.manifest import MANIFEST, read_manifest
 from sao.training.cards import model_card, push_model
+
+FAILED = "failed.json"
+"""In the folder of a training in several processes: the error that ended it."""
+UPLOADED = "uploaded.json"
+"""In the run folder: which model was last uploaded, and where to."""
 
 
 def is_worker() -> bool:
     """Whether this is one of several processes that torchrun started, or one that Ray started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 or RAY_WORKER in os.environ
+
+
+def is_launched() -> bool:
+    """Whether another process of SAO started this one."""
+    from sao.training.monitors import LAUNCHER
+
+    return LAUNCHER in os.environ or RAY_WORKER in os.environ
 
 
 def is_first() -> bool:
@@ -56,7 +72,8 @@ def train(work: Work[Round]) -> None:
         )
     work.runner.session.close()
     if is_worker():
-        train_here(work)
+        with told(stage.path / FAILED):
+            train_here(work)
         return
     if uses_ray(config):
         train_on_ray(work)
@@ -64,15 +81,36 @@ def train(work: Work[Round]) -> None:
     if (config.train.processes or 1) == 1:
         train_here(work)
         return
+    (stage.path / FAILED).unlink(missing_ok=True)
     status = launch(run, stage.path)
     # A process may be aborted while it ends, after all is done (torch's threads): what counts is what lies
     # there.
     if not (stage.open().finished and run.is_trained):
+        raise_told(stage.path / FAILED)
         raise TrainingError(
             f"training in {config.train.processes} processes ended with status {status}; the reason stands "
             "above. Checkpoints are kept, and the same command goes on from them",
             key="train.processes",
         )
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Leave an error of the first process in a file, for the process that started them."""
+    try:
+        yield
+    except SAOError as error:
+        if is_first():
+            failed = {"name": type(error).__name__, "key": error.key, "message": str(error)}
+            write_atomic(path, f"{dumps(failed)}\n")
+        raise
+
+
+def raise_told(path: Path) -> None:
+    """Raise the error that stands there, if one does."""
+    if (failed := _read_note(path)) is not None:
+        kind: type[SAOError] = getattr(errors, failed["name"])
+        raise kind(failed["message"], key=failed["key"])
 
 
 def train_here(work: Work[Round]) -> None:
@@ -92,8 +130,6 @@ def train_here(work: Work[Round]) -> None:
     write_atomic(run.model_dir / "README.md", card)
     write_atomic(run.model_dir / "sao_manifest.json", (run.root / MANIFEST).read_text("utf-8"))
     stage.finish(counts)
-    if run.recipe.rounds.n == 1:
-        push(run, runner.notify)
 
 
 def went_in(run: Round) -> list[StageCounts]:
@@ -109,9 +145,22 @@ def went_in(run: Round) -> list[StageCounts]:
 
 
 def push(run: Round, notify: Notify) -> None:
-    """Upload a round's model where the recipe says so; of several rounds the best one's, once."""
-    if (repository := run.config.train.push_to_hub) is not None and run.is_trained:
+    """Upload a round's model where the recipe says so, unless it is what this run last uploaded there."""
+    repository, note = run.config.train.push_to_hub, run.root / UPLOADED
+    if repository is None or not run.is_trained:
+        return
+    made = {"repository": repository, "model": run.stage("train").fingerprint}
+    if _read_note(note) != made:
         notify(f"uploaded: {push_model(run.model_dir, repository)}")
+        write_atomic(note, f"{dumps(made)}\n")
+
+
+def _read_note(path: Path) -> Any:
+    """What a small JSON file says; None where there is none that can be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def starting_from(config: Config, role: Role) -> Config:

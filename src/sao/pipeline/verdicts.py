@@ -13,7 +13,7 @@ from sao.config.judging import READERS
 from sao.evaluation import compare
 from sao.execution.step import Work
 from sao.pipeline.reader import Reader, Since
-from sao.pipeline.roles import Judge, judges_itself
+from sao.pipeline.roles import NOW, Judge, judges_itself
 from sao.pipeline.rounds import Round
 from sao.pipeline.settings import judgment_settings, own_pairs
 from sao.records import Comparison, Drop, Judgment
@@ -27,7 +27,11 @@ def training_pairs(work: Work[Round]) -> Iterator[judging.OrderedPair]:
     judge: Judge = work.variant
     groups = ((p.id, p.conversation, answers) for p, answers in Reader(work.run).answered())
     n, orders = work.config.responses.n, judging.orders_of(judge.config)
-    return judging.ordered_pairs(groups, orders, work.key, n, judge.config.comparisons_per_answer)
+    # Judges that are compared with this round's first one are shown a pair in the same order as it.
+    first = work.run.stages("judgments")[0]
+    is_compared = judge.name.endswith(NOW) or work.stage.name == "rejudged"
+    order_key = first.key if is_compared else work.key
+    return judging.ordered_pairs(groups, orders, work.key, n, judge.config.comparisons_per_answer, order_key)
 
 
 def make_judgments(work: Work[Round]) -> Iterator[Judgment | Drop]:

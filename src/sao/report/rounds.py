@@ -18,6 +18,8 @@ def rounds_lines(summary: Summary) -> Iterator[str]:
     yield from (f"stopped after round {last}: {sentence}" for sentence in summary.stopped_by)
     if summary.best is not None:
         yield f"best round   {summary.best}; its model is the run's"
+        if summary.rounds[summary.best - 1].stopped_by:
+            yield "             a rule stopped it, though: the model that the run began with may be better"
 
 
 def rounds_table(rounds: list[RoundResult]) -> list[str]:

@@ -80,11 +80,14 @@ class RoundResult(Result):
     identical: float | None
     """Share of the pairs whose two answers are the same text: it rises where a policy becomes sure."""
     margin: float | None
-    """Mean margin of the pairs, in nats; null where the judge gives no numbers."""
+    """Mean log-odds between two answers that differ, without their sign, in nats, over all that the judge
+    could read; null where it gives no numbers."""
     chosen_logp: float | None
-    """Mean log-probability of the chosen answers at the end of training, nats a token."""
+    """Mean log-probability of the chosen answers in the last quarter of the training, nats a token."""
     rejected_logp: float | None
     """The same of the rejected ones."""
+    gap: float | None = None
+    """The first less the second."""
     base: Answers
     """The first model's answers."""
     answers: Answers

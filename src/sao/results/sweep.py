@@ -79,6 +79,8 @@ class Cell(Result):
     """Who judged the win rate; null where the cell failed."""
     rounds: list[RoundResult] = []
     """The rounds, where the cell has several; its figures are those of the best by the choice half."""
+    measured: int | None = None
+    """That round; null for a single round."""
     best: int | None = None
     """The best by all held-out prompts, whose model the run gave back; null for a single round."""
     stopped_by: list[str] = []

@@ -68,9 +68,10 @@ def ordered_pairs(
     key: str,
     n: int,
     comparisons_per_answer: int | None = None,
+    order_key: str | None = None,
 ) -> Iterator[OrderedPair]:
     """The pairs of different answers of each (prompt id, prompt text, answers), in one order or both; equal
-    texts are judged once.
+    texts are judged once. Where one order is shown `order_key` draws it (None: `key`).
 
     Pairs with the same prompt and the same first answer follow each other: an engine that caches prefixes
     (vLLM) then reads them once.
@@ -85,7 +86,7 @@ def ordered_pairs(
             index, number = index_of_answer(a.row, n), pair_number(a.index, b.index, n)
             # In one order only, the pair's own id draws which answer is first, so that a position bias
             # averages out.
-            swap = orders == 1 and int(make_id(key, a.id, b.id), 16) % 2 == 1
+            swap = orders == 1 and int(make_id(order_key or key, a.id, b.id), 16) % 2 == 1
             for order in range(orders):
                 first, second = (b, a) if (order == 1) != swap else (a, b)
                 row = verdict_row(index, n, number, orders, order)

@@ -210,9 +210,9 @@ def pairs_of(
     for pair in candidates:
         if pair in chosen_first:
             chosen, rejected = (by_index[index] for index in chosen_first[pair])
-            outcomes[pair] = _decide(chosen, rejected, opinions[pair], ranks, config)
-            if newer is not None and not chosen.index < newer <= rejected.index:
-                outcomes[pair] = NOT_NEWER
+            outcome = _decide(chosen, rejected, opinions[pair], ranks, config)
+            is_wrong = newer is not None and not chosen.index < newer <= rejected.index
+            outcomes[pair] = NOT_NEWER if is_wrong and isinstance(outcome, Duo) else outcome
         else:
             outcomes[pair] = f"not chosen by rule {config.rule}"
     return outcomes

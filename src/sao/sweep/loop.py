@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime
 from statistics import median
 
-from sao.analysis.rounds import best_of, measure
+from sao.analysis.rounds import best_of, judged_by_rules, measure
 from sao.errors import SAOError, StoreError
 from sao.execution.runner import Progress
 from sao.execution.session import Notify
@@ -68,13 +68,13 @@ def _left(cells: int, took: list[float]) -> str:
 
 
 def best_by_choice(plan: Plan, cell: Planned, summary: Summary) -> int:
-    """The round whose figures are a cell's: the best by the choice half of the held-out prompts, so that the
-    report half has no part in it."""
+    """The round whose figures are a cell's: the best by the choice half of the held-out prompts, which is all
+    that the rules see here; of the report half no more comes in than how many rounds there are."""
     results: list[RoundResult] = []
     for result in summary.rounds:
         run = folder.reader(cell.config, plan.root / cell.run, plan.given, result.round).round
         found = measure(run, lambda prompt: half_of(prompt) == "choice")
-        results.append(found.model_copy(update={"stopped_by": result.stopped_by}))
+        results.append(judged_by_rules([*results, found], cell.config.rounds.stop))
     return best_of(results).round if results else 1
 
 
@@ -108,9 +108,11 @@ def run_cell(
     try:
         root = plan.root / cell.run
         summary = run(cell.config, root, engine=plan.given, progress=progress, notify=say)
-        reader = folder.reader(cell.config, root, plan.given, best_by_choice(plan, cell, summary))
+        number = best_by_choice(plan, cell, summary)
+        reader = folder.reader(cell.config, root, plan.given, number)
         scores = prompt_scores(reader)
         found = _figures(summary, labels_of(reader), scores)
+        found["measured"] = number if summary.rounds else None
     except StoreError:
         raise
     except SAOError as error:

@@ -74,6 +74,8 @@ def _made_of(config: Config, round_number: int) -> str:
     listed = " and ".join([", ".join(first), last] if first else [last])
     by = "" if judge is None else f",\nwith the verdicts of {judge}"
     who = f"round {round_number - 1}'s model" if is_later else "the base model itself"
+    if is_later and config.rounds.rejected == "initial":
+        who = f"{who} and the base model"
     if is_later and config.rounds.data == "all":
         who = "the base model and the models of the rounds before it"
     return f"on {listed} that {who} wrote{by}"

@@ -84,35 +84,21 @@ def make_plan(
     training = training_memory(shape, train, longest, gpus)
     generation = generation_memory(shape, config, lengths, gpu)
     replicas = planned_replicas(config, gpus, nodes)
-    numbers = range(1, config.rounds.n + 1)
-    planned = [stages(config, shape, gpu, gpus, lengths, replicas, number) for number in numbers]
+    planned = [stages(config, shape, gpu, gpus, lengths, replicas, n) for n in range(1, config.rounds.n + 1)]
     hours = [sum(stage.seconds for stage in round_) / 3600 for round_ in planned]
     return Plan(
-        model=config.model,
-        parameters=shape.parameters,
-        gpu=gpu.name,
-        gpus=gpus,
-        nodes=nodes,
-        replicas=replicas,
-        gpu_gib=gpu.memory,
+        model=config.model, parameters=shape.parameters,
+        gpu=gpu.name, gpus=gpus, nodes=nodes, replicas=replicas, gpu_gib=gpu.memory,
         fits=max(training.total, generation.total) <= gpu.memory * GIB,
         assumed=Assumptions(**dataclasses.asdict(lengths), longest_pair=PEAK, kept=KEPT[config.pairs.keep]),
         engine=config.engine.name,
-        method=train.method,
-        weights=train.weights,
-        optimizer=train.optimizer,
-        parallel=train.parallel,
+        method=train.method, weights=train.weights, optimizer=train.optimizer, parallel=train.parallel,
         gradient_checkpointing=train.gradient_checkpointing,
-        micro_batch_size=train.micro_batch_size,
-        micro_batch_tokens=longest,
-        training_gib=training.in_gib(),
-        generation_gib=generation.in_gib(),
-        stages=together(planned),
-        rounds=config.rounds.n,
-        hours_by_round=hours,
-        hours=sum(hours),
+        micro_batch_size=train.micro_batch_size, micro_batch_tokens=longest,
+        training_gib=training.in_gib(), generation_gib=generation.in_gib(),
+        stages=together(planned), rounds=config.rounds.n, hours_by_round=hours, hours=sum(hours),
         ways=list(_ways(shape, train, gpu, gpus, lengths)),
-    )
+    )  # fmt: skip
 
 
 def _sizes(train: TrainConfig, gpus: int | None, nodes: int | None) -> tuple[int, int]:

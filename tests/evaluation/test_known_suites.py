@@ -275,6 +275,18 @@ def test_ifeval_strict_and_loose(tmp_path: Path) -> None:
     assert item.score("")["instruction_loose"] == (0.0, 2.0)
 
 
+def test_numbers_of_a_table_with_gaps_are_whole(tmp_path: Path) -> None:
+    row = {
+        "key": 7,
+        "prompt": "Write.",
+        "instruction_id_list": ["length_constraints:nth_paragraph_first_word"],
+        "kwargs": [{"num_paragraphs": 2.0, "nth_paragraph": 2.0, "first_word": "tea", "num_words": None}],
+    }
+    (item,) = ifeval.read_ifeval(write(tmp_path / "i.jsonl", row))
+    assert item.score("Coffee first.\n\nTea then.")["prompt_strict"] == (1.0, 1.0)
+    assert item.score("Tea first.\n\nCoffee then.")["prompt_strict"] == (0.0, 1.0)
+
+
 # Scores
 
 

@@ -36,3 +36,11 @@ def test_all_rounds_are_counted(tmp_path: Path) -> None:
     assert items[1]["training"] == 3 * items[0]["training"] > 0
     shown = " ".join(show_preview(Preview(model="m", engine="e", folder="f", run=three)).split())
     assert "all 3 rounds" in shown
+
+
+def test_other_minutes_and_limits_are_decided_anew(tmp_path: Path) -> None:
+    def asked(minutes: float, n: int) -> int:
+        limits = {"minutes": minutes, "responses.max_tokens": 512.0}
+        return Notebook(tmp_path, CountedSession(), limits).decide("pairs", lambda: n)
+
+    assert [asked(3, 7), asked(3, 50), asked(10, 50), asked(10, 9)] == [7, 7, 50, 50]

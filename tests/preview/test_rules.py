@@ -131,3 +131,11 @@ def test_a_judge_that_is_worse_than_a_coin_is_called_so() -> None:
     assert "worse than a coin" in says(0.3)
     assert "does not tell it from a coin" in says(0.5)
     assert says(0.9) == ""
+
+
+@pytest.mark.parametrize("method", ["checks", "random", "longer"])
+def test_labels_of_no_model_are_left_as_they_are(method: str) -> None:
+    """The preview looks at the model's own verdicts then, which the run does not use."""
+    config = make_config({"model": "planted", "judging": {"method": method}, "prompts": {"checkable": 1}})
+    found = changes(looked(CONFIG, [0.5, 0.9, 0.9, 0.9], first_slot=0.98), config)
+    assert not {"verdict words", "one slot", "chance"} & {change.rule for change in found}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sao.config import TrainConfig, make_config
 from sao.errors import ConfigError
 from sao.sweep import make_plan, read_factors, split_values
 from sao.sweep.plan import run_name
@@ -166,3 +167,17 @@ def test_keys_that_end_in_seed_are_repeats() -> None:
         factor.key: factor.is_repeat for factor in read_factors(["train.seed=0", "seed=1", "train.lr=1"])
     }
     assert kinds == {"train.seed": True, "seed": True, "train.lr": False}
+
+
+def test_a_sweep_uploads_nothing(tmp_path: Path) -> None:
+    """Else the last control's model would be the one that is shared."""
+    recipe = small().model_copy(update={"train": TrainConfig(push_to_hub="me/x")})
+    plan = make_plan(recipe, ["judging.method=random"], tmp_path)
+    assert [cell.config.train.push_to_hub for cell in plan.cells] == [None, None]
+    assert plan.notes[0] == "train.push_to_hub: a sweep uploads nothing"
+
+
+def test_cells_that_nothing_compares_are_refused_before_any_is_run(tmp_path: Path) -> None:
+    own = {"model": "some/model", "personas": {"source": "builtin:general"}, "evaluation": {"judged": False}}
+    with raises(ConfigError, key="evaluation.checkable", match="nothing tells which setting is better"):
+        make_plan(make_config(own), ["judging.method=random"], tmp_path)

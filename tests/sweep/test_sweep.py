@@ -74,7 +74,8 @@ def test_a_cell_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path) -> Non
     assert errors == ["", "NoPairsError", "DropError", ""]
     assert sum("failed:" in line for line in said) == 2
     calls = engine.calls
-    run_cells(plan)
+    run_cells(plan, notify=said.append)
+    assert said[-1] == "cells that failed earlier and are not tried again: 2. To try them: --retry"
     assert (engine.calls, len((tmp_path / "cells.jsonl").read_text().splitlines())) == (calls, 4)
     run_cells(plan, retry=True)
     assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 6
@@ -211,5 +212,8 @@ def test_constraints_measure_cells_that_no_judge_compares(
         assert line.judge is None
     (summary,) = tmp_path.glob("run-*/summary.json")
     last = known(Summary.model_validate_json(summary.read_text()).checks)
+    assert list(lines)[-1].checks == last
+    again = make_config(dict(list(lines)[-1].recipe))
+    assert (again.judging.method, again.evaluation.checkable) == ("longer", 1.0)
     scored = list(lines)[-1].measures
     assert sum(figure.n for figure in scored if figure.measure == "checks") == last.trained.n > 0

@@ -41,6 +41,7 @@ from sao.results.evaluation import (
     TaskAverage,
     TaskComparison,
 )
+from sao.stages.by_model import needs_logprobs, require_logprobs
 from sao.statistics import holm
 from sao.store.files import dumps, write_atomic
 from sao.store.manifest import package_versions
@@ -108,6 +109,8 @@ def _check(models: TwoModels, asked: Asked, suites: list[Suite], tasks: TaskOpti
             models.check(models.role(player))
     if judged and "judge" not in models.given:
         models.check(models.judge, prefill=bool(models.judging.prefill))
+        if models.judge.engine.name == "openai" and needs_logprobs(models.judging):
+            require_logprobs(models.session.engine(models.judge), models.judging)
     if tasks is not None:
         _check_tasks(tasks)
 

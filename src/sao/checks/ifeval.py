@@ -181,7 +181,7 @@ def _paragraph_word(answer: str, values: Mapping[str, Any]) -> bool:
     """So many paragraphs between blank lines, and the one at that place begins with the word."""
     parts = answer.split("\n\n")
     number = sum(bool(part.strip()) for part in parts)
-    place = values["nth_paragraph"]
+    place = int(values["nth_paragraph"])
     if number != values["num_paragraphs"] or place > number or not parts[place - 1].strip():
         return False
     first = parts[place - 1].split()[0].lstrip("'").lstrip('"')

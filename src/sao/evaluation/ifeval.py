@@ -82,9 +82,14 @@ def _instructions(row: Row) -> list[Instruction]:
     if not all(isinstance(value, dict) for value in values):
         raise row.error("kwargs holds something else than objects", "kwargs")
     return [
-        Instruction(id_, {name: v for name, v in value.items() if v is not None})
+        Instruction(id_, {name: _whole(v) for name, v in value.items() if v is not None})
         for id_, value in zip(ids, values, strict=True)
     ]
+
+
+def _whole(value: object) -> object:
+    """3 for 3.0, as tables with gaps hold it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _try(checks: Checks, instruction: Instruction, prompt: str, row: Row) -> None:

@@ -17,6 +17,7 @@ from sao.execution.session import Notify, Role, Session
 from sao.models import gguf
 from sao.models.load import check_model, check_trainable
 from sao.models.locate import is_local
+from sao.pipeline.checkable import base_as_reader
 from sao.pipeline.kept_models import is_done
 from sao.pipeline.ray_training import RAY_WORKER, check_cluster
 from sao.pipeline.reader import Reader
@@ -165,6 +166,8 @@ def uses(run: Round, trains: bool) -> Iterator[Use]:
         yield Use(roles.policy, run.stage("responses"))
     if trains and run.has("heldout_base"):
         yield Use(roles.base, run.stage("heldout_base"))
+    if trains and run.has("base_logprobs"):
+        yield Use(base_as_reader(run), run.stage("base_logprobs"))
     judging: list[tuple[Judge, Stage]] = []
     if run.has("judgments"):
         judging += [(judge, run.stage("judgments", judge)) for judge in roles.judges]

@@ -179,11 +179,15 @@ class Reader:
             yield prompt, answers, named(verdicts.take(prompt, shown), name)
         verdicts.end()
 
+    @property
+    def scores_alone(self) -> bool:
+        """Whether each answer is scored by itself: such a score knows no slots."""
+        return self.config.judging.method in ("reward", "pointwise")
+
     def panel(self) -> pairs.Panel:
         """The judges with what their verdicts over the run say about them."""
         how = self.config.judging
-        scores_alone = how.method in ("reward", "pointwise")  # scores of one answer know no slots
-        calibrate = self.config.pairs.calibrate and not scores_alone
+        calibrate = self.config.pairs.calibrate and not self.scores_alone
         calibrations = pairs.calibrate(self.judged()) if calibrate else {}
         weights = {judge.name: judge.weight for judge in self.judges}
         return pairs.Panel(calibrations=calibrations, weights=weights, orders=judging.orders_of(how))

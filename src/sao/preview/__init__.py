@@ -76,7 +76,7 @@ def preview(
     budget, root = Budget(minutes), Path(folder)
     settled, why = (config, "given") if engine is not None else settle(config)
     small, notes = _small(settled)
-    look = Look(small, root, engine, progress, notify)
+    look = Look(small, root, engine, progress, notify, minutes)
     shown = Preview(
         model=config.model,
         engine=why,

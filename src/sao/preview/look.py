@@ -73,14 +73,22 @@ class Look:
     """A preview at work. `given` takes the place of the configured engine (tests, planted judges)."""
 
     def __init__(
-        self, config: Config, root: Path, given: Engine | None, progress: Progress, notify: Notify
+        self,
+        config: Config,
+        root: Path,
+        given: Engine | None,
+        progress: Progress,
+        notify: Notify,
+        minutes: float,
     ) -> None:
         self.config, self.root, self.given = config, root, given
         roles = dict.fromkeys(("policy", "judge"), given) if given is not None else None
         self.session = CountedSession(notify, roles)
         self.runner = Runner(root, self.session, 1.0, progress, notify)
         self.session.notify = self.runner.notify
-        self.notebook = Notebook(root, self.session)
+        written, answered = config.prompts.max_tokens, config.responses.max_tokens
+        limits = {"minutes": minutes, "prompts.max_tokens": written, "responses.max_tokens": answered}
+        self.notebook = Notebook(root, self.session, limits)
 
     @property
     def engine(self) -> Engine:

@@ -108,13 +108,15 @@ class Booked(TypedDict):
 class Notebook:
     """How much is asked for in each step and what each took, in preview.json of the folder."""
 
-    def __init__(self, root: Path, session: CountedSession) -> None:
-        self.path, self.session = root / "preview.json", session
+    def __init__(self, root: Path, session: CountedSession, limits: dict[str, float] | None = None) -> None:
+        """`limits`: the minutes and the recipe's limits that sizes are decided by; others decide anew."""
+        self.path, self.session, self.limits = root / "preview.json", session, limits or {}
         self.asked: dict[str, int] = {}
         self.steps: dict[str, Booked] = {}
         try:
             found = json.loads(self.path.read_text("utf-8"))
-            self.asked, self.steps = dict(found["asked"]), dict(found["steps"])
+            self.steps = dict(found["steps"])
+            self.asked = dict(found["asked"]) if found.get("limits") == self.limits else {}
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a new folder; what cannot be read is measured again
 
@@ -147,7 +149,7 @@ class Notebook:
         self._write()
 
     def _write(self) -> None:
-        text = json.dumps({"asked": self.asked, "steps": self.steps}, indent=1)
+        text = json.dumps({"limits": self.limits, "asked": self.asked, "steps": self.steps}, indent=1)
         write_atomic(self.path, text + "\n")
 
     # What the steps so far say of the speed.

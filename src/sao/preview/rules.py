@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sao.config import Config
+from sao.config.judging import READERS
 from sao.preview.ways import SHORT, differing
 from sao.results.preview import Change, JudgeWay, Preview, PromptWay
 from sao.tables import percent
@@ -197,9 +198,9 @@ def passes(way: JudgeWay, config: Config) -> bool:
 
 def chosen_judge(preview: Preview, config: Config) -> JudgeWay | None:
     """The way to judge that the recipe has after the change: its own, or of those that are better the one
-    that is right most often."""
+    that is right most often. None where no model judges: labels by checks or a rule need no other way."""
     own = own_judge(preview)
-    if own is None:
+    if own is None or config.judging.method not in READERS:
         return None
     tried = [way for way in preview.judging if way.skipped is None and not way.is_recipe]
     better = [way for way in tried if passes(way, config) and _is_better(way, own, config)]

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from sao.results.base import Interval, Rate, Result
+from sao.results.checks import ChecksOutcome
 from sao.results.rounds import RoundResult
 
 MeasureName = Literal["checks", "checks_unseen", "oracle", "win_rate", "words"]
@@ -85,10 +86,15 @@ class Cell(Result):
     """The best by all held-out prompts, whose model the run gave back; null for a single round."""
     stopped_by: list[str] = []
     """What ended the run before its last round, a sentence for each rule."""
+    recipe: dict[str, JsonValue] = {}
+    """The cell's recipe: what in it is no default."""
+    checks: ChecksOutcome | None = None
+    """Constraints by kind, which kinds do not count, repetition, brevity and the base's log-probability; null
+    without constraints, and where the figures are not those of the round that the run gave back."""
     kept_pairs: int | None = None
     """Pairs that it trained on; null where pairs were given."""
     kept_share: float | None = None
-    """These over the possible ones."""
+    """Kept pairs over the possible ones."""
     label_accuracy: Rate | None = None
     """Kept pairs whose chosen answer is better by gold (constraints, else the oracle), where gold sees a
     difference; null without gold."""

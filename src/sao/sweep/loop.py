@@ -40,6 +40,9 @@ def run_cells(
     cells.open()
     lines = cells.read()
     left = [cell for cell in plan.cells if _is_open(lines.get(cell.fingerprint), retry)]
+    known = [lines[cell.fingerprint] for cell in plan.cells if cell.fingerprint in lines]
+    if not retry and (failed := sum(line.error is not None for line in known)):
+        notify(f"cells that failed earlier and are not tried again: {failed}. To try them: --retry")
     took = [line.seconds for line in lines.values() if line.error is None]
     for number, cell in enumerate(plan.cells, 1):
         if cell not in left:
@@ -113,6 +116,7 @@ def run_cell(
         scores = prompt_scores(reader)
         found = _figures(summary, labels_of(reader), scores)
         found["measured"] = number if summary.rounds else None
+        found["checks"] = summary.checks if number == (summary.best or 1) else None
     except StoreError:
         raise
     except SAOError as error:
@@ -120,6 +124,7 @@ def run_cell(
     common: dict[str, object] = {
         "settings": cell.settings,
         "repeats": cell.repeats,
+        "recipe": cell.config.model_dump(mode="json", exclude_defaults=True),
         "fingerprint": cell.fingerprint,
         "run": cell.run,
         "versions": package_versions(),

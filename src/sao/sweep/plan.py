@@ -23,6 +23,7 @@ from sao.config import Config, is_text, make_config, nearest, overridden
 from sao.engines import Engine
 from sao.engines.auto import settle
 from sao.errors import ConfigError
+from sao.models.locate import WORLD_MODEL
 from sao.pipeline.preflight import first_source
 from sao.pipeline.rounds import Outside, Round
 from sao.pipeline.settings import asking
@@ -173,6 +174,8 @@ def make_plan(
     looks: dict[str, Outside] = {}
     cells: dict[str, Planned] = {}
     notes: list[str] = []
+    if config.train.push_to_hub is not None:
+        notes.append("train.push_to_hub: a sweep uploads nothing")
     for overrides in _combinations(factors, product):
         cell = _planned(config, overrides, root, given, looks if known else None)
         first = cells.setdefault(cell.fingerprint, cell)
@@ -227,9 +230,23 @@ def _planned(
     }  # fmt: skip
     if cell.personas.held_out == 0:
         raise ConfigError(f"{where}: then there is nothing to compare on", key="personas.held_out")
+    check_compared(cell, where)
+    cell = cell.model_copy(update={"train": cell.train.model_copy(update={"push_to_hub": None})})
     settled = cell if given is not None else settle(cell)[0]
     run = run_name(settled)
     return Planned(settled, settings, repeats, run, fingerprint_of(settled, root / run, given, looks))
+
+
+def check_compared(cell: Config, where: str = "this recipe") -> None:
+    """Raise ConfigError where neither gold nor a judge would say which cell is better."""
+    has_gold = cell.evaluation.checkable > 0 or WORLD_MODEL in (cell.personas.source, cell.model)
+    if not has_gold and not cell.evaluation.judged:
+        raise ConfigError(
+            f"{where}: nothing tells which setting is better: evaluation.checkable is 0 and "
+            "evaluation.judged false. Set --evaluation.checkable 1 (constraints that a program checks), or "
+            "--evaluation.judged true",
+            key="evaluation.checkable",
+        )
 
 
 def value_of(config: Config, dotted: str) -> JsonValue:

@@ -136,7 +136,8 @@ def _main_measure(groups: Sequence[Group], asked: str | None) -> MeasureName | N
             return name
     raise ConfigError(
         f"no main measure: not all finished cells have {' or '.join(names)} on the choice half of their "
-        f"held-out prompts. Raise personas.held_out, or name another with --measure ({', '.join(BY_NAME)})",
+        "held-out prompts. Raise personas.held_out; checks need evaluation.checkable above 0, a win rate "
+        f"evaluation.judged true; or name another with --measure ({', '.join(BY_NAME)})",
         key="--measure",
     )
 
@@ -255,7 +256,7 @@ def _notes(
     if {} not in [group.settings for group in groups]:
         found.append(f"the recipe is no cell of this product; the base is {label_of(plan.base.settings)}")
     if main == "win_rate":
-        found.append("no gold: the setting is chosen by the judge that it was trained on (CIRCULAR)")
+        found.append("the setting is chosen by the judge that it was trained on (CIRCULAR)")
     judges = {line.judge for group in groups for line in group.finished}
     if len(judges) > 1:
         found.append("the cells have different judges, so their win rates measure different things")

@@ -20,12 +20,24 @@ from sao.analysis.audit.verdict import verdict_on
 from sao.evaluation.compare import Oracle
 from sao.pipeline.reader import Reader
 from sao.records import PreferencePair, Response
-from sao.results.audit import Audit, KeptLabels
+from sao.results.audit import Audit, JudgeAudit, KeptLabels
+from sao.results.base import Rate
 from sao.stages import pairs
 from sao.stages.calibration import Calibration
 from sao.stages.rows import pairs_each
 
 __all__ = ["audit", "possible_pairs", "read_labels", "self_tests", "verdict_on"]
+
+
+def _figures(tally: Tally, scores_alone: bool) -> JudgeAudit:
+    """A judge's figures. What hangs on the order is not known of one that scores each answer by itself: its
+    two orders agree whatever it is worth."""
+    found, unknown = tally.figures(), Rate(rate=None, ci95=(0.0, 1.0), n=0)
+    if not scores_alone:
+        return found
+    return found.model_copy(
+        update={"first_slot_rate": unknown, "flip_rate": unknown, "order_agreement": None}
+    )
 
 
 def audit(run: Reader, labels: Path | None = None) -> Audit:
@@ -58,13 +70,14 @@ def audit(run: Reader, labels: Path | None = None) -> Audit:
             on_checks.see(prompt, answers, [j for j in judgments if j.judge == run.judges[0].name])
         curve.see(answers, judgments, gold, people, panel)
     first, *others = run.judges
-    judge, coverage = tallies[first.name].figures(), curve.coverage(possible_pairs(run))
+    figures = {name: _figures(tally, run.scores_alone) for name, tally in tallies.items()}
+    judge, coverage = figures[first.name], curve.coverage(possible_pairs(run))
     compared = agreements(run, panel, people)
     by_people = compared["people"].agreement_where_both_decide if "people" in compared else None
     return Audit(
         verdict=verdict_on(judge, coverage, by_people),
         judge=judge,
-        panel={other.name: tallies[other.name].figures() for other in others},
+        panel={other.name: figures[other.name] for other in others},
         kept=_kept_labels(run, people),
         checks=None if on_checks is None else on_checks.figures(),
         same_answers=same_answers.rate(),

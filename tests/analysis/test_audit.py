@@ -364,6 +364,15 @@ def _evil(response: Response) -> Response:
     return replace(response, text=f"\x1b[2J\x07 {response.text} \udce4")
 
 
+def test_a_score_of_one_answer_hangs_on_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two orders agree by construction: that is no sign that the judge is worth anything."""
+    folder, before = audited(tmp_path, planted.noisy(0.9))
+    monkeypatch.setattr(Reader, "scores_alone", True)
+    judge = audit(folder).judge
+    assert (judge.flip_rate.rate, judge.first_slot_rate.rate, judge.order_agreement) == (None, None, None)
+    assert judge.accuracy == before.judge.accuracy
+
+
 def test_self_tests(tmp_path: Path) -> None:
     folder, _ = audited(tmp_path, planted.noisy(0.9))
 

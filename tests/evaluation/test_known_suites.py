@@ -222,6 +222,7 @@ def test_hellaswag_by_length_and_not(tmp_path: Path) -> None:
         ("from 10-18", None, 18),
         ("half of it, .5 in all", None, Decimal("0.5")),
         ("1,2 and 3,4", None, 4),
+        ("It costs USD1,000.50 now", None, Decimal("1000.5")),
         ("#### x\nSo 18", None, 18),
         ("#### eighteen", None, None),
         ("##### 5 steps", None, 5),  # a heading

@@ -25,7 +25,7 @@ INSTRUCTION = (
 )
 """Without an example: a small model gives the example's number as its answer."""
 _NUMBER = r"[-−]?(?:[$£€]\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|\d+(?:\.\d+)?")
+_ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?")
 _AFTER_MARK = re.compile(r"(?<!#)####(?!#)[\s*=:]*([^\n#]*)")
 _FIRST = re.compile(rf"[\s*:~≈$£€%]*({_NUMBER})")
 

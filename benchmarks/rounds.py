@@ -129,10 +129,36 @@ def interval(values: Sequence[float]) -> str:
     """Mean and half of its 95 % interval, over seeds; empty without values."""
     if not values:  # a single round
         return ""
-    mean = statistics.fmean(values)
+    mean, half = estimate(values)
+    return f"{mean:+.3f}" if len(values) < 2 else f"{mean:+.3f} ± {half:.3f}"
+
+
+def estimate(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval, over seeds."""
     if len(values) < 2:
-        return f"{mean:+.3f}"
-    return f"{mean:+.3f} ± {T95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5:.3f}"
+        return values[0], 0.0
+    half = T95.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.fmean(values), half
+
+
+def plot(rows: dict[str, list[dict[str, Any]]], base: float, file: Path) -> None:
+    """The gain by round with its 95 % intervals, as a picture; needs matplotlib."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for place, (label, group) in enumerate(rows.items()):
+        most = max(len(row["scores"]) for row in group)
+        found = [estimate([row["scores"][k] - base for row in group]) for k in range(most)]
+        means, halves = zip(*found, strict=True)
+        if most == 1:
+            axes.axhspan(means[0] - halves[0], means[0] + halves[0], alpha=0.2, color="gray", label=label)
+        else:  # a little beside each other, so that the intervals can be told apart
+            at = [k + 1 + 0.03 * (place - len(rows) / 2) for k in range(most)]
+            axes.errorbar(at, means, halves, marker="o", capsize=2, label=label)
+    axes.set(xlabel="round", ylabel="gain by the oracle", xticks=range(1, 5))
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
+    pyplot.savefig(file, dpi=120)
 
 
 def main() -> None:
@@ -141,6 +167,7 @@ def main() -> None:
     )
     parser.add_argument("sweeps", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True, help="a line for each model")
+    parser.add_argument("--plot", type=Path, help="a picture of the gains (PNG or SVG; needs matplotlib)")
     parser.add_argument("--prompts", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -161,6 +188,8 @@ def main() -> None:
         chosen = ", ".join(str(row["chosen"]) for row in group)
         regret, over = (interval([row[key] for row in group]) for key in ("regret", "over_first"))
         print(f"| {label} | {' | '.join(gains)} | {chosen} | {regret} | {over} |")
+    if options.plot is not None:
+        plot(rows, base, options.plot)
     print(json.dumps({"benchmark": "rounds", "base": base, "settings": rows, "prompts": found[BASE]["n"],
                       "versions": package_versions()}))  # fmt: skip
 

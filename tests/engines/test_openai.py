@@ -206,13 +206,13 @@ def test_a_server_that_dies_ends_the_run_and_the_same_command_goes_on(
 def test_a_server_that_comes_back_in_time_costs_nothing_but_time(
     tmp_path: Path, honest: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "OUTAGE_SECONDS", 0.1)
+    monkeypatch.setattr(client, "OUTAGE_SECONDS", 0.5)  # a busy machine is silent for less
     said: list[str] = []
     server = Server(delay=0.002)
 
     def revive() -> None:
         server.died.wait(30)
-        time.sleep(0.7)
+        time.sleep(2)
         server.start()
 
     with server:

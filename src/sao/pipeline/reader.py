@@ -203,7 +203,7 @@ class Reader:
 
     def margins(self) -> Iterator[float]:
         """How sure the judges are of every two answers that differ, kept as a pair or not: their log-odds
-        (nats) without the sign. None where they give no numbers or make no verdicts here."""
+        (nats) without the sign. Nothing comes where they give no numbers."""
         if not self.round.has("judgments"):
             return
         panel, how = self.panel(), self.config.pairs.model_copy(update={"keep": "all"})

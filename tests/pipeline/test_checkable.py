@@ -3,7 +3,8 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -11,12 +12,17 @@ from sao import checks
 from sao.analysis.audit import audit
 from sao.cli.app import main
 from sao.config import Config, PromptsConfig, make_config
+from sao.engines import Engine
 from sao.engines.scripted import ScriptedEngine
-from sao.errors import ConfigError, StoreError
+from sao.errors import ConfigError, ModelError, StoreError
+from sao.execution.session import Role
+from sao.execution.step import Work
 from sao.method import run
-from sao.pipeline.checkable import with_checks
+from sao.pipeline.checkable import make_base_logprobs, with_checks
 from sao.pipeline.folder import reader
 from sao.pipeline.reader import Reader
+from sao.pipeline.rounds import Round
+from sao.pipeline.steps import STEPS
 from sao.records import Constraint, Prompt, from_dict, to_dict
 from sao.report.audit import show_audit
 from sao.stages import rows
@@ -202,3 +208,15 @@ def test_kinds_and_number_of_constraints_are_those_asked_for(monkeypatch: pytest
     assert {check.kind for prompt in training for check in prompt.checks} == {"no_commas", "question_end"}
     kinds = {check.kind for prompt in held_out for check in prompt.checks}
     assert kinds == {"no_commas", "question_end", *checks.UNSEEN}
+
+
+def test_a_base_that_cannot_be_read_says_how_to_go_on() -> None:
+    """After hours of training: the reading of its answers can be left out."""
+
+    def engine(role: Role) -> Engine:
+        raise ModelError("does not fit", key="engine.device")
+
+    round_ = Round(make_config({"model": "builtin:world"}), Path("x"), STEPS)
+    work = SimpleNamespace(config=round_.config, run=round_, engine=engine)
+    with raises(ModelError, key="engine.device", match="does not fit.*--evaluation.base_logprobs false"):
+        next(make_base_logprobs(cast(Work[Round], work)))

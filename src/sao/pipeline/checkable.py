@@ -12,6 +12,7 @@ from sao import checks
 from sao.config import Config, PromptsConfig
 from sao.data.messages import chat
 from sao.engines import ContinuationRequest, Failure, require_continuations
+from sao.errors import EngineError, ModelError
 from sao.execution.session import Role
 from sao.execution.step import Work
 from sao.pipeline.reader import Reader
@@ -81,7 +82,11 @@ def make_base_logprobs(work: Work[Round]) -> Iterator[Likelihoods | Drop]:
                 waiting[id_] = prompt
                 yield ContinuationRequest(id_, chat(prompt, system), (base.text, tuned.text))
 
-    engine = require_continuations(work.engine(base_as_reader(work.run)))
+    try:
+        engine = require_continuations(work.engine(base_as_reader(work.run)))
+    except (ModelError, EngineError) as error:
+        left_out = "Without this step the run goes on: --evaluation.base_logprobs false"
+        raise type(error)(f"base_logprobs: {error}. {left_out}", key=error.key) from error
     for found in engine.continuation_logprobs(requests()):
         prompt = waiting.pop(found.id)
         row = rows.index_of(prompt.row)

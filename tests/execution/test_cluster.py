@@ -83,12 +83,12 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def replicas(out: Path) -> list[int]:
-    """The processes of the replicas that have answered something since they were started."""
+    """The processes of the replicas at work."""
     try:
         found = json.loads((out / "status.json").read_text("utf-8"))["replicas"]
     except (OSError, ValueError):
         return []
-    return [one["pid"] for one in found if one["pid"] and one["done"]]
+    return [one["pid"] for one in found if one["pid"] and one["phase"] == "working"]
 
 
 def test_kills_cost_nothing(two: Cluster, alone: Path, tmp_path: Path) -> None:

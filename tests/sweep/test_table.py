@@ -88,7 +88,7 @@ def test_without_gold_the_judge_decides_and_that_is_said(tmp_path: Path) -> None
     table = make_table(plan)
     assert (table.measure, table.circular, table.chosen) == ("win_rate", True, "judging.method=random")
     assert "CIRCULAR" in show_sweep(table)
-    assert any("(CIRCULAR)" in note for note in table.notes)
+    assert "the setting is chosen by the judge that it was trained on (CIRCULAR)" in table.notes
     assert "one seed" in show_sweep(table)
 
 

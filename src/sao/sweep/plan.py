@@ -230,14 +230,14 @@ def _planned(
     }  # fmt: skip
     if cell.personas.held_out == 0:
         raise ConfigError(f"{where}: then there is nothing to compare on", key="personas.held_out")
-    check_compared(cell, where)
+    _check_compared(cell, where)
     cell = cell.model_copy(update={"train": cell.train.model_copy(update={"push_to_hub": None})})
     settled = cell if given is not None else settle(cell)[0]
     run = run_name(settled)
     return Planned(settled, settings, repeats, run, fingerprint_of(settled, root / run, given, looks))
 
 
-def check_compared(cell: Config, where: str = "this recipe") -> None:
+def _check_compared(cell: Config, where: str) -> None:
     """Raise ConfigError where neither gold nor a judge would say which cell is better."""
     has_gold = cell.evaluation.checkable > 0 or WORLD_MODEL in (cell.personas.source, cell.model)
     if not has_gold and not cell.evaluation.judged:

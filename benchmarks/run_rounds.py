@@ -1,5 +1,5 @@
-"""The rounds of finished runs as JSON lines: what round.json says of each, its constraints, and how many of its
-labels are right.
+"""The rounds of finished runs as JSON lines: what round.json says of each, its constraints, and how many
+of its labels are right.
 
     python benchmarks/run_rounds.py RUN [RUN …] --out FILE
 

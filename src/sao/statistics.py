@@ -287,6 +287,11 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
+def bonferroni(intervals: int) -> float:
+    """Standard errors to either side such that so many intervals hold together with 95 % (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.025 / max(1, intervals))
+
+
 def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Score interval of a rate of `successes` in `n` independent trials (Wilson, JASA 22, 1927); (0, 1) for
     none."""
@@ -300,22 +305,22 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 
 def ratio_ci(
-    counts: Sequence[float] | Floats, of: Sequence[float] | Floats
+    counts: Sequence[float] | Floats, of: Sequence[float] | Floats, z: float = Z95
 ) -> tuple[float, tuple[float, float]]:
-    """A rate Σ counts / Σ of and its 95 % interval, one entry a prompt: what stands in one prompt hangs
-    together.
+    """A rate Σ counts / Σ of and its interval (95 % by default), one entry a prompt: what stands in one
+    prompt hangs together.
 
     Wilson's interval on as many independent trials as the ratio estimator's variance is worth (Cochran,
     Sampling Techniques, 1977, section 6.4; effective sample size as by Korn and Graubard, 1998). NaN and (0,
     1) where there is nothing.
     """
     a, b = np.asarray(counts, np.float64), np.asarray(of, np.float64)
-    sums = (a.sum(), b.sum(), (a * a).sum(), (a * b).sum(), (b * b).sum(), (b > 0).sum())
-    return ratio_of_sums(*(float(value) for value in sums))
+    aa, ab, bb = float((a * a).sum()), float((a * b).sum()), float((b * b).sum())
+    return ratio_of_sums(float(a.sum()), float(b.sum()), aa, ab, bb, float((b > 0).sum()), z)
 
 
 def ratio_of_sums(
-    a: float, b: float, aa: float, ab: float, bb: float, prompts: float
+    a: float, b: float, aa: float, ab: float, bb: float, prompts: float, z: float = Z95
 ) -> tuple[float, tuple[float, float]]:
     """The same from Σa, Σb, Σa², Σab, Σb² over the prompts (a so often out of b) and the number of those with
     b > 0."""
@@ -324,7 +329,7 @@ def ratio_of_sums(
     rate = a / b
     variance = (aa - 2 * rate * ab + rate * rate * bb) / b**2
     worth = rate * (1 - rate) / variance if variance > 1e-15 else prompts
-    return rate, wilson(rate * worth, worth)
+    return rate, wilson(rate * worth, worth, z)
 
 
 @dataclass(frozen=True, slots=True)

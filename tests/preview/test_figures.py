@@ -1,13 +1,15 @@
 """What the verdicts on pairs come to: which pairs count, and which hang together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from sao.checks import TRAINED
 from sao.preview.figures import judge_figures
-from sao.preview.gold import checkable, made_up
+from sao.preview.gold import best_and_worst, checkable, kinds_that_differ, made_up
 from sao.preview.look import Pair
-from sao.records import Judgment, Prompt, Response, Verdict
+from sao.records import Constraint, Judgment, Prompt, Response, Verdict
 from sao.results.base import Rate
 from sao.results.preview import JudgeWay
 from sao.statistics import ratio_ci, wilson
@@ -73,6 +75,36 @@ def test_a_pair_with_an_unread_verdict_is_half_right() -> None:
 
 def test_prompts_with_constraints_and_made_up_pairs_know_their_source() -> None:
     prompts = [Prompt(id=f"p{k}", row=2 * k, persona_id="", text=f"Why {k}?") for k in range(2)]
-    asked = checkable(prompts, 4, seed=1)
+    asked = checkable(prompts, range(4), 1, TRAINED)
     assert [prompt.text[:6] for prompt in asked] == ["Why 0?", "Why 1?"] * 2
     assert {pair.source for pair in made_up(prompts, 6, seed=1)} == {"Why 0?", "Why 1?"}
+
+
+def test_no_answer_stands_in_two_pairs() -> None:
+    prompt = Prompt(id="p", row=0, persona_id="", text="?")
+    worth = {"p0": 1.0, "p1": 0.0, "p2": 0.5, "p3": 1.0, "p4": None, "p5": 0.0}
+    answers = [answer("p", index) for index in range(6)]
+    pairs = best_and_worst(prompt, answers, lambda _, text: worth[text])
+    assert [{a.id for a in pair.answers} for pair in pairs] == [{"p0", "p5"}, {"p3", "p1"}]
+    assert [pair.better for pair in pairs] == ["p0", "p3"]
+    assert best_and_worst(prompt, answers[:1], lambda *_: 1.0) == []
+    assert best_and_worst(prompt, answers[:2], lambda *_: 1.0) == []
+    three = best_and_worst(prompt, answers[:3], lambda _, text: worth[text])
+    assert [{a.id for a in pair.answers} for pair in three] == [{"p0", "p1"}]
+
+
+def test_kinds_that_all_answers_keep_are_not_asked_again() -> None:
+    def asked(kind: str, values: dict[str, object], texts: tuple[str, str]) -> Pair:
+        both = (Constraint("max_words", {"n": 90}), Constraint(kind, values))
+        prompt = Prompt(id=kind, row=0, persona_id="", text="?", checks=both)
+        sides = tuple(replace(answer(kind, k), text=text) for k, text in enumerate(texts))
+        return Pair(prompt=prompt, answers=(sides[0], sides[1]), better=sides[0].id)
+
+    pairs = [
+        asked("no_commas", {}, ("a b", "a, b")),
+        asked("question_end", {}, ("Is it?", "It is.")),
+        asked("avoid_words", {"words": ["tea"]}, ("coffee", "tea")),
+        asked("min_words", {"n": 2}, ("two words", "one")),
+    ]
+    assert kinds_that_differ(pairs) == ["avoid_words", "min_words", "no_commas", "question_end"]
+    assert kinds_that_differ(pairs[:3]) == list(TRAINED)

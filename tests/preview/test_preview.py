@@ -10,6 +10,7 @@ import pytest
 
 import sao.checks
 import sao.preview
+import sao.preview.verdicts
 import sao.preview.ways
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config
@@ -323,17 +324,39 @@ def test_prompts_with_constraints_keep_the_form_of_their_answers_free(
         systems.update(message.content for message in messages if message.role == "system")
         return words_reply(messages, seed, sampling)
 
-    def figures(way: JudgeWay, pairs: Sequence[Pair], verdicts: Iterable[Judgment]) -> JudgeWay:
+    def figures(way: JudgeWay, pairs: Sequence[Pair], said: Iterable[Judgment], ways: int) -> JudgeWay:
         sources.update((pair.source, pair.prompt.id) for pair in pairs if pair.better is not None)
-        return judge_figures(way, pairs, verdicts)
+        return judge_figures(way, pairs, said, ways)
 
-    monkeypatch.setattr(sao.preview, "judge_figures", figures)
+    monkeypatch.setattr(sao.preview.verdicts, "judge_figures", figures)
     found = look(Planted(reply=reply, choose=fair()), tmp_path)
     assert found.gold is not None and found.gold.source == "constraints"
     assert "Answer briefly, and do all that is asked." in systems
     assert not any("lists" in system for system in systems)
     # Several pairs come from one of the 16 prompts.
     assert None not in dict(sources) and len(dict(sources)) <= 16
+
+
+def test_fifty_pairs_are_judged_where_the_time_allows_it(tmp_path: Path) -> None:
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert found.gold is not None and found.gold.prompts > 24
+    assert [way.accuracy.n for way in found.judging if way.accuracy is not None and way.accuracy.n < 50] == []
+
+
+def test_where_the_time_is_short_the_best_other_way_alone_sees_as_many_pairs_as_the_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 12)
+    engine = _judge_that_needs("The best answer is number ")
+    found = look(engine, tmp_path)
+    pairs = {way.name: way.pairs for way in found.judging}
+    assert pairs["first or second"] == pairs["one answer at a time"] == 12
+    assert pairs["the recipe's"] == pairs["prefill"] > 50
+    spent = {step.name: step.items for step in found.spent}
+    assert spent["verdicts, prefill"] == 2 * pairs["prefill"]
+    before, calls = files(tmp_path), engine.calls
+    assert look(engine, tmp_path).judging == found.judging
+    assert (files(tmp_path), engine.calls) == (before, calls)
 
 
 def test_unread_verdicts_are_told(tmp_path: Path) -> None:

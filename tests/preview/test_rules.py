@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from sao.config import Config, make_config
-from sao.preview.rules import changes, chosen_judge
+from sao.preview.rules import changes, chosen_judge, finalists
 from sao.preview.ways import RECIPE, judge_ways
 from sao.results.base import Rate
 from sao.results.preview import Change, JudgeWay, Preview, RunCost
@@ -63,6 +63,23 @@ def test_a_way_that_may_be_right_by_chance_takes_the_place_of_one_that_fails() -
     assert chosen([0.50, 0.58, 0.50, 0.45]) == RECIPE
     assert chosen([0.50, 0.58, 0.50, 0.45], **ONE_SLOT) == "prefill"
     assert chosen([0.50, 0.50, 0.50, 0.50], **UNREAD) == RECIPE
+
+
+def test_the_best_of_several_must_be_better_than_chance_for_all_of_them() -> None:
+    found = looked(CONFIG, [0.50, 0.68, 0.50, 0.45])
+    ways = [way.model_copy(update={"least": 0.48}) for way in found.judging]
+    assert found.judging[1].accuracy is not None and found.judging[1].accuracy.ci95[0] > 0.5
+    judge = chosen_judge(found.model_copy(update={"judging": ways}), CONFIG)
+    assert judge is not None and judge.name == RECIPE
+
+
+def test_the_recipes_way_and_the_best_other_see_more_pairs() -> None:
+    ways = looked(CONFIG, [0.40, 0.60, 0.70, 0.45]).judging
+    assert [way.name for way in finalists(ways, CONFIG)] == [RECIPE, "first or second"]
+    no_mass = [way.model_copy(update={"mass": 0.1}) if way.name == "first or second" else way for way in ways]
+    assert [way.name for way in finalists(no_mass, CONFIG)] == [RECIPE, "prefill"]
+    skipped = [ways[0].model_copy(update={"skipped": "asks no model"}), *ways[1:]]
+    assert [way.name for way in finalists(skipped, CONFIG)] == ["first or second", "prefill"]
 
 
 def test_without_known_pairs_a_way_that_passes_takes_the_place_of_one_that_fails() -> None:

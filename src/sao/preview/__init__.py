@@ -4,39 +4,36 @@ A recipe in, a `Preview` out: texts as they are, how many prompts are usable by 
 answers look like, what the judge is worth, what the whole run will take here, and what to change. The records
 lie in a folder like a run's; the same call goes on where it stopped.
 
-`ways` has what is tried, as data; `rules` what to change; `look` the folder and its steps.
+`ways` has what is tried, as data; `rules` what to change; `look` the folder and its steps; `verdicts` what
+the judge is worth.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sao.config import Config
-from sao.config.judging import READERS
 from sao.data.readers import content_identity
 from sao.engines import Engine
 from sao.engines.auto import settle
-from sao.errors import ConfigError, EngineError, ModelError, SAOError
+from sao.errors import ConfigError, EngineError, ModelError
 from sao.execution.runner import Progress, watched
 from sao.execution.session import Notify
 from sao.models.load import check_model
 from sao.pipeline import preflight
-from sao.pipeline.reader import Reader
 from sao.preview import budget as times
 from sao.preview.budget import Budget
 from sao.preview.costs import run_cost, spent
-from sao.preview.figures import answer_figures, judge_figures, prompt_figures
-from sao.preview.gold import gold_pairs, prompts_wanted
-from sao.preview.look import Look, Pair, Shown
+from sao.preview.figures import answer_figures, prompt_figures
+from sao.preview.look import Look
 from sao.preview.recipe import write_recipe
 from sao.preview.rules import changes, chosen_way
-from sao.preview.ways import RECIPE, Settings, Way, judge_ways, prompt_ways, varied
-from sao.records import Message, Prompt, Response
-from sao.results.preview import AnswerFigures, Change, JudgeWay, Preview, PromptWay
+from sao.preview.verdicts import with_verdicts
+from sao.preview.ways import RECIPE, Settings, prompt_ways, varied
+from sao.records import Message
+from sao.results.preview import AnswerFigures, Change, Preview, PromptWay
 from sao.store import manifest
 
 __all__ = ["preview"]
@@ -45,10 +42,6 @@ NO_TEMPLATE = (
     "This is a base model: its tokenizer has no chat template, so it has not learnt to answer. Take the "
     "instruct version of the model (its name mostly ends with -Instruct, -it or -Chat). If this one was "
     "trained on chats, give the template that was used there (--chat.template FILE), and look again."
-)
-HALF = (
-    "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
-    "on the same pairs."
 )
 
 
@@ -95,7 +88,7 @@ def preview(
             change = Change(rule="no chat template", says=NO_TEMPLATE)
             return shown.model_copy(update={"problem": str(error), "changes": [change]})
         shown = _with_texts(look, budget, settled, shown)
-        shown = _with_verdicts(look, budget, settled, shown)
+        shown = with_verdicts(look, budget, shown)
     return _finished(look, budget, config, settled, shown, write or root / "recipe.yaml")
 
 
@@ -225,102 +218,6 @@ def _answers(look: Look, settings: Settings, config: Config) -> AnswerFigures:
     with look.notebook.timed("answers"):
         run = look.run(settings, "responses")
     return answer_figures(run, look.notebook.tokens_each("answers"), config.responses.max_tokens)
-
-
-# Verdicts.
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The usable prompts, and those with two different answers as pairs."""
-
-    prompts: Sequence[Prompt]
-    pairs: Sequence[Pair]
-
-
-def _with_verdicts(look: Look, budget: Budget, config: Config, shown: Preview) -> Preview:
-    """The preview with what the judge is worth."""
-    texts, oracle = _texts(look, shown), Reader(look.round({})).oracle
-    n = look.notebook.decide("prompts with constraints", lambda: prompts_wanted(look, budget))
-    known, gold = gold_pairs(look, texts.prompts, oracle, n)
-    shown = shown.model_copy(update={"gold": gold})
-    ways, pairs = judge_ways(look.config), _mixed(texts.pairs, known)
-    if not pairs:
-        return shown
-    number = look.notebook.decide("pairs", lambda: _pairs_wanted(look, budget, pairs, ways))
-    found = [_judge_way(look, name, own, pairs[:number], is_recipe) for name, own, is_recipe in ways]
-    is_unread = any(way.unparseable and way.accuracy is not None for way in found)
-    notes = [*shown.notes, HALF] if is_unread else shown.notes
-    return shown.model_copy(update={"judging": found, "notes": notes})
-
-
-def _texts(look: Look, shown: Preview) -> _Texts:
-    chosen = chosen_way(shown)
-    if chosen is None or shown.answers is None:
-        return _Texts((), ())
-    asked = look.notebook.asked
-    settings = {
-        "personas.n": str(asked["personas"]),
-        "prompts.max_tokens": str(asked["tokens of a prompt"]),
-        "responses.max_tokens": str(shown.answers.max_tokens),
-        **chosen.settings,
-    }
-    run = Reader(look.round(settings))
-    pairs = [
-        Pair(prompt=prompt, answers=(answers[0], answers[1]))
-        for prompt, answers in run.answered()
-        if _differ(answers)
-    ]
-    return _Texts(list(run.asked(held_out=False)), pairs)
-
-
-def _differ(answers: Sequence[Response]) -> bool:
-    return len(answers) == 2 and answers[0].text != answers[1].text
-
-
-def _mixed(plain: Sequence[Pair], gold: Sequence[Pair]) -> list[Pair]:
-    """Pairs of both kinds, one plain one after three of which the better answer is known."""
-    found: list[Pair] = []
-    waiting = list(plain)
-    for number, pair in enumerate(gold, 1):
-        found.append(pair)
-        if number % 3 == 0 and waiting:
-            found.append(waiting.pop(0))
-    return [*found, *waiting]
-
-
-def _pairs_wanted(look: Look, budget: Budget, pairs: Sequence[Pair], ways: Sequence[Way]) -> int:
-    """How many pairs all ways can judge in the time that is left: the first way that reads judges one pair,
-    and its verdicts are thrown away."""
-    tried = (_seconds_each(look, settings, pairs[:1]) for _, settings, _ in ways)
-    each = next((seconds for seconds in tried if seconds is not None), 0.0)
-    return times.judged_pairs(budget.left(), len(ways), each)
-
-
-def _seconds_each(look: Look, settings: Settings, pairs: Sequence[Pair]) -> float | None:
-    """Seconds of a verdict by a way, None where it reads nothing or cannot be used."""
-    try:
-        shown = Shown(round=look.round(settings), pairs=pairs)
-        if shown.judge.config.method not in READERS:
-            return None
-        return times.seconds_each(look.verdicts_now(shown))
-    except SAOError:
-        return None
-
-
-def _judge_way(look: Look, name: str, own: Settings, pairs: Sequence[Pair], is_recipe: bool) -> JudgeWay:
-    """One way to judge, tried."""
-    way = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
-    try:
-        shown = Shown(round=look.round(own), pairs=pairs)
-        if (method := shown.judge.config.method) not in READERS:
-            skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
-            return way.model_copy(update={"skipped": skipped})
-        with look.notebook.timed(f"verdicts, {name}"):
-            verdicts = look.verdicts(shown, f"verdicts, {name}")
-    except SAOError as error:
-        return way.model_copy(update={"skipped": str(error)})
-    return judge_figures(way, pairs, verdicts)
 
 
 # The end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,12 +19,21 @@ PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), 192
 most."""
 ANSWERS_EACH, EXPECTED_TOKENS = 4, 90
 """Answers to a prompt with constraints, and mean tokens of one (assumed; SmolLM2 needs about 70)."""
-CHECKED_PROMPTS = (6, 50)
-"""Prompts with constraints: at least, and at most."""
-PAIRS = (6, 58)
-"""Pairs that are judged: at least, and at most."""
-SHARES = {"prompts": 0.2, "answers": 0.2, "checked answers": 0.3}
-"""Share of the time for each step; what is left is for the verdicts."""
+CHECKED_PROMPTS = (6, 24)
+"""Prompts with constraints that are answered first: at least, and at most. How many of them give a pair says
+how many more are needed."""
+GOLD = 50
+"""Pairs of which the better answer is known that are wanted."""
+MORE_PROMPTS = 150
+"""Prompts with constraints that are answered for them at most, the first ones aside."""
+ALL_WAYS = (6, 20)
+"""Pairs that every way to judge sees, at least and at most; more of them only FINALISTS see."""
+FINALISTS = 2
+"""Ways that see all pairs: the recipe's and the best other."""
+SHARES = {"prompts": 0.2, "answers": 0.15, "checked answers": 0.15}
+"""Share of the time for each step; what is left is for more prompts with constraints and for the verdicts."""
+SURE = 0.9
+"""Share of the time left that is planned."""
 QUESTION = "How do I repair a bicycle tyre at home? Explain it to me."
 
 
@@ -101,6 +111,43 @@ def checked_prompts(budget: Budget, tokens_per_second: float, tokens: float) -> 
     return within(CHECKED_PROMPTS, affordable / ANSWERS_EACH)
 
 
-def judged_pairs(left: float, ways: int, each: float) -> int:
-    """Pairs that are judged in both orders by every way."""
-    return within(PAIRS, 0.9 * left / (2 * max(1, ways) * max(each, 1e-6)))
+@dataclass(frozen=True)
+class Pace:
+    """The time, the number of ways to judge, and the seconds of one verdict."""
+
+    budget: Budget
+    ways: int
+    each: float
+
+    def affordable(self) -> float:
+        """Seconds that are planned of those that are left."""
+        return SURE * self.budget.left()
+
+    def seconds(self, pairs: int, first: int) -> float:
+        """Seconds of the verdicts on pairs in both orders: `first` of them by all ways, the rest by
+        FINALISTS."""
+        return 2 * self.each * (self.ways * min(first, pairs) + FINALISTS * max(0, pairs - first))
+
+
+def more_prompts(pace: Pace, plain: int, found: int, cost: float, share: float) -> int:
+    """How many more prompts with constraints are answered, so that as many pairs as the time allows, GOLD at
+    most, have a known better answer. `found` are there; a further one costs `cost` seconds, and `share` come
+    of a prompt. `plain` others are judged with them."""
+    for n in range(GOLD, found, -1):
+        if (n - found) * cost + pace.seconds(n + plain, ALL_WAYS[1]) <= pace.affordable():
+            return min(MORE_PROMPTS, math.ceil((n - found) / share))
+    return 0
+
+
+def judged_by_all(pace: Pace, pairs: int) -> int:
+    """How many of these pairs every way judges."""
+    if pace.seconds(pairs, pairs) <= pace.affordable():
+        return pairs
+    one = max(pace.seconds(1, 1), 1e-6)
+    return min(pairs, within(ALL_WAYS, pace.affordable() / one))
+
+
+def judged_by_best(pace: Pace, pairs: int, first: int) -> int:
+    """How many of these pairs the FINALISTS judge, the `first` among them."""
+    one = max(pace.seconds(1, 0), 1e-6)
+    return min(pairs, first + int(pace.affordable() / one))

@@ -12,7 +12,7 @@ from sao.preview.texts import distinct_share, is_looping, mean_words
 from sao.records import Drop, Judgment, Prompt, Response
 from sao.results.base import Rate
 from sao.results.preview import AnswerFigures, JudgeWay, PromptWay, ShownAnswers, ShownText
-from sao.statistics import mean, ratio_ci, wilson
+from sao.statistics import Z95, bonferroni, mean, ratio_ci, wilson
 
 SHOWN = 3
 """Texts that are shown of each way."""
@@ -91,13 +91,16 @@ def _shown_answers(
 # Judges.
 
 
-def judge_figures(way: JudgeWay, pairs: Sequence[Pair], verdicts: Iterable[Judgment]) -> JudgeWay:
-    """A way with its verdicts on the pairs."""
+def judge_figures(
+    way: JudgeWay, pairs: Sequence[Pair], verdicts: Iterable[Judgment], ways: int = 1
+) -> JudgeWay:
+    """A way with its verdicts on the pairs; it is one of so many `ways`."""
     said = {(v.first_id, v.second_id): v for v in verdicts}
     readable = [v for v in said.values() if _points(v) is not None]
     both = [_both_orders(pair, said) for pair in pairs]
     read_twice = [pair for pair in both if pair is not None]
     masses = [v.verdict_prob for v in said.values() if v.verdict_prob is not None]
+    accuracy, of_all = _accuracy(pairs, said, Z95), _accuracy(pairs, said, bonferroni(ways))
     return way.model_copy(
         update={
             "pairs": len(pairs),
@@ -108,7 +111,8 @@ def judge_figures(way: JudgeWay, pairs: Sequence[Pair], verdicts: Iterable[Judgm
             if readable
             else None,
             "flips": mean([float(one != other) for one, other in read_twice]) if read_twice else None,
-            "accuracy": _accuracy(pairs, said),
+            "accuracy": accuracy,
+            "least": of_all.ci95[0] if of_all else None,
         }
     )
 
@@ -133,10 +137,10 @@ def _both_orders(pair: Pair, said: dict[tuple[str, str], Judgment]) -> tuple[flo
     return x, 1 - y
 
 
-def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment]) -> Rate | None:
-    """How often both orders together favour the better answer; None without gold pairs. Pairs of one source
-    hang together. The interval is no narrower than that of independent pairs: of few sources their spread is
-    not well known."""
+def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment], z: float) -> Rate | None:
+    """How often both orders together favour the better answer, with its interval of `z` standard errors; None
+    without gold pairs. Pairs of one source hang together. The interval is no narrower than that of
+    independent pairs: of few sources their spread is not well known."""
     points: dict[str, list[float]] = {}
     for pair in pairs:
         if pair.better is not None:
@@ -144,8 +148,8 @@ def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment]) -> R
     if not points:
         return None
     hits, of = [sum(each) for each in points.values()], [len(each) for each in points.values()]
-    rate, clustered = ratio_ci(hits, of)
-    apart = wilson(sum(hits), sum(of))
+    rate, clustered = ratio_ci(hits, of, z)
+    apart = wilson(sum(hits), sum(of), z)
     return Rate(rate=rate, ci95=(min(clustered[0], apart[0]), max(clustered[1], apart[1])), n=sum(of))
 
 

@@ -5,8 +5,8 @@ oracle."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from sao import checks
 from sao.preview.budget import ANSWERS_EACH, EXPECTED_TOKENS, Budget, checked_prompts, checked_tokens
@@ -16,8 +16,12 @@ from sao.records import Prompt, Response, make_id
 from sao.results.preview import GoldPairs, GoldSource
 from sao.stages import rows
 
+STEP = "checked answers"
+"""The step in the preview's notebook."""
 LEAST = 5
 """Sampled pairs below which made-up ones stand in."""
+LEAST_KINDS = 4
+"""Kinds whose constraints some answers keep and others do not, from which on only these are asked again."""
 MADE_UP = 20
 """Made-up pairs."""
 QUESTIONS = (
@@ -30,40 +34,82 @@ QUESTIONS = (
 Score = Callable[[Prompt, str], float | None]
 
 
-def gold_pairs(
-    look: Look, prompts: Sequence[Prompt], oracle: Callable[[str, str], float | None] | None, n: int
-) -> tuple[list[Pair], GoldPairs]:
-    """At most `n` prompts answered, and the pairs that come of it."""
-    if oracle is not None:
-        asked, score = _with_rows(prompts[:n]), _by_oracle(oracle)
-    else:
-        asked, score = checkable(prompts, n, look.config.seed), _by_constraints
-    # Short answers, so that many are finished in the time: only finished ones can be checked.
-    system = BRIEF if oracle is None else None
-    sources = {prompt.id: prompts[number % len(prompts)].id for number, prompt in enumerate(asked)}
-    sampled = _sampled(look, asked, score, system) if asked else ()
-    pairs = [replace(pair, source=sources[pair.prompt.id]) for pair in sampled]
-    source: GoldSource = "oracle" if oracle is not None else "constraints"
-    found = GoldPairs(source=source, pairs=len(pairs), prompts=len(asked), differing=len(pairs))
-    if oracle is not None or len(pairs) >= LEAST:
-        return pairs, found
-    pairs = made_up(prompts, MADE_UP, look.config.seed)
-    return pairs, found.model_copy(update={"source": "made up", "pairs": len(pairs)})
+@dataclass(frozen=True, kw_only=True)
+class Gold:
+    """How pairs of which a program knows the better answer are made of the usable prompts."""
+
+    look: Look
+    prompts: Sequence[Prompt]
+    oracle: Callable[[str, str], float | None] | None
+
+    def asked(self, numbers: range, kinds: Sequence[str]) -> list[Prompt]:
+        """The prompts with these numbers: in the toy world each usable one once, else in turn with
+        constraints of these kinds."""
+        if self.oracle is not None:
+            return _with_rows(self.prompts, numbers)
+        return checkable(self.prompts, numbers, self.look.config.seed, kinds)
+
+    def sampled(self, asked: Sequence[Prompt]) -> list[Pair]:
+        """Their answers, as pairs."""
+        if not asked:
+            return []
+        score = _by_constraints if self.oracle is None else _by_oracle(self.oracle)
+        # Short answers, so that many are finished in the time: only finished ones can be checked.
+        system = BRIEF if self.oracle is None else None
+        tokens = checked_tokens(self.look.config.responses.max_tokens)
+        with self.look.notebook.timed(STEP):
+            answers = self.look.answers(Asked(prompts=asked, each=ANSWERS_EACH, tokens=tokens, system=system))
+        by_prompt: dict[str, list[Response]] = {}
+        for answer in answers:
+            by_prompt.setdefault(answer.prompt_id, []).append(answer)
+        return [
+            replace(pair, source=self._source(prompt))
+            for prompt in asked
+            for pair in best_and_worst(prompt, by_prompt.get(prompt.id, ()), score)
+        ]
+
+    def _source(self, prompt: Prompt) -> str:
+        """The usable prompt that was asked with constraints."""
+        return self.prompts[rows.index_of(prompt.row) % len(self.prompts)].id
+
+    def result(self, pairs: list[Pair], asked: int) -> tuple[list[Pair], GoldPairs]:
+        """The pairs with what they are; made-up ones where fewer than LEAST came of the `asked` prompts."""
+        source: GoldSource = "oracle" if self.oracle is not None else "constraints"
+        differing = len({pair.prompt.id for pair in pairs})
+        found = GoldPairs(source=source, pairs=len(pairs), prompts=asked, differing=differing)
+        if self.oracle is not None or len(pairs) >= LEAST:
+            return pairs, found
+        pairs = made_up(self.prompts, MADE_UP, self.look.config.seed)
+        return pairs, found.model_copy(update={"source": "made up", "pairs": len(pairs)})
 
 
-def prompts_wanted(look: Look, budget: Budget) -> int:
-    """How many prompts are answered for gold pairs, by the speed so far."""
+def kinds_that_differ(pairs: Sequence[Pair]) -> list[str]:
+    """Kinds of which the better answers keep more constraints than the worse ones; all kinds where these are
+    fewer than LEAST_KINDS. What all answers keep, or none, makes no pair."""
+    found = {
+        constraint.kind
+        for pair in pairs
+        for constraint in pair.prompt.checks
+        if len({checks.passes(answer.text, constraint) for answer in pair.answers}) == 2
+    }
+    return sorted(found) if len(found) >= LEAST_KINDS else list(checks.TRAINED)
+
+
+def first_prompts(look: Look, budget: Budget) -> int:
+    """How many prompts are answered first, by the speed so far."""
     tokens = min(look.notebook.tokens_each("answers") or EXPECTED_TOKENS, EXPECTED_TOKENS)
     return checked_prompts(budget, look.notebook.tokens_per_second() or 1.0, tokens)
 
 
-def checkable(prompts: Sequence[Prompt], n: int, seed: int) -> list[Prompt]:
-    """`n` prompts with constraints: the usable ones in turn, each time with others."""
+def checkable(prompts: Sequence[Prompt], numbers: range, seed: int, kinds: Sequence[str]) -> list[Prompt]:
+    """Prompts with constraints of these kinds: the usable ones in turn, each time with others."""
     found = []
-    for number in range(n if prompts else 0):
+    for number in numbers if prompts else ():
         prompt = prompts[number % len(prompts)]
         draw = random.Random(f"preview {seed} {number} {prompt.id}")
-        constraints = checks.draw(draw, prompt.text, checks.TRAINED)
+        constraints = checks.draw(draw, prompt.text, kinds)
+        if not constraints:
+            continue
         text = checks.with_constraints(draw, prompt.text, constraints)
         id_ = make_id("preview", number, prompt.id)
         row = rows.persona_row(number, held_out=False)
@@ -102,36 +148,22 @@ def _answer(prompt: Prompt, index: int, text: str) -> Response:
     )
 
 
-def _sampled(look: Look, asked: Sequence[Prompt], score: Score, system: str | None) -> Iterator[Pair]:
-    """Of each prompt whose answers differ in their score: one of the best and one of the worst."""
-    tokens = checked_tokens(look.config.responses.max_tokens)
-    with look.notebook.timed("checked answers"):
-        answers = look.answers(Asked(prompts=asked, each=ANSWERS_EACH, tokens=tokens, system=system))
-    by_prompt: dict[str, list[Response]] = {}
-    for answer in answers:
-        by_prompt.setdefault(answer.prompt_id, []).append(answer)
-    for prompt in asked:
-        pair = best_and_worst(prompt, by_prompt.get(prompt.id, ()), score)
-        if pair is not None:
-            yield pair
-
-
-def best_and_worst(prompt: Prompt, answers: Iterable[Response], score: Score) -> Pair | None:
-    """A pair of one of the best and one of the worst answers, None where all are worth the same."""
+def best_and_worst(prompt: Prompt, answers: Iterable[Response], score: Score) -> list[Pair]:
+    """The best answer beside the worst, the second best beside the second worst, and so on while they differ
+    in their score; no answer stands in two pairs."""
     scored = [(value, answer) for answer in answers if (value := score(prompt, answer.text)) is not None]
-    if not scored:
-        return None
-    values = [value for value, _ in scored]
-    if min(values) == max(values):
-        return None
-    best = next(answer for value, answer in scored if value == max(values))
-    worst = next(answer for value, answer in scored if value == min(values))
-    first, second = sorted((best, worst), key=lambda answer: answer.id)  # the better one stands anywhere
-    return Pair(prompt=prompt, answers=(first, second), better=best.id)
+    ordered = sorted(scored, key=lambda each: (-each[0], each[1].index))
+    found = []
+    for (high, best), (low, worst) in zip(ordered, ordered[: len(ordered) // 2 - 1 : -1], strict=False):
+        if high > low:
+            sides = sorted((best, worst), key=lambda answer: answer.id)  # the better one stands anywhere
+            found.append(Pair(prompt=prompt, answers=(sides[0], sides[1]), better=best.id))
+    return found
 
 
-def _with_rows(prompts: Sequence[Prompt]) -> list[Prompt]:
-    return [replace(p, row=rows.persona_row(number, held_out=False)) for number, p in enumerate(prompts)]
+def _with_rows(prompts: Sequence[Prompt], numbers: range) -> list[Prompt]:
+    chosen = zip(numbers, prompts[numbers.start : numbers.stop], strict=False)
+    return [replace(prompt, row=rows.persona_row(number, held_out=False)) for number, prompt in chosen]
 
 
 def _by_constraints(prompt: Prompt, answer: str) -> float | None:

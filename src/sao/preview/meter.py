@@ -159,6 +159,10 @@ class Notebook:
         rates = [s["tokens"] / s["seconds"] for s in self.steps.values() if s["tokens"] and s["seconds"] > 0]
         return max(rates, default=None)
 
+    def seconds(self, step: str) -> float:
+        """Seconds of a step so far."""
+        return self.steps[step]["seconds"] if step in self.steps else 0.0
+
     def seconds_each(self, step: str) -> float | None:
         """Seconds for one text or verdict of a step, None where it was not run."""
         booked = self.steps.get(step)

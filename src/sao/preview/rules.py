@@ -3,10 +3,11 @@ and the recipe and gives a `Change`, or None where all is well."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sao.config import Config
 from sao.config.judging import READERS
+from sao.preview.budget import FINALISTS
 from sao.preview.ways import SHORT, differing
 from sao.results.preview import Change, JudgeWay, Preview, PromptWay
 from sao.tables import percent
@@ -202,9 +203,25 @@ def chosen_judge(preview: Preview, config: Config) -> JudgeWay | None:
     own = own_judge(preview)
     if own is None or config.judging.method not in READERS:
         return None
-    tried = [way for way in preview.judging if way.skipped is None and not way.is_recipe]
-    better = [way for way in tried if passes(way, config) and _is_better(way, own, config)]
-    return max(better, key=lambda way: (_right(way) or 0, way.mass or 0), default=own)
+    better = [way for way in _others(preview.judging, config) if _is_better(way, own, config)]
+    return max(better, key=_merit, default=own)
+
+
+def finalists(ways: Sequence[JudgeWay], config: Config) -> list[JudgeWay]:
+    """The recipe's way to judge and the best other, which see more pairs than the rest; the two best where
+    the recipe's asks no model."""
+    own = [way for way in ways if way.is_recipe and way.skipped is None]
+    others = _others(ways, config) or [w for w in ways if w.skipped is None and not w.is_recipe]
+    return [*own, *sorted(others, key=_merit, reverse=True)][:FINALISTS]
+
+
+def _others(ways: Sequence[JudgeWay], config: Config) -> list[JudgeWay]:
+    """Ways other than the recipe's whose verdicts can be read and hang on the answers."""
+    return [way for way in ways if way.skipped is None and not way.is_recipe and passes(way, config)]
+
+
+def _merit(way: JudgeWay) -> tuple[float, float]:
+    return _right(way) or 0, way.mass or 0
 
 
 def _is_better(way: JudgeWay, own: JudgeWay, config: Config) -> bool:
@@ -214,8 +231,16 @@ def _is_better(way: JudgeWay, own: JudgeWay, config: Config) -> bool:
     if way.accuracy is None or right is None or before is None:
         return not passes(own, config)
     if passes(own, config):
-        return right > before and way.accuracy.ci95[0] > 0.5
+        return right > before and _least(way) > 0.5
     return right > 0.5 and right >= before
+
+
+def _least(way: JudgeWay) -> float:
+    """How often a way is right at least: the recipe's by its own interval, another one, which was picked, by
+    the interval that holds for all ways together."""
+    if way.accuracy is None:
+        return 0.0
+    return way.accuracy.ci95[0] if way.is_recipe or way.least is None else way.least
 
 
 def _right(way: JudgeWay) -> float | None:
@@ -287,7 +312,7 @@ def chance(preview: Preview, config: Config) -> Change | None:
     way = chosen_judge(preview, config)
     if way is None or not way.verdicts or way.accuracy is None or way.accuracy.rate is None:
         return None
-    if way.accuracy.ci95[0] > 0.5:
+    if _least(way) > 0.5:
         return None
     low, high = way.accuracy.ci95
     found = "that is worse than a coin" if high < 0.5 else "that does not tell it from a coin"

@@ -125,6 +125,9 @@ class JudgeWay(Result):
     """Share of the pairs whose winner changes with the order."""
     accuracy: Rate | None = None
     """Share of the gold pairs in which both orders together favour the better answer (a tie counts half)."""
+    least: float | None = None
+    """Lower end of the interval of accuracy that holds with 95 % for all ways together (Bonferroni): the best
+    of several looks better than it is."""
     skipped: str | None = None
     """Why this way was not tried; null where it was."""
 

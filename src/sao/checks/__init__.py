@@ -30,10 +30,12 @@ MOST = 3
 """Constraints that a prompt has at most."""
 
 
-def draw(rng: random.Random, text: str, names: Sequence[str], most: int = MOST) -> tuple[Constraint, ...]:
-    """One to `most` constraints of these kinds for a prompt, which one answer can keep together. Where the
-    prompt names a format itself, kinds about length and layout are left out."""
-    number = min(most, rng.choices(range(1, MOST + 1), weights=(3, 2, 1))[0])
+def draw(
+    rng: random.Random, text: str, names: Sequence[str], most: int = MOST, least: int = 1
+) -> tuple[Constraint, ...]:
+    """`least` to `most` constraints of these kinds for a prompt, which one answer can keep together. Where
+    the prompt names a format itself, kinds about length and layout are left out."""
+    number = max(least, min(most, rng.choices(range(1, MOST + 1), weights=(3, 2, 1))[0]))
     chosen: list[tuple[Kind, Values]] = []
     for name in rng.sample(list(names), len(names)):
         kind = KINDS[name]

@@ -19,14 +19,17 @@ PROMPT_TOKENS, ANSWER_TOKENS, CHECKED_TOKENS = (48, 512), (96, 1024), 192
 most."""
 ANSWERS_EACH, EXPECTED_TOKENS = 4, 90
 """Answers to a prompt with constraints, and mean tokens of one (assumed; SmolLM2 needs about 70)."""
-CHECKED_PROMPTS = (6, 24)
+CHECKED_PROMPTS = (6, 32)
 """Prompts with constraints that are answered first: at least, and at most. How many of them give a pair says
 how many more are needed."""
+TOGETHER = 0.6
+"""n times as many texts at once take n^TOGETHER times as long (assumed; on two cores SmolLM2's linear layers
+take 59 ms for 16 texts and 111 ms for 64, and the rest grows with the texts)."""
 GOLD = 50
 """Pairs of which the better answer is known that are wanted."""
 MORE_PROMPTS = 150
 """Prompts with constraints that are answered for them at most, the first ones aside."""
-ALL_WAYS = (6, 20)
+ALL_WAYS = (8, 20)
 """Pairs that every way to judge sees, at least and at most; more of them only FINALISTS see."""
 FINALISTS = 2
 """Ways that see all pairs: the recipe's and the best other."""
@@ -96,8 +99,8 @@ def people(budget: Budget, each: float, tokens: int, ways: int) -> int:
 
 
 def answer_tokens(budget: Budget, each: float, recipe: int) -> int:
-    """Tokens of an answer at most. Twice as many texts as prompts take about half as long again."""
-    return min(recipe, within(ANSWER_TOKENS, budget.seconds("answers") / (1.5 * max(each, 1e-6))))
+    """Tokens of an answer at most, where twice as many are written at once as when `each` was measured."""
+    return min(recipe, within(ANSWER_TOKENS, budget.seconds("answers") / (2**TOGETHER * max(each, 1e-6))))
 
 
 def checked_tokens(recipe: int) -> int:
@@ -105,10 +108,12 @@ def checked_tokens(recipe: int) -> int:
     return min(recipe, CHECKED_TOKENS)
 
 
-def checked_prompts(budget: Budget, tokens_per_second: float, tokens: float) -> int:
-    """Prompts with constraints, by the tokens of an answer that are expected."""
-    affordable = budget.seconds("checked answers") * tokens_per_second / max(1.0, tokens)
-    return within(CHECKED_PROMPTS, affordable / ANSWERS_EACH)
+def checked_prompts(budget: Budget, tokens_per_second: float, tokens: float, together: int) -> int:
+    """Prompts with constraints that are answered first, by the tokens of an answer that are expected and the
+    speed at which so many texts were written `together`: n times as many take n^TOGETHER times as long."""
+    one_batch = together * max(1.0, tokens) / tokens_per_second
+    times = (budget.seconds("checked answers") / one_batch) ** (1 / TOGETHER)
+    return within(CHECKED_PROMPTS, times * together / ANSWERS_EACH)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ STEP = "checked answers"
 """The step in the preview's notebook."""
 LEAST = 5
 """Sampled pairs below which made-up ones stand in."""
+CONSTRAINTS = 2
+"""Constraints of a prompt, at least: the more there are, the more often answers differ."""
 LEAST_KINDS = 4
 """Kinds whose constraints some answers keep and others do not, from which on only these are asked again."""
 MADE_UP = 20
@@ -98,7 +100,8 @@ def kinds_that_differ(pairs: Sequence[Pair]) -> list[str]:
 def first_prompts(look: Look, budget: Budget) -> int:
     """How many prompts are answered first, by the speed so far."""
     tokens = min(look.notebook.tokens_each("answers") or EXPECTED_TOKENS, EXPECTED_TOKENS)
-    return checked_prompts(budget, look.notebook.tokens_per_second() or 1.0, tokens)
+    together = look.notebook.steps["answers"]["items"] if "answers" in look.notebook.steps else 1
+    return checked_prompts(budget, look.notebook.tokens_per_second() or 1.0, tokens, together)
 
 
 def checkable(prompts: Sequence[Prompt], numbers: range, seed: int, kinds: Sequence[str]) -> list[Prompt]:
@@ -107,7 +110,7 @@ def checkable(prompts: Sequence[Prompt], numbers: range, seed: int, kinds: Seque
     for number in numbers if prompts else ():
         prompt = prompts[number % len(prompts)]
         draw = random.Random(f"preview {seed} {number} {prompt.id}")
-        constraints = checks.draw(draw, prompt.text, kinds)
+        constraints = checks.draw(draw, prompt.text, kinds, least=CONSTRAINTS)
         if not constraints:
             continue
         text = checks.with_constraints(draw, prompt.text, constraints)

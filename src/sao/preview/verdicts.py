@@ -7,6 +7,7 @@ the time that is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sao import checks
 from sao.config.judging import READERS
@@ -21,11 +22,14 @@ from sao.preview.rules import chosen_way, finalists
 from sao.preview.ways import Way, judge_ways
 from sao.records import Judgment, Prompt, Response
 from sao.results.preview import JudgeWay, Preview
+from sao.statistics import mean
 
 HALF = (
     "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
     "on the same pairs."
 )
+TRIED = 2
+"""Pairs whose verdicts show how fast the judge is."""
 PLAIN = 6
 """Pairs of answers to the recipe's own prompts that are judged with the others."""
 
@@ -38,7 +42,7 @@ def with_verdicts(look: Look, budget: Budget, shown: Preview) -> Preview:
     first = decide("prompts with constraints", lambda: first_prompts(look, budget))
     asked = gold.asked(range(first), checks.TRAINED)
     known = gold.sampled(asked)
-    tried = [*known, *plain][:1]
+    tried = [*known, *plain][:TRIED]
     each = decide("microseconds of a verdict", lambda: round(1e6 * _seconds_each(look, tried, ways))) / 1e6
     pace = Pace(budget, len(ways), each)
     if known:
@@ -106,15 +110,21 @@ def _judged(look: Look, pace: Pace, shown: Preview, pairs: Sequence[Pair], ways:
     decide = look.notebook.decide
     first = decide("pairs, all ways", lambda: times.judged_by_all(pace, len(pairs)))
     found = [_judge_way(look, way, (pairs[:first],), len(ways)) for way in ways]
-    last = decide("pairs", lambda: times.judged_by_best(pace, len(pairs), first))
+    names = [way.name for way in finalists(found, look.config)]
+    last = decide("pairs", lambda: times.judged_by_best(_paced(look, pace, names), len(pairs), first))
     if last > first:
         parts = (pairs[:first], pairs[first:last])
-        names = [way.name for way in finalists(found, look.config)]
         again = {way[0]: _judge_way(look, way, parts, len(ways)) for way in ways if way[0] in names}
         found = [again.get(way.name, way) for way in found]
     is_unread = any(way.unparseable and way.accuracy is not None for way in found)
     notes = [*shown.notes, HALF] if is_unread else shown.notes
     return shown.model_copy(update={"judging": found, "notes": notes})
+
+
+def _paced(look: Look, pace: Pace, names: Sequence[str]) -> Pace:
+    """The pace by what the verdicts of these ways took."""
+    took = [each for name in names if (each := look.notebook.seconds_each(f"verdicts, {name}")) is not None]
+    return replace(pace, each=mean(took)) if took else pace
 
 
 def _judge_way(look: Look, way: Way, parts: Sequence[Sequence[Pair]], ways: int) -> JudgeWay:

@@ -294,6 +294,7 @@ def test_the_toy_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main([*command, "--quiet", "--json"]) == 0
     found = Preview.model_validate_json(capsys.readouterr().out.splitlines()[-1])
     assert found.gold is not None and found.gold.source == "oracle"
+    assert found.gold.pairs >= 50
     own = found.judging[0]
     assert own.accuracy is not None and (own.accuracy.rate or 0) > 0.6
     assert found.run.seconds is not None and found.run.seconds > 0

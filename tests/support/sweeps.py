@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sao.config import Config, load_recipe
+from sao.results.checks import ChecksOutcome
 from sao.results.sweep import Cell, PromptScores
 from sao.sweep import Cells, Plan, Planned
 from sao.sweep.scores import measured
@@ -39,7 +40,12 @@ def scores_of(
 
 
 def write_cell(
-    plan: Plan, cell: Planned, scores: Sequence[PromptScores] = (), error: str | None = None, pairs: int = 5
+    plan: Plan,
+    cell: Planned,
+    scores: Sequence[PromptScores] = (),
+    error: str | None = None,
+    pairs: int = 5,
+    checks: ChecksOutcome | None = None,
 ) -> None:
     """A line as if the cell had been run."""
     cells = Cells(plan.root)
@@ -47,7 +53,7 @@ def write_cell(
     line = Cell(
         settings=cell.settings, repeats=cell.repeats, fingerprint=cell.fingerprint, run=cell.run, error=error,
         measures=[] if error else measured(scores), judge=None if error else "CIRCULAR",
-        kept_pairs=None if error else pairs, date="2026-01-01T00:00:00+00:00", seconds=60.0,
+        kept_pairs=None if error else pairs, checks=checks, date="2026-01-01T00:00:00+00:00", seconds=60.0,
     )  # fmt: skip
     cells.append(line, scores)
 

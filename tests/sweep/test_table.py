@@ -7,6 +7,7 @@ import pytest
 from sao.errors import ConfigError, StoreError
 from sao.records import Prompt
 from sao.report.sweep import markdown_sweep, show_sweep
+from sao.results.checks import CheckedGain, ChecksOutcome, Texts
 from sao.results.sweep import Cell, Sweep
 from sao.sweep import Cells, Plan, make_plan, make_table
 from sao.sweep.scores import half_of, measured
@@ -111,6 +112,37 @@ def test_lines_of_other_recipes_are_left_out_and_that_is_said(tmp_path: Path) ->
     assert len(lines(tmp_path)) == 6
     wider = make_plan(small(), [*OVER[:2], "train.seed=0,1,2"], tmp_path)
     assert (make_table(wider).done, make_table(wider).left_out) == (6, 0)
+
+
+def outcome(beyond: float | None, before: float, after: float) -> ChecksOutcome:
+    """What constraints say of a cell: the gain beyond brevity, and repetition before and after."""
+    gain = CheckedGain(n=9, before=0.2, after=0.5, gain=0.3, beyond_brevity=beyond)
+    base, tuned = (Texts(words=9, repetition=each, finished=1, distinct=1) for each in (before, after))
+    unseen = CheckedGain(n=0)
+    return ChecksOutcome(trained=gain, unseen=unseen, kinds=[], left_out=[], base=base, tuned=tuned)
+
+
+def test_what_brevity_earns_and_repetition_are_means_over_the_seeds(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    outcomes = {0: outcome(0.1, 0.02, 0.04), 1: outcome(0.2, 0.02, 0.08)}
+    for cell in plan.cells:
+        checked = None if cell.settings else outcomes[int(str(cell.repeats["train.seed"]))]
+        write_cell(plan, cell, scores_of(CHOICE, "choice") + scores_of(REPORT), checks=checked)
+    table = make_table(plan)
+    base, random, _ = table.rows
+    assert known(base.beyond_brevity) == pytest.approx(0.15)
+    assert known(base.repetition) == pytest.approx((0.02, 0.06))
+    assert (random.beyond_brevity, random.repetition) == (None, None)
+    shown = show_sweep(table)
+    assert "+0.150" in shown and "2.0 → 6.0 %" in shown
+    assert "beyond brevity" in shown
+    assert "2.0 → 6.0 %" in markdown_sweep(table)
+
+
+def test_a_sweep_without_constraints_has_no_columns_of_them(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    fill(plan, {}, {})
+    assert "brevity" not in show_sweep(make_table(plan))
 
 
 def test_markdown_has_all_rows(tmp_path: Path) -> None:

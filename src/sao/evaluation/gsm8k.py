@@ -3,7 +3,8 @@
 Rows are openai/grade-school-math's: question, and an answer that ends with "#### 18" (or is the number).
 Zero-shot, by the chat template, with the sentence `INSTRUCTION` below the question. Strict: the number after
 the last "####", of an equation the one behind its last "=". Flexible: the last number of the answer, whatever
-stands around it. Numbers are compared as numbers: 1,000 and $1000.00 are the same, and so are £5, ~5 and 5%.
+stands around it. Numbers are compared as numbers: 1,000, $1000.00 and, with two dots
+or more, 1.000.000 are read as they are meant, and £5, ~5 and 5% are 5.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ INSTRUCTION = (
     "and nothing else."
 )
 """Without an example: a small model gives the example's number as its answer."""
-_NUMBER = r"[-−]?(?:[$£€]\s*)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?")
+_DOTTED = r"\d{1,3}(?:\.\d{3}){2,}(?!\.?\d)"
+"""1.000.000: two dots or more cannot be decimal points."""
+_WRITTEN = rf"(?:{_DOTTED}|(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?)"
+_NUMBER = rf"[-−]?(?:[$£€]\s*)?(?:{_WRITTEN}|\.\d+)"
+_ANY = re.compile(rf"(?<![\w.)]){_NUMBER}|{_WRITTEN}")
 _AFTER_MARK = re.compile(r"(?<!#)####(?!#)[\s*=:]*([^\n#]*)")
 _FIRST = re.compile(rf"[\s*:~≈$£€%]*({_NUMBER})")
 
@@ -54,8 +58,11 @@ def last_number(text: str) -> Decimal | None:
 
 
 def as_number(text: str) -> Decimal | None:
-    """A number as it is written in prose: "1,000", "$1000.00", "−3", "5%"; None for anything else."""
+    """A number as it is written in prose: "1,000", "$1000.00", "1.000.000", "−3", "5%"; None for anything
+    else."""
     plain = re.sub(r"[\s$£€~≈%,]", "", text).replace("−", "-")
+    if re.fullmatch(rf"-?{_DOTTED}", plain):
+        plain = plain.replace(".", "")
     try:
         value = Decimal(plain)
     except InvalidOperation:

@@ -45,10 +45,10 @@ class Gold:
     oracle: Callable[[str, str], float | None] | None
 
     def asked(self, numbers: range, kinds: Sequence[str]) -> list[Prompt]:
-        """The prompts with these numbers: in the toy world each usable one once, else in turn with
-        constraints of these kinds."""
+        """The usable prompts in turn, by number: in the toy world as they are, else with constraints of
+        these kinds."""
         if self.oracle is not None:
-            return _with_rows(self.prompts, numbers)
+            return _numbered(self.prompts, numbers)
         return checkable(self.prompts, numbers, self.look.config.seed, kinds)
 
     def sampled(self, asked: Sequence[Prompt]) -> list[Pair]:
@@ -107,16 +107,25 @@ def first_prompts(look: Look, budget: Budget) -> int:
 def checkable(prompts: Sequence[Prompt], numbers: range, seed: int, kinds: Sequence[str]) -> list[Prompt]:
     """Prompts with constraints of these kinds: the usable ones in turn, each time with others."""
     found = []
-    for number in numbers if prompts else ():
+    for number, numbered in zip(numbers, _numbered(prompts, numbers), strict=False):
         prompt = prompts[number % len(prompts)]
         draw = random.Random(f"preview {seed} {number} {prompt.id}")
         constraints = checks.draw(draw, prompt.text, kinds, least=CONSTRAINTS)
         if not constraints:
             continue
         text = checks.with_constraints(draw, prompt.text, constraints)
-        id_ = make_id("preview", number, prompt.id)
+        found.append(replace(numbered, text=text, checks=constraints))
+    return found
+
+
+def _numbered(prompts: Sequence[Prompt], numbers: range) -> list[Prompt]:
+    """The prompts in turn. Each has an id of its own number, so that one that comes again is answered
+    otherwise."""
+    found = []
+    for number in numbers if prompts else ():
+        prompt = prompts[number % len(prompts)]
         row = rows.persona_row(number, held_out=False)
-        found.append(replace(prompt, id=id_, row=row, text=text, checks=constraints))
+        found.append(replace(prompt, id=make_id("preview", number, prompt.id), row=row))
     return found
 
 
@@ -162,11 +171,6 @@ def best_and_worst(prompt: Prompt, answers: Iterable[Response], score: Score) ->
             sides = sorted((best, worst), key=lambda answer: answer.id)  # the better one stands anywhere
             found.append(Pair(prompt=prompt, answers=(sides[0], sides[1]), better=best.id))
     return found
-
-
-def _with_rows(prompts: Sequence[Prompt], numbers: range) -> list[Prompt]:
-    chosen = zip(numbers, prompts[numbers.start : numbers.stop], strict=False)
-    return [replace(prompt, row=rows.persona_row(number, held_out=False)) for number, prompt in chosen]
 
 
 def _by_constraints(prompt: Prompt, answer: str) -> float | None:

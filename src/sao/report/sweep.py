@@ -20,6 +20,8 @@ HEADS: dict[MeasureName, str] = {
     "checks": "checks", "checks_unseen": "unseen checks", "oracle": "oracle", "win_rate": "win rate",
     "words": "words",
 }  # fmt: skip
+CHECKS = ("checks beyond brevity", "repetition")
+"""Columns of a sweep with constraints, over all held-out prompts."""
 
 
 def show_sweep(sweep: Sweep) -> str:
@@ -57,21 +59,24 @@ def _table(sweep: Sweep) -> tuple[list[Column], list[list[str]]]:
         columns += [Column(head, "right", gap=2) for head in heads]
     others = [name for name in HEADS if name in names and name != main]
     columns += [Column(_head(name), "right", gap=2) for name in others]
+    has_checks = any(row.repetition is not None for row in sweep.rows)
+    columns += [Column(head, "right", gap=2) for head in (CHECKS if has_checks else ())]
     columns += [Column(head, "right", gap=2) for head in ("pairs", "label acc.", "judge acc.", "cells")]
-    return columns, [_row(row, main, others) for row in sweep.rows]
+    return columns, [_row(row, main, others, has_checks) for row in sweep.rows]
 
 
 def _head(name: MeasureName) -> str:
     return f"{HEADS[name]} (CIRCULAR)" if name == "win_rate" else HEADS[name]
 
 
-def _row(row: SweepRow, main: MeasureName | None, others: list[MeasureName]) -> list[str]:
+def _row(row: SweepRow, main: MeasureName | None, others: list[MeasureName], has_checks: bool) -> list[str]:
     by_name = {figure.measure: figure for figure in row.measures}
     cells = [f"{'→ ' if row.chosen else ''}{row.label}"]
     if main is not None:
         figure = by_name.get(main)
         cells += [MISSING] * 3 if figure is None else _main_cells(figure, row.is_base)
     cells += [_other_cell(by_name.get(name)) for name in others]
+    cells += _checks_cells(row) if has_checks else ()
     count = f"{row.done}" + (f", {row.failed} failed" if row.failed else "")
     count += f", {row.missing} missing" if row.missing else ""
     pairs = number(row.kept_pairs, 0)
@@ -99,6 +104,14 @@ def _other_cell(figure: RowMeasure | None) -> str:
     return _with_interval(figure.report, figure.measure != "win_rate")
 
 
+def _checks_cells(row: SweepRow) -> list[str]:
+    beyond = MISSING if row.beyond_brevity is None else _value(row.beyond_brevity, True)
+    if row.repetition is None:
+        return [beyond, MISSING]
+    before, after = (f"{100 * share:.1f}" for share in row.repetition)
+    return [beyond, f"{before} → {after} %"]
+
+
 def _value(value: float, signed: bool) -> str:
     return f"{value:+z.3f}" if signed else f"{value:z.3f}"
 
@@ -117,6 +130,11 @@ def _closing(sweep: Sweep) -> Iterator[str]:
     best = next((row for row in sweep.rows if row.chosen), None)
     if best is not None:
         yield from _chosen_lines(best, sweep)
+    if any(row.repetition is not None for row in sweep.rows):
+        yield (
+            "Beyond brevity (the gain less what shorter answers alone earn) and repetition: all held-out "
+            "prompts, both halves."
+        )
     seeds = [f.report.seeds for row in sweep.rows for f in row.measures if f.report is not None]
     if seeds and min(seeds) < 2:
         yield "Where there is one seed, the interval counts prompts only: other seeds may differ by more."

@@ -22,6 +22,7 @@ from sao.results.sweep import (
     Estimate,
     Half,
     MeasureName,
+    Pair,
     PromptScores,
     RowMeasure,
     Sweep,
@@ -172,6 +173,7 @@ def _recipe(plan: Plan) -> Settings:
 
 def _row(group: Group, base: Group, chosen: bool) -> SweepRow:
     finished = group.finished
+    outcomes = [line.checks for line in finished if line.checks is not None]
     return SweepRow(
         settings=group.settings,
         label=label_of(group.settings),
@@ -185,6 +187,8 @@ def _row(group: Group, base: Group, chosen: bool) -> SweepRow:
         kept_pairs=_mean_of([line.kept_pairs for line in finished]),
         label_accuracy=_mean_rate([line.label_accuracy for line in finished]),
         judge_accuracy=_mean_rate([line.judge_accuracy for line in finished]),
+        beyond_brevity=_mean_of([found.trained.beyond_brevity for found in outcomes]),
+        repetition=_mean_pair([(found.base.repetition, found.tuned.repetition) for found in outcomes]),
     )
 
 
@@ -239,6 +243,12 @@ def _as_estimate(found: Mean | None) -> Estimate | None:
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if known else None
+
+
+def _mean_pair(pairs: Sequence[Pair]) -> Pair | None:
+    if not pairs:
+        return None
+    return mean([before for before, _ in pairs]), mean([after for _, after in pairs])
 
 
 # Notes.

@@ -16,7 +16,7 @@ from sao.cli import main
 from sao.config import Config, load_recipe, make_config
 from sao.engines import Completion, Request, Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
-from sao.errors import ConfigError, StoreError
+from sao.errors import ConfigError, EngineError, StoreError
 from sao.method import run
 from sao.preview import preview
 from sao.preview.figures import judge_figures
@@ -353,11 +353,32 @@ def test_where_the_time_is_short_the_best_other_way_alone_sees_as_many_pairs_as_
     pairs = {way.name: way.pairs for way in found.judging}
     assert pairs["first or second"] == pairs["one answer at a time"] == 12
     assert pairs["the recipe's"] == pairs["prefill"] > 50
+    assert "All ways judged the first 12 pairs" in " ".join(show_preview(found).split())
     spent = {step.name: step.items for step in found.spent}
     assert spent["verdicts, prefill"] == 2 * pairs["prefill"]
     before, calls = files(tmp_path), engine.calls
     assert look(engine, tmp_path).judging == found.judging
     assert (files(tmp_path), engine.calls) == (before, calls)
+
+
+def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 12)
+    asked = 0
+    of_both = fair()
+
+    def choose(messages: tuple[Message, ...], words: tuple[str, ...]) -> tuple[float, ...]:
+        nonlocal asked
+        asked += words == ("1", "2")
+        if asked > 2 * 2 + 2 * 2 * 12:  # two pairs for the speed, and the first pairs by two ways
+            raise EngineError("the judge has gone")
+        return of_both(messages, words)
+
+    found = look(Planted(reply=words_reply, choose=choose), tmp_path)
+    assert [way.pairs for way in found.judging if way.skipped is None] == [12] * 4
+    assert found.notes.count("the recipe's has figures of the first 12 pairs: the judge has gone") == 1
+    assert "the judge has gone" in " ".join(show_preview(found).split())
 
 
 def test_unread_verdicts_are_told(tmp_path: Path) -> None:

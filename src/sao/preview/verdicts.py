@@ -112,12 +112,15 @@ def _judged(look: Look, pace: Pace, shown: Preview, pairs: Sequence[Pair], ways:
     found = [_judge_way(look, way, (pairs[:first],), len(ways)) for way in ways]
     names = [way.name for way in finalists(found, look.config)]
     last = decide("pairs", lambda: times.judged_by_best(_paced(look, pace, names), len(pairs), first))
+    notes = list(shown.notes)
     if last > first:
         parts = (pairs[:first], pairs[first:last])
         again = {way[0]: _judge_way(look, way, parts, len(ways)) for way in ways if way[0] in names}
-        found = [again.get(way.name, way) for way in found]
+        failed = {name: way.skipped for name, way in again.items() if way.skipped is not None}
+        notes += [f"{name} has figures of the first {first} pairs: {why}" for name, why in failed.items()]
+        found = [way if way.name in failed else again.get(way.name, way) for way in found]
     is_unread = any(way.unparseable and way.accuracy is not None for way in found)
-    notes = [*shown.notes, HALF] if is_unread else shown.notes
+    notes += [HALF] if is_unread else []
     return shown.model_copy(update={"judging": found, "notes": notes})
 
 

@@ -148,7 +148,7 @@ def figures(stage: Stage, gold: Gold) -> dict[str, Any]:
         odds = [sign * (-1) ** order * _odds(v) for order, v in enumerate(both) if v and v.verdict]
         single.setdefault(pair["prompt"], []).extend(map(_points, odds))
         if odds:
-            points = _points(sum(odds))
+            points = _points(sum(odds)) if len(odds) == 2 else 0.5  # one order alone has the position's bias
             joint.setdefault(pair["prompt"], []).append(points)
             for kind in pair.get("kinds", ()):
                 by_kind.setdefault(kind, []).append(points)
@@ -201,7 +201,9 @@ def costs(stage: Stage) -> dict[str, float]:
 def cells(args: argparse.Namespace, gold: Gold) -> Iterator[dict[str, Any]]:
     """Every model by every way; an engine is opened where something is left to do."""
     digest = make_id(*(part for pair in gold for part in (pair["prompt"], pair["first"], pair["second"])))
-    finished = {row["cell"]: row for row in read_jsonl(args.out)} if args.out.is_file() else {}
+    labels = make_id(*(part for pair in gold for part in (pair["gold"], *pair.get("kinds", ()))))
+    lines = list(read_jsonl(args.out)) if args.out.is_file() else []
+    finished = {row["cell"]: row for row in lines if row.get("labels") == labels}
     for model in args.models:
         config = EngineConfig.model_validate(
             {"name": args.engine, "threads": args.threads, "dtype": args.dtype}
@@ -218,8 +220,10 @@ def cells(args: argparse.Namespace, gold: Gold) -> Iterator[dict[str, Any]]:
             if not stage.open().finished:
                 engine = engine or open_engine(config, model)
                 measured(stage, gold, engine, how)
-            row = {"cell": stage.fingerprint, **where, "model": Path(model).name, "way": way,
-                   "pairs": len(gold), **figures(stage, gold), "threads": args.threads}  # fmt: skip
+            row = {
+                "cell": stage.fingerprint, **where, "model": Path(model).name, "way": way, "labels": labels,
+                "pairs": len(gold), **figures(stage, gold), "threads": args.threads,
+            }  # fmt: skip
             append(args.out, row)
             yield row
         if engine is not None:
@@ -238,7 +242,7 @@ def markdown(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         both = row["accuracy_both_orders"]
         low, high = both["ci95"]
         name = str(row["model"]).removesuffix(".gguf")
-        values = [name, row["way"], row["pairs"], both["rate"], f"[{low}, {high}]", row["first_slot"],
+        values = [name, row["way"], both["n"], both["rate"], f"[{low}, {high}]", row["first_slot"],
                   row["verdict_prob"], row["bias"], row["seconds_a_pair"]]  # fmt: skip
         yield f"| {' | '.join('–' if value is None else str(value) for value in values)} |"
 

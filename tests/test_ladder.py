@@ -45,6 +45,18 @@ def test_the_figures_by_hand(tmp_path: Path) -> None:
     assert found["requests_a_pair"] == 2
 
 
+def test_a_pair_with_one_unread_order_counts_as_half_right(tmp_path: Path) -> None:
+    def unread_once(messages: Any, choices: Any) -> tuple[float, ...]:
+        is_first = (read_answers(messages) or ("", ""))[0] == "long answer"
+        return longer(messages, choices) if is_first else (-20.0, -20.0)
+
+    stage = Stage(tmp_path, "verdicts", {"a": 1}).open()
+    ladder.measured(stage, GOLD[:1], ScriptedEngine(choose=unread_once), JudgingConfig())
+    found = ladder.figures(stage, GOLD[:1])
+    assert (found["readable"], found["accuracy"]["rate"]) == (0.5, 1.0)
+    assert (found["accuracy_both_orders"]["rate"], found["bias"]) == (0.5, None)
+
+
 def test_the_table(tmp_path: Path) -> None:
     stage = Stage(tmp_path, "verdicts", {"a": 1}).open()
     ladder.measured(stage, GOLD, ScriptedEngine(choose=longer), JudgingConfig())

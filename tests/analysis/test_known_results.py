@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sao.checks.ifeval
 from sao.analysis.evaluate import Asked, evaluate
 from sao.cli import main
 from sao.config import make_config
 from sao.engines import Sampling
 from sao.engines.scripted import ScriptedEngine
 from sao.errors import ConfigError, EngineError
-from sao.evaluation import ifeval
 from sao.evaluation.gsm8k import strict_number
 from sao.pipeline.players import Player
 from sao.pipeline.two_models import TwoModels
@@ -115,8 +114,8 @@ def test_instructions_before_and_after(tmp_path: Path, monkeypatch: pytest.Monke
     def passes(instruction_id: str, kwargs: dict[str, Any], answer: str, prompt: str) -> bool:
         return answer.startswith("tuned") or instruction_id == "punctuation:no_comma"
 
-    checks = types.SimpleNamespace(passes=passes, loosened=lambda answer: [answer])
-    monkeypatch.setattr(ifeval, "load_checks", lambda: checks)
+    monkeypatch.setattr(sao.checks.ifeval, "passes", passes)
+    monkeypatch.setattr(sao.checks.ifeval, "loosened", lambda answer: [answer])
     models = bench(tmp_path, planted("base", 0), planted("tuned", 0))
     found = scores(evaluate(models, asked(), ["ifeval"]), "ifeval")
     ids = [row["instruction_id_list"] for row in ROWS["ifeval"]]

@@ -125,6 +125,13 @@ def test_what_is_not_known_is_an_error() -> None:
         ("length_constraints:nth_paragraph_first_word",
          {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": 5}),
         ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 1}),
+        ("length_constraints:nth_paragraph_first_word",
+         {"num_paragraphs": 2, "nth_paragraph": 5, "first_word": "a"}),
+        ("language:response_language", {"language": "xx"}),
+        ("language:response_language", {"language": ["de"]}),
+        ("keywords:existence", {"keywords": []}),
+        ("keywords:forbidden_words", {"forbidden_words": ["tea", " "]}),
+        ("keywords:letter_frequency", {"letter": " ", "let_relation": "at least", "let_frequency": 3}),
     ],
 )  # fmt: skip
 def test_values_that_would_be_read_as_something_else_are_errors(name: str, values: dict[str, Any]) -> None:
@@ -134,6 +141,8 @@ def test_values_that_would_be_read_as_something_else_are_errors(name: str, value
 
 def test_whole_numbers_of_a_table_with_gaps_are_numbers() -> None:
     assert passes("length_constraints:number_words", {"relation": "at least", "num_words": 2.0}, "a b", "")
+    third = {"num_paragraphs": 3.0, "nth_paragraph": 2.0, "first_word": "b"}
+    assert passes("length_constraints:nth_paragraph_first_word", third, "a\n\nb\n\nc", "")
 
 
 def test_loosened_texts_are_without_first_and_last_line_and_asterisks() -> None:

@@ -13,7 +13,7 @@ import sao.preview
 import sao.preview.verdicts
 import sao.preview.ways
 from sao.cli import main
-from sao.config import Config, load_recipe, make_config
+from sao.config import Config, load_recipe, make_config, recipe_names
 from sao.engines import Completion, Request, Sampling
 from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, EngineError, StoreError
@@ -259,6 +259,29 @@ def test_a_control_as_judge_is_passed_over(tmp_path: Path) -> None:
     assert "random" in str(found.judging[0].skipped)
     assert found.judging[1].verdicts > 0
     assert "written by the model" in found.notes[0]
+
+
+@pytest.mark.parametrize("name", sorted(recipe_names()))
+def test_every_shipped_recipe_can_be_looked_at(name: str) -> None:
+    small, _ = sao.preview.small_recipe(load_recipe(name))
+    assert small.rounds.n == 1 and small.personas.held_out == 0
+
+
+def test_flipped_verdicts_stay_as_they_are_given(tmp_path: Path) -> None:
+    flipped = recipe(judging={"method": "checks", "flipped": 0.4}, prompts={"checkable": 1.0})
+    as_given = look(Planted(reply=words_reply, choose=fair()), tmp_path / "a")
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path / "b", flipped)
+    assert [way.first_slot for way in found.judging] == [way.first_slot for way in as_given.judging]
+
+
+def test_a_way_whose_words_the_template_lacks_is_not_tried(tmp_path: Path) -> None:
+    template = tmp_path / "letters.txt"
+    template.write_text("{prompt} A: {first} B: {second} Say A or B.", encoding="utf-8")
+    config = recipe(judging={"template": str(template), "choices": ["A", "B"]})
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path / "look", config)
+    skipped = {way.name: way.skipped for way in found.judging if way.skipped is not None}
+    assert "judging.choices" in skipped["prefill"] and "first or second" in skipped
+    assert found.judging[0].skipped is None
 
 
 def test_ways_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

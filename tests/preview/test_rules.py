@@ -8,7 +8,7 @@ from sao.config import Config, make_config
 from sao.preview.rules import changes, chosen_judge, finalists
 from sao.preview.ways import RECIPE, judge_ways
 from sao.results.base import Rate
-from sao.results.preview import Change, JudgeWay, Preview, RunCost
+from sao.results.preview import Change, JudgeWay, Preview, PromptWay, RunCost
 from sao.statistics import wilson
 
 PAIRS = 50
@@ -71,6 +71,40 @@ def test_the_best_of_several_must_be_better_than_chance_for_all_of_them() -> Non
     assert found.judging[1].accuracy is not None and found.judging[1].accuracy.ci95[0] > 0.5
     judge = chosen_judge(found.model_copy(update={"judging": ways}), CONFIG)
     assert judge is not None and judge.name == RECIPE
+
+
+def test_a_way_that_judged_fewer_pairs_is_not_compared() -> None:
+    found = looked(CONFIG, [0.50, 0.80, 0.90, 0.45])
+    ways = [
+        way.model_copy(update={"pairs": 8}) if way.name == "first or second" else way for way in found.judging
+    ]
+    judge = chosen_judge(found.model_copy(update={"judging": ways}), CONFIG)
+    assert judge is not None and judge.name == "prefill"
+
+
+def test_the_sentence_on_chance_says_which_interval_counts() -> None:
+    found = looked(CONFIG, [0.50, 0.68, 0.50, 0.45], **ONE_SLOT)
+    ways = [way.model_copy(update={"least": 0.48}) for way in found.judging]
+    said = changes(found.model_copy(update={"judging": ways}), CONFIG)
+    assert any("as the best of several ways, that does not tell it" in change.says for change in said)
+
+
+def prompt_ways(own: int, other: int) -> Preview:
+    """Two ways to get prompts, by how many of 16 are usable."""
+    ways = [
+        PromptWay(name=name, is_recipe=name == "instruct", asked=16, usable=n, settings={})
+        for name, n in (("instruct", own), ("user_turn", other))
+    ]
+    best = "instruct" if own >= other else "user_turn"
+    return Preview(model="planted", engine="given", folder="look", prompts=ways, best=best)
+
+
+def test_the_way_that_is_kept_must_give_enough_prompts() -> None:
+    few = {change.rule: change for change in changes(prompt_ways(5, 8), CONFIG)}
+    assert "prompt method" not in few
+    assert few["few prompts"].settings == {"max_drop_share": "0.8"}  # 0.69 are lost
+    assert {change.rule for change in changes(prompt_ways(2, 8), CONFIG)} == {"prompt method"}
+    assert changes(prompt_ways(9, 8), CONFIG) == []
 
 
 def test_the_recipes_way_and_the_best_other_see_more_pairs() -> None:

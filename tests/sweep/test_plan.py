@@ -97,6 +97,7 @@ def test_cells_that_make_the_same_records_are_one_and_that_is_said(tmp_path: Pat
         (["=1"], "--over", "KEY=VALUE"),
         (["train.lr="], "train.lr", "a value is missing"),
         (["train.lr=1e-5,"], "train.lr", "a value is missing"),
+        (['prompts.marker="\\q",x'], "prompts.marker", "backslash"),
         (["train.lr=1e-5,1e-5"], "train.lr", "given 2 times"),
         (["train.lr=1e-5", "train.lr=2e-5"], "train.lr", "given 2 times"),
         (["train.lrr=1e-5"], "train.lrr", "Did you mean train.lr?"),

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from sao import checks
 from sao.analysis.audit.constraints import KindTally
+from sao.checks.degenerate import CONSTANT
 from sao.records import Prompt, Response
 from sao.results.checks import (
     CheckedGain,
@@ -23,8 +24,6 @@ from sao.results.checks import (
 from sao.stages import pairs
 from sao.statistics import bootstrap_ci, mean
 
-CONSTANT = "Yes."
-"""An answer to everything: what it keeps shows how much a model could gain without answering."""
 HeldOut = tuple[Prompt, Response, Response]
 """A held-out prompt, the base's answer, the trained model's."""
 

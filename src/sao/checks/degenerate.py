@@ -18,7 +18,7 @@ from sao.tables import Column, markdown_table
 DRAWS = 200
 """Draws of each kind that the shares are of."""
 CONSTANT = "Yes."
-"""The constant answer."""
+"""The constant answer: what it keeps shows how much a model could gain without answering."""
 PROMPTS = (
     "Can you suggest some simple recipes with potatoes and cheese for a family dinner?",
     "How do I repair a leaking kitchen tap without calling a plumber?",

@@ -12,7 +12,9 @@ from sao.checks.kind import Kind, Value, Values, no_values, one_of
 
 _KEYS = ("answer", "reason", "example", "summary", "topic", "steps", "advice", "question")
 _HEADINGS = ("Section", "Part", "Step")
-_MARKUP = re.compile(r"[ \t]*(?:#{1,6}[ \t]|```|\||(?:[-*_][ \t]*){3,}$)")
+_MARKUP = re.compile(r"[ \t]*(?:#{1,6}[ \t]|```|\||(?:[-*_=][ \t]*){3,}$)")
+_UNDERSCORES = re.compile(r"(?<![\w_])(_{1,2})(?=[^\s_])[^_\n]+(?<=[^\s_])\1(?![\w_])")
+"""Bold or italic text in underscores; snake_case is none."""
 
 
 def _bullets(answer: str, values: Values) -> bool:
@@ -68,17 +70,20 @@ def _json_keys(answer: str, values: Values) -> bool:
 
 
 def _two_answers(answer: str, values: Values) -> bool:
-    """Two different texts with ****** between them, which stands on a line of its own."""
+    """Two texts of different words with ****** between them, which stands on a line of its own."""
     lines = [line.strip() for line in answer.split("\n")]
-    return rules.two_answers(answer) and answer.count("*" * 6) == lines.count(rules.SEPARATOR)
+    parts = [words for part in answer.split(rules.SEPARATOR) if (words := text.words_of(part))]
+    differ = len(parts) == 2 and parts[0] != parts[1]
+    return differ and rules.two_answers(answer) and answer.count("*" * 6) == lines.count(rules.SEPARATOR)
 
 
 def _plain_prose(answer: str, values: Values) -> bool:
     """Two sentences or more; no line that begins a list, a heading, a table, a code block or a rule, and no
-    part in asterisks."""
+    part in asterisks or underscores."""
     lines = answer.split("\n")
     is_marked = any(text.without_mark(line) != line or _MARKUP.match(line) for line in lines)
-    return not is_marked and not marked.HIGHLIGHT.search(answer) and len(text.sentences(answer)) >= 2
+    is_marked = is_marked or bool(marked.HIGHLIGHT.search(answer) or _UNDERSCORES.search(answer))
+    return not is_marked and len(text.sentences(answer)) >= 2
 
 
 def _list(rng: random.Random, n: int, mark: str = "- ") -> str:

@@ -10,6 +10,7 @@ model and are approximated: sentences (NLTK's Punkt, see `_sentences`) and langu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -51,11 +52,15 @@ def passes(instruction_id: str, kwargs: Mapping[str, Any], answer: str, prompt: 
     check = _CHECKS.get(instruction_id)
     if check is None:
         raise StoreError(f"{instruction_id!r} is no instruction of IFEval", key="instruction_id_list")
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    given: dict[str, Any] = {name: _whole(value) for name, value in kwargs.items() if value is not None}
     if instruction_id == "combination:repeat_prompt":
         given.setdefault("prompt_to_repeat", prompt)
     for name in _NEEDS.get(instruction_id, ()):
         _check_value(instruction_id, name, given.get(name))
+    if given.get("nth_paragraph", 0) > given.get("num_paragraphs", math.inf):
+        raise StoreError(
+            f"{instruction_id}: nth_paragraph is behind the last of num_paragraphs", key="kwargs"
+        )
     return bool(answer.strip()) and check(answer, given)
 
 
@@ -66,15 +71,21 @@ def _check_value(instruction_id: str, name: str, value: object) -> None:
     if name in _RELATIONS:
         is_fit, wanted = value in rules.RELATIONS, f"one of {', '.join(rules.RELATIONS)}"
     elif name in _LISTS:
-        is_fit = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        is_fit = isinstance(value, list) and len(value) > 0 and all(map(_is_text, value))
         wanted = "a list of texts"
+    elif name == "language":
+        is_fit, wanted = value in (*language.NAMES, "zh"), "the code of a language that is known here"
     elif name in _TEXTS:
-        is_fit, wanted = isinstance(value, str), "a text"
+        is_fit, wanted = _is_text(value), "a text"
     else:
         least = 1 if name == "nth_paragraph" else 0
-        is_fit, wanted = _is_whole(value, least), f"a whole number from {least} on"
+        is_fit, wanted = _is_count(value, least), f"a whole number from {least} on"
     if not is_fit:
         raise StoreError(f"{instruction_id}: {name} is {value!r}, not {wanted}", key="kwargs")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def loosened(answer: str) -> tuple[str, ...]:
@@ -85,11 +96,13 @@ def loosened(answer: str) -> tuple[str, ...]:
     return (*cut, *(part.replace("*", "") for part in cut))
 
 
-def _is_whole(value: object, least: int) -> bool:
-    """Also 3.0, as tables with gaps hold it."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value >= least and value % 1 == 0
+def _whole(value: object) -> object:
+    """3 for 3.0, as tables with gaps hold it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _existence(answer: str, values: Mapping[str, Any]) -> bool:

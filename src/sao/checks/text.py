@@ -53,8 +53,9 @@ def normal(answer: str) -> str:
 
 
 def count_words(text: str) -> int:
-    """Parts between blanks that have a letter or digit: "well-known" and "don't" are one, a dash none."""
-    return sum(_has_word(part) for part in text.split())
+    """Parts between blanks and long dashes that have a letter or digit: "well-known" and "don't" are one, a
+    dash none. A text without blanks, as in Japanese, is one."""
+    return sum(_has_word(part) for part in text.replace("—", " ").split())
 
 
 def words_of(text: str) -> list[str]:

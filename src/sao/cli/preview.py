@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def add(commands: Commands) -> None:
 
 
 def _preview(args: argparse.Namespace, extra: list[str]) -> int:
-    if not args.minutes > 0:
+    if not 0 < args.minutes < math.inf:
         raise ConfigError(f"--minutes {args.minutes:g}: give a number above 0", key="--minutes")
     seed = {} if args.seed is None else {"seed": str(args.seed)}
     config = read_target(args.target, {**read_overrides(extra), **seed})

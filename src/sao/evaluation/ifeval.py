@@ -7,12 +7,12 @@ loosened variants (without its first line, its last line, its asterisks). An emp
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
-from sao.errors import ConfigError
+from sao.checks import ifeval as checks
+from sao.errors import StoreError
 from sao.evaluation.known_items import Measure, Row, Scored, WrittenItem, rows_of
 from sao.evaluation.questions import question_of
 
@@ -22,20 +22,6 @@ MEASURES = (
     Measure(name="prompt_loose", title="prompts, loose"),
     Measure(name="instruction_loose", title="instructions, loose"),
 )
-CHECKS = "sao.checks.ifeval"
-"""The module that checks the instructions."""
-
-
-class Checks(Protocol):
-    """What that module offers."""
-
-    def passes(self, instruction_id: str, kwargs: Mapping[str, Any], answer: str, prompt: str) -> bool:
-        """Whether an answer keeps an instruction."""
-        ...
-
-    def loosened(self, answer: str) -> Sequence[str]:
-        """The answer's variants."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +32,18 @@ class Instruction:
     values: Mapping[str, Any]
 
 
-def load_checks() -> Checks:
-    """The checkers. Raises ConfigError where this version has none."""
-    try:
-        return cast(Checks, importlib.import_module(CHECKS))
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"suite ifeval needs {CHECKS}, which this installation of SAO does not have ({error}). Install a "
-            "newer version",
-            key="ifeval",
-        ) from error
-
-
 def read_ifeval(path: str) -> list[WrittenItem]:
     """The prompts of a file. Raises DataError, with file and line, for a row that is not as described or an
     instruction that cannot be checked."""
-    checks = load_checks()
     items = []
     for number, row in enumerate(rows_of(path, ("key", "prompt", "instruction_id_list", "kwargs"))):
         prompt = row.text("prompt")
         instructions = _instructions(row)
         for instruction in instructions:
-            _try(checks, instruction, prompt, row)
+            _try(instruction, prompt, row)
         ids = (part for i in instructions for part in (i.id, sorted(i.values.items())))
         question = question_of([prompt], number, key=str(row.fields.get("key", "")), distinct=ids)
-        items.append(WrittenItem(question=question, score=_scorer(checks, prompt, instructions)))
+        items.append(WrittenItem(question=question, score=_scorer(prompt, instructions)))
     return items
 
 
@@ -82,30 +55,23 @@ def _instructions(row: Row) -> list[Instruction]:
     if not all(isinstance(value, dict) for value in values):
         raise row.error("kwargs holds something else than objects", "kwargs")
     return [
-        Instruction(id_, {name: _whole(v) for name, v in value.items() if v is not None})
+        Instruction(id_, {name: part for name, part in value.items() if part is not None})
         for id_, value in zip(ids, values, strict=True)
     ]
 
 
-def _whole(value: object) -> object:
-    """3 for 3.0, as tables with gaps hold it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _try(checks: Checks, instruction: Instruction, prompt: str, row: Row) -> None:
+def _try(instruction: Instruction, prompt: str, row: Row) -> None:
     """Check some text, so that an instruction that cannot be checked shows before a model is asked."""
     try:
         checks.passes(instruction.id, instruction.values, "One sentence.", prompt)
-    except Exception as error:  # the checker may raise anything over values that it cannot use
-        why = f"{type(error).__name__}: {error}"
-        raise row.error(f"instruction {instruction.id} cannot be checked ({why})", "kwargs") from error
+    except StoreError as error:
+        raise row.error(f"instruction {instruction.id} cannot be checked ({error})", "kwargs") from error
 
 
-def _scorer(checks: Checks, prompt: str, instructions: list[Instruction]) -> Callable[[str], Scored]:
+def _scorer(prompt: str, instructions: list[Instruction]) -> Callable[[str], Scored]:
     def score(answer: str) -> Scored:
-        strict = [_keeps(checks, i, prompt, [answer]) for i in instructions]
-        variants = [answer, *checks.loosened(answer)]
-        loose = [_keeps(checks, i, prompt, variants) for i in instructions]
+        strict = [_keeps(i, prompt, [answer]) for i in instructions]
+        loose = [_keeps(i, prompt, checks.loosened(answer)) for i in instructions]
         n = float(len(instructions))
         return {
             "prompt_strict": (float(all(strict)), 1.0),
@@ -117,7 +83,5 @@ def _scorer(checks: Checks, prompt: str, instructions: list[Instruction]) -> Cal
     return score
 
 
-def _keeps(checks: Checks, instruction: Instruction, prompt: str, variants: Sequence[str]) -> bool:
-    return any(
-        checks.passes(instruction.id, instruction.values, text, prompt) for text in variants if text.strip()
-    )
+def _keeps(instruction: Instruction, prompt: str, variants: Sequence[str]) -> bool:
+    return any(checks.passes(instruction.id, instruction.values, text, prompt) for text in variants)

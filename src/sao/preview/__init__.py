@@ -68,7 +68,7 @@ def preview(
         )
     budget, root = Budget(minutes), Path(folder)
     settled, why = (config, "given") if engine is not None else settle(config)
-    small, notes = _small(settled)
+    small, notes = small_recipe(settled)
     look = Look(small, root, engine, progress, notify, minutes)
     shown = Preview(
         model=config.model,
@@ -115,10 +115,12 @@ def _has_quick_bfloat16(config: Config) -> bool:
     return _on_cpu(config) and has_quick_bfloat16()
 
 
-def _small(config: Config) -> tuple[Config, list[str]]:
+def small_recipe(config: Config) -> tuple[Config, list[str]]:
     """The recipe as the preview uses it, and what differs."""
     settings = {
         "max_drop_share": "1",
+        "rounds.n": "1",
+        "judging.flipped": "0",
         "personas.n": str(times.PEOPLE),
         "personas.held_out": "0",
         "prompts.checkable": "0",

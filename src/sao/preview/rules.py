@@ -65,19 +65,20 @@ def prompt_method(preview: Preview, config: Config) -> Change | None:
 
 
 def few_prompts(preview: Preview, config: Config) -> Change | None:
-    """No way gives enough usable prompts."""
-    best = max((way.share for way in preview.prompts), default=1.0)
-    if best >= ENOUGH:
+    """The way that is taken gives too few usable prompts."""
+    chosen = chosen_way(preview)
+    share = 1.0 if not preview.prompts else chosen.share if chosen is not None else 0.0
+    if share >= ENOUGH:
         return None
-    seen = f"By no way more than {percent(best, 0)} of the prompts were" if best else "No prompt was"
+    seen = f"Only {percent(share, 0)} of the prompts were" if share else "No prompt was"
     says = (
         f"{seen} usable: read the texts and the reasons. Take a larger model, prompts of others "
         f"(prompts.source), or another template. A run stops where more than max_drop_share = "
         f"{config.max_drop_share:g} is lost"
     )
-    if config.max_drop_share >= 1 - best or best == 0:
+    if config.max_drop_share >= 1 - share or share == 0:
         return Change(rule="few prompts", says=f"{says}.")
-    allowed = f"{min(1.0, round(1 - best, 1) + 0.1):g}"
+    allowed = f"{min(1.0, round(1 - share, 1) + 0.1):g}"
     says = f"{says}; the written recipe allows more ({allowed})."
     return Change(rule="few prompts", says=says, settings={"max_drop_share": allowed})
 
@@ -199,11 +200,13 @@ def passes(way: JudgeWay, config: Config) -> bool:
 
 def chosen_judge(preview: Preview, config: Config) -> JudgeWay | None:
     """The way to judge that the recipe has after the change: its own, or of those that are better the one
-    that is right most often. None where no model judges: labels by checks or a rule need no other way."""
+    that is right most often. Only ways that judged as many pairs are compared. None where no model judges:
+    labels by checks or a rule need no other way."""
     own = own_judge(preview)
     if own is None or config.judging.method not in READERS:
         return None
-    better = [way for way in _others(preview.judging, config) if _is_better(way, own, config)]
+    others = [way for way in _others(preview.judging, config) if way.pairs >= own.pairs]
+    better = [way for way in others if _is_better(way, own, config)]
     return max(better, key=_merit, default=own)
 
 
@@ -316,6 +319,8 @@ def chance(preview: Preview, config: Config) -> Change | None:
         return None
     low, high = way.accuracy.ci95
     found = "that is worse than a coin" if high < 0.5 else "that does not tell it from a coin"
+    if low > 0.5:
+        found = "as the best of several ways, that does not tell it from a coin"
     says = (
         f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
         f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: {found}. `sao audit` "

@@ -22,12 +22,10 @@ from sao.preview.rules import chosen_way, finalists
 from sao.preview.ways import Way, judge_ways
 from sao.records import Judgment, Prompt, Response
 from sao.results.preview import JudgeWay, Preview
+from sao.stages.wordings import check_words
 from sao.statistics import mean
 
-HALF = (
-    "A pair with a verdict that cannot be read counts as half right, so that all ways to judge are compared "
-    "on the same pairs."
-)
+HALF = "A pair with a verdict that cannot be read counts as half right."
 TRIED = 2
 """Pairs whose verdicts show how fast the judge is."""
 PLAIN = 6
@@ -141,6 +139,7 @@ def _judge_way(look: Look, way: Way, parts: Sequence[Sequence[Pair]], ways: int)
             if (method := shown.judge.config.method) not in READERS:
                 skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
                 return tried.model_copy(update={"skipped": skipped})
+            check_words(shown.judge.config)
             with look.notebook.timed(f"verdicts, {name}"):
                 verdicts += look.verdicts(shown, f"verdicts, {name}")
     except SAOError as error:

@@ -23,6 +23,9 @@ def judge_templates(config: JudgingConfig) -> list[str]:
     return [fill(load_template(name, fields), **words) for name in config.templates]
 
 
+_FIELD = re.compile(r"\{\w+\}")
+
+
 def check_words(config: JudgingConfig) -> None:
     """Raise ConfigError where a template lacks a field, or does not name a word with which a verdict is to
     begin."""
@@ -30,6 +33,7 @@ def check_words(config: JudgingConfig) -> None:
     key = "judging.choices_pointwise" if alone else "judging.choices"
     fields = "{yes} and {no}" if alone else "{first_choice} and {second_choice}"
     for name, text in zip(config.templates, judge_templates(config), strict=True):
+        text = _FIELD.sub(" ", text)  # the field {first} does not show the word "first"
         for word in (word.strip() for word in config.words):
             if not re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text):
                 raise ConfigError(

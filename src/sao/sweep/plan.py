@@ -127,13 +127,21 @@ def _factor(word: str) -> Factor:
     for value, times in Counter(values).items():
         if times > 1:
             raise ConfigError(f"--over {key}: {value} is given {times} times", key=key)
-    return Factor(key, tuple(_unquoted(value) if is_text(key) else value for value in values))
+    return Factor(key, tuple(_unquoted(key, value) if is_text(key) else value for value in values))
 
 
-def _unquoted(value: str) -> str:
+def _unquoted(key: str, value: str) -> str:
     """Free text without the quotation marks around it."""
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
-    return str(yaml.safe_load(value)) if quoted else value
+    if len(value) < 2 or value[0] != value[-1] or value[0] not in "\"'":
+        return value
+    try:
+        return str(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"--over {key}: {value} is no text in quotation marks. Between double ones a backslash is "
+            "written \\\\; between single ones it stands for itself",
+            key=key,
+        ) from error
 
 
 def split_values(text: str) -> list[str]:

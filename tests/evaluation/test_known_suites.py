@@ -102,6 +102,7 @@ GOOD = {
         ("hellaswag", {"endings": "one."}, "no list of texts under endings"),
         ("hellaswag", {"label": 2}, "no number from 0 to 1 under label"),
         ("hellaswag", {"label": -1}, "no number from 0 to 1 under label"),
+        ("hellaswag", {"label": "1" * 5000}, "no number from 0 to 1 under label"),
         ("hellaswag", {"label": ""}, "the test split has none"),
         ("hellaswag", {"label": True}, "no number from 0 to 1 under label"),
         ("hellaswag", {"context": None}, "no text under ctx"),

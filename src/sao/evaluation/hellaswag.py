@@ -60,7 +60,7 @@ def _context(row: Row) -> str:
 def _label(row: Row, n: int) -> int:
     """The number of the right ending, which some copies write as a text."""
     value = row.fields.get("label")
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}\s*", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
         raise row.error(f"no number from 0 to {n - 1} under label (the test split has none)", "label")

@@ -18,6 +18,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sao.config.judging import READERS
 from sao.results.sweep import Cell, MeasureName
 from sao.store.files import read_jsonl
 from sao.store.manifest import package_versions
@@ -36,7 +37,7 @@ class Point:
     labels: str
     """Who gave them."""
     run: str
-    """The run folder: cells of one folder share prompts and answers."""
+    """Name of its run folder."""
     accuracy: float
     """Labels that gold agrees with, from 0 to 1."""
     pairs: int
@@ -80,11 +81,11 @@ def labels_of(cell: Cell) -> str:
     method = str(cell.settings.get("judging.method", judging.get("method", "logprob")))
     if method in ("checks", "oracle"):
         return "a program, a share flipped"
+    if method not in READERS:
+        return method
     engine = judging.get("engine")
     model = engine.get("model") if isinstance(engine, dict) else None
-    if model:
-        return f"judged by {Path(str(model)).name.removesuffix('.gguf')}"
-    return "self-judged" if method == "logprob" else method
+    return f"judged by {Path(str(model)).name.removesuffix('.gguf')}" if model else "self-judged"
 
 
 def plot(files: dict[str, list[Point]], file: Path) -> None:

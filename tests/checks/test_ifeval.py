@@ -139,6 +139,14 @@ def test_values_that_would_be_read_as_something_else_are_errors(name: str, value
         passes(name, values, "One sentence.", "")
 
 
+def test_values_of_other_instructions_are_not_read() -> None:
+    stray = {"nth_paragraph": "2", "num_paragraphs": 1, "language": "xx"}
+    assert passes("punctuation:no_comma", stray, "a b", "")
+    assert passes(
+        "length_constraints:number_words", {"relation": "at least", "num_words": 2, **stray}, "a b", ""
+    )
+
+
 def test_whole_numbers_of_a_table_with_gaps_are_numbers() -> None:
     assert passes("length_constraints:number_words", {"relation": "at least", "num_words": 2.0}, "a b", "")
     third = {"num_paragraphs": 3.0, "nth_paragraph": 2.0, "first_word": "b"}

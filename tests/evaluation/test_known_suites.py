@@ -259,6 +259,13 @@ def test_ifeval_strict_and_loose(tmp_path: Path) -> None:
     assert item.score("")["instruction_loose"] == (0.0, 2.0)
 
 
+def test_the_same_row_of_a_table_with_gaps_is_the_same_question(tmp_path: Path) -> None:
+    row = GOOD["ifeval"]
+    gaps = {**row, "kwargs": [{"num_words": 2.0, "relation": "at least", "language": None}]}
+    both = [ifeval.read_ifeval(write(tmp_path / "i.jsonl", each))[0].question for each in (row, gaps)]
+    assert both[0].prompt.id == both[1].prompt.id
+
+
 def test_numbers_of_a_table_with_gaps_are_whole(tmp_path: Path) -> None:
     row = {
         "key": 7,

@@ -271,7 +271,7 @@ def test_flipped_verdicts_stay_as_they_are_given(tmp_path: Path) -> None:
     flipped = recipe(judging={"method": "checks", "flipped": 0.4}, prompts={"checkable": 1.0})
     as_given = look(Planted(reply=words_reply, choose=fair()), tmp_path / "a")
     found = look(Planted(reply=words_reply, choose=fair()), tmp_path / "b", flipped)
-    assert [way.first_slot for way in found.judging] == [way.first_slot for way in as_given.judging]
+    assert [way.accuracy for way in found.judging] == [way.accuracy for way in as_given.judging]
 
 
 def test_a_way_whose_words_the_template_lacks_is_not_tried(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_sentence_on_chance_says_which_interval_counts() -> None:
     found = looked(CONFIG, [0.50, 0.68, 0.50, 0.45], **ONE_SLOT)
     ways = [way.model_copy(update={"least": 0.48}) for way in found.judging]
     said = changes(found.model_copy(update={"judging": ways}), CONFIG)
-    assert any("as the best of several ways, that does not tell it" in change.says for change in said)
+    assert any("picked as the best of several ways" in change.says for change in said)
 
 
 def prompt_ways(own: int, other: int) -> Preview:

@@ -10,7 +10,6 @@ model and are approximated: sentences (NLTK's Punkt, see `_sentences`) and langu
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -21,6 +20,7 @@ from sao.errors import StoreError
 
 SECTION_WORD = "section_splitter".replace("tt", "t")
 """The key of multiple_sections' word, as IFEval's data spell it."""
+NTH_PARAGRAPH = "length_constraints:nth_paragraph_first_word"
 _OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _WORD = re.compile(r"\w+")
 _FENCES = ("```json", "```Json", "```JSON", "```")
@@ -52,12 +52,12 @@ def passes(instruction_id: str, kwargs: Mapping[str, Any], answer: str, prompt: 
     check = _CHECKS.get(instruction_id)
     if check is None:
         raise StoreError(f"{instruction_id!r} is no instruction of IFEval", key="instruction_id_list")
-    given: dict[str, Any] = {name: _whole(value) for name, value in kwargs.items() if value is not None}
+    given: dict[str, Any] = {name: whole(value) for name, value in kwargs.items() if value is not None}
     if instruction_id == "combination:repeat_prompt":
         given.setdefault("prompt_to_repeat", prompt)
     for name in _NEEDS.get(instruction_id, ()):
         _check_value(instruction_id, name, given.get(name))
-    if given.get("nth_paragraph", 0) > given.get("num_paragraphs", math.inf):
+    if instruction_id == NTH_PARAGRAPH and given["nth_paragraph"] > given["num_paragraphs"]:
         raise StoreError(
             f"{instruction_id}: nth_paragraph is behind the last of num_paragraphs", key="kwargs"
         )
@@ -96,7 +96,7 @@ def loosened(answer: str) -> tuple[str, ...]:
     return (*cut, *(part.replace("*", "") for part in cut))
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """3 for 3.0, as tables with gaps hold it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -268,7 +268,7 @@ _CHECKS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "length_constraints:number_sentences": _sentence_number,
     "length_constraints:number_paragraphs": _paragraph_number,
     "length_constraints:number_words": _word_number,
-    "length_constraints:nth_paragraph_first_word": _paragraph_word,
+    NTH_PARAGRAPH: _paragraph_word,
     "detectable_content:number_placeholders": lambda answer, values: bool(
         len(rules.bracketed(answer)) >= values["num_placeholders"]
     ),
@@ -299,7 +299,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "length_constraints:number_sentences": ("relation", "num_sentences"),
     "length_constraints:number_paragraphs": ("num_paragraphs",),
     "length_constraints:number_words": ("relation", "num_words"),
-    "length_constraints:nth_paragraph_first_word": ("num_paragraphs", "nth_paragraph", "first_word"),
+    NTH_PARAGRAPH: ("num_paragraphs", "nth_paragraph", "first_word"),
     "detectable_content:number_placeholders": ("num_placeholders",),
     "detectable_content:postscript": ("postscript_marker",),
     "detectable_format:number_bullet_lists": ("num_bullets",),

@@ -55,7 +55,7 @@ def _instructions(row: Row) -> list[Instruction]:
     if not all(isinstance(value, dict) for value in values):
         raise row.error("kwargs holds something else than objects", "kwargs")
     return [
-        Instruction(id_, {name: part for name, part in value.items() if part is not None})
+        Instruction(id_, {name: checks.whole(part) for name, part in value.items() if part is not None})
         for id_, value in zip(ids, values, strict=True)
     ]
 

@@ -70,9 +70,12 @@ def few_prompts(preview: Preview, config: Config) -> Change | None:
     share = 1.0 if not preview.prompts else chosen.share if chosen is not None else 0.0
     if share >= ENOUGH:
         return None
-    seen = f"Only {percent(share, 0)} of the prompts were" if share else "No prompt was"
+    seen = f"{percent(share, 0)} of the prompts are usable" if share else "No prompt is usable"
+    best = best_way(preview)
+    if best is not None and chosen is not None and best.share > chosen.share:
+        seen += f" (by {best.name} {percent(best.share, 0)})"
     says = (
-        f"{seen} usable: read the texts and the reasons. Take a larger model, prompts of others "
+        f"{seen}: read the texts and the reasons. Take a larger model, prompts of others "
         f"(prompts.source), or another template. A run stops where more than max_drop_share = "
         f"{config.max_drop_share:g} is lost"
     )
@@ -320,7 +323,9 @@ def chance(preview: Preview, config: Config) -> Change | None:
     low, high = way.accuracy.ci95
     found = "that is worse than a coin" if high < 0.5 else "that does not tell it from a coin"
     if low > 0.5:
-        found = "as the best of several ways, that does not tell it from a coin"
+        found = (
+            "it was picked as the best of several ways, so this does not show that it is better than a coin"
+        )
     says = (
         f"On {way.accuracy.n} pairs whose better answer is known the judge is right in "
         f"{percent(way.accuracy.rate, 0)} [{percent(low, 0)}, {percent(high, 0)}]: {found}. `sao audit` "

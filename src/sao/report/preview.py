@@ -124,10 +124,8 @@ def _judges(preview: Preview) -> Iterator[str]:
             yield from _wrap(f"{way.name}: {keys}", "", "  ")
     seen = [way.pairs for way in tried]
     if seen and min(seen) < max(seen):
-        says = (
-            f"All ways judged the first {min(seen)} pairs; there was time for more by the recipe's way and "
-            "the best other one only."
-        )
+        more = " and ".join(way.name for way in tried if way.pairs > min(seen))
+        says = f"All ways judged the first {min(seen)} pairs; there was time for more by {more} only."
         yield from _wrap(says)
     yield from _gold(preview.gold)
 

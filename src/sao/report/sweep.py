@@ -133,7 +133,8 @@ def _closing(sweep: Sweep) -> Iterator[str]:
     if any(row.repetition is not None for row in sweep.rows):
         yield (
             "Beyond brevity (the gain less what shorter answers alone earn) and repetition: all held-out "
-            "prompts, both halves."
+            "prompts. The half that chose the setting is among them, so the chosen row looks better than it "
+            "is."
         )
     seeds = [f.report.seeds for row in sweep.rows for f in row.measures if f.report is not None]
     if seeds and min(seeds) < 2:

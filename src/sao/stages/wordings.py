@@ -10,6 +10,7 @@ from sao.templates import fill, load_template
 
 PAIRWISE = ("prompt", "first", "second")
 """What must stand in a template that shows two answers."""
+_FIELD = re.compile(r"\{\w+\}")
 POINTWISE = ("prompt", "answer")
 """The same for one that shows one answer."""
 
@@ -21,9 +22,6 @@ def judge_templates(config: JudgingConfig) -> list[str]:
     names = ("yes", "no") if config.method == "pointwise" else ("first_choice", "second_choice")
     words = dict(zip(names, (word.strip() for word in config.words), strict=True))
     return [fill(load_template(name, fields), **words) for name in config.templates]
-
-
-_FIELD = re.compile(r"\{\w+\}")
 
 
 def check_words(config: JudgingConfig) -> None:

@@ -74,7 +74,7 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
 # Hostile rows
 
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "ifeval": {
         "key": 1,
         "prompt": "Write.",

@@ -114,9 +114,11 @@ def test_lines_of_other_recipes_are_left_out_and_that_is_said(tmp_path: Path) ->
     assert (make_table(wider).done, make_table(wider).left_out) == (6, 0)
 
 
-def outcome(beyond: float | None, before: float, after: float) -> ChecksOutcome:
+def outcome(beyond: float, before: float, after: float) -> ChecksOutcome:
     """What constraints say of a cell: the gain beyond brevity, and repetition before and after."""
-    gain = CheckedGain(n=9, before=0.2, after=0.5, gain=0.3, beyond_brevity=beyond)
+    gain = CheckedGain(
+        n=9, before=0.2, after=0.5, gain=0.3, beyond_brevity=beyond, beyond_ci95=(beyond - 0.1, beyond + 0.2)
+    )
     base, tuned = (Texts(words=9, repetition=each, finished=1, distinct=1) for each in (before, after))
     unseen = CheckedGain(n=0)
     return ChecksOutcome(trained=gain, unseen=unseen, kinds=[], left_out=[], base=base, tuned=tuned)
@@ -130,11 +132,13 @@ def test_what_brevity_earns_and_repetition_are_means_over_the_seeds(tmp_path: Pa
         write_cell(plan, cell, scores_of(CHOICE, "choice") + scores_of(REPORT), checks=checked)
     table = make_table(plan)
     base, random, _ = table.rows
-    assert known(base.beyond_brevity) == pytest.approx(0.15)
+    assert known(base.beyond_brevity).value == pytest.approx(0.15)
+    assert known(known(base.beyond_brevity).ci95) == pytest.approx((0.05, 0.35))
+    assert (known(base.beyond_brevity).prompts, known(base.beyond_brevity).seeds) == (9, 2)
     assert known(base.repetition) == pytest.approx((0.02, 0.06))
     assert (random.beyond_brevity, random.repetition) == (None, None)
     shown = show_sweep(table)
-    assert "+0.150" in shown and "2.0 → 6.0 %" in shown
+    assert "+0.150 [+0.050, +0.350]" in shown and "2.0 → 6.0 %" in shown
     assert "beyond brevity" in shown
     assert "2.0 → 6.0 %" in markdown_sweep(table)
 

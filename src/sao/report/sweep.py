@@ -20,7 +20,7 @@ HEADS: dict[MeasureName, str] = {
     "checks": "checks", "checks_unseen": "unseen checks", "oracle": "oracle", "win_rate": "win rate",
     "words": "words",
 }  # fmt: skip
-CHECKS = ("checks beyond brevity", "repetition")
+CHECKS = ("checks beyond brevity [95 %]", "repetition")
 """Columns of a sweep with constraints, over all held-out prompts."""
 
 
@@ -105,7 +105,7 @@ def _other_cell(figure: RowMeasure | None) -> str:
 
 
 def _checks_cells(row: SweepRow) -> list[str]:
-    beyond = MISSING if row.beyond_brevity is None else _value(row.beyond_brevity, True)
+    beyond = _with_interval(row.beyond_brevity, True)
     if row.repetition is None:
         return [beyond, MISSING]
     before, after = (f"{100 * share:.1f}" for share in row.repetition)

@@ -177,9 +177,10 @@ class SweepRow(Result):
     of the first."""
     judge_accuracy: Rate | None
     """Accuracy of the first judge against gold, likewise."""
-    beyond_brevity: float | None = None
+    beyond_brevity: Estimate | None = None
     """Gain on constraints of trained kinds less what brevity alone earns, over all held-out prompts
-    (`Cell.checks`): the mean over the repeats; null without constraints."""
+    (`Cell.checks`): the mean over the repeats, of value and of interval (over prompts); prompts is that of
+    the first. Null without constraints."""
     repetition: Pair | None = None
     """Mean share of an answer's 4-grams that repeat an earlier one, before and after, likewise."""
 

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from sao.errors import ConfigError
 from sao.results.base import Rate
+from sao.results.checks import CheckedGain
 from sao.results.sweep import (
     Cell,
     Difference,
@@ -187,7 +188,7 @@ def _row(group: Group, base: Group, chosen: bool) -> SweepRow:
         kept_pairs=_mean_of([line.kept_pairs for line in finished]),
         label_accuracy=_mean_rate([line.label_accuracy for line in finished]),
         judge_accuracy=_mean_rate([line.judge_accuracy for line in finished]),
-        beyond_brevity=_mean_of([found.trained.beyond_brevity for found in outcomes]),
+        beyond_brevity=_mean_gain([found.trained for found in outcomes]),
         repetition=_mean_pair([(found.base.repetition, found.tuned.repetition) for found in outcomes]),
     )
 
@@ -243,6 +244,17 @@ def _as_estimate(found: Mean | None) -> Estimate | None:
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if known else None
+
+
+def _mean_gain(gains: Sequence[CheckedGain]) -> Estimate | None:
+    """What is gained beyond brevity: the mean over the repeats, and that of the intervals."""
+    values = [gain.beyond_brevity for gain in gains if gain.beyond_brevity is not None]
+    if not values:
+        return None
+    ends = [gain.beyond_ci95 for gain in gains if gain.beyond_ci95 is not None]
+    low, high = (mean([pair[end] for pair in ends]) if ends else 0.0 for end in (0, 1))
+    interval = (low, high) if len(ends) == len(values) else None
+    return Estimate(value=mean(values), ci95=interval, prompts=gains[0].n, seeds=len(values))
 
 
 def _mean_pair(pairs: Sequence[Pair]) -> Pair | None:

@@ -23,6 +23,20 @@ def test_a_bar_for_each_stage_and_lines_between(capsys: pytest.CaptureFixture[st
     assert re.search(r"^\d\d:\d\d:\d\d loading a model$", captured.err, re.MULTILINE)
 
 
+def test_a_line_within_a_stage_leaves_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(shown=True)
+    progress("train", 0, 4)
+    progress("train", 2, 4)
+    progress.say("alarm at step 2")
+    progress("train", 4, 4)
+    progress.say("loading a model")
+    progress.close()
+    err = capsys.readouterr().err.replace("\r", "\n")
+    assert len(re.findall(r"\| \d/4 \[00:00<\?", err)) == 1  # one bar began
+    assert re.search(r"^\d\d:\d\d:\d\d alarm at step 2$", err, re.MULTILINE)
+    assert err.index("alarm at step 2") < err.index("| 4/4 ") < err.index("loading a model")
+
+
 def test_no_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(shown=False)
     progress("prompts", 2, 4)

@@ -29,10 +29,17 @@ class Progress:
         self._bar.update(done - self._bar.n)
 
     def say(self, line: str) -> None:
-        """Print a line above the bars."""
-        self.close()
-        if self.shown:
-            print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr)
+        """Print a line above the bar, which goes on with its time and rate unless it is full."""
+        if not self.shown:
+            return
+        text = f"{time.strftime('%H:%M:%S')} {line}"
+        if self._bar is None or self._bar.n >= (self._bar.total or 0):
+            self.close()
+            print(text, file=sys.stderr)
+        elif sys.stderr.isatty():
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(f"\n{text}", file=sys.stderr)
 
     def close(self) -> None:
         """End the present bar."""

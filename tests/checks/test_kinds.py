@@ -134,6 +134,23 @@ def test_postscripts_and_quotation_marks(kind: str, answer: str, kept: bool) -> 
     assert passes(answer, Constraint(kind)) == kept
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer", "kept"),
+    [
+        ("plain_prose", "We go. We stay.", True),
+        ("plain_prose", "The file is my_old_file_name. We stay _ here.", True),
+        ("plain_prose", "We __go__. We stay.", False),
+        ("plain_prose", "We _go there_. We stay.", False),
+        ("plain_prose", "Travel\n=====\nWe go. We stay.", False),
+        ("two_answers", "We go.\n******\nWe stay.", True),
+        ("two_answers", "We go.\n******\nWe go!", False),
+        ("two_answers", "We go.\n******\n...", False),
+    ],
+)
+def test_marks_alone_make_no_difference_and_underscores_are_marks(kind: str, answer: str, kept: bool) -> None:
+    assert passes(answer, Constraint(kind, {})) is kept
+
+
 def test_a_kind_that_is_not_known_is_an_error() -> None:
     with pytest.raises(StoreError):
         passes("Yes.", Constraint("no such kind"))

@@ -104,24 +104,24 @@ def by_hand(path: str, texts: list[tuple[str, str]], place: int = -1) -> list[fl
     return found
 
 
-def check(path: str, texts: list[tuple[str, str]] = TEXTS) -> None:
-    """Scores in a batch, alone and by hand are the same, and not all alike."""
+def spread(path: str, texts: list[tuple[str, str]] = TEXTS) -> float:
+    """The highest score less the lowest, after scores in a batch, alone and by hand were the same."""
     model = RewardModel(path, EngineConfig(threads=1))
     together, alone = model.score(texts), [model.score([text])[0] for text in texts]
     assert together == pytest.approx(by_hand(path, texts), abs=1e-4)
     assert alone == pytest.approx(together, abs=1e-4)
-    assert max(together) - min(together) > 0.01
     assert model.score(texts[::-1]) == pytest.approx(together[::-1], abs=1e-4)
     model.close()
+    return max(together) - min(together)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("pad", [None, PAD, EOS, -1])
 def test_the_score_is_read_at_the_last_token(tmp_path: Path, template: str, pad: int | None) -> None:
     path = llama(tmp_path, TEMPLATES[template], pad_token_id=pad)
-    check(path)  # the tokenizer has a pad token
-    check(retell(path, lambda tokenizer: setattr(tokenizer, "pad_token", tokenizer.eos_token)))
-    check(retell(path, lambda tokenizer: setattr(tokenizer, "pad_token", None)))
+    assert spread(path) > 0.01  # the tokenizer has a pad token
+    assert spread(retell(path, lambda tokenizer: setattr(tokenizer, "pad_token", tokenizer.eos_token))) > 0.01
+    assert spread(retell(path, lambda tokenizer: setattr(tokenizer, "pad_token", None))) > 0.01
 
 
 def test_scores_of_a_model_in_bfloat16_are_made_in_float32(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_padding_on_the_left_in_the_tokenizers_config_does_not_count(tmp_path: P
         json.dumps(json.loads(file.read_text()) | {"padding_side": "left", "truncation_side": "left"})
     )
     assert AutoTokenizer.from_pretrained(path).padding_side == "left"
-    check(path)
+    assert spread(path) > 0.01
 
 
 def test_a_length_and_a_padding_stored_in_the_tokenizer_do_not_count(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_length_and_a_padding_stored_in_the_tokenizer_do_not_count(tmp_path: P
         tokenizer.backend_tokenizer.enable_padding(length=64, pad_id=EOS, pad_token="<|end|>")
         tokenizer.backend_tokenizer.enable_truncation(8)
 
-    check(retell(llama(tmp_path), fixed))
+    assert spread(retell(llama(tmp_path), fixed)) > 0.01
 
 
 def test_absolute_positions_and_a_pooling_of_its_own(tmp_path: Path) -> None:
@@ -171,7 +171,14 @@ def test_absolute_positions_and_a_pooling_of_its_own(tmp_path: Path) -> None:
         **ONE_SCORE,
         initializer_range=0.3,
     )
-    check(keep(tmp_path / "rm", GPT2ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE))
+    assert (
+        spread(
+            keep(
+                tmp_path / "rm", GPT2ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE
+            )
+        )
+        > 0.01
+    )
 
 
 @pytest.mark.parametrize("pad", [None, EOS])
@@ -187,8 +194,17 @@ def test_a_config_inside_a_config(tmp_path: Path, pad: int | None) -> None:
              "image_size": 28, "patch_size": 14}  # fmt: skip
     config = Gemma3Config(text_config=text, vision_config=sight, **ONE_SCORE, mm_tokens_per_image=4)
     tokenizer.pad_token = tokenizer.eos_token
-    check(
-        keep(tmp_path / "rm", Gemma3ForSequenceClassification, config, tokenizer, tiny_models.LLAMA_TEMPLATE)
+    assert (
+        spread(
+            keep(
+                tmp_path / "rm",
+                Gemma3ForSequenceClassification,
+                config,
+                tokenizer,
+                tiny_models.LLAMA_TEMPLATE,
+            )
+        )
+        > 0.01
     )
 
 
@@ -202,7 +218,12 @@ def test_capped_attention_scores_are_capped(tmp_path: Path) -> None:
         query_pre_attn_scalar=1,
         attn_logit_softcapping=0.5,
     )
-    check(keep(tmp_path / "rm", Gemma2ForSequenceClassification, config, tokenizer, tokenizer.chat_template))
+    assert (
+        spread(
+            keep(tmp_path / "rm", Gemma2ForSequenceClassification, config, tokenizer, tokenizer.chat_template)
+        )
+        > 0.01
+    )
 
 
 def test_a_model_that_gives_its_pad_token_no_position(tmp_path: Path) -> None:
@@ -236,7 +257,7 @@ def test_texts_that_hold_every_token_are_scored_one_by_one(tmp_path: Path) -> No
     config = LlamaConfig(**{**tiny_models.SMALL, "vocab_size": 5, "num_labels": 1})
     template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {{ eos_token }} {% endfor %}"
     path = keep(tmp_path / "rm", LlamaForSequenceClassification, config, tokenizer, template)
-    check(path, [("a b b", "a"), ("a", "b a"), ("b b", "a"), ("a b", "b")])
+    assert spread(path, [("a b b", "a"), ("a", "b a"), ("b b", "a"), ("a b", "b")]) > 0.01
 
 
 def test_a_text_longer_than_the_context_has_no_score(tmp_path: Path) -> None:
@@ -321,7 +342,7 @@ def test_a_head_left_over_from_the_language_model_does_no_harm(tmp_path: Path) -
     def add(weights: dict[str, torch.Tensor]) -> None:
         weights["lm_head.weight"] = torch.zeros(300, 32)
 
-    check(reweigh(llama(tmp_path), add))
+    assert spread(reweigh(llama(tmp_path), add)) > 0.01
 
 
 # A reward model

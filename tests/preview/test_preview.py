@@ -328,8 +328,9 @@ def test_the_toy_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["pairs", str(recipe_file), *small]) == 0
 
 
-def test_the_minutes_are_above_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["preview", "demo", "--minutes", "0"]) == 1
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_the_minutes_are_above_zero_and_not_endless(capsys: pytest.CaptureFixture[str], minutes: str) -> None:
+    assert main(["preview", "demo", f"--minutes={minutes}"]) == 1
     assert "--minutes" in capsys.readouterr().err
 
 

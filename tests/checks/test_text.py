@@ -30,7 +30,7 @@ def test_sentences(said: str, number: int) -> None:
 
 def test_words_paragraphs_lists_and_code() -> None:
     assert text.count_words("A well-known dog — don't.") == 4
-    assert text.count_words("A dog—and—a cat, 10–20 of them—") == 7
+    assert text.count_words("A dog—and—a cat, 10–20 of them—") == 8
     assert text.words_of("The DOG's Bone_9") == ["the", "dog", "s", "bone", "9"]
     assert len(text.paragraphs("One.\ntwo\n \n\n---\n\nThree.")) == 2
     assert text.bullets("- a\n* b\n  • c\n-d\n```\n- e\n```\n- ") == ["a", "b", "c"]

@@ -11,8 +11,9 @@ length, padded on the left, by the best of the batch sizes tried. Tokens count u
 All sides encode their chats and decode their texts inside the clock, and take turns in one process.
 
 With `--vllm` the sides are our engine over vLLM (a child process) and one raw `LLM.generate` call (in this
-one) with the same token ids; both keep what they know of prompts. The ratios are then `vllm_over_raw`. The
-last line printed is JSON.
+one) with the same token ids; both keep what they know of prompts. The ratios are then `vllm_over_raw`. With
+`--against KEY=VALUE` the sides are our built-in engine with and without these keys, such as dtype=bfloat16
+(`with_over_without`). The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -275,6 +276,32 @@ def against_plain(options: argparse.Namespace, texts: list[str]) -> dict[str, An
     return result
 
 
+def against_itself(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
+    """Our built-in engine with the keys of `--against` over the same without them."""
+    from sao.config import EngineConfig
+    from sao.engines.transformers import TransformersEngine
+
+    base = {"name": "transformers", "device": "cpu", "threads": options.threads}
+    base |= dict(pair.split("=") for pair in options.set)
+    changed = {**base, **dict(pair.split("=") for pair in options.against)}
+    engines = {
+        name: TransformersEngine(options.model, EngineConfig(**keys))
+        for name, keys in (("with", changed), ("without", base))
+    }
+    answers = {
+        done.id: done.text for done in engines["without"].generate(writing(texts[: options.verdicts], 2))
+    }
+    result = {}
+    for name, requests in workloads(options, texts).items():
+        sides = {side: lambda e=e, r=requests: write_ours(e, r) for side, e in engines.items()}
+        result[name] = compare(name, sides, options.repeats)
+    if options.verdicts:
+        requests = verdicts(texts[: options.verdicts], answers)
+        sides = {side: lambda e=e: judge_ours(e, requests) for side, e in engines.items()}
+        result["verdicts"] = compare("verdicts", sides, options.repeats)
+    return result
+
+
 def workloads(options: argparse.Namespace, texts: list[str]) -> dict[str, list[Any]]:
     """Requests by their name, prompts × samples."""
     found = {}
@@ -348,23 +375,29 @@ def main() -> None:
     parser.add_argument("--verdicts", type=int, default=40, help="pairs to judge in both orders")
     parser.add_argument("--set", nargs="*", default=[], help="keys of the engine, such as dtype=bfloat16")
     parser.add_argument("--continuous", action="store_true", help="also against generate_batch")
+    parser.add_argument("--against", nargs="+", help="keys of the engine: with them against without them")
     parser.add_argument("--vllm", action="store_true", help="our engine over vLLM against raw vLLM")
     options = parser.parse_args()
     texts = questions(options.questions)
-    found = against_raw(options, texts) if options.vllm else against_plain(options, texts)
+    sides = against_raw if options.vllm else against_itself if options.against else against_plain
+    found = sides(options, texts)
     ratios = {name: found[name]["ratio"] for name in options.work}
+    verdicts_ratio = found.get("verdicts", {}).get("ratio")
     print(
         json.dumps(
             {
                 "benchmark": "real_engine",
                 "model": Path(options.model).name,
                 **(
-                    {"vllm_over_raw": {**ratios, "verdicts": found.get("verdicts", {}).get("ratio")}}
+                    {"vllm_over_raw": {**ratios, "verdicts": verdicts_ratio}}
                     if options.vllm
-                    else {"tokens_ratio": ratios, "verdicts_ratio": found.get("verdicts", {}).get("ratio")}
+                    else {"with_over_without": {**ratios, "verdicts": verdicts_ratio}}
+                    if options.against
+                    else {"tokens_ratio": ratios, "verdicts_ratio": verdicts_ratio}
                 ),
                 **found,
                 "set": options.set,
+                "against": options.against,
                 "threads": options.threads,
                 "cpus": os.cpu_count(),
                 "load_average": [round(value, 2) for value in os.getloadavg()],

@@ -5,6 +5,7 @@ import pytest
 from sao.preview import budget
 from sao.preview.budget import (
     Budget,
+    Found,
     Pace,
     checked_prompts,
     judged_by_all,
@@ -28,18 +29,37 @@ def pace(each: float, ways: int = 4) -> Pace:
 def test_as_many_more_prompts_as_the_wanted_pairs_need(left: list[float]) -> None:
     left[0] = 1000
     # 50 - 20 pairs at half a pair a prompt.
-    assert more_prompts(pace(0.1), 4, 20, cost=1.0, share=0.5) == 60
-    assert more_prompts(pace(0.1), 4, 50, cost=1.0, share=0.5) == 0
-    assert more_prompts(pace(0.1), 4, 2, cost=1.0, share=0.01) == budget.MORE_PROMPTS
+    assert more_prompts(pace(0.1), 4, Found(prompts=40, apart=20, pairs=20), took=20) == 60
+    assert more_prompts(pace(0.1), 4, Found(prompts=40, apart=20, pairs=60), took=20) == 60
+    assert more_prompts(pace(0.1), 4, Found(prompts=100, apart=50, pairs=50), took=50) == 0
+    assert more_prompts(pace(0.1), 4, Found(prompts=200, apart=2, pairs=2), took=2) == budget.MORE_PROMPTS
 
 
 def test_writing_and_judging_share_the_time_that_is_left(left: list[float]) -> None:
     left[0] = 100  # 90 of them are planned
-    # n pairs: (n - 20) seconds to write, 2 orders x 0.25 s x (4 ways x 20 pairs + 2 ways x (n + 4 - 20)).
-    # 40 + (n - 16) + n - 20 <= 90: n = 43.
-    assert more_prompts(pace(0.25), 4, 20, cost=1.0, share=1.0) == 23
+    # n pairs: (n - 20) seconds to write, 2 orders x 0.25 s x (4 ways x 12 pairs + 2 ways x (n + 4 - 12)).
+    # 24 + (n - 8) + n - 20 <= 90: n = 47.
+    alone = Found(prompts=20, apart=20, pairs=20)
+    assert more_prompts(pace(0.25), 4, alone, took=20) == 27
+    # Three pairs of one: all 50 are judged in 24 + 42 s, and 24 s are left to write.
+    assert more_prompts(pace(0.25), 4, Found(prompts=20, apart=20, pairs=60), took=20) == 24
     left[0] = 0
-    assert more_prompts(pace(0.25), 4, 20, cost=1.0, share=1.0) == 0
+    assert more_prompts(pace(0.25), 4, alone, took=20) == 0
+
+
+def test_few_more_prompts_take_longer_each(left: list[float]) -> None:
+    left[0] = 10  # 9 s are planned; 20 prompts took 40 s: 1 and 2 of them take 40 / 20^0.6 = 6.6 and 10.0 s
+    found = Found(prompts=20, apart=20, pairs=20, judged=20)
+    assert more_prompts(pace(0.25), 0, found, took=40) == 1  # and the verdicts on a pair by two ways 1 s
+    assert more_prompts(pace(1.0), 0, found, took=40) == 0  # 4 s
+
+
+def test_pairs_that_have_verdicts_need_no_more_time(left: list[float]) -> None:
+    left[0] = 50  # 45 s are planned: n - 20 seconds to write, and 1 s of verdicts for each new pair
+    judged = Found(prompts=20, apart=20, pairs=20, judged=20)
+    assert more_prompts(pace(0.25), 0, judged, took=20) == 22
+    # Without verdicts 24 s + n - 12 for them, and 20 x (4/20)^0.6 = 7.6 s to write 4.
+    assert more_prompts(pace(0.25), 0, Found(prompts=20, apart=20, pairs=20), took=20) == 4
 
 
 def test_all_ways_judge_all_pairs_where_the_time_allows_it(left: list[float]) -> None:
@@ -48,6 +68,12 @@ def test_all_ways_judge_all_pairs_where_the_time_allows_it(left: list[float]) ->
     left[0] = 100
     assert judged_by_all(pace(0.25), 50) == 20
     assert judged_by_all(pace(0.25), 12) == 12
+    left[0] = 73  # 65.7 s are planned: 2 s for a pair by all ways, 1 s for one by the best two
+    assert judged_by_all(pace(0.25), 50) == 15
+    left[0] = 60
+    assert judged_by_all(pace(0.25), 50) == 12
+    left[0] = 20
+    assert judged_by_all(pace(0.25), 50) == 9
     left[0] = 1
     assert judged_by_all(pace(0.25), 50) == 8
 

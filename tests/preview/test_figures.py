@@ -7,7 +7,7 @@ import pytest
 
 from sao.checks import TRAINED
 from sao.preview.figures import judge_figures
-from sao.preview.gold import best_and_worst, checkable, kinds_that_differ, made_up
+from sao.preview.gold import checkable, kinds_that_differ, made_up, pairs_that_differ
 from sao.preview.look import Pair
 from sao.records import Constraint, Judgment, Prompt, Response, Verdict
 from sao.results.base import Rate
@@ -80,17 +80,37 @@ def test_prompts_with_constraints_and_made_up_pairs_know_their_source() -> None:
     assert {pair.source for pair in made_up(prompts, 6, seed=1)} == {"Why 0?", "Why 1?"}
 
 
-def test_no_answer_stands_in_two_pairs() -> None:
+def test_pairs_that_share_an_answer_come_last() -> None:
     prompt = Prompt(id="p", row=0, persona_id="", text="?")
     worth = {"p0": 1.0, "p1": 0.0, "p2": 0.5, "p3": 1.0, "p4": None, "p5": 0.0}
     answers = [answer("p", index) for index in range(6)]
-    pairs = best_and_worst(prompt, answers, lambda _, text: worth[text])
-    assert [{a.id for a in pair.answers} for pair in pairs] == [{"p0", "p5"}, {"p3", "p1"}]
-    assert [pair.better for pair in pairs] == ["p0", "p3"]
-    assert best_and_worst(prompt, answers[:1], lambda *_: 1.0) == []
-    assert best_and_worst(prompt, answers[:2], lambda *_: 1.0) == []
-    three = best_and_worst(prompt, answers[:3], lambda _, text: worth[text])
-    assert [{a.id for a in pair.answers} for pair in three] == [{"p0", "p1"}]
+
+    def pairs(answers: list[Response]) -> list[Pair]:
+        return pairs_that_differ(prompt, answers, lambda _, text: worth[text])
+
+    found = pairs(answers)
+    assert [{a.id for a in pair.answers} for pair in found[:2]] == [{"p0", "p5"}, {"p3", "p1"}]
+    assert [pair.better for pair in found[:2]] == ["p0", "p3"]
+    assert [pair.again for pair in found] == [False, False] + [True] * 6
+    for one in found:
+        (worse,) = (a.id for a in one.answers if a.id != one.better)
+        assert one.better is not None and (worth[one.better] or 0) > (worth[worse] or 0)
+    assert len({pair.answers for pair in found}) == 8  # all but the two that are worth the same
+    assert pairs(answers[:1]) == pairs([answers[0], answers[3]]) == []
+    three = pairs(answers[:3])
+    assert [({a.id for a in pair.answers}, pair.again) for pair in three] == [
+        ({"p0", "p1"}, False),
+        ({"p0", "p2"}, True),
+        ({"p2", "p1"}, True),
+    ]
+
+
+def test_pairs_that_share_an_answer_make_no_interval_narrower() -> None:
+    pairs = [pair(number, f"source {number}") for number in range(10)]
+    again = [replace(pair(10 + number, f"source {number}"), again=True) for number in range(10)]
+    found = accuracy([*pairs, *again], [RIGHT] * 20)
+    assert (found.rate, found.n) == (1.0, 20)
+    assert found.ci95 == pytest.approx(wilson(10, 10))
 
 
 def test_kinds_that_all_answers_keep_are_not_asked_again() -> None:

@@ -10,6 +10,8 @@ import pytest
 
 import sao.checks
 import sao.preview
+import sao.preview.budget
+import sao.preview.gold
 import sao.preview.verdicts
 import sao.preview.ways
 from sao.cli import main
@@ -19,6 +21,7 @@ from sao.engines.scripted import ScriptedEngine, read_answers
 from sao.errors import ConfigError, EngineError, StoreError
 from sao.method import run
 from sao.preview import preview
+from sao.preview.budget import Found, Pace
 from sao.preview.figures import judge_figures
 from sao.preview.look import Pair
 from sao.records import Judgment, Message
@@ -385,6 +388,43 @@ def test_where_the_time_is_short_the_best_other_way_alone_sees_as_many_pairs_as_
     assert (files(tmp_path), engine.calls) == (before, calls)
 
 
+def test_more_pairs_are_made_where_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 8)
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
+    turns = iter([0, 4, 3, 0])
+    judged = []
+
+    def more(pace: Pace, plain: int, found: Found, took: float) -> int:
+        judged.append(found.judged)
+        return next(turns)
+
+    monkeypatch.setattr(sao.preview.gold, "more_prompts", more)
+    engine = Planted(reply=words_reply, choose=fair())
+    found = look(engine, tmp_path)
+    assert found.gold is not None and found.gold.prompts == 12 + 4 + 3
+    own = found.judging[0]
+    assert own.accuracy is not None
+    assert own.accuracy.n == found.gold.pairs == judged[3] > judged[2] > judged[1] > judged[0] == 0
+    before, calls = files(tmp_path), engine.calls
+    assert look(engine, tmp_path).judging == found.judging
+    assert (files(tmp_path), engine.calls) == (before, calls)
+
+
+def test_ways_to_judge_take_turns_on_a_few_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 8)
+    asked: list[str] = []
+    of_both = fair()
+
+    def choose(messages: tuple[Message, ...], words: tuple[str, ...]) -> tuple[float, ...]:
+        asked.append(messages[-1].content)
+        return of_both(messages, words)
+
+    found = look(Planted(reply=words_reply, choose=choose), tmp_path)
+    later = asked[-(2 * 2 * (found.judging[0].pairs - 8)) :]
+    assert len(later) > 3 * 16
+    assert later[:8] == later[8:16] != later[16:24] == later[24:32]
+
+
 def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,7 +441,8 @@ def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
 
     found = look(Planted(reply=words_reply, choose=choose), tmp_path)
     assert [way.pairs for way in found.judging if way.skipped is None] == [12] * 4
-    assert found.notes.count("the recipe's has figures of the first 12 pairs: the judge has gone") == 1
+    says = "the recipe's and prefill: figures of the first 12 pairs, since the judge has gone"
+    assert found.notes.count(says) == 1
     assert "the judge has gone" in " ".join(show_preview(found).split())
 
 

@@ -164,10 +164,12 @@ def test_no_way_is_better() -> None:
     assert says.startswith("By the recipe's way no verdict can be read, and no other way is better.")
 
 
-def test_bfloat16_is_proposed_where_the_cpu_is_faster_and_the_run_long() -> None:
+def test_bfloat16_is_to_be_tried_where_the_cpu_may_be_faster_and_the_run_is_long() -> None:
     long, short = RunCost(seconds=7200.0), RunCost(seconds=300.0)
     preview = Preview(model="planted", engine="transformers", folder="look", quick_bfloat16=True, run=long)
-    assert [change.settings for change in changes(preview, CONFIG)] == [{"engine.dtype": "bfloat16"}]
+    (change,) = changes(preview, CONFIG)
+    assert "--engine.dtype bfloat16" in change.says
+    assert change.settings == {}  # on some such CPUs it is no faster: the recipe keeps its numbers
     assert changes(preview.model_copy(update={"run": short}), CONFIG) == []
     assert changes(preview.model_copy(update={"quick_bfloat16": False}), CONFIG) == []
     assert changes(preview, make_config({"model": "planted", "engine": {"dtype": "float32"}})) == []

@@ -29,8 +29,9 @@ GOLD = 50
 """Pairs of which the better answer is known that are wanted."""
 MORE_PROMPTS = 150
 """Prompts with constraints that are answered for them at most, the first ones aside."""
-ALL_WAYS = (8, 20)
-"""Pairs that every way to judge sees, at least and at most; more of them only FINALISTS see."""
+ALL_WAYS = (8, 12, 20)
+"""Pairs that every way to judge sees: at least, where the time is short; where it suffices; and at most,
+unless there is time for all. More of them only FINALISTS see."""
 FINALISTS = 2
 """Ways that see all pairs: the recipe's and the best other."""
 SHARES = {"prompts": 0.2, "answers": 0.15, "checked answers": 0.15}
@@ -134,22 +135,42 @@ class Pace:
         return 2 * self.each * (self.ways * min(first, pairs) + FINALISTS * max(0, pairs - first))
 
 
-def more_prompts(pace: Pace, plain: int, found: int, cost: float, share: float) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Pairs whose better answer is known, of so many prompts; `apart`: those that share no answer; `judged`:
+    those with verdicts, which need no more time."""
+
+    prompts: int
+    apart: int
+    pairs: int
+    judged: int = 0
+
+
+def more_prompts(pace: Pace, plain: int, found: Found, took: float) -> int:
     """How many more prompts with constraints are answered, so that as many pairs as the time allows, GOLD at
-    most, have a known better answer. `found` are there; a further one costs `cost` seconds, and `share` come
-    of a prompt. `plain` others are judged with them."""
-    for n in range(GOLD, found, -1):
-        if (n - found) * cost + pace.seconds(n + plain, ALL_WAYS[1]) <= pace.affordable():
-            return min(MORE_PROMPTS, math.ceil((n - found) / share))
+    most, share no answer. Time is kept for the verdicts on all pairs, GOLD at most, and on `plain` others.
+    The pairs that were `found` took `took` seconds; fewer prompts than they took are answered in
+    n^TOGETHER of that time, n being their share."""
+    each, known = found.pairs / found.apart, pace.seconds(found.judged, ALL_WAYS[1])
+    for n in range(GOLD, found.apart, -1):
+        prompts = min(MORE_PROMPTS, math.ceil((n - found.apart) * found.prompts / found.apart))
+        share = prompts / found.prompts
+        answers = took * (share if share > 1 else share**TOGETHER)
+        verdicts = pace.seconds(min(GOLD, round(n * each)) + plain, ALL_WAYS[1]) - known
+        if answers + verdicts <= pace.affordable():
+            return prompts
     return 0
 
 
 def judged_by_all(pace: Pace, pairs: int) -> int:
-    """How many of these pairs every way judges."""
-    if pace.seconds(pairs, pairs) <= pace.affordable():
-        return pairs
+    """How many of these pairs every way judges: as many as leave time for FINALISTS to judge them all."""
+    least, enough, most = ALL_WAYS
+    sizes: list[int] = [pairs, *range(min(pairs, most), enough, -1)]
+    for n in sizes:
+        if pace.seconds(pairs, n) <= pace.affordable():
+            return n
     one = max(pace.seconds(1, 1), 1e-6)
-    return min(pairs, within(ALL_WAYS, pace.affordable() / one))
+    return min(pairs, within((least, enough), pace.affordable() / one))
 
 
 def judged_by_best(pace: Pace, pairs: int, first: int) -> int:

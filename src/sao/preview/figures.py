@@ -139,9 +139,10 @@ def _both_orders(pair: Pair, said: dict[tuple[str, str], Judgment]) -> tuple[flo
 
 def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment], z: float) -> Rate | None:
     """How often both orders together favour the better answer, with its interval of `z` standard errors; None
-    without gold pairs. Pairs of one source hang together. The interval is no narrower than that of
-    independent pairs: of few sources their spread is not well known."""
+    without gold pairs. Pairs of one source hang together. The interval is no narrower than that of as many
+    independent pairs as share no answer: of few sources their spread is not well known."""
     points: dict[str, list[float]] = {}
+    own = sum(pair.better is not None and not pair.again for pair in pairs)
     for pair in pairs:
         if pair.better is not None:
             points.setdefault(pair.source or pair.prompt.id, []).append(_right(pair, said))
@@ -149,7 +150,7 @@ def _accuracy(pairs: Sequence[Pair], said: dict[tuple[str, str], Judgment], z: f
         return None
     hits, of = [sum(each) for each in points.values()], [len(each) for each in points.values()]
     rate, clustered = ratio_ci(hits, of, z)
-    apart = wilson(sum(hits), sum(of), z)
+    apart = wilson(rate * own, own, z)
     return Rate(rate=rate, ci95=(min(clustered[0], apart[0]), max(clustered[1], apart[1])), n=sum(of))
 
 

@@ -6,10 +6,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 from sao import checks
-from sao.preview.budget import ANSWERS_EACH, EXPECTED_TOKENS, Budget, checked_prompts, checked_tokens
+from sao.preview.budget import (
+    ANSWERS_EACH,
+    EXPECTED_TOKENS,
+    GOLD,
+    Budget,
+    Found,
+    Pace,
+    checked_prompts,
+    checked_tokens,
+    more_prompts,
+)
 from sao.preview.look import Asked, Look, Pair
 from sao.preview.ways import BRIEF
 from sao.records import Prompt, Response, make_id
@@ -36,23 +47,46 @@ QUESTIONS = (
 Score = Callable[[Prompt, str], float | None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Gold:
-    """How pairs of which a program knows the better answer are made of the usable prompts."""
+    """Pairs of which a program knows the better answer, made of the usable prompts turn by turn."""
 
     look: Look
     prompts: Sequence[Prompt]
     oracle: Callable[[str, str], float | None] | None
+    found: list[Pair] = field(default_factory=list)
+    """Pairs of the model's own answers so far, those last with an answer that stands in an earlier one."""
+    turns: int = 0
+    """Usable prompts that were taken so far; one that is taken twice counts twice."""
+    asked: int = 0
+    """Prompts that were answered for the pairs so far."""
 
-    def asked(self, numbers: range, kinds: Sequence[str]) -> list[Prompt]:
-        """The usable prompts in turn, by number: in the toy world as they are, else with constraints of
-        these kinds."""
+    def ask(self, n: int) -> list[Pair]:
+        """Take the next `n` of the usable prompts, in the toy world as they are, else with constraints: their
+        pairs."""
+        numbers = range(self.turns, self.turns + n)
         if self.oracle is not None:
-            return _numbered(self.prompts, numbers)
-        return checkable(self.prompts, numbers, self.look.config.seed, kinds)
+            asked = _numbered(self.prompts, numbers)
+        else:
+            kinds = kinds_that_differ(self.found)
+            asked = checkable(self.prompts, numbers, self.look.config.seed, kinds)
+        new = self._sampled(asked)
+        self.found = last_again([*self.found, *new])
+        self.turns += n
+        self.asked += len(asked)
+        return new
 
-    def sampled(self, asked: Sequence[Prompt]) -> list[Pair]:
-        """Their answers, as pairs."""
+    def ask_more(self, pace: Pace, plain: int, judged: int = 0) -> list[Pair]:
+        """Take as many more prompts as the time allows, where pairs were found so far. `judged` of these
+        have verdicts already, and `plain` other pairs wait for theirs."""
+        if not self.found:
+            return []
+        far = Found(prompts=self.asked, apart=apart(self.found), pairs=len(self.found), judged=judged)
+        took = self.look.notebook.seconds(STEP)
+        what = f"more prompts after {self.turns}, {judged} pairs judged"
+        return self.ask(self.look.notebook.decide(what, lambda: more_prompts(pace, plain, far, took)))
+
+    def _sampled(self, asked: Sequence[Prompt]) -> list[Pair]:
         if not asked:
             return []
         score = _by_constraints if self.oracle is None else _by_oracle(self.oracle)
@@ -64,25 +98,48 @@ class Gold:
         by_prompt: dict[str, list[Response]] = {}
         for answer in answers:
             by_prompt.setdefault(answer.prompt_id, []).append(answer)
-        return [
+        return last_again(
             replace(pair, source=self._source(prompt))
             for prompt in asked
-            for pair in best_and_worst(prompt, by_prompt.get(prompt.id, ()), score)
-        ]
+            for pair in pairs_that_differ(prompt, by_prompt.get(prompt.id, ()), score)
+        )
 
     def _source(self, prompt: Prompt) -> str:
         """The usable prompt that was asked with constraints."""
         return self.prompts[rows.index_of(prompt.row) % len(self.prompts)].id
 
-    def result(self, pairs: list[Pair], asked: int) -> tuple[list[Pair], GoldPairs]:
-        """The pairs with what they are; made-up ones where fewer than LEAST came of the `asked` prompts."""
+    @property
+    def is_made_up(self) -> bool:
+        """Whether made-up pairs stand in: fewer than LEAST that share no answer were found."""
+        return self.oracle is None and apart(self.found) < LEAST
+
+    def pairs(self) -> list[Pair]:
+        """GOLD pairs at most, unless more of them share no answer; or MADE_UP ones."""
+        if self.is_made_up:
+            return made_up(self.prompts, MADE_UP, self.look.config.seed)
+        return self.found[: max(GOLD, apart(self.found))]
+
+    def about(self, pairs: Sequence[Pair]) -> GoldPairs:
+        """What these pairs are, among which others may stand."""
         source: GoldSource = "oracle" if self.oracle is not None else "constraints"
-        differing = len({pair.prompt.id for pair in pairs})
-        found = GoldPairs(source=source, pairs=len(pairs), prompts=asked, differing=differing)
-        if self.oracle is not None or len(pairs) >= LEAST:
-            return pairs, found
-        pairs = made_up(self.prompts, MADE_UP, self.look.config.seed)
-        return pairs, found.model_copy(update={"source": "made up", "pairs": len(pairs)})
+        known = [pair for pair in pairs if pair.better is not None]
+        return GoldPairs(
+            source="made up" if self.is_made_up else source,
+            pairs=len(known),
+            again=len(known) - apart(known),
+            prompts=self.asked,
+            differing=len({pair.prompt.id for pair in self.found}),
+        )
+
+
+def apart(pairs: Iterable[Pair]) -> int:
+    """How many of the pairs share no answer."""
+    return sum(not pair.again for pair in pairs)
+
+
+def last_again(pairs: Iterable[Pair]) -> list[Pair]:
+    """The pairs, those last with an answer that stands in an earlier one."""
+    return sorted(pairs, key=lambda pair: pair.again)
 
 
 def kinds_that_differ(pairs: Sequence[Pair]) -> list[str]:
@@ -160,17 +217,19 @@ def _answer(prompt: Prompt, index: int, text: str) -> Response:
     )
 
 
-def best_and_worst(prompt: Prompt, answers: Iterable[Response], score: Score) -> list[Pair]:
-    """The best answer beside the worst, the second best beside the second worst, and so on while they differ
-    in their score; no answer stands in two pairs."""
+def pairs_that_differ(prompt: Prompt, answers: Iterable[Response], score: Score) -> list[Pair]:
+    """All pairs of answers that differ in their score: first the best beside the worst, the second best
+    beside the second worst, and so on, of which no answer stands in two; then the others (`Pair.again`)."""
     scored = [(value, answer) for answer in answers if (value := score(prompt, answer.text)) is not None]
     ordered = sorted(scored, key=lambda each: (-each[0], each[1].index))
-    found = []
-    for (high, best), (low, worst) in zip(ordered, ordered[: len(ordered) // 2 - 1 : -1], strict=False):
+    n, found = len(ordered), []
+    for (a, (high, best)), (b, (low, worst)) in combinations(enumerate(ordered), 2):
         if high > low:
             sides = sorted((best, worst), key=lambda answer: answer.id)  # the better one stands anywhere
-            found.append(Pair(prompt=prompt, answers=(sides[0], sides[1]), better=best.id))
-    return found
+            again = a + b != n - 1
+            pair = Pair(prompt=prompt, answers=(sides[0], sides[1]), better=best.id, again=again)
+            found.append(pair)
+    return last_again(found)
 
 
 def _by_constraints(prompt: Prompt, answer: str) -> float | None:

@@ -27,6 +27,10 @@ from sao.stages import judging, rows
 from sao.stages.responses import answer_prompts
 from sao.store.stage import Stage
 
+SIDE_BY_SIDE = 4
+"""Pairs after which ways to judge take turns: an engine that keeps what it read last then reads only once how
+the prompts of two ways begin, where they begin alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -42,20 +46,25 @@ class Asked:
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """Two answers to a prompt; `better` is the id of the better one, None where no program knows it. Pairs of
-    one `source` answer the same prompt with other constraints."""
+    one `source` answer the same prompt with other constraints. `again`: one of the answers stands in an
+    earlier pair, too."""
 
     prompt: Prompt
     answers: tuple[Response, Response]
     better: str | None = None
     source: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """Pairs that a judge sees in both orders, and a round whose recipe judges in this way."""
+    """Pairs that a judge sees in both orders, and a round whose recipe judges in this way. `step` is what the
+    notebook calls it; the rows of the verdicts begin at twice `start`."""
 
     round: Round
     pairs: Sequence[Pair]
+    step: str = "verdicts"
+    start: int = 0
 
     @property
     def judge(self) -> Judge:
@@ -64,9 +73,14 @@ class Shown:
 
     def ordered(self, key: str) -> Iterator[judging.OrderedPair]:
         """Each pair in both orders."""
-        for number, pair in enumerate(self.pairs):
+        for number, pair in enumerate(self.pairs, self.start):
             both = [replace(a, row=2 * number + k, index=k) for k, a in enumerate(pair.answers)]
             yield from judging.ordered_pairs([(pair.prompt.id, pair.prompt.conversation, both)], 2, key, 2)
+
+    def parts(self, size: int) -> Iterator[Shown]:
+        """The same, `size` pairs at a time."""
+        for start in range(0, len(self.pairs), size):
+            yield replace(self, pairs=self.pairs[start : start + size], start=self.start + start)
 
 
 class Look:
@@ -123,9 +137,15 @@ class Look:
         stage = self.runner.run_variant(TABLE["checked_answers"], self, asked, "checked answers")
         return list(stage.records(Response))
 
-    def verdicts(self, shown: Shown, title: str) -> list[Judgment]:
-        """The verdicts on these pairs."""
-        return list(self.runner.run_variant(TABLE["verdicts"], self, shown, title).records(Judgment))
+    def verdicts(self, ways: Sequence[Shown]) -> list[list[Judgment]]:
+        """The verdicts on the same pairs in each of these ways."""
+        each = len(ways[0].pairs)
+        ways = [replace(way, start=number * each) for number, way in enumerate(ways)]
+        title = " and ".join(way.step for way in ways)
+        found: list[list[Judgment]] = [[] for _ in ways]
+        for verdict in self.runner.run_variant(TABLE["verdicts"], self, ways, title).records(Judgment):
+            found[verdict.row // (2 * each)].append(verdict)
+        return found
 
     def verdicts_now(self, shown: Shown) -> Iterator[Judgment | Drop]:
         """Verdicts on these pairs that are kept nowhere, to see how fast they come."""
@@ -153,16 +173,23 @@ def _make_answers(work: Work[Look]) -> Iterator[Response | Drop]:
     return answer_prompts(asked.prompts, work.run.engine, sampling, work.key, work.done, False, extra)
 
 
-def _verdict_settings(run: Look, shown: Shown) -> dict[str, Any]:
-    pairs = make_id(*(f"{a.id} {a.text}" for pair in shown.pairs for a in pair.answers))
-    return {**judgment_settings(shown.round, shown.judge), "orders": "both", "pairs": pairs}
+def _verdict_settings(run: Look, ways: Sequence[Shown]) -> dict[str, Any]:
+    pairs = make_id(*(f"{a.id} {a.text}" for pair in ways[0].pairs for a in pair.answers))
+    judged = [judgment_settings(way.round, way.judge) for way in ways]
+    return {"ways": judged, "orders": "both", "pairs": pairs}
 
 
 def _make_verdicts(work: Work[Look]) -> Iterator[Judgment | Drop]:
-    shown: Shown = work.variant
-    judge = shown.judge
-    engine = work.engine(judge.role)
-    return judging.judge(shown.ordered(work.key), engine, judge.config, work.done, name=judge.name)
+    """Several ways take turns after SIDE_BY_SIDE pairs."""
+    ways: Sequence[Shown] = work.variant
+    size = len(ways[0].pairs) if len(ways) == 1 else SIDE_BY_SIDE
+    for parts in zip(*(way.parts(size) for way in ways), strict=True):
+        for part in parts:
+            judge, pairs = part.judge, part.ordered(f"{work.key} {part.step}")
+            with work.run.notebook.timed(part.step):
+                yield from judging.judge(
+                    pairs, work.engine(judge.role), judge.config, work.done, name=judge.name
+                )
 
 
 TABLE: dict[str, Step[Look]] = {
@@ -179,8 +206,8 @@ TABLE: dict[str, Step[Look]] = {
         ),
         Step(
             name="verdicts", record=Judgment, settings=_verdict_settings, make=_make_verdicts,
-            rows=lambda work: (pair.row for pair in work.variant.ordered(work.key)),
-            total=lambda work: 2 * len(work.variant.pairs), limited=False,
+            rows=lambda work: (pair.row for way in work.variant for pair in way.ordered(work.key)),
+            total=lambda work: 2 * sum(len(way.pairs) for way in work.variant), limited=False,
         ),
     )
 }  # fmt: skip

@@ -7,17 +7,17 @@ the time that is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from sao import checks
 from sao.config.judging import READERS
 from sao.errors import SAOError
 from sao.pipeline.reader import Reader
 from sao.preview import budget as times
 from sao.preview.budget import Budget, Pace
 from sao.preview.figures import judge_figures
-from sao.preview.gold import STEP, Gold, first_prompts, kinds_that_differ
-from sao.preview.look import Look, Pair, Shown
+from sao.preview.gold import Gold, first_prompts
+from sao.preview.look import SIDE_BY_SIDE, Look, Pair, Shown
 from sao.preview.rules import chosen_way, finalists
 from sao.preview.ways import Way, judge_ways
 from sao.records import Judgment, Prompt, Response
@@ -37,21 +37,12 @@ def with_verdicts(look: Look, budget: Budget, shown: Preview) -> Preview:
     prompts, plain = _texts(look, shown)
     ways, decide = judge_ways(look.config), look.notebook.decide
     gold = Gold(look=look, prompts=prompts, oracle=Reader(look.round({})).oracle)
-    first = decide("prompts with constraints", lambda: first_prompts(look, budget))
-    asked = gold.asked(range(first), checks.TRAINED)
-    known = gold.sampled(asked)
-    tried = [*known, *plain][:TRIED]
+    gold.ask(decide("prompts with constraints", lambda: first_prompts(look, budget)))
+    tried = [*gold.found, *plain][:TRIED]
     each = decide("microseconds of a verdict", lambda: round(1e6 * _seconds_each(look, tried, ways))) / 1e6
     pace = Pace(budget, len(ways), each)
-    if known:
-        cost, share = look.notebook.seconds(STEP) / len(known), len(known) / len(asked)
-        more = decide("more prompts", lambda: times.more_prompts(pace, len(plain), len(known), cost, share))
-        further = gold.asked(range(first, first + more), kinds_that_differ(known))
-        known, asked = [*known, *gold.sampled(further)], [*asked, *further]
-    known, about = gold.result(known, len(asked))
-    shown = shown.model_copy(update={"gold": about})
-    pairs = _mixed(plain, known)
-    return _judged(look, pace, shown, pairs, ways) if pairs else shown
+    gold.ask_more(pace, len(plain))
+    return _judged(Judging(look=look, pace=pace, gold=gold, pairs=_mixed(plain, gold.pairs())), shown, ways)
 
 
 def _texts(look: Look, shown: Preview) -> tuple[Sequence[Prompt], list[Pair]]:
@@ -102,46 +93,98 @@ def _seconds_each(look: Look, pairs: Sequence[Pair], ways: Sequence[Way]) -> flo
     return 0.0
 
 
-def _judged(look: Look, pace: Pace, shown: Preview, pairs: Sequence[Pair], ways: Sequence[Way]) -> Preview:
+@dataclass(kw_only=True)
+class Judging:
+    """The judge at work: the pairs so far, how many of them have verdicts, and the verdicts by way."""
+
+    look: Look
+    pace: Pace
+    gold: Gold
+    pairs: list[Pair]
+    judged: int = 0
+    said: dict[str, list[Judgment]] = field(default_factory=dict)
+
+
+def _judged(judging: Judging, shown: Preview, ways: Sequence[Way]) -> Preview:
     """The preview with all ways tried on some pairs, and the recipe's and the best other on as many as the
     time allows."""
-    decide = look.notebook.decide
-    first = decide("pairs, all ways", lambda: times.judged_by_all(pace, len(pairs)))
-    found = [_judge_way(look, way, (pairs[:first],), len(ways)) for way in ways]
+    look, pairs, n = judging.look, judging.pairs, len(ways)
+    first = look.notebook.decide("pairs, all ways", lambda: times.judged_by_all(judging.pace, len(pairs)))
+    judging.judged = first
+    found = [_judge_way(judging, way, n) for way in ways if pairs]
     names = [way.name for way in finalists(found, look.config)]
-    last = decide("pairs", lambda: times.judged_by_best(_paced(look, pace, names), len(pairs), first))
+    why = _judge_more(judging, [way for way in ways if way[0] in names])
+    pairs = judging.pairs[: judging.judged]
+    found = [
+        judge_figures(way, pairs, judging.said[way.name], n) if way.name in names else way for way in found
+    ]
     notes = list(shown.notes)
-    if last > first:
-        parts = (pairs[:first], pairs[first:last])
-        again = {way[0]: _judge_way(look, way, parts, len(ways)) for way in ways if way[0] in names}
-        failed = {name: way.skipped for name, way in again.items() if way.skipped is not None}
-        notes += [f"{name} has figures of the first {first} pairs: {why}" for name, why in failed.items()]
-        found = [way if way.name in failed else again.get(way.name, way) for way in found]
+    if why is not None:
+        notes.append(f"{' and '.join(names)}: figures of the first {len(pairs)} pairs, since {why}")
     is_unread = any(way.unparseable and way.accuracy is not None for way in found)
     notes += [HALF] if is_unread else []
-    return shown.model_copy(update={"judging": found, "notes": notes})
+    about = judging.gold.about(pairs)
+    return shown.model_copy(update={"gold": about, "judging": found, "notes": notes})
 
 
-def _paced(look: Look, pace: Pace, names: Sequence[str]) -> Pace:
-    """The pace by what the verdicts of these ways took."""
-    took = [each for name in names if (each := look.notebook.seconds_each(f"verdicts, {name}")) is not None]
-    return replace(pace, each=mean(took)) if took else pace
+def _judge_more(judging: Judging, ways: Sequence[Way]) -> str | None:
+    """Judge more pairs in these ways, side by side, by and by as the time allows, and make more where there
+    are fewer than GOLD. Why no more are judged, if something failed."""
+    look, last = judging.look, judging.judged
+    while ways:
+        pace = replace(judging.pace, each=_seconds_of(look, ways) or judging.pace.each)
+        if last == len(judging.pairs) and not _has_more(judging, pace):
+            break
+        pairs = judging.pairs
+        upto = look.notebook.decide(
+            f"pairs after {last}", partial(times.judged_by_best, pace, len(pairs), last)
+        )
+        if upto - last < min(SIDE_BY_SIDE, len(pairs) - last):
+            break
+        try:
+            verdicts = look.verdicts([_shown(look, way, pairs[last:upto]) for way in ways])
+        except SAOError as error:
+            return str(error)
+        for (name, _, _), further in zip(ways, verdicts, strict=True):
+            judging.said[name] += further
+        judging.judged = last = upto
+    return None
 
 
-def _judge_way(look: Look, way: Way, parts: Sequence[Sequence[Pair]], ways: int) -> JudgeWay:
-    """One way to judge, tried on the pairs part by part."""
+def _has_more(judging: Judging, pace: Pace) -> bool:
+    """Whether the time allowed more pairs whose better answer is known, where there are fewer than GOLD."""
+    known = sum(pair.better is not None for pair in judging.pairs)
+    if judging.gold.is_made_up or known >= times.GOLD:
+        return False
+    new = judging.gold.ask_more(pace, 0, known)[: times.GOLD - known]
+    judging.pairs = [*judging.pairs, *new]
+    return bool(new)
+
+
+def _seconds_of(look: Look, ways: Sequence[Way]) -> float | None:
+    """Seconds of a verdict in these ways so far."""
+    steps = [f"verdicts, {name}" for name, _, _ in ways]
+    took = [each for step in steps if (each := look.notebook.seconds_each(step)) is not None]
+    return mean(took) if took else None
+
+
+def _shown(look: Look, way: Way, pairs: Sequence[Pair]) -> Shown:
+    name, settings, _ = way
+    return Shown(round=look.round(settings), pairs=pairs, step=f"verdicts, {name}")
+
+
+def _judge_way(judging: Judging, way: Way, ways: int) -> JudgeWay:
+    """One of the `ways` to judge, tried on the first pairs."""
     name, own, is_recipe = way
     tried = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
-    verdicts: list[Judgment] = []
+    pairs = judging.pairs[: judging.judged]
     try:
-        for pairs in parts:
-            shown = Shown(round=look.round(own), pairs=pairs)
-            if (method := shown.judge.config.method) not in READERS:
-                skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
-                return tried.model_copy(update={"skipped": skipped})
-            check_words(shown.judge.config)
-            with look.notebook.timed(f"verdicts, {name}"):
-                verdicts += look.verdicts(shown, f"verdicts, {name}")
+        shown = _shown(judging.look, way, pairs)
+        if (method := shown.judge.config.method) not in READERS:
+            skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
+            return tried.model_copy(update={"skipped": skipped})
+        check_words(shown.judge.config)
+        (judging.said[name],) = judging.look.verdicts([shown])
     except SAOError as error:
         return tried.model_copy(update={"skipped": str(error)})
-    return judge_figures(tried, [pair for part in parts for pair in part], verdicts, ways)
+    return judge_figures(tried, pairs, judging.said[name], ways)

@@ -96,6 +96,8 @@ class GoldPairs(Result):
     constraints' own generators, where the model's answers hardly differed; oracle: the toy world's."""
     pairs: int
     """How many there are."""
+    again: int = 0
+    """Those of them with an answer that stands in another of them, too."""
     prompts: int
     """Prompts that were answered for them."""
     differing: int

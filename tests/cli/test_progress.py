@@ -37,6 +37,17 @@ def test_a_line_within_a_stage_leaves_its_bar(capsys: pytest.CaptureFixture[str]
     assert err.index("alarm at step 2") < err.index("| 4/4 ") < err.index("loading a model")
 
 
+def test_a_stage_of_the_same_name_has_a_bar_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(shown=True)
+    for total in (4, 8, 8):
+        progress("answers", 0, total)
+        progress("answers", total, total)
+    progress.close()
+    err = capsys.readouterr().err.replace("\r", "\n")
+    assert re.findall(r"\| (\d/\d) \[00:00<\?", err) == ["0/4", "0/8", "0/8"]
+    assert re.findall(r"100%.*\| (\d/\d) ", err) == ["4/4", "8/8", "8/8"]
+
+
 def test_no_progress_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(shown=False)
     progress("prompts", 2, 4)

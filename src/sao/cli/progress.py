@@ -23,10 +23,13 @@ class Progress:
         """Show that `done` of `total` items of `stage` are finished."""
         if not self.shown:
             return
-        if self._bar is None or stage != self._stage:
+        bar = self._bar
+        # The next stage may have the same name.
+        if bar is None or stage != self._stage or total != bar.total or done < bar.n:
             self.close()
-            self._bar, self._stage = _bar(stage, done, total), stage
-        self._bar.update(done - self._bar.n)
+            self._bar = bar = _bar(stage, done, total)
+            self._stage = stage
+        bar.update(done - bar.n)
 
     def say(self, line: str) -> None:
         """Print a line above the bar, which goes on with its time and rate unless it is full."""

@@ -58,13 +58,18 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """Pairs that a judge sees in both orders, and a round whose recipe judges in this way. `step` is what the
-    notebook calls it; the rows of the verdicts begin at twice `start`."""
+    """Pairs that a judge sees in both orders, and a round whose recipe judges in this way, by its name. The
+    rows of the verdicts begin at twice `start`."""
 
     round: Round
     pairs: Sequence[Pair]
-    step: str = "verdicts"
+    way: str = ""
     start: int = 0
+
+    @property
+    def step(self) -> str:
+        """What the notebook calls it."""
+        return f"verdicts, {self.way}"
 
     @property
     def judge(self) -> Judge:
@@ -141,7 +146,7 @@ class Look:
         """The verdicts on the same pairs in each of these ways."""
         each = len(ways[0].pairs)
         ways = [replace(way, start=number * each) for number, way in enumerate(ways)]
-        title = " and ".join(way.step for way in ways)
+        title = f"verdicts, {' and '.join(way.way for way in ways)}"
         found: list[list[Judgment]] = [[] for _ in ways]
         for verdict in self.runner.run_variant(TABLE["verdicts"], self, ways, title).records(Judgment):
             found[verdict.row // (2 * each)].append(verdict)

@@ -170,7 +170,7 @@ def _seconds_of(look: Look, ways: Sequence[Way]) -> float | None:
 
 def _shown(look: Look, way: Way, pairs: Sequence[Pair]) -> Shown:
     name, settings, _ = way
-    return Shown(round=look.round(settings), pairs=pairs, step=f"verdicts, {name}")
+    return Shown(round=look.round(settings), pairs=pairs, way=name)
 
 
 def _judge_way(judging: Judging, way: Way, ways: int) -> JudgeWay:

@@ -280,12 +280,14 @@ def against_itself(options: argparse.Namespace, texts: list[str]) -> dict[str, A
     """Our built-in engine with the keys of `--against` over the same without them."""
     from sao.config import EngineConfig
     from sao.engines.transformers import TransformersEngine
+    from sao.models.locate import WORLD_MODEL
 
     base = {"name": "transformers", "device": "cpu", "threads": options.threads}
     base |= dict(pair.split("=") for pair in options.set)
     changed = {**base, **dict(pair.split("=") for pair in options.against)}
+    model = WORLD_MODEL if options.model == "toy" else options.model
     engines = {
-        name: TransformersEngine(options.model, EngineConfig(**keys))
+        name: TransformersEngine(model, EngineConfig(**keys))
         for name, keys in (("with", changed), ("without", base))
     }
     answers = {
@@ -362,7 +364,8 @@ def against_raw(options: argparse.Namespace, texts: list[str]) -> dict[str, Any]
     return result
 
 
-def main() -> None:
+def read_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -374,10 +377,18 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", default=["80x2", "16x2", "1x1"], help="prompts x samples")
     parser.add_argument("--verdicts", type=int, default=40, help="pairs to judge in both orders")
     parser.add_argument("--set", nargs="*", default=[], help="keys of the engine, such as dtype=bfloat16")
-    parser.add_argument("--continuous", action="store_true", help="also against generate_batch")
-    parser.add_argument("--against", nargs="+", help="keys of the engine: with them against without them")
-    parser.add_argument("--vllm", action="store_true", help="our engine over vLLM against raw vLLM")
+    sides = parser.add_mutually_exclusive_group()
+    sides.add_argument("--continuous", action="store_true", help="also against generate_batch")
+    sides.add_argument("--against", nargs="+", help="keys of the engine: with them against without them")
+    sides.add_argument("--vllm", action="store_true", help="our engine over vLLM against raw vLLM")
     options = parser.parse_args()
+    if any(pair.startswith("threads=") for pair in options.against or ()):
+        parser.error("--against threads: the number of threads holds for the whole process")
+    return options
+
+
+def main() -> None:
+    options = read_options()
     texts = questions(options.questions)
     sides = against_raw if options.vllm else against_itself if options.against else against_plain
     found = sides(options, texts)

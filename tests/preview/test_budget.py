@@ -62,6 +62,13 @@ def test_pairs_that_have_verdicts_need_no_more_time(left: list[float]) -> None:
     assert more_prompts(pace(0.25), 0, Found(prompts=20, apart=20, pairs=20), took=20) == 4
 
 
+def test_no_more_prompts_than_the_pairs_that_are_missing_need(left: list[float]) -> None:
+    left[0] = 1000
+    assert more_prompts(pace(0.1), 0, Found(prompts=20, apart=10, pairs=20, judged=20), took=20) == 30
+    assert more_prompts(pace(0.1), 0, Found(prompts=20, apart=10, pairs=49, judged=49), took=20) == 2
+    assert more_prompts(pace(0.1), 0, Found(prompts=20, apart=10, pairs=50, judged=50), took=20) == 0
+
+
 def test_all_ways_judge_all_pairs_where_the_time_allows_it(left: list[float]) -> None:
     left[0] = 1000
     assert judged_by_all(pace(0.25), 50) == 50
@@ -78,12 +85,13 @@ def test_all_ways_judge_all_pairs_where_the_time_allows_it(left: list[float]) ->
     assert judged_by_all(pace(0.25), 50) == 8
 
 
-def test_the_best_two_judge_what_the_time_that_is_left_then_allows(left: list[float]) -> None:
-    left[0] = 20
-    assert judged_by_best(pace(0.25), 50, first=20) == 38
-    assert judged_by_best(pace(0.0), 50, first=20) == 50
+def test_the_best_ways_judge_what_the_time_that_is_left_then_allows(left: list[float]) -> None:
+    left[0] = 20  # 18 s are planned; a pair takes 1 s by two ways, 0.5 s by one
+    assert judged_by_best(pace(0.25, ways=2), 50, first=20) == 38
+    assert judged_by_best(pace(0.25, ways=1), 60, first=20) == 56
+    assert judged_by_best(pace(0.0, ways=2), 50, first=20) == 50
     left[0] = 0
-    assert judged_by_best(pace(0.25), 50, first=20) == 20
+    assert judged_by_best(pace(0.25, ways=2), 50, first=20) == 20
 
 
 def test_texts_written_together_take_less_than_one_by_one() -> None:

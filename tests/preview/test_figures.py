@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from sao.checks import TRAINED
 from sao.preview.figures import judge_figures
-from sao.preview.gold import checkable, kinds_that_differ, made_up, pairs_that_differ
-from sao.preview.look import Pair
+from sao.preview.gold import Gold, checkable, kinds_that_differ, made_up, pairs_that_differ
+from sao.preview.look import Look, Pair
 from sao.records import Constraint, Judgment, Prompt, Response, Verdict
 from sao.results.base import Rate
 from sao.results.preview import JudgeWay
@@ -111,6 +112,15 @@ def test_pairs_that_share_an_answer_make_no_interval_narrower() -> None:
     found = accuracy([*pairs, *again], [RIGHT] * 20)
     assert (found.rate, found.n) == (1.0, 20)
     assert found.ci95 == pytest.approx(wilson(10, 10))
+
+
+def test_pairs_that_share_answers_do_not_make_enough() -> None:
+    gold = Gold(look=cast(Look, None), prompts=(), oracle=None)
+    gold.found = [pair(k, f"source {k}") for k in range(4)]
+    gold.found += [replace(pair(4 + k, f"source {k}"), again=True) for k in range(9)]
+    assert gold.is_made_up
+    gold.found.insert(0, pair(13, "source 13"))
+    assert not gold.is_made_up
 
 
 def test_kinds_that_all_answers_keep_are_not_asked_again() -> None:

@@ -14,6 +14,7 @@ import sao.preview.budget
 import sao.preview.gold
 import sao.preview.verdicts
 import sao.preview.ways
+import sao.store.stage
 from sao.cli import main
 from sao.config import Config, load_recipe, make_config, recipe_names
 from sao.engines import Completion, Request, Sampling
@@ -371,10 +372,20 @@ def test_fifty_pairs_are_judged_where_the_time_allows_it(tmp_path: Path) -> None
     assert [way.accuracy is not None and way.accuracy.n >= 50 for way in found.judging] == [True] * 4
 
 
+def _few_for_all(monkeypatch: pytest.MonkeyPatch, pairs: int, catch_up: bool = True) -> None:
+    """All ways judge so many pairs first; the time suffices for all pairs, or for those of the best ways."""
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, of: pairs)
+    monkeypatch.setattr(
+        sao.preview.budget,
+        "judged_by_best",
+        lambda pace, of, first: of if catch_up or pace.ways == 2 else first,
+    )
+
+
 def test_where_the_time_is_short_the_best_other_way_alone_sees_as_many_pairs_as_the_recipes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 12)
+    _few_for_all(monkeypatch, 12, catch_up=False)
     engine = _judge_that_needs("The best answer is number ")
     found = look(engine, tmp_path)
     pairs = {way.name: way.pairs for way in found.judging}
@@ -388,8 +399,17 @@ def test_where_the_time_is_short_the_best_other_way_alone_sees_as_many_pairs_as_
     assert (files(tmp_path), engine.calls) == (before, calls)
 
 
+def test_where_time_is_left_the_other_ways_catch_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = look(Planted(reply=words_reply, choose=fair()), tmp_path / "at once")
+    _few_for_all(monkeypatch, 12)
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path / "by and by")
+    assert found.judging == at_once.judging
+    assert found.judging[0].pairs > 50
+    assert "All ways judged the first" not in show_preview(found)
+
+
 def test_more_pairs_are_made_where_time_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 8)
+    _few_for_all(monkeypatch, 8)
     monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
     turns = iter([0, 4, 3, 0])
     judged = []
@@ -405,30 +425,123 @@ def test_more_pairs_are_made_where_time_is_left(tmp_path: Path, monkeypatch: pyt
     own = found.judging[0]
     assert own.accuracy is not None
     assert own.accuracy.n == found.gold.pairs == judged[3] > judged[2] > judged[1] > judged[0] == 0
+    says = f"{found.gold.again} of the {found.gold.pairs} pairs have an answer of an earlier one."
+    assert found.gold.again > 0 and says in " ".join(show_preview(found).split())
     before, calls = files(tmp_path), engine.calls
     assert look(engine, tmp_path).judging == found.judging
     assert (files(tmp_path), engine.calls) == (before, calls)
 
 
-def test_ways_to_judge_take_turns_on_a_few_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 8)
-    asked: list[str] = []
-    of_both = fair()
+def test_fifty_pairs_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (40, 40))
+    monkeypatch.setattr(sao.preview.gold, "more_prompts", lambda *_: 0)
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert found.gold is not None and found.gold.again > 0
+    assert found.gold.pairs == 50
 
-    def choose(messages: tuple[Message, ...], words: tuple[str, ...]) -> tuple[float, ...]:
-        asked.append(messages[-1].content)
-        return of_both(messages, words)
 
-    found = look(Planted(reply=words_reply, choose=choose), tmp_path)
-    later = asked[-(2 * 2 * (found.judging[0].pairs - 8)) :]
+def test_no_more_than_fifty_pairs_are_made_by_and_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _few_for_all(monkeypatch, 8)
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
+    monkeypatch.setattr(
+        sao.preview.gold, "more_prompts", lambda pace, plain, found, took: 40 * bool(found.judged)
+    )
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert found.gold is not None and (found.gold.prompts, found.gold.pairs) == (52, 50)
+
+
+def test_made_up_pairs_are_not_mixed_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _few_for_all(monkeypatch, 8)
+    monkeypatch.setattr(sao.preview.gold, "LEAST", 40)
+    monkeypatch.setattr(
+        sao.preview.gold, "more_prompts", lambda pace, plain, found, took: 9 * bool(found.judged)
+    )
+    found = look(Planted(reply=words_reply, choose=fair()), tmp_path)
+    assert found.gold is not None and (found.gold.source, found.gold.pairs) == ("made up", 20)
+
+
+def test_no_more_pairs_where_another_model_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would have to be loaded again."""
+    _few_for_all(monkeypatch, 8)
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
+    turns = 0
+
+    def more(pace: Pace, plain: int, found: Found, took: float) -> int:
+        nonlocal turns
+        turns += 1
+        return 0
+
+    monkeypatch.setattr(sao.preview.gold, "more_prompts", more)
+    other = recipe(judging={"engine": {"name": "scripted", "model": "another"}})
+    look(Planted(reply=words_reply, choose=fair()), tmp_path / "other", other)
+    assert turns == 1
+    look(Planted(reply=words_reply, choose=fair()), tmp_path / "same")
+    assert turns == 3
+
+
+@dataclass
+class KeepsPrefixes(Planted):
+    """An engine that reads only once how two requests begin."""
+
+    keeps_prefixes: bool = True
+
+
+def test_ways_to_judge_take_turns_where_that_saves_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _few_for_all(monkeypatch, 8, catch_up=False)
+
+    def asked_later(kind: type[Planted]) -> list[str]:
+        asked: list[str] = []
+        of_both = fair()
+
+        def choose(messages: tuple[Message, ...], words: tuple[str, ...]) -> tuple[float, ...]:
+            asked.append(messages[-1].content)
+            return of_both(messages, words)
+
+        found = look(kind(reply=words_reply, choose=choose), tmp_path / kind.__name__)
+        return asked[-2 * 2 * (found.judging[0].pairs - 8) :]
+
+    later = asked_later(KeepsPrefixes)
     assert len(later) > 3 * 16
     assert later[:8] == later[8:16] != later[16:24] == later[24:32]
+    later = asked_later(Planted)
+    assert later[: len(later) // 2] == later[len(later) // 2 :]
+
+
+def test_a_look_that_breaks_off_while_ways_take_turns_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _few_for_all(monkeypatch, 8, catch_up=False)
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
+    monkeypatch.setattr(sao.preview.gold, "more_prompts", lambda *_: 0)
+    monkeypatch.setattr(sao.store.stage, "FLUSH_ROWS", 1)
+    of_both, asked = fair(), 0
+
+    def choose(messages: tuple[Message, ...], words: tuple[str, ...]) -> tuple[float, ...]:
+        nonlocal asked
+        asked += 1
+        if asked in breaks:
+            raise RuntimeError("the power has gone")
+        return of_both(messages, words)
+
+    def tried(folder: str) -> Preview:
+        return look(KeepsPrefixes(reply=words_reply, choose=choose), tmp_path / folder)
+
+    breaks: set[int] = set()
+    whole = tried("whole")
+    breaks = {2 * asked - 3, 2 * asked - 12}
+    for _ in breaks:
+        with pytest.raises(RuntimeError):
+            tried("broken")
+    found = tried("broken")
+    assert (found.judging, found.gold, found.notes) == (whole.judging, whole.gold, whole.notes)
 
 
 def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, pairs: 12)
+    _few_for_all(monkeypatch, 12, catch_up=False)
     asked = 0
     of_both = fair()
 
@@ -441,9 +554,33 @@ def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
 
     found = look(Planted(reply=words_reply, choose=choose), tmp_path)
     assert [way.pairs for way in found.judging if way.skipped is None] == [12] * 4
-    says = "the recipe's and prefill: figures of the first 12 pairs, since the judge has gone"
-    assert found.notes.count(says) == 1
+    assert found.notes.count("the recipe's: figures of the first 12 pairs, since the judge has gone") == 1
     assert "the judge has gone" in " ".join(show_preview(found).split())
+
+
+def test_a_model_that_fails_while_more_pairs_are_made_loses_no_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _few_for_all(monkeypatch, 8)
+    monkeypatch.setattr(sao.preview.budget, "CHECKED_PROMPTS", (12, 12))
+    gone = False
+
+    def more(pace: Pace, plain: int, found: Found, took: float) -> int:
+        nonlocal gone
+        gone = found.judged > 0
+        return 4 * gone
+
+    def reply(messages: tuple[Message, ...], seed: int, sampling: Sampling) -> str:
+        if gone:
+            raise EngineError("the model has gone")
+        return words_reply(messages, seed, sampling)
+
+    monkeypatch.setattr(sao.preview.gold, "more_prompts", more)
+    found = look(Planted(reply=reply, choose=fair()), tmp_path)
+    assert found.gold is not None and found.gold.prompts == 12
+    n = found.judging[0].pairs
+    assert n >= found.gold.pairs > 8
+    assert f"the recipe's: figures of the first {n} pairs, since the model has gone" in found.notes
 
 
 def test_unread_verdicts_are_told(tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ class TransformersEngine:
         with self._enough_memory():
             self.batches = self._batches(exact, notify)
 
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether requests that begin like one of the last requests are read from there on only."""
+        return isinstance(self.batches, Continuous)
+
     def _batches(self, exact: bool, notify: Callable[[str], None]) -> Continuous | Lockstep:
         """The usual way where it serves, else the other one."""
         try:

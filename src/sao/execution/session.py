@@ -62,7 +62,7 @@ class Session:
         """The engine with the role's model, opened when first needed."""
         if role.name in self.given:
             return self.given[role.name]
-        if self._engine is None or self._role is None or not _same(self._role, role):
+        if self._engine is None or self._role is None or not served_by_one(self._role, role):
             self.close()
             server = role.engine.openai.base_url
             self.notify(f"asking {server}" if role.engine.name == "openai" else f"loading {role.model}")
@@ -118,7 +118,7 @@ class Session:
             self._engine, self._booked = None, Usage()
 
 
-def _same(one: Role, other: Role) -> bool:
+def served_by_one(one: Role, other: Role) -> bool:
     """Whether one engine serves both: the same settings, whichever section they come from."""
     engines = [role.engine.model_dump(exclude={"model", "revision"}) for role in (one, other)]
     models = [(role.model, role.revision, role.chat) for role in (one, other)]

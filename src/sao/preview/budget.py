@@ -148,11 +148,13 @@ class Found:
 
 def more_prompts(pace: Pace, plain: int, found: Found, took: float) -> int:
     """How many more prompts with constraints are answered, so that as many pairs as the time allows, GOLD at
-    most, share no answer. Time is kept for the verdicts on all pairs, GOLD at most, and on `plain` others.
-    The pairs that were `found` took `took` seconds; fewer prompts than they took are answered in
-    n^TOGETHER of that time, n being their share."""
+    most, share no answer; where pairs are judged already, so that there are GOLD of both kinds. Time is kept
+    for the verdicts on all pairs, GOLD at most, and on `plain` others. The pairs that were `found` took
+    `took` seconds; fewer prompts than they took are answered in n^TOGETHER of that time, n being their
+    share."""
     each, known = found.pairs / found.apart, pace.seconds(found.judged, ALL_WAYS[1])
-    for n in range(GOLD, found.apart, -1):
+    most = found.apart + math.ceil((GOLD - found.pairs) / each) if found.judged else GOLD
+    for n in range(most, found.apart, -1):
         prompts = min(MORE_PROMPTS, math.ceil((n - found.apart) * found.prompts / found.apart))
         share = prompts / found.prompts
         answers = took * (share if share > 1 else share**TOGETHER)
@@ -174,6 +176,6 @@ def judged_by_all(pace: Pace, pairs: int) -> int:
 
 
 def judged_by_best(pace: Pace, pairs: int, first: int) -> int:
-    """How many of these pairs the FINALISTS judge, the `first` among them."""
-    one = max(pace.seconds(1, 0), 1e-6)
+    """How many of these pairs the ways of `pace` judge, the `first` among them."""
+    one = max(pace.seconds(1, 1), 1e-6)
     return min(pairs, first + int(pace.affordable() / one))

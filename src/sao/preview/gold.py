@@ -30,7 +30,7 @@ from sao.stages import rows
 STEP = "checked answers"
 """The step in the preview's notebook."""
 LEAST = 5
-"""Sampled pairs below which made-up ones stand in."""
+"""Sampled pairs that share no answer; below, made-up ones stand in."""
 CONSTRAINTS = 2
 """Constraints of a prompt, at least: the more there are, the more often answers differ."""
 LEAST_KINDS = 4
@@ -58,7 +58,7 @@ class Gold:
     """Pairs of the model's own answers so far, those last with an answer that stands in an earlier one."""
     turns: int = 0
     """Usable prompts that were taken so far; one that is taken twice counts twice."""
-    asked: int = 0
+    answered: int = 0
     """Prompts that were answered for the pairs so far."""
 
     def ask(self, n: int) -> list[Pair]:
@@ -73,7 +73,7 @@ class Gold:
         new = self._sampled(asked)
         self.found = last_again([*self.found, *new])
         self.turns += n
-        self.asked += len(asked)
+        self.answered += len(asked)
         return new
 
     def ask_more(self, pace: Pace, plain: int, judged: int = 0) -> list[Pair]:
@@ -81,10 +81,11 @@ class Gold:
         have verdicts already, and `plain` other pairs wait for theirs."""
         if not self.found:
             return []
-        far = Found(prompts=self.asked, apart=apart(self.found), pairs=len(self.found), judged=judged)
-        took = self.look.notebook.seconds(STEP)
+        notebook, found = self.look.notebook, self.found
+        far = Found(prompts=self.answered, apart=apart(found), pairs=len(found), judged=judged)
+        took = (notebook.seconds_each(STEP) or 0) * ANSWERS_EACH * self.answered
         what = f"more prompts after {self.turns}, {judged} pairs judged"
-        return self.ask(self.look.notebook.decide(what, lambda: more_prompts(pace, plain, far, took)))
+        return self.ask(notebook.decide(what, lambda: more_prompts(pace, plain, far, took)))
 
     def _sampled(self, asked: Sequence[Prompt]) -> list[Pair]:
         if not asked:
@@ -127,7 +128,7 @@ class Gold:
             source="made up" if self.is_made_up else source,
             pairs=len(known),
             again=len(known) - apart(known),
-            prompts=self.asked,
+            prompts=self.answered,
             differing=len({pair.prompt.id for pair in self.found}),
         )
 

@@ -28,8 +28,8 @@ from sao.stages.responses import answer_prompts
 from sao.store.stage import Stage
 
 SIDE_BY_SIDE = 4
-"""Pairs after which ways to judge take turns: an engine that keeps what it read last then reads only once how
-the prompts of two ways begin, where they begin alike."""
+"""Pairs after which ways to judge take turns where the engine keeps what it read last: it then reads only
+once how the prompts of two ways begin, where they begin alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +143,10 @@ class Look:
         return list(stage.records(Response))
 
     def verdicts(self, ways: Sequence[Shown]) -> list[list[Judgment]]:
-        """The verdicts on the same pairs in each of these ways."""
-        each = len(ways[0].pairs)
-        ways = [replace(way, start=number * each) for number, way in enumerate(ways)]
+        """The verdicts in each of these ways, on the pairs of the first."""
+        pairs = ways[0].pairs
+        each = len(pairs)
+        ways = [replace(way, pairs=pairs, start=number * each) for number, way in enumerate(ways)]
         title = f"verdicts, {' and '.join(way.way for way in ways)}"
         found: list[list[Judgment]] = [[] for _ in ways]
         for verdict in self.runner.run_variant(TABLE["verdicts"], self, ways, title).records(Judgment):
@@ -185,9 +186,9 @@ def _verdict_settings(run: Look, ways: Sequence[Shown]) -> dict[str, Any]:
 
 
 def _make_verdicts(work: Work[Look]) -> Iterator[Judgment | Drop]:
-    """Several ways take turns after SIDE_BY_SIDE pairs."""
+    """Several ways take turns after SIDE_BY_SIDE pairs where that saves reading."""
     ways: Sequence[Shown] = work.variant
-    size = len(ways[0].pairs) if len(ways) == 1 else SIDE_BY_SIDE
+    size = SIDE_BY_SIDE if _read_alike(work, ways) else len(ways[0].pairs)
     for parts in zip(*(way.parts(size) for way in ways), strict=True):
         for part in parts:
             judge, pairs = part.judge, part.ordered(f"{work.key} {part.step}")
@@ -195,6 +196,14 @@ def _make_verdicts(work: Work[Look]) -> Iterator[Judgment | Drop]:
                 yield from judging.judge(
                     pairs, work.engine(judge.role), judge.config, work.done, name=judge.name
                 )
+
+
+def _read_alike(work: Work[Look], ways: Sequence[Shown]) -> bool:
+    """Whether an engine that keeps what it read last reads the same pairs in these ways; small batches cost
+    the others time."""
+    judges = [way.judge for way in ways]
+    by_words = all(judge.config.method == "logprob" for judge in judges)
+    return len(ways) > 1 and by_words and getattr(work.engine(judges[0].role), "keeps_prefixes", False)
 
 
 TABLE: dict[str, Step[Look]] = {

@@ -44,6 +44,7 @@ class CountedEngine:
         self._engine, self._counts = engine, counts
         self.name, self.identity, self.has_logprobs = engine.name, engine.identity, engine.has_logprobs
         self.usage: Usage | None = engine.usage
+        self.keeps_prefixes: bool = getattr(engine, "keeps_prefixes", False)
 
     @property
     def has_prefill(self) -> bool:

@@ -12,6 +12,7 @@ from functools import partial
 
 from sao.config.judging import READERS
 from sao.errors import SAOError
+from sao.execution.session import served_by_one
 from sao.pipeline.reader import Reader
 from sao.preview import budget as times
 from sao.preview.budget import Budget, Pace
@@ -95,91 +96,123 @@ def _seconds_each(look: Look, pairs: Sequence[Pair], ways: Sequence[Way]) -> flo
 
 @dataclass(kw_only=True)
 class Judging:
-    """The judge at work: the pairs so far, how many of them have verdicts, and the verdicts by way."""
+    """The judge at work: the pairs so far; and by way its verdicts, on how many of the pairs they are, and
+    why there are no more where something failed."""
 
     look: Look
     pace: Pace
     gold: Gold
     pairs: list[Pair]
-    judged: int = 0
     said: dict[str, list[Judgment]] = field(default_factory=dict)
+    upto: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def _judged(judging: Judging, shown: Preview, ways: Sequence[Way]) -> Preview:
-    """The preview with all ways tried on some pairs, and the recipe's and the best other on as many as the
-    time allows."""
-    look, pairs, n = judging.look, judging.pairs, len(ways)
+    """The preview with all ways tried on some pairs, and the recipe's and the best other, then the rest, on
+    as many as the time allows."""
+    look, pairs = judging.look, judging.pairs
     first = look.notebook.decide("pairs, all ways", lambda: times.judged_by_all(judging.pace, len(pairs)))
-    judging.judged = first
-    found = [_judge_way(judging, way, n) for way in ways if pairs]
+    found = [_judge_way(judging, way, first) for way in ways if pairs]
     names = [way.name for way in finalists(found, look.config)]
-    why = _judge_more(judging, [way for way in ways if way[0] in names])
-    pairs = judging.pairs[: judging.judged]
+    _judge_more(judging, [way for way in ways if way[0] in names])
+    for way in ways:
+        if way[0] in judging.said and way[0] not in names:
+            _catch_up(judging, way)
     found = [
-        judge_figures(way, pairs, judging.said[way.name], n) if way.name in names else way for way in found
+        judge_figures(way, judging.pairs[: judging.upto[way.name]], judging.said[way.name], len(ways))
+        if way.skipped is None
+        else way
+        for way in found
     ]
-    notes = list(shown.notes)
-    if why is not None:
-        notes.append(f"{' and '.join(names)}: figures of the first {len(pairs)} pairs, since {why}")
+    notes = [*shown.notes, *_failures(judging)]
     is_unread = any(way.unparseable and way.accuracy is not None for way in found)
     notes += [HALF] if is_unread else []
-    about = judging.gold.about(pairs)
+    about = judging.gold.about(judging.pairs[: max(judging.upto.values(), default=0)])
     return shown.model_copy(update={"gold": about, "judging": found, "notes": notes})
 
 
-def _judge_more(judging: Judging, ways: Sequence[Way]) -> str | None:
+def _failures(judging: Judging) -> list[str]:
+    return [
+        f"{name}: figures of the first {judging.upto[name]} pairs, since {why}"
+        for name, why in judging.failed.items()
+    ]
+
+
+def _judge_more(judging: Judging, ways: Sequence[Way]) -> None:
     """Judge more pairs in these ways, side by side, by and by as the time allows, and make more where there
-    are fewer than GOLD. Why no more are judged, if something failed."""
-    look, last = judging.look, judging.judged
-    while ways:
-        pace = replace(judging.pace, each=_seconds_of(look, ways) or judging.pace.each)
-        if last == len(judging.pairs) and not _has_more(judging, pace):
+    are fewer than GOLD."""
+    while ways and ways[0][0] not in judging.failed:
+        last = judging.upto[ways[0][0]]
+        pace = replace(_paced(judging, ways), ways=len(ways))
+        if last == len(judging.pairs) and not _has_more(judging, ways):
             break
-        pairs = judging.pairs
-        upto = look.notebook.decide(
-            f"pairs after {last}", partial(times.judged_by_best, pace, len(pairs), last)
-        )
-        if upto - last < min(SIDE_BY_SIDE, len(pairs) - last):
+        allowed = partial(times.judged_by_best, pace, len(judging.pairs), last)
+        upto = judging.look.notebook.decide(f"pairs after {last}", allowed)
+        if upto - last < min(SIDE_BY_SIDE, len(judging.pairs) - last):
             break
-        try:
-            verdicts = look.verdicts([_shown(look, way, pairs[last:upto]) for way in ways])
-        except SAOError as error:
-            return str(error)
-        for (name, _, _), further in zip(ways, verdicts, strict=True):
-            judging.said[name] += further
-        judging.judged = last = upto
-    return None
+        _judge_on(judging, ways, upto)
 
 
-def _has_more(judging: Judging, pace: Pace) -> bool:
-    """Whether the time allowed more pairs whose better answer is known, where there are fewer than GOLD."""
+def _catch_up(judging: Judging, way: Way) -> None:
+    """Judge what others have judged in this way too, where the time that is left allows all of it."""
+    first, most = judging.upto[way[0]], max(judging.upto.values())
+    pace = replace(_paced(judging, [way]), ways=1)
+    allowed = partial(times.judged_by_best, pace, most, first)
+    if first < most == judging.look.notebook.decide(f"pairs after {first}, {way[0]}", allowed):
+        _judge_on(judging, [way], most)
+
+
+def _judge_on(judging: Judging, ways: Sequence[Way], upto: int) -> None:
+    """Judge the pairs up to this one in these ways, side by side."""
+    first = judging.upto[ways[0][0]]
+    names = [name for name, _, _ in ways]
+    try:
+        verdicts = judging.look.verdicts([_shown(judging, way, first, upto) for way in ways])
+    except SAOError as error:
+        judging.failed |= dict.fromkeys(names, str(error))
+        return
+    for name, further in zip(names, verdicts, strict=True):
+        judging.said[name] += further
+        judging.upto[name] = upto
+
+
+def _has_more(judging: Judging, ways: Sequence[Way]) -> bool:
+    """Whether the time allowed more pairs whose better answer is known, where there are fewer than GOLD. It
+    would not allow that another judge than the model goes and comes back."""
     known = sum(pair.better is not None for pair in judging.pairs)
+    roles = [judging.look.round(settings).roles for _, settings, _ in ways]
     if judging.gold.is_made_up or known >= times.GOLD:
         return False
-    new = judging.gold.ask_more(pace, 0, known)[: times.GOLD - known]
-    judging.pairs = [*judging.pairs, *new]
+    if not all(served_by_one(role.policy, role.judges[0].role) for role in roles):
+        return False
+    try:
+        new = judging.gold.ask_more(_paced(judging, ways), 0, known)
+    except SAOError as error:
+        judging.failed |= dict.fromkeys((name for name, _, _ in ways), str(error))
+        return False
+    judging.pairs = [*judging.pairs, *new[: times.GOLD - known]]
     return bool(new)
 
 
-def _seconds_of(look: Look, ways: Sequence[Way]) -> float | None:
-    """Seconds of a verdict in these ways so far."""
-    steps = [f"verdicts, {name}" for name, _, _ in ways]
-    took = [each for step in steps if (each := look.notebook.seconds_each(step)) is not None]
-    return mean(took) if took else None
+def _paced(judging: Judging, ways: Sequence[Way]) -> Pace:
+    """The pace by the seconds of a verdict in these ways so far."""
+    seconds = judging.look.notebook.seconds_each
+    took = [each for name, _, _ in ways if (each := seconds(f"verdicts, {name}")) is not None]
+    return replace(judging.pace, each=mean(took)) if took else judging.pace
 
 
-def _shown(look: Look, way: Way, pairs: Sequence[Pair]) -> Shown:
+def _shown(judging: Judging, way: Way, first: int, upto: int) -> Shown:
     name, settings, _ = way
-    return Shown(round=look.round(settings), pairs=pairs, way=name)
+    return Shown(round=judging.look.round(settings), pairs=judging.pairs[first:upto], way=name)
 
 
-def _judge_way(judging: Judging, way: Way, ways: int) -> JudgeWay:
-    """One of the `ways` to judge, tried on the first pairs."""
+def _judge_way(judging: Judging, way: Way, first: int) -> JudgeWay:
+    """A way to judge, tried on the first pairs."""
     name, own, is_recipe = way
     tried = JudgeWay(name=name, settings=dict(own), is_recipe=is_recipe)
-    pairs = judging.pairs[: judging.judged]
     try:
-        shown = _shown(judging.look, way, pairs)
+        shown = _shown(judging, way, 0, first)
         if (method := shown.judge.config.method) not in READERS:
             skipped = f"judging.method {method} asks no model; the other ways ask the model itself"
             return tried.model_copy(update={"skipped": skipped})
@@ -187,4 +220,5 @@ def _judge_way(judging: Judging, way: Way, ways: int) -> JudgeWay:
         (judging.said[name],) = judging.look.verdicts([shown])
     except SAOError as error:
         return tried.model_copy(update={"skipped": str(error)})
-    return judge_figures(tried, pairs, judging.said[name], ways)
+    judging.upto[name] = first
+    return judge_figures(tried, shown.pairs, judging.said[name], judging.pace.ways)

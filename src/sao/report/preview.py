@@ -143,7 +143,7 @@ def _gold(gold: GoldPairs | None) -> Iterator[str]:
     if gold is None or not gold.pairs:
         return
     differing = f" Answers to {gold.differing} of {gold.prompts} prompts differed." if gold.prompts else ""
-    again = f" {gold.again} of the {gold.pairs} pairs share an answer with another." if gold.again else ""
+    again = f" {gold.again} of the {gold.pairs} pairs have an answer of an earlier one." if gold.again else ""
     yield from _wrap(
         f"right: on pairs whose better answer is known: {SOURCES[gold.source]}.{differing}{again} {FEW}"
     )

@@ -97,7 +97,7 @@ class GoldPairs(Result):
     pairs: int
     """How many there are."""
     again: int = 0
-    """Those of them with an answer that stands in another of them, too."""
+    """Those of them with an answer that stands in an earlier one, too."""
     prompts: int
     """Prompts that were answered for them."""
     differing: int

@@ -21,6 +21,8 @@ from support.checks import known
 from support.errors import raises
 
 DATA = Path(__file__).with_name("data")
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+"""The sources' own files, where they lie beside the repository."""
 
 
 def write(path: Path, *rows: Any) -> str:
@@ -37,6 +39,13 @@ def test_thirty_rows_of_each_source(name: str) -> None:
     assert len(items) == len({item.question.prompt.id for item in items}) == 30
     assert [item.question.prompt.row // 2 for item in items] == [*range(30)]
     assert len(read_items(KNOWN[name], DATA, None, 7)) == 7
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the sources' files do not lie beside the repository")
+@pytest.mark.parametrize(("name", "rows"), [("ifeval", 541), ("hellaswag", 1000), ("gsm8k", 300)])
+def test_the_sources_files(name: str, rows: int) -> None:
+    items = read_items(KNOWN[name], SHARED, None, None)
+    assert len(items) == len({item.question.prompt.id for item in items}) == rows
 
 
 def test_thirty_rows_of_ifeval() -> None:

@@ -25,6 +25,7 @@ from sao.preview import preview
 from sao.preview.budget import Found, Pace
 from sao.preview.figures import judge_figures
 from sao.preview.look import Pair
+from sao.preview.meter import Notebook
 from sao.records import Judgment, Message
 from sao.report.preview import show_preview
 from sao.results import Preview
@@ -425,7 +426,7 @@ def test_more_pairs_are_made_where_time_is_left(tmp_path: Path, monkeypatch: pyt
     own = found.judging[0]
     assert own.accuracy is not None
     assert own.accuracy.n == found.gold.pairs == judged[3] > judged[2] > judged[1] > judged[0] == 0
-    says = f"{found.gold.again} of the {found.gold.pairs} pairs have an answer of an earlier one."
+    says = f"{found.gold.again} of the {found.gold.pairs} pairs share an answer with an earlier one."
     assert found.gold.again > 0 and says in " ".join(show_preview(found).split())
     before, calls = files(tmp_path), engine.calls
     assert look(engine, tmp_path).judging == found.judging
@@ -477,6 +478,26 @@ def test_no_more_pairs_where_another_model_judges(tmp_path: Path, monkeypatch: p
     assert turns == 1
     look(Planted(reply=words_reply, choose=fair()), tmp_path / "same")
     assert turns == 3
+
+
+def test_the_pace_is_of_verdicts_not_of_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two wordings are two requests for a verdict."""
+    seen: dict[str, list[float]] = {}
+
+    def paces(name: str, **judging: object) -> None:
+        def judged_by_best(pace: Pace, of: int, first: int) -> int:
+            seen.setdefault(name, []).append(pace.each)
+            return of
+
+        monkeypatch.setattr(sao.preview.budget, "judged_by_best", judged_by_best)
+        look(Planted(reply=words_reply, choose=fair()), tmp_path / name, recipe(judging=judging))
+
+    monkeypatch.setattr(sao.preview.budget, "judged_by_all", lambda pace, of: 12)
+    monkeypatch.setattr(Notebook, "seconds", lambda self, step: 0.01 * self.steps[step]["items"])
+    paces("one")
+    paces("two", wordings=["judge", "judge_short"])
+    assert seen["one"][0] == pytest.approx(0.01)
+    assert seen["two"][0] == pytest.approx((0.02 + 0.01) / 2)
 
 
 @dataclass
@@ -554,7 +575,7 @@ def test_a_way_that_fails_on_more_pairs_keeps_its_first_figures(
 
     found = look(Planted(reply=words_reply, choose=choose), tmp_path)
     assert [way.pairs for way in found.judging if way.skipped is None] == [12] * 4
-    assert found.notes.count("the recipe's: figures of the first 12 pairs, since the judge has gone") == 1
+    assert found.notes.count("By the recipe's only the first 12 pairs were judged: the judge has gone") == 1
     assert "the judge has gone" in " ".join(show_preview(found).split())
 
 
@@ -580,7 +601,7 @@ def test_a_model_that_fails_while_more_pairs_are_made_loses_no_verdicts(
     assert found.gold is not None and found.gold.prompts == 12
     n = found.judging[0].pairs
     assert n >= found.gold.pairs > 8
-    assert f"the recipe's: figures of the first {n} pairs, since the model has gone" in found.notes
+    assert f"By the recipe's only the first {n} pairs were judged: the model has gone" in found.notes
 
 
 def test_unread_verdicts_are_told(tmp_path: Path) -> None:

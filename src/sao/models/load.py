@@ -26,8 +26,8 @@ _NOT_CHAT = re.compile(r"For(Sequence|Token)Classification$|ForMaskedLM$|ForQues
 
 
 def has_quick_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 (AVX512-BF16 or AMX), several times as fast as in
-    float32. False where torch cannot say (before 2.10)."""
+    """Whether this CPU has instructions for products in bfloat16 (AVX512-BF16 or AMX). False where torch
+    cannot say (before 2.10)."""
     import torch
 
     known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -28,12 +28,12 @@ take 59 ms for 16 texts and 111 ms for 64, and the rest grows with the texts).""
 GOLD = 50
 """Pairs of which the better answer is known that are wanted."""
 MORE_PROMPTS = 150
-"""Prompts with constraints that are answered for them at most, the first ones aside."""
+"""Prompts with constraints that are answered for them at most in each further turn."""
 ALL_WAYS = (8, 12, 20)
 """Pairs that every way to judge sees: at least, where the time is short; where it suffices; and at most,
-unless there is time for all. More of them only FINALISTS see."""
+unless there is time for all. More of them FINALISTS see first."""
 FINALISTS = 2
-"""Ways that see all pairs: the recipe's and the best other."""
+"""Ways that see more pairs before the others do: the recipe's and the best other."""
 SHARES = {"prompts": 0.2, "answers": 0.15, "checked answers": 0.15}
 """Share of the time for each step; what is left is for more prompts with constraints and for the verdicts."""
 SURE = 0.9

@@ -177,8 +177,8 @@ def checkable(prompts: Sequence[Prompt], numbers: range, seed: int, kinds: Seque
 
 
 def _numbered(prompts: Sequence[Prompt], numbers: range) -> list[Prompt]:
-    """The prompts in turn. Each has an id of its own number, so that one that comes again is answered
-    otherwise."""
+    """The prompts in turn. Each has an id of its own number, so that one that comes again gets
+    other answers."""
     found = []
     for number in numbers if prompts else ():
         prompt = prompts[number % len(prompts)]

@@ -263,7 +263,10 @@ def verdict_words(preview: Preview, config: Config) -> Change | None:
         return Change(rule="verdict words", says=says, settings=dict(chosen.settings))
     if has_mass(own):
         return None
-    says = f"{_trouble(own, config)}, and no other way is better. Take another judging.template."
+    says = (
+        f"{_trouble(own, config)}, and no other way was right in more than half of as many pairs. Take "
+        "another judging.template."
+    )
     return Change(rule="verdict words", says=says)
 
 

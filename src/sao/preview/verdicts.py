@@ -1,4 +1,5 @@
-"""What the judge is worth: all ways to judge see some pairs, the recipe's and the best other see all of them.
+"""What the judge is worth: all ways to judge see some pairs, the recipe's and the best other see more of
+them, and the rest as many as these where time is left.
 
 Most pairs are of answers of which a program knows the better one. How many are made and judged follows from
 the time that is left.
@@ -134,7 +135,7 @@ def _judged(judging: Judging, shown: Preview, ways: Sequence[Way]) -> Preview:
 
 def _failures(judging: Judging) -> list[str]:
     return [
-        f"{name}: figures of the first {judging.upto[name]} pairs, since {why}"
+        f"By {name} only the first {judging.upto[name]} pairs were judged: {why}"
         for name, why in judging.failed.items()
     ]
 
@@ -196,9 +197,9 @@ def _has_more(judging: Judging, ways: Sequence[Way]) -> bool:
 
 
 def _paced(judging: Judging, ways: Sequence[Way]) -> Pace:
-    """The pace by the seconds of a verdict in these ways so far."""
-    seconds = judging.look.notebook.seconds_each
-    took = [each for name, _, _ in ways if (each := seconds(f"verdicts, {name}")) is not None]
+    """The pace by the seconds of a verdict in these ways so far. (A verdict may take several requests.)"""
+    seconds, said = judging.look.notebook.seconds, judging.said
+    took = [seconds(f"verdicts, {name}") / len(said[name]) for name, _, _ in ways if said[name]]
     return replace(judging.pace, each=mean(took)) if took else judging.pace
 
 

@@ -125,7 +125,7 @@ def _judges(preview: Preview) -> Iterator[str]:
     seen = [way.pairs for way in tried]
     if seen and min(seen) < max(seen):
         more = " and ".join(way.name for way in tried if way.pairs > min(seen))
-        says = f"All ways judged the first {min(seen)} pairs; there was time for more by {more} only."
+        says = f"All ways judged the first {min(seen)} pairs; more were judged by {more} only."
         yield from _wrap(says)
     yield from _gold(preview.gold)
 
@@ -143,7 +143,9 @@ def _gold(gold: GoldPairs | None) -> Iterator[str]:
     if gold is None or not gold.pairs:
         return
     differing = f" Answers to {gold.differing} of {gold.prompts} prompts differed." if gold.prompts else ""
-    again = f" {gold.again} of the {gold.pairs} pairs have an answer of an earlier one." if gold.again else ""
+    again = (
+        f" {gold.again} of the {gold.pairs} pairs share an answer with an earlier one." if gold.again else ""
+    )
     yield from _wrap(
         f"right: on pairs whose better answer is known: {SOURCES[gold.source]}.{differing}{again} {FEW}"
     )
